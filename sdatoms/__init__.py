@@ -1,0 +1,23 @@
+"""sdatoms: Stable Diffusion personalization with filter atoms."""
+
+from sdatoms.adapters import AdapterSet, load_atoms
+from sdatoms.checkpoint import AtomFile, read_atoms, save_atoms
+from sdatoms.errors import AtomError
+from sdatoms.inject import AtomConfig, Injection, inject
+from sdatoms.layers import AtomConv2d, AtomLinear
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterSet",
+    "AtomConfig",
+    "AtomConv2d",
+    "AtomError",
+    "AtomFile",
+    "AtomLinear",
+    "Injection",
+    "inject",
+    "load_atoms",
+    "read_atoms",
+    "save_atoms",
+]

@@ -1,0 +1,376 @@
+"""The subcommands of `sdatoms`. Each function adds its flags, and returns what runs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sdatoms.errors import AtomError
+from sdatoms.options import LineParser, add_flags, build_config, read_config_file
+
+__all__ = ["add_commands", "train_main"]
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Attach every subcommand to the parser of `sdatoms`."""
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=LineParser
+    )
+    for name, add, run in (
+        ("demo", add_demo, run_demo),
+        ("train", add_train, run_train),
+        ("generate", add_generate, run_generate),
+        ("inspect", add_inspect, run_inspect),
+        ("inject", add_inject, run_inject),
+        ("ui", add_ui, run_ui),
+    ):
+        text = (run.__doc__ or "").strip()
+        command = commands.add_parser(name, help=text.splitlines()[0], description=text)
+        add(command)
+        command.set_defaults(run=run)
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subject", default="ink", help="a bundled subject (default: ink)")
+    parser.add_argument(
+        "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
+    )
+    parser.add_argument(
+        "--max_train_steps", type=int, default=300, help="optimizer steps (default: 300)"
+    )
+    parser.add_argument(
+        "--atom_variant",
+        default="overcomplete",
+        choices=("atoms", "overcomplete", "coefficients", "full"),
+    )
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Personalize the bundled base on a bundled subject and draw a before/after grid."""
+    from tqdm import tqdm
+
+    from sdatoms.demo import run_demo
+
+    with tqdm(total=args.max_train_steps, unit="step") as bar:
+
+        def show(step: int, total: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}")
+
+        result = run_demo(
+            args.subject,
+            args.output_dir,
+            args.max_train_steps,
+            args.atom_variant,
+            say=tqdm.write,
+            progress=show,
+        )
+    print(f"parameters         {result.parameters:,}")
+    print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
+    print(f"training           {result.seconds} seconds, loading and samples included")
+    print(
+        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, 5 prompts x 4 seeds"
+    )
+    print(f"  base             {result.base_similarity:+.3f}")
+    print(f"  with atoms       {result.atoms_similarity:+.3f}")
+    print(f"  pictures given   {result.instances_similarity:+.3f} (among themselves)")
+    print(f"before and after   {result.grid}")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    from sdatoms.train_config import TrainConfig
+
+    add_flags(parser, TrainConfig)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="toml, yaml or json with any of these flags; the command line wins",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print parameters, bytes, memory, steps and minutes; train nothing",
+    )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train filter atoms on a folder of pictures (the same trainer as scripts/train_dreambooth_atoms.py)."""
+    from sdatoms.train_config import TrainConfig
+
+    given = {
+        k: v for k, v in vars(args).items() if k not in ("command", "run", "config", "dry_run")
+    }
+    values = (read_config_file(Path(args.config)) if args.config else {}) | given
+    config = build_config(
+        TrainConfig,
+        values,
+        f"the config file {args.config!r}" if args.config else "the command line",
+    )
+    from tqdm import tqdm
+
+    from sdatoms.train import estimate, train
+
+    if args.dry_run:
+        for name, value in estimate(config).items():
+            print(f"{name:<12} {value}")
+        return
+    stop = StopFlag()
+    steps = train(config)
+    with tqdm(total=config.max_train_steps, unit="step", disable=not is_main_process()) as bar:
+        for step in steps:
+            bar.update(step.step - bar.n)
+            bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
+            if stop.asked:
+                steps.close()
+                print(
+                    f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
+                    file=sys.stderr,
+                )
+                raise SystemExit(130)
+
+
+def is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+class StopFlag:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.ask)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to paint; the trigger words of the atoms belong in it")
+    parser.add_argument(
+        "--atoms",
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="an atom file; may be given several times",
+    )
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="base model; the bundled one by default",
+    )
+    parser.add_argument("--negative_prompt", default=None)
+    parser.add_argument("--num_inference_steps", type=int, default=25)
+    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first picture (default: 0)"
+    )
+    parser.add_argument(
+        "--num_images", type=int, default=1, help="pictures, with rising seeds (default: 1)"
+    )
+    parser.add_argument("--height", type=int, default=None)
+    parser.add_argument("--width", type=int, default=None)
+    parser.add_argument(
+        "--output_dir",
+        default="outputs/generate",
+        help="where the PNGs go (default: outputs/generate)",
+    )
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Paint pictures with any number of atom files."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from sdatoms.adapters import load_atoms
+    from sdatoms.checkpoint import read_atoms
+    from sdatoms.pipeline import load_base, paint
+
+    if args.num_images < 1:
+        raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
+    wanted = [split_strength(text) for text in args.atoms]
+    files = [(path, strength, read_atoms(path)) for path, strength in wanted]
+    pipe = load_base(args.pretrained_model_name_or_path)
+    for number, (path, strength, file) in enumerate(files):
+        load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
+    seeds = [args.seed + k for k in range(args.num_images)]
+    pictures = paint(
+        pipe, [args.prompt] * len(seeds), seeds, negative_prompt=args.negative_prompt,
+        num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale,
+        height=args.height, width=args.width,
+    )  # fmt: skip
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "picture"
+    for seed, picture in zip(seeds, pictures, strict=True):
+        recipe = {
+            "prompt": args.prompt,
+            "seed": seed,
+            "atoms": [{"sha256": f.sha256, "strength": s} for _, s, f in files],
+        }
+        info = PngInfo()
+        info.add_text("sdatoms", json.dumps(recipe))
+        path = folder / f"{slug}-{seed}.png"
+        picture.save(path, pnginfo=info)
+        print(path)
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`file.safetensors=0.8` → path and strength; 1 where none is given."""
+    path, mark, number = text.rpartition("=")
+    if not mark:
+        return text, 1.0
+    try:
+        return path, float(number)
+    except ValueError:
+        if Path(text).exists():
+            return text, 1.0
+        raise AtomError(
+            f"--atoms {text!r} ends in {number!r}, which is no strength; it takes FILE or FILE=0.8"
+        ) from None
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="an atom file")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Show what an atom file holds; needs no model."""
+    from sdatoms.checkpoint import clip, read_atoms
+
+    file = read_atoms(args.file)
+    hidden = ("layers", "base_fingerprints", "config", "modelspec.thumbnail")
+    facts: dict[str, Any] = {
+        "file": args.file,
+        "bytes": Path(args.file).stat().st_size,
+        "parameters": file.num_parameters,
+        "components": list(file.components),
+        "layers": len(file.layers),
+        "sha256": file.sha256,
+        "config": file.config.to_dict(),
+        "metadata": {k: v for k, v in file.metadata.items() if k not in hidden},
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                print(f"{name + '.' + key:<36} {clip(str(entry))}")
+        else:
+            print(f"{name:<36} {clip(str(value))}")
+
+
+def add_inject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=None,
+        help="a diffusers pipeline directory; the bundled base by default",
+    )
+    parser.add_argument(
+        "--atom_variant",
+        default="overcomplete",
+        choices=("atoms", "overcomplete", "coefficients", "full"),
+    )
+    parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--block_view", choices=("channel", "joint"), default=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run_inject(args: argparse.Namespace) -> None:
+    """Inject atoms into a base's UNet and print what every layer got."""
+    from sdatoms.inject import AtomConfig, inject
+    from sdatoms.pipeline import load_base
+
+    names = ("num_atoms", "num_inner_atoms", "block_size", "block_view")
+    config = AtomConfig(
+        variant=args.atom_variant, **{n: getattr(args, n) for n in names if hasattr(args, n)}
+    )
+    pipe = load_base(args.model)
+    injection = inject(pipe.unet, config)
+    rows = injection.report()
+    weights = sum(p.numel() for p in pipe.unet.parameters()) - injection.num_parameters
+    totals = {
+        "variant": config.variant,
+        "layers": len(injection.layers),
+        "parameters": injection.num_parameters,
+        "weights": weights,
+    }
+    if args.json:
+        print(json.dumps(totals | {"report": [asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        shape = "x".join(map(str, row.shape))
+        print(
+            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} {row.error:8.1e}  {row.note}"
+        )
+    print(
+        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of {weights:,} weights"
+    )
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen", action="store_true", help="serve on all addresses instead of this machine only"
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port (default: 7860; 0 picks a free one)"
+    )
+    parser.add_argument(
+        "--adapters-dir",
+        default="outputs",
+        help="folder searched for atom files (default: outputs)",
+    )
+    parser.add_argument(
+        "--outputs-dir",
+        default="outputs/app",
+        help="where pictures are kept (default: outputs/app)",
+    )
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="base model; the bundled one by default",
+    )
+
+
+def run_ui(args: argparse.Namespace) -> None:
+    """Start the Gradio app on 127.0.0.1."""
+    from sdatoms_app.app import serve
+
+    serve(
+        base=args.pretrained_model_name_or_path, adapters_dir=Path(args.adapters_dir), outputs_dir=Path(args.outputs_dir),
+        host="0.0.0.0" if args.listen else "127.0.0.1", port=args.port,
+    )  # fmt: skip
+
+
+def train_main(argv: list[str] | None = None) -> None:
+    """The trainer as a script of its own, for `accelerate launch`."""
+    parser = LineParser(prog="train_dreambooth_atoms.py", description=run_train.__doc__)
+    add_train(parser)
+    run_guarded(run_train, parser.parse_args(argv))
+
+
+def run_guarded(run: Any, args: argparse.Namespace) -> None:
+    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        run(args)
+    except AtomError as error:
+        print(f"sdatoms: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("sdatoms: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,116 @@
+"""Pictures in and out: reading whatever people bring, grids with labels, thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from sdatoms.errors import AtomError
+
+__all__ = ["crop_to", "draw_grid", "find_pictures", "make_thumbnail", "read_picture", "to_tensor"]
+
+MAX_PIXELS = 100_000_000
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files of `folder` that open as pictures, and those that do not, both in name order.
+
+    Raises:
+        AtomError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise AtomError(f"there is no folder {str(folder)!r} to read pictures from")
+    pictures, others = [], []
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        try:
+            with Image.open(path) as picture:
+                picture.verify()
+            pictures.append(path)
+        except Exception:  # Pillow raises many kinds for what is no picture
+            others.append(path)
+    if not pictures:
+        raise AtomError(
+            f"the folder {str(folder)!r} holds no picture; it takes files such as PNG, JPEG or WebP"
+        )
+    return pictures, others
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The first frame as RGB, upright by its EXIF tag, transparency over white.
+
+    Raises:
+        AtomError: the file is corrupt or larger than 100 megapixels.
+    """
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise AtomError(
+                    f"the picture {path.name!r} has {opened.width}×{opened.height} pixels; at most 100 million are read"
+                )
+            picture = ImageOps.exif_transpose(opened)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                canvas = Image.new("RGBA", picture.size, "white")
+                canvas.alpha_composite(picture)
+                picture = canvas
+            return picture.convert("RGB")
+    except AtomError:
+        raise
+    except Exception as error:
+        raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
+
+
+def crop_to(picture: Image.Image, size: int) -> Image.Image:
+    """Scale so that the picture covers `size`×`size` px, then cut the middle out."""
+    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB picture → float32 `(3, h, w)` in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def draw_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str] = (),
+    cell: int = 128,
+) -> Image.Image:
+    """A labelled grid on white; pictures are scaled to `cell` px, small ones without smoothing their pixels away."""
+    font = ImageFont.load_default(size=max(11, cell // 9))
+    margin = max([int(font.getlength(label)) for label in row_labels], default=0) + 16
+    head = cell // 5 + 4 if column_labels else 0
+    columns = max(len(row) for row in rows)
+    grid = Image.new("RGB", (margin + columns * (cell + 4), head + len(rows) * (cell + 4)), "white")
+    draw = ImageDraw.Draw(grid)
+    for c, label in enumerate(column_labels):
+        draw.text(
+            (margin + c * (cell + 4) + cell / 2, head / 2),
+            label,
+            fill="black",
+            font=font,
+            anchor="mm",
+        )
+    for r, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
+        top = head + r * (cell + 4)
+        draw.text((8, top + cell / 2), label, fill="black", font=font, anchor="lm")
+        for c, picture in enumerate(row):
+            shown = picture.resize((cell, cell), Image.Resampling.LANCZOS)
+            grid.paste(shown, (margin + c * (cell + 4), top))
+    return grid
+
+
+def make_thumbnail(picture: Image.Image, size: int = 128) -> str:
+    """A data URI of a JPEG no larger than `size` px, the form `modelspec.thumbnail` takes."""
+    small = picture.convert("RGB")
+    small.thumbnail((size, size))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,162 @@
+"""Open a Stable Diffusion base and paint with it. The trainer, the commands and the app all paint through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from sdatoms.checkpoint import clip
+from sdatoms.errors import AtomError
+
+__all__ = ["SCHEDULERS", "find_assets", "find_base", "load_base", "paint"]
+
+SCHEDULERS = {
+    "DDIM": "DDIMScheduler",
+    "Euler": "EulerDiscreteScheduler",
+    "Euler a": "EulerAncestralDiscreteScheduler",
+    "DPM++ 2M": "DPMSolverMultistepScheduler",
+    "UniPC": "UniPCMultistepScheduler",
+}
+
+
+def find_assets() -> Path:
+    """The directory of bundled files: beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve().parent
+    return next(
+        (p for p in (here / "assets", here.parent / "assets") if p.is_dir()), here.parent / "assets"
+    )
+
+
+def find_base(name_or_path: str | None) -> str:
+    """The base to open: the one named, or the bundled one."""
+    return name_or_path or str(find_assets() / "emoji-sd")
+
+
+def load_base(
+    name_or_path: str | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> Any:
+    """Open a diffusers pipeline from a directory or the hub; safetensors only. None opens the bundled base.
+
+    Raises:
+        AtomError: there is no such directory and the hub cannot be reached, or it holds no pipeline.
+    """
+    where = find_base(name_or_path)
+    local = Path(where).is_dir()
+    if local and not (Path(where) / "model_index.json").is_file():
+        raise AtomError(
+            f"the folder {where!r} is no diffusers pipeline: it has no model_index.json"
+        )
+    if name_or_path is None and not local:
+        raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
+    extras = {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            where,
+            revision=revision,
+            variant=variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            **extras,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = clip(
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200
+        )
+        raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device or pick_device())
+
+
+def wants_safety_checker(folder: Path) -> bool:
+    return '"safety_checker"' in (folder / "model_index.json").read_text(encoding="utf-8")
+
+
+def pick_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def paint(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str | None = None,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | None = None,
+    batch_size: int = 8,
+    callback: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """One picture for each pair of prompt and seed, which may come in any order and batch.
+
+    Noise is drawn on the CPU from each picture's own seed. `callback(done, total)` is told of denoising steps
+    and may raise to cancel.
+
+    Raises:
+        AtomError: prompts and seeds differ in number, or a number is out of range.
+    """
+    if len(prompts) != len(seeds):
+        raise AtomError(
+            f"{len(prompts)} prompts came with {len(seeds)} seeds; each prompt takes one seed"
+        )
+    if num_inference_steps < 1:
+        raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes at least 1")
+    if scheduler is not None:
+        set_scheduler(pipe, scheduler)
+    pipe.unet.eval()
+    pictures: list[Image.Image] = []
+    batches = -(-len(prompts) // batch_size)
+    for index in range(batches):
+        part = slice(index * batch_size, (index + 1) * batch_size)
+        words = list(prompts[part])
+
+        def tell(
+            _pipe: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
+        ) -> dict[str, Any]:
+            if callback:
+                callback(index * num_inference_steps + step + 1, batches * num_inference_steps)
+            return kwargs
+
+        result = pipe(
+            words,
+            negative_prompt=[negative_prompt] * len(words) if negative_prompt else None,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
+            callback_on_step_end=tell,
+        )
+        pictures.extend(result.images)
+    return pictures
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Swap the sampler, keeping the base's noise schedule.
+
+    Raises:
+        AtomError: the name is not one of `SCHEDULERS`.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise AtomError(
+            f"the scheduler {clip(name)!r} is unknown; known are {', '.join(SCHEDULERS)}"
+        )
+    cls = getattr(diffusers, SCHEDULERS[name])
+    if type(pipe.scheduler) is not cls:
+        pipe.scheduler = cls.from_config(pipe.scheduler.config)
