@@ -19,7 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["TRIGGERS", "Concept", "fetch_packages", "load_concepts", "load_pictures", "write_caption"]
+__all__ = [
+    "TRIGGERS",
+    "Concept",
+    "fetch_packages",
+    "load_concepts",
+    "load_pictures",
+    "write_caption",
+]
 
 PACKAGES = ("emoji-datasource-google@16.0.0", "emoji-datasource-twitter@16.0.0", "emojilib@4.0.3")
 
@@ -68,7 +75,11 @@ def fetch_packages(folder: Path) -> dict[str, Path]:
         target = folder / name
         if not target.exists():
             packed = subprocess.run(
-                ["npm", "pack", package, "--silent"], cwd=folder, check=True, capture_output=True, text=True
+                ["npm", "pack", package, "--silent"],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                text=True,
             )
             with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
                 archive.extractall(target, filter="data")
@@ -80,7 +91,9 @@ def load_concepts(packages: dict[str, Path], held_out: set[str]) -> list[Concept
     """Read names, short names, keywords and categories of every emoji both vendors draw."""
     root = packages["emoji-datasource-google"]
     emojilib = packages["emojilib"] / "dist" / "emoji-en-US.json"
-    keywords = {key.replace("\ufe0f", ""): value for key, value in json.loads(emojilib.read_text()).items()}
+    keywords = {
+        key.replace("\ufe0f", ""): value for key, value in json.loads(emojilib.read_text()).items()
+    }
     concepts = []
     for entry in json.loads((root / "emoji.json").read_text()):
         if not entry["has_img_google"] or "category" not in entry:
@@ -121,11 +134,17 @@ def read_over_white(path: Path) -> torch.Tensor:
 def write_caption(concept: Concept, rng: random.Random) -> str:
     """Draw one caption: usually the name, sometimes a short name, a third of the time with a trigger word."""
     name = concept.name if rng.random() < 0.5 else rng.choice(concept.short_names)
-    keywords = ", ".join(rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(1, 3))))
+    keywords = ", ".join(
+        rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(1, 3)))
+    )
     template = rng.choice(TRIGGER_TEMPLATES if rng.random() < 0.3 else TEMPLATES)
     article = "an" if name[:1] in "aeiou" else "a"
     caption = template.format(
-        name=name, article=article, keywords=keywords, category=concept.category, trigger=rng.choice(TRIGGERS)
+        name=name,
+        article=article,
+        keywords=keywords,
+        category=concept.category,
+        trigger=rng.choice(TRIGGERS),
     )
     return caption.strip(", ")
 

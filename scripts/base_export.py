@@ -36,7 +36,9 @@ def encode(model: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Latent means `(n, 16, 8, 8)` of uint8 pictures, in float32."""
     model.eval()
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.cat([model.encode(x.float() / 127.5 - 1).latent_dist.mean for x in pictures.split(64)])
+        return torch.cat(
+            [model.encode(x.float() / 127.5 - 1).latent_dist.mean for x in pictures.split(64)]
+        )
 
 
 @torch.no_grad()
@@ -54,17 +56,23 @@ def score_autoencoder(model: AutoencoderKL, pictures: Tensor, path: Path) -> dic
 def load_ema(model, path: Path):
     """Copy the running averages of a training state into `model`."""
     shadows = torch.load(path, weights_only=True)["ema"]["shadow_params"]
-    for parameter, shadow in zip(model.parameters(), shadows[: len(list(model.parameters()))], strict=True):
+    for parameter, shadow in zip(
+        model.parameters(), shadows[: len(list(model.parameters()))], strict=True
+    ):
         parameter.data.copy_(shadow)
     return model
 
 
-def paint_samples(run_dir: Path, unet, text_encoder, tokenizer, scale: float = 4.0, prompts=PROMPTS) -> dict:
+def paint_samples(
+    run_dir: Path, unet, text_encoder, tokenizer, scale: float = 4.0, prompts=PROMPTS
+) -> dict:
     """Paint one seeded picture a prompt with DDIM into `samples-latest.png`."""
     pipe = assemble(AutoencoderKL.from_pretrained(run_dir / "vae"), unet, text_encoder, tokenizer)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    pictures = pipe(list(prompts), num_inference_steps=25, guidance_scale=scale, generator=generator).images
+    pictures = pipe(
+        list(prompts), num_inference_steps=25, guidance_scale=scale, generator=generator
+    ).images
     make_image_grid(pictures, 2, len(prompts) // 2).save(run_dir / "samples-latest.png")
     unet.train(), text_encoder.train()
     return {"sampled": len(prompts)}
@@ -105,7 +113,8 @@ def train_tokenizer(concepts: list[Concept], folder: Path, vocab_size: int = 300
             ),
         )
         merges = [
-            m if isinstance(m, str) else " ".join(m) for m in json.loads(bpe.to_str())["model"]["merges"]
+            m if isinstance(m, str) else " ".join(m)
+            for m in json.loads(bpe.to_str())["model"]["merges"]
         ]
         words = [*alphabet, *(a + "</w>" for a in alphabet), *(m.replace(" ", "") for m in merges)]
         words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
@@ -126,9 +135,9 @@ def export_pipeline(run_dir: Path, output_dir: Path, concepts: list[Concept]) ->
     tokenizer = train_tokenizer(concepts, run_dir / "tokenizer")
     unet, text_encoder = models.build_unet(), models.build_text_encoder(len(tokenizer))
     load_ema(torch.nn.ModuleList([unet, text_encoder]), run_dir / "denoiser.pt")
-    pipe = assemble(AutoencoderKL.from_pretrained(run_dir / "vae"), unet, text_encoder, tokenizer).to(
-        torch.float16
-    )
+    pipe = assemble(
+        AutoencoderKL.from_pretrained(run_dir / "vae"), unet, text_encoder, tokenizer
+    ).to(torch.float16)
     staging = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging, safe_serialization=True)

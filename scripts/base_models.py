@@ -89,7 +89,11 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
 
 def build_scheduler() -> DDPMScheduler:
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
     )
 
 

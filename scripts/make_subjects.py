@@ -42,7 +42,9 @@ def main() -> None:
     }
     readers = {
         "ink": lambda code: read_ink(fetch(args.packages, SETS["ink"][1]), code),
-        "clay": lambda code: Image.open(fetch(args.packages, SETS["clay"][1]) / "assets" / f"{code}.webp"),
+        "clay": lambda code: Image.open(
+            fetch(args.packages, SETS["clay"][1]) / "assets" / f"{code}.webp"
+        ),
         "cat": lambda code: Image.open(google / "img" / "google" / "64" / f"{code}.png"),
     }
     for name, (title, package, licence, prompt, class_prompt) in SETS.items():
@@ -54,7 +56,9 @@ def main() -> None:
             canvas.alpha_composite(picture)
             stem = names[code].replace(" ", "-")
             canvas.convert("RGB").save(folder / f"{stem}.png", optimize=True)
-            caption = f"{names[code]} in sks style" if name != "cat" else f"a sks cat, {names[code]}"
+            caption = (
+                f"{names[code]} in sks style" if name != "cat" else f"a sks cat, {names[code]}"
+            )
             (folder / f"{stem}.txt").write_text(caption + "\n")
         about = {
             "title": title,
@@ -72,7 +76,11 @@ def fetch(folder: Path, package: str) -> Path:
     target = folder / package.rsplit("@", 1)[0].replace("/", "__")
     if not target.exists():
         packed = subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=folder, check=True, capture_output=True, text=True
+            ["npm", "pack", package, "--silent"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
             archive.extractall(target, filter="data")

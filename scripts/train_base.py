@@ -49,7 +49,9 @@ def run_autoencoder(args) -> None:
     for vendor in ("google", "twitter"):
         keys, found = load_pictures(packages, vendor)
         keep = [
-            i for i, key in enumerate(keys) if not any(key == h or key.startswith(h + "-") for h in hidden)
+            i
+            for i, key in enumerate(keys)
+            if not any(key == h or key.startswith(h + "-") for h in hidden)
         ]
         shown += keep
         pictures.append(found[keep])
@@ -60,7 +62,13 @@ def run_autoencoder(args) -> None:
         model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     loop = lambda start: models.train_autoencoder(
-        model, optimizer, ema, torch.cat(pictures), steps=args.steps or 4000, start=start, seed=args.seed
+        model,
+        optimizer,
+        ema,
+        torch.cat(pictures),
+        steps=args.steps or 4000,
+        start=start,
+        seed=args.seed,
     )
     show = lambda: base_export.score_autoencoder(model, held, args.run_dir / "autoencoder.png")
     train(args.run_dir / "autoencoder.pt", {"model": model}, optimizer, ema, loop, show, every=250)
@@ -84,12 +92,18 @@ def run_denoiser(args) -> None:
     unet, text_encoder = models.build_unet(), models.build_text_encoder(len(tokenizer))
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     ema = EMAModel(parameters, decay=0.9995, use_ema_warmup=True, inv_gamma=10, power=0.75)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
 
     def write_tokens(picks, rng, drop):
         captions = ["" if rng.random() < drop else write_caption(concepts[i], rng) for i in picks]
         return tokenizer(
-            captions, padding="max_length", max_length=models.MAX_TOKENS, truncation=True, return_tensors="pt"
+            captions,
+            padding="max_length",
+            max_length=models.MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
 
     latents = torch.load(args.run_dir / "latents.pt", weights_only=True)
@@ -147,7 +161,12 @@ def train(path: Path, parts: dict, optimizer, ema: EMAModel, loop, show, every: 
             rate = (last - start) / (time.time() - began)
             report(
                 path.with_suffix(".jsonl"),
-                {"step": last, "loss": sum(losses) / len(losses), "lr": step.lr, "steps_per_s": rate},
+                {
+                    "step": last,
+                    "loss": sum(losses) / len(losses),
+                    "lr": step.lr,
+                    "steps_per_s": rate,
+                },
             )
             losses = []
         if last % every == 0:

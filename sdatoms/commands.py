@@ -123,17 +123,23 @@ def run_train(args: argparse.Namespace) -> None:
         return
     stop = StopFlag()
     steps = train(config)
-    with tqdm(total=config.max_train_steps, unit="step", disable=not is_main_process()) as bar:
-        for step in steps:
-            bar.update(step.step - bar.n)
-            bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
-            if stop.asked:
-                steps.close()
-                print(
-                    f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
-                    file=sys.stderr,
-                )
-                raise SystemExit(130)
+    bar = None  # made with the first step: what is wrong with the input is said without a bar
+    for step in steps:
+        bar = bar or tqdm(
+            total=step.total, initial=step.step - 1, unit="step", disable=not is_main_process()
+        )
+        bar.update(step.step - bar.n)
+        bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
+        if stop.asked:
+            steps.close()
+            bar.close()
+            print(
+                f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
+                file=sys.stderr,
+            )
+            raise SystemExit(130)
+    if bar:
+        bar.close()
 
 
 def is_main_process() -> bool:
@@ -366,6 +372,7 @@ def train_main(argv: list[str] | None = None) -> None:
 
 def run_guarded(run: Any, args: argparse.Namespace) -> None:
     """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130."""
+    silence_libraries()
     try:
         run(args)
     except AtomError as error:
@@ -374,3 +381,13 @@ def run_guarded(run: Any, args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("sdatoms: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def silence_libraries() -> None:
+    """Keep the loading bars and advice of diffusers and transformers out of a command's output."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()

@@ -1,15 +1,16 @@
 r"""Weights as matrices of filters, and the encoder that turns them into coefficients.
 
-A weight `W (g·o, i, h, w)` is read as a matrix of filters `X (n, p)` in one of three exact, reversible views:
+A weight `W (g·o, i, h, w)` is read as a matrix of filters `X (n, p)` in one of three exact,
+reversible views:
 
 - `spatial`: rows are the g·o·i filters, p = h·w;
 - `channel`: rows are the b×b channel blocks at every kernel position, p = b²;
 - `joint`: rows are the b×b channel blocks with their kernels, p = b²·h·w.
 
-The linear decomposition is `A = X E` with the encoder `E (p, m)` from the top-m eigenpairs of `G = XᵀX`:
-`E = V_m Λ_m^(-1/2) · ‖X‖_F / √(m·p)`. Columns of `X E` are orthogonal, and an RMS of r in the atoms' delta
-`ΔD (m, p)` is a relative weight change `‖ΔW‖/‖W‖ = r` in every layer and view. The delta needs no stored
-coefficients: `ΔX = A ΔD = X (E ΔD) = X T`, one small p×p map `T`.
+The linear decomposition is `A = X E` with the encoder `E (p, m)` from the top-m eigenpairs of
+`G = XᵀX`: `E = V_m Λ_m^(-1/2) · ‖X‖_F / √(m·p)`. Columns of `X E` are orthogonal, and an RMS of r in
+the atoms' delta `ΔD (m, p)` is a relative weight change `‖ΔW‖/‖W‖ = r` in every layer and view. The
+delta needs no stored coefficients: `ΔX = A ΔD = X (E ΔD) = X T`, one small p×p map `T`.
 
 Reference: Chen, Miao, Qiu, "Large Convolutional Model Tuning via Filter Subspace", ICLR 2025,
 https://arxiv.org/abs/2403.00269, equation 2; the encoder form is ours.
@@ -17,6 +18,7 @@ https://arxiv.org/abs/2403.00269, equation 2; the encoder form is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -27,12 +29,22 @@ from torch import Tensor
 
 from sdatoms.errors import AtomError
 
-__all__ = ["Kind", "View", "fit_encoder", "measure_gram", "relative_error", "split_side"]
+__all__ = [
+    "MAX_WIDTH",
+    "Kind",
+    "View",
+    "fit_encoder",
+    "measure_gram",
+    "relative_error",
+    "split_side",
+]
 
 Kind = Literal["spatial", "channel", "joint"]
 
 EIGENVALUE_FLOOR = 1e-6
 """Eigenvalues below this share of the largest are dropped: below lies float16's rounding."""
+MAX_WIDTH = 4096
+"""The most columns a view may have: its maps are p×p numbers, whatever a setting or a file asks."""
 CHUNK = 1 << 21
 """Weights converted to float64 at once while the Gram matrix is accumulated."""
 
@@ -46,8 +58,11 @@ def split_side(size: int, asked: int) -> int:
 class View:
     """How one weight is read as a matrix of filters; `rows` and `fold` are exact inverses.
 
-    A linear weight `(o, i)` is a convolution with a 1×1 kernel. No block crosses a group, so views of
-    grouped convolutions need no group axis: blocks divide the output channels *per group*.
+    A linear weight `(o, i)` is a convolution with a 1×1 kernel. Blocks divide the output channels
+    *per group*, so that none crosses a group and grouped convolutions need no group axis.
+
+    Raises:
+        AtomError: the block does not divide the channels per group.
     """
 
     kind: Kind
@@ -57,10 +72,17 @@ class View:
     block: tuple[int, int] = (1, 1)
     """Block sides over output and input channels; (1, 1) in the spatial view."""
 
+    def __post_init__(self) -> None:
+        o, i = self.shape[0] // self.groups, self.shape[1]
+        if o % self.block[0] or i % self.block[1]:
+            raise AtomError(
+                f"{self.block[0]}×{self.block[1]} blocks do not divide {o}×{i} channels per group"
+            )
+
     @property
     def taps(self) -> int:
         """Kernel positions, h·w."""
-        return int(torch.Size(self.shape[2:]).numel())
+        return math.prod(self.shape[2:])
 
     @property
     def width(self) -> int:
@@ -71,10 +93,15 @@ class View:
     @property
     def height(self) -> int:
         """n, the rows of the view."""
-        return int(torch.Size(self.shape).numel()) // self.width
+        return math.prod(self.shape) // self.width
+
+    @property
+    def channels(self) -> int:
+        """g·i, the absolute input channels."""
+        return self.groups * self.shape[1]
 
     def rows(self, weight: Tensor) -> Tensor:
-        """`(g·o, i, …)` → `(n, p)`; a view of the same memory in the spatial view."""
+        """`(g·o, i, …)` → `(n, p)`; the same memory in the spatial view."""
         w = weight.reshape(weight.shape[0], self.shape[1], -1)
         bo, bi = self.block
         if self.kind == "spatial":
@@ -95,15 +122,15 @@ class View:
 
 
 def walk_rows(weight: Tensor, view: View) -> Iterator[Tensor]:
-    """Yield the view's rows in float64, a few output channels at a time, so that nothing weight-sized is made."""
-    per_channel = max(1, weight[0].numel())
+    """Yield the view's rows in float64, a few output channels at a time: nothing weight-sized."""
+    per_channel = weight[0].numel()
     step = max(1, CHUNK // per_channel // view.block[0]) * view.block[0]
     for part in weight.detach().split(step):
         yield view.rows(part.to(torch.float64))
 
 
 def measure_gram(weight: Tensor, view: View) -> Tensor:
-    """`XᵀX (p, p)` in float64, accumulated in one pass over the weight."""
+    """`XᵀX (p, p)` in float64 on the CPU, accumulated in one pass over the weight."""
     gram = torch.zeros(view.width, view.width, dtype=torch.float64, device=weight.device)
     for rows in walk_rows(weight, view):
         gram += rows.T @ rows
@@ -111,9 +138,9 @@ def measure_gram(weight: Tensor, view: View) -> Tensor:
 
 
 def fit_encoder(gram: Tensor, num_atoms: int | None) -> Tensor:
-    """The encoder `E (p, m)`, float64, with m = `min(num_atoms, rank)`; `num_atoms=None` takes the rank.
+    """The encoder `E (p, m)`, float64, with m = `min(num_atoms, rank)`; None takes the rank.
 
-    Deterministic: eigenvalues in falling order, each eigenvector's largest entry is made positive.
+    Deterministic: eigenvalues in falling order, each eigenvector's largest entry made positive.
 
     Raises:
         AtomError: the weight is zero or not finite.
@@ -135,7 +162,7 @@ def fit_encoder(gram: Tensor, num_atoms: int | None) -> Tensor:
 
 
 def relative_error(gram: Tensor, encoder: Tensor) -> float:
-    """`‖X − A D‖_F / ‖X‖_F` for the best atoms `D` under `A = X E`; 0 where the atoms span every filter."""
+    """`‖X − A D‖_F / ‖X‖_F` for the best `D` under `A = X E`; 0 where the atoms span every filter."""
     coded = encoder.T.to(gram) @ gram
     explained = (torch.linalg.solve(coded @ encoder.to(gram), coded) * coded).sum()
     return float((1 - explained / gram.trace()).clamp(min=0).sqrt())

@@ -2,19 +2,24 @@ r"""Modules whose `forward(weight)` is a weight's delta, made from frozen encode
 
 Every delta is a small map applied to the weight's own filters: `ΔX = X T`.
 
-- `AtomDelta`: `T = E ΔD`, one map a layer: variant `atoms` in the spatial view, `coefficients` in a block view.
-- `OvercompleteDelta`: every absolute input channel c has its own atoms, `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`,
-  so `T_c = E ΔD_c`: variant `overcomplete`.
-- `ChannelDelta`: the same with `ΔD_c` stored outright, the form that sums of several `overcomplete` adapters take.
+- `AtomDelta`: `T = E ΔD`, one map a layer: variant `atoms` in the spatial view, `coefficients` in a
+  block view.
+- `OvercompleteDelta`: every absolute input channel c has its own atoms,
+  `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`, so `T_c = E ΔD_c`: variant `overcomplete`.
+- `ChannelDelta`: the same with `ΔD_c` stored outright, the form that sums of several `overcomplete`
+  adapters take.
 
-Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in float32,
-whatever the weight's dtype.
+Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in
+float32, whatever the weight's dtype.
 
-Reference: Chen, Miao, Qiu, https://arxiv.org/abs/2403.00269, section 3.2 (atoms), 3.3 (overcomplete);
-the block atoms are its D_c.
+Reference: Chen, Miao, Qiu, https://arxiv.org/abs/2403.00269, section 3.2 (atoms), 3.3
+(overcomplete); the block atoms are its D_c.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -26,7 +31,7 @@ __all__ = ["AtomDelta", "ChannelDelta", "Delta", "OvercompleteDelta", "apply_map
 
 
 def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
-    """`ΔW` of `weight` in float32 for one map `(p, p)`, or one a channel `(g·i, p, p)` in the spatial view."""
+    """`ΔW` in float32 for one map `(p, p)`, or one a channel `(g·i, p, p)` in the spatial view."""
     w = weight.float()
     if transform.dim() == 2:
         return view.fold(view.rows(w) @ transform)
@@ -35,7 +40,7 @@ def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
 
 
 class Delta(nn.Module):
-    """A view, its encoder `(p, m)` and some trained tensors; `transform()` is the map they stand for."""
+    """A view, its encoder `(p, m)` and trained tensors; `transform()` is the map they stand for."""
 
     encoder: Tensor
 
@@ -57,22 +62,22 @@ class Delta(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             return apply_map(weight, self.view, self.transform())
 
-    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202
-        """Follow a model to another device but never to another dtype: atoms are always float32."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Follow a model to another device, never to another dtype: atoms are always float32."""
         keep = lambda t: fn(t) if t.dtype != torch.float32 else move_only(t, fn)
         return super()._apply(keep, recurse)
 
     def extra_repr(self) -> str:
         trained = sum(p.numel() for p in self.parameters())
-        block = (
-            ""
-            if self.view.kind == "spatial"
-            else f", block={self.view.block[0]}x{self.view.block[1]}"
+        bo, bi = self.view.block
+        block = "" if self.view.kind == "spatial" else f" {bo}x{bi}"
+        return (
+            f"{self.view.kind}{block}, atoms={self.num_atoms}, width={self.view.width}, "
+            f"parameters={trained}"
         )
-        return f"{self.view.kind}, atoms={self.num_atoms}, width={self.view.width}{block}, parameters={trained}"
 
 
-def move_only(tensor: Tensor, fn) -> Tensor:  # noqa: ANN001
+def move_only(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
@@ -97,13 +102,11 @@ class OvercompleteDelta(Delta):
 
     def __init__(self, view: View, encoder: Tensor, num_inner_atoms: int, seed: int = 0) -> None:
         super().__init__(view, encoder)
-        channels = view.groups * view.shape[1]
-        generator = torch.Generator().manual_seed(seed)
-        beta = torch.randn(channels, self.num_atoms, num_inner_atoms, generator=generator)
-        self.inner_coefficients = nn.Parameter((beta / num_inner_atoms**0.5).to(encoder.device))
-        self.inner_atoms = nn.Parameter(
-            torch.zeros(self.num_atoms, num_inner_atoms, view.width, device=encoder.device)
-        )
+        m, m1 = self.num_atoms, num_inner_atoms
+        # Drawn on the CPU, so that a seed means the same numbers on every device.
+        beta = torch.randn(view.channels, m, m1, generator=torch.Generator().manual_seed(seed))
+        self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(encoder.device))
+        self.inner_atoms = nn.Parameter(torch.zeros(m, m1, view.width, device=encoder.device))
 
     def transform(self) -> Tensor:
         delta = torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
@@ -115,10 +118,8 @@ class ChannelDelta(Delta):
 
     def __init__(self, view: View, encoder: Tensor) -> None:
         super().__init__(view, encoder)
-        channels = view.groups * view.shape[1]
-        self.channel_atoms = nn.Parameter(
-            torch.zeros(channels, self.num_atoms, view.width, device=encoder.device)
-        )
+        shape = (view.channels, self.num_atoms, view.width)
+        self.channel_atoms = nn.Parameter(torch.zeros(shape, device=encoder.device))
 
     def transform(self) -> Tensor:
         return self.encoder.to(self.channel_atoms) @ self.channel_atoms

@@ -92,9 +92,9 @@ def run_demo(
     pipe = load_base()
     jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
     words, seeds = [p for p, _ in jobs], [s for _, s in jobs]
-    before = paint(pipe, words, seeds)
+    before = paint(pipe, words, seeds, batch_size=8)
     adapters = load_atoms(pipe, atoms)
-    after = paint(pipe, words, seeds)
+    after = paint(pipe, words, seeds, batch_size=8)
     adapters.clear()
     pictures, _ = find_pictures(folder)
     instances = [read_picture(p) for p in pictures]

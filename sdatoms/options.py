@@ -25,19 +25,33 @@ T = TypeVar("T")
 
 
 class LineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2."""
+    """An argument parser whose errors are one line and exit code 2; flags are never abbreviated."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = get_close_matches(flag, sorted(list_flags(self)), 1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            self.error(f"unknown {'flag' if flag.startswith('-') else 'word'} {flag}; {hint}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-        if message.startswith("unrecognized") and unknown.startswith("--"):
-            near = get_close_matches(
-                unknown, [o for a in self._actions for o in a.option_strings], 1
-            )
-            message = f"unknown flag {unknown}" + (
-                f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
-            )
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def list_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag of a parser and of its subcommands."""
+    found = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found |= list_flags(child)
+    return found
 
 
 def read_field_help(cls: type) -> dict[str, str]:

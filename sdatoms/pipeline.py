@@ -64,7 +64,7 @@ def load_base(
             where,
             revision=revision,
             variant=variant,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             **extras,
         )
@@ -98,13 +98,14 @@ def paint(
     height: int | None = None,
     width: int | None = None,
     scheduler: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = 1,
     callback: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
-    """One picture for each pair of prompt and seed, which may come in any order and batch.
+    """One picture for each pair of prompt and seed.
 
-    Noise is drawn on the CPU from each picture's own seed. `callback(done, total)` is told of denoising steps
-    and may raise to cancel.
+    Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the same, pixel for
+    pixel, whatever is painted beside it; larger batches are faster and may differ from it by a grey level.
+    `callback(done, total)` is told of denoising steps and may raise to cancel.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
@@ -78,6 +79,7 @@ class Trainer:
             Path(config.instance_data_dir), config.with_prior_preservation, config.class_prompt
         )
         self.config = config
+        AcceleratorState._reset_state()  # one process may train twice, with another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.main = self.accelerator.is_main_process
         self.run = RunDirectory(Path(config.output_dir))
@@ -125,7 +127,10 @@ class Trainer:
             self.accelerator.device.type, enabled=config.mixed_precision == "fp16"
         )  # pyright: ignore[reportPrivateImportUsage]
         self.lr_scheduler = get_scheduler(
-            config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps
+            config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
         )
         self.noise_scheduler = make_noise_scheduler(self.pipe)
         self.snr_weights = weigh_timesteps(self.noise_scheduler, config.snr_gamma)
@@ -299,12 +304,7 @@ class Trainer:
         tensors = {} if base else self.pack().tensors
         mode = self.pipe.unet.training
         with bake_injection(self.injection, tensors) if tensors else contextlib.nullcontext():
-            self.samples = paint(
-                self.pipe,
-                prompts,
-                [config.seed + k for k in range(count)],
-                batch_size=config.sample_batch_size,
-            )
+            self.samples = paint(self.pipe, prompts, [config.seed + k for k in range(count)])
         self.pipe.unet.train(mode)
         torch.set_rng_state(rng)
         self.run.samples.mkdir(exist_ok=True)

@@ -6,8 +6,8 @@ directory as `config.toml`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
 
 from sdatoms.errors import AtomError
 from sdatoms.inject import AtomConfig
@@ -118,10 +118,12 @@ class TrainConfig:
                 raise AtomError(f"--{name} is {getattr(self, name)}; it takes at least {least}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise AtomError(f"--learning_rate is {self.learning_rate}; it takes a number above 0")
+        hints = get_type_hints(type(self))
         for name in ("mixed_precision", "atom_variant", "atom_decomposition", "block_view"):
-            choices = next(f for f in fields(self) if f.name == name).type
-            if getattr(self, name) is not None and f'"{getattr(self, name)}"' not in str(choices):
-                raise AtomError(f"--{name} is {getattr(self, name)!r}; it takes {choices}")
+            choices = [c for hint in (hints[name], *get_args(hints[name])) for c in get_args(hint)]
+            if getattr(self, name) is not None and getattr(self, name) not in choices:
+                words = " | ".join(c for c in choices if isinstance(c, str))
+                raise AtomError(f"--{name} is {getattr(self, name)!r}; it takes {words}")
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise AtomError(f"--resolution is {self.resolution}; it takes a multiple of 8")
 

@@ -1,0 +1,1 @@
+"""The Gradio app of sdatoms: widgets, layout and event wiring over the library's public names."""

@@ -1,0 +1,8 @@
+"""`python -m sdatoms_app` is `sdatoms ui`."""
+
+import sys
+
+from sdatoms.__main__ import main
+
+if __name__ == "__main__":
+    main(["ui", *sys.argv[1:]])

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up and pass the checks and tests. Usage: bash scripts/test.sh [--all] [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+flags=()
+for flag in "$@"; do
+    if [ "$flag" = --all ]; then flags+=(-m "slow or not slow"); else flags+=("$flag"); fi
+done
+ruff check .
+ruff format --check .
+basedpyright
+python -m pytest "${flags[@]}"

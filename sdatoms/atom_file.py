@@ -1,0 +1,200 @@
+"""`AtomFile`: the trained tensors, encoders and header of one adapter, in memory and on disk.
+
+Keys are `<component>.<module path>.<view>.<tensor>`. The header holds the config, the layout of
+every layer, fingerprints of the base weights and the `modelspec.*` keys that model browsers read.
+Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sdatoms.atom_config import AtomConfig
+from sdatoms.decompose import Kind, View
+from sdatoms.errors import AtomError
+from sdatoms.fingerprint import hash_tensors
+
+__all__ = [
+    "FORMAT",
+    "AtomFile",
+    "LayerMap",
+    "clip",
+    "group_tensors",
+    "list_maps",
+    "split_key",
+    "write_whole",
+]
+
+FORMAT = "sdatoms/1"
+KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block)\.([a-z_]+)")
+
+Views = dict[str, dict[str, Tensor]]
+"""View → tensor name → tensor, for one layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """One view's unit-strength map of one layer: `ΔX = X T`."""
+
+    kind: Kind
+    block: tuple[int, int]
+    groups: int
+    kernel: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+    """The encoder and the trained tensors of the view."""
+
+    @property
+    def channels(self) -> int | None:
+        """g·i where every absolute input channel has a map of its own, else None."""
+        names = [n for n in ("inner_coefficients", "channel_atoms") if n in self.tensors]
+        return len(self.tensors[names[0]]) if names else None
+
+    @cached_property
+    def transform(self) -> Tensor:
+        """`T = E ΔD (p, p)` or `(g·i, p, p)`, float64 on the CPU.
+
+        Formed when it is first used: a file is checked against the model before it may ask for
+        maps, which are larger than the tensors they come from.
+        """
+        t = {name: v.detach().to("cpu", torch.float64) for name, v in self.tensors.items()}
+        if "atoms" in t:
+            delta = t["atoms"]
+        elif "channel_atoms" in t:
+            delta = t["channel_atoms"]
+        else:
+            delta = torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+        return t["encoder"] @ delta
+
+    def view(self, weight: Tensor) -> View:
+        return View(self.kind, tuple(weight.shape), self.groups, self.block)
+
+
+@dataclass(frozen=True, eq=False)
+class AtomFile:
+    """A validated atom file in memory; needs no model."""
+
+    config: AtomConfig
+    metadata: dict[str, str]
+    """The header's text entries, as stored."""
+    tensors: dict[str, Tensor]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Pipeline components the file holds atoms for, such as `unet`."""
+        return tuple(dict.fromkeys(split_key(key)[0] for key in self.tensors))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers; encoders do not count."""
+        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(".encoder"))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of names, shapes and bytes of all tensors."""
+        return hash_tensors(self.tensors)
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """`<component>.<module path>` → kernel, groups, block sides and block view."""
+        return json.loads(self.metadata["layers"])
+
+    @property
+    def fingerprints(self) -> dict[str, dict[str, list[float]]]:
+        """component → module path → norm and three projections of the base weight."""
+        return json.loads(self.metadata["base_fingerprints"])
+
+    @property
+    def trigger(self) -> str | None:
+        return self.metadata.get("trigger")
+
+    def maps(self, component: str) -> dict[str, list[LayerMap]]:
+        """Module path → the maps its weight goes through at strength 1."""
+        prefix = f"{component}."
+        layouts = {k[len(prefix) :]: v for k, v in self.layers.items() if k.startswith(prefix)}
+        return list_maps(group_tensors(self.tensors).get(component, {}), layouts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file whole or not at all."""
+        return write_whole(Path(path), save_tensors(self.tensors, self.metadata))
+
+
+def list_maps(
+    grouped: Mapping[str, Views], layouts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[LayerMap]]:
+    """Module path → one map a view, from the tensors and the layouts by module path."""
+    found: dict[str, list[LayerMap]] = {}
+    for path, views in grouped.items():
+        layout = layouts[path]
+        for view, tensors in views.items():
+            spatial = view == "spatial"
+            found.setdefault(path, []).append(
+                LayerMap(
+                    kind="spatial" if spatial else layout["view"],
+                    block=(1, 1) if spatial else (layout["block"][0], layout["block"][1]),
+                    groups=layout["groups"],
+                    kernel=tuple(layout["kernel"]),
+                    tensors=tensors,
+                )
+            )
+    return found
+
+
+def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:
+    """component → module path → view → tensor name → tensor."""
+    grouped: dict[str, dict[str, Views]] = {}
+    for key, tensor in tensors.items():
+        component, path, view, name = split_key(key)
+        views = grouped.setdefault(component, {}).setdefault(path, {})
+        views.setdefault(view, {})[name] = tensor
+    return grouped
+
+
+def split_key(key: str) -> tuple[str, str, str, str]:
+    """Component, module path, view and tensor name.
+
+    Raises:
+        AtomError: the key is not of that form.
+    """
+    match = KEY.fullmatch(key)
+    if not match:
+        raise AtomError(
+            f"the tensor {clip(key)!r} is not named "
+            "<component>.<module path>.<spatial|block>.<tensor>"
+        )
+    return match[1], match[2], match[3], match[4]
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write to a temporary file beside `path`, flush, rename: `path` is complete or untouched."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def clip(text: str, length: int = 120) -> str:
+    """Untrusted text made fit for one line: control characters blanked, cut to `length`."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text)[: length + 1])
+    return plain if len(plain) <= length else plain[: length - 1] + "…"

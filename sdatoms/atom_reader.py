@@ -1,0 +1,214 @@
+"""Read an atom file that anybody may have made: judged by content, never by suffix or trust.
+
+The header is read and limited before the tensors are; nothing is ever unpickled; tensors must be
+finite and agree with each other and with the layout the header gives for their layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from sdatoms.atom_config import AtomConfig
+from sdatoms.atom_file import FORMAT, AtomFile, clip, group_tensors
+from sdatoms.decompose import MAX_WIDTH
+from sdatoms.errors import AtomError
+
+__all__ = ["read_atoms"]
+
+MAX_HEADER = 16 << 20
+"""Bytes of header that are read."""
+MAX_TENSORS = 100_000
+TRAINED = {
+    "spatial": ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"}),
+    "block": ({"atoms"},),
+}
+"""The sets of trained tensors a view may hold beside its encoder."""
+
+
+def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
+    """Read and validate an atom file. No model is needed, nothing is unpickled.
+
+    Raises:
+        AtomError: the file is missing, truncated, no safetensors file, of another or a future
+            format, or its tensors contradict each other.
+    """
+    path = Path(path)
+    where = f"the file {path.name!r}"
+    try:
+        if not path.is_file():
+            raise AtomError(f"there is no file {str(path)!r}")
+        with path.open("rb") as file:
+            # A checkpoint of gigabytes is refused by its header, before its tensors are read.
+            start, header = read_header(file, where)
+            metadata = check_metadata(header, where)
+            data = start + file.read()
+    except OSError as error:
+        raise AtomError(f"{where} cannot be read: {error.strerror or error}") from None
+    try:
+        tensors = load_tensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise AtomError(f"{where} is cut short or damaged: {clip(str(error))}") from None
+    config, layers, prints = (
+        parse_entry(metadata, entry, where) for entry in ("config", "layers", "base_fingerprints")
+    )
+    try:
+        parsed = AtomConfig.from_dict(config)
+    except (AtomError, TypeError) as error:
+        raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
+    check_fingerprints(prints, where)
+    check_tensors(tensors, layers, where)
+    return AtomFile(parsed, metadata, tensors)
+
+
+def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
+    """The bytes up to the tensors and the JSON header in them, with limits on what it may claim."""
+    length = file.read(8)
+    size = int.from_bytes(length, "little")
+    available = os.fstat(file.fileno()).st_size - 8
+    opening = file.read(1)
+    if len(length) < 8 or size > available or opening != b"{":
+        raise AtomError(
+            f"{where} is no safetensors file (or was cut short); atom files are safetensors only"
+        )
+    if size > MAX_HEADER:
+        raise AtomError(f"{where} has a header of {size} bytes; at most {MAX_HEADER} are read")
+    text = opening + file.read(size - 1)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise AtomError(f"{where} has a header that is not JSON") from None
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise AtomError(
+            f"{where} has a header of {len(header)} entries; at most {MAX_TENSORS} are read"
+        )
+    return length + text, header
+
+
+def check_metadata(header: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The header's text entries, if they are those of an atom file this version reads."""
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise AtomError(f"{where} has a header whose metadata is not plain text")
+    came = metadata.get("format", "none")
+    if came != FORMAT and came.startswith("sdatoms/"):
+        raise AtomError(
+            f"{where} is an atom file of format {clip(came)!r} where {FORMAT!r} fits; "
+            "a newer sdatoms may read it"
+        )
+    if came != FORMAT:
+        raise AtomError(
+            f"{where} is not an atom file: its format is {clip(came)!r} where {FORMAT!r} fits"
+        )
+    return metadata
+
+
+def parse_entry(metadata: Mapping[str, str], entry: str, where: str) -> dict[str, Any]:
+    """A header entry that holds a JSON table."""
+    if entry not in metadata:
+        raise AtomError(f"{where} lacks the header entry {entry!r}")
+    try:
+        table = json.loads(metadata[entry])
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise AtomError(f"{where} has a header entry {entry!r} that is no JSON table")
+    return table
+
+
+def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
+    """Refuse fingerprints that are not four finite numbers by component and module path."""
+    for component, table in prints.items():
+        if not isinstance(table, dict):
+            raise AtomError(f"{where} has fingerprints of {clip(component)!r} that are no table")
+        for path, numbers in table.items():
+            if not (
+                isinstance(numbers, list)
+                and len(numbers) == 4
+                and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+            ):
+                raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
+
+
+def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, Any], where: str) -> None:
+    """Refuse tensors that are not finite, of another dtype, or contradict the layout."""
+    if not tensors:
+        raise AtomError(f"{where} holds no tensors")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise AtomError(
+                f"{where}: {clip(key)!r} is {tensor.dtype} where a floating-point type fits"
+            )
+        if not torch.isfinite(tensor).all():
+            raise AtomError(f"{where}: {clip(key)!r} holds NaN or infinite numbers")
+    try:
+        grouped = group_tensors(tensors)
+    except AtomError as error:
+        raise AtomError(f"{where}: {error}") from None
+    for component, paths in grouped.items():
+        for path, views in paths.items():
+            layout = layers.get(f"{component}.{path}")
+            for view, found in views.items():
+                problem = check_layout(layout, view) or check_shapes(found, layout, view)
+                if problem:
+                    raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+
+
+def check_layout(layout: Any, view: str) -> str:
+    """What is wrong with a layer's layout, or an empty string."""
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
+    if not isinstance(layout, dict):
+        return "has no layout in the header"
+    kernel, block = layout.get("kernel"), layout.get("block")
+    if not isinstance(kernel, list) or len(kernel) not in (0, 2) or not all(map(whole, kernel)):
+        return "has a layout without a kernel of two whole numbers, or none for a linear layer"
+    if not whole(layout.get("groups")):
+        return "has a layout without a number of groups"
+    if view == "spatial":
+        return ""
+    if not isinstance(block, list) or len(block) != 2 or not all(map(whole, block)):
+        return "has a layout without a pair of block sides"
+    if layout.get("view") not in ("channel", "joint"):
+        return "has a layout that names no block view"
+    return ""
+
+
+def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str) -> str:
+    """What is wrong with one view's tensors, or an empty string."""
+    names = set(found) - {"encoder"}
+    if "encoder" not in found or names not in TRAINED[view]:
+        held = clip(", ".join(sorted(found)))
+        return f"holds {held}: not one encoder with one set of trained tensors"
+    p = 1 if view == "spatial" else math.prod(layout["block"])
+    if view == "spatial" or layout["view"] == "joint":
+        p *= math.prod(layout["kernel"])
+    if p > MAX_WIDTH:
+        return f"has {p} columns where at most {MAX_WIDTH} fit"
+    if any(not tensor.numel() for tensor in found.values()):
+        return "holds an empty tensor"
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if len(shapes["encoder"]) != 2 or shapes["encoder"][0] != p or shapes["encoder"][1] > p:
+        return f"has an encoder of shape {shapes['encoder']} where ({p}, at most {p}) fits"
+    m = shapes["encoder"][1]
+    channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    inner = shapes.get("inner_atoms", ())
+    expected = {
+        "encoder": (p, m),
+        "atoms": (m, p),
+        "channel_atoms": (channels, m, p),
+        "inner_coefficients": (channels, m, *inner[1:2]),
+        "inner_atoms": (m, *inner[1:2], p),
+    }
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            return f"has {name} of shape {shape} where {expected[name]} fits"
+    return ""

@@ -1,0 +1,106 @@
+"""Whatever people bring as a picture is read upright, in RGB, or refused by name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdatoms import AtomError
+from sdatoms.pictures import (
+    crop_to,
+    draw_grid,
+    find_pictures,
+    make_thumbnail,
+    read_picture,
+    to_tensor,
+)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    picture = Image.new("RGB", (40, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(tmp_path, mode):
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    if mode == "P":
+        picture = Image.new("P", (8, 8), 0)
+        picture.putpalette([10, 20, 30])
+        picture.save(tmp_path / "a.png", transparency=0)
+    else:
+        picture.convert(mode).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png")
+    assert read.mode == "RGB" and read.getpixel((4, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "1"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / "a.tiff"
+    Image.new("RGB", (8, 8), "white").convert(mode).save(path)
+    read = read_picture(path)
+    assert read.mode == "RGB" and read.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_crop_covers_and_cuts_the_middle():
+    picture = Image.new("RGB", (300, 100), "white")
+    picture.paste("red", (100, 0, 200, 100))
+    cropped = crop_to(picture, 64)
+    assert cropped.size == (64, 64) and np.array(cropped)[:, 4:60].reshape(-1, 3).min(
+        0
+    ).tolist() == [255, 0, 0]
+
+
+def test_tensor_range_and_shape():
+    x = to_tensor(Image.new("RGB", (5, 3), (255, 0, 128)))
+    assert x.shape == (3, 3, 5) and x[0].min() == 1 and x[1].max() == -1
+
+
+def test_files_that_are_no_pictures_are_told_apart(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "c.png").write_bytes(b"\x89PNG broken")
+    pictures, others = find_pictures(tmp_path)
+    assert [p.name for p in pictures] == ["b.png"] and [p.name for p in others] == [
+        "a.txt",
+        "c.png",
+    ]
+
+
+def test_missing_and_empty_folders_are_refused_by_name(tmp_path):
+    with pytest.raises(AtomError, match="there is no folder .*nowhere"):
+        find_pictures(tmp_path / "nowhere")
+    with pytest.raises(AtomError, match="holds no picture"):
+        find_pictures(tmp_path)
+
+
+def test_corrupt_picture_is_refused_by_name(tmp_path):
+    picture = Image.effect_noise((64, 64), 50)
+    picture.save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AtomError, match=r"the picture 'a.jpg' cannot be read"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_grid_holds_every_picture_where_its_label_says():
+    rows = [
+        [Image.new("RGB", (8, 8), c) for c in ("red", "blue")],
+        [Image.new("RGB", (8, 8), "lime")],
+    ]
+    grid = draw_grid(rows, ["one", "two"], ["a", "b"], cell=32)
+    colours = {c: n for n, c in grid.getcolors(1 << 20) or []}
+    assert colours[255, 0, 0] == colours[0, 0, 255] == colours[0, 255, 0] == 32 * 32
+
+
+def test_thumbnail_is_a_small_data_uri():
+    uri = make_thumbnail(Image.effect_noise((512, 512), 50), 128)
+    assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 16_000
