@@ -81,7 +81,9 @@ class AtomConfig:
             given = [name for name in LOWERED if isinstance(getattr(self, name), Default)]
         for name in given:
             if name not in LOWERED:
-                raise AtomError(f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}")
+                raise AtomError(
+                    f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}"
+                )
         # dataclasses.replace hands `defaults` on beside a number of the caller's: that one stands.
         kept = [name for name, number in LOWERED.items() if getattr(self, name) == number]
         self._set("defaults", tuple(name for name in kept if name in given))

@@ -31,6 +31,7 @@ __all__ = [
     "AtomFile",
     "LayerMap",
     "clip",
+    "find_blocks",
     "group_tensors",
     "list_maps",
     "split_key",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 FORMAT = "sdatoms/1"
-KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block)\.([a-z_]+)")
+KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block(?:_[2-9][0-9]*)?)\.([a-z_]+)")
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
@@ -138,17 +139,28 @@ def list_maps(
     for path, views in grouped.items():
         layout = layouts[path]
         for view, tensors in views.items():
-            spatial = view == "spatial"
+            blocks = find_blocks(layout, view)
             found.setdefault(path, []).append(
                 LayerMap(
-                    kind="spatial" if spatial else layout["view"],
-                    block=(1, 1) if spatial else (layout["block"][0], layout["block"][1]),
+                    kind=blocks["view"] if blocks else "spatial",
+                    block=(blocks["block"][0], blocks["block"][1]) if blocks else (1, 1),
                     groups=layout["groups"],
                     kernel=tuple(layout["kernel"]),
                     tensors=tensors,
                 )
             )
     return found
+
+
+def find_blocks(layout: Mapping[str, Any], view: str) -> Any:
+    """Where a layout gives the kind and the block sides of a view; None in the spatial view.
+
+    One block view is described in the layout itself, further ones (`block_2`, …: sums of files with
+    other blocks hold them) in tables of their own.
+    """
+    if view == "spatial":
+        return None
+    return layout if view == "block" else layout.get(view)
 
 
 def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
-from sdatoms.atom_file import FORMAT, AtomFile, clip, group_tensors
+from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors
 from sdatoms.decompose import MAX_WIDTH
 from sdatoms.errors import AtomError
 
@@ -28,11 +28,8 @@ __all__ = ["read_atoms"]
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
 MAX_TENSORS = 100_000
-TRAINED = {
-    "spatial": ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"}),
-    "block": ({"atoms"},),
-}
-"""The sets of trained tensors a view may hold beside its encoder."""
+TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
+"""The sets of trained tensors a view may hold beside its encoder; a block view takes the first."""
 
 
 def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
@@ -158,7 +155,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, Any], wher
         for path, views in paths.items():
             layout = layers.get(f"{component}.{path}")
             for view, found in views.items():
-                problem = check_layout(layout, view) or check_shapes(found, layout, view)
+                problem = check_layout(layout, view) or check_shapes(found, layout or {}, view)
                 if problem:
                     raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
 
@@ -168,16 +165,18 @@ def check_layout(layout: Any, view: str) -> str:
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
     if not isinstance(layout, dict):
         return "has no layout in the header"
-    kernel, block = layout.get("kernel"), layout.get("block")
+    kernel = layout.get("kernel")
     if not isinstance(kernel, list) or len(kernel) not in (0, 2) or not all(map(whole, kernel)):
         return "has a layout without a kernel of two whole numbers, or none for a linear layer"
     if not whole(layout.get("groups")):
         return "has a layout without a number of groups"
     if view == "spatial":
         return ""
-    if not isinstance(block, list) or len(block) != 2 or not all(map(whole, block)):
+    blocks = find_blocks(layout, view)
+    sides = blocks.get("block") if isinstance(blocks, dict) else None
+    if not isinstance(sides, list) or len(sides) != 2 or not all(map(whole, sides)):
         return "has a layout without a pair of block sides"
-    if layout.get("view") not in ("channel", "joint"):
+    if blocks.get("view") not in ("channel", "joint"):
         return "has a layout that names no block view"
     return ""
 
@@ -185,11 +184,12 @@ def check_layout(layout: Any, view: str) -> str:
 def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str) -> str:
     """What is wrong with one view's tensors, or an empty string."""
     names = set(found) - {"encoder"}
-    if "encoder" not in found or names not in TRAINED[view]:
+    blocks = find_blocks(layout, view)
+    if "encoder" not in found or names not in (TRAINED[:1] if blocks else TRAINED):
         held = clip(", ".join(sorted(found)))
         return f"holds {held}: not one encoder with one set of trained tensors"
-    p = 1 if view == "spatial" else math.prod(layout["block"])
-    if view == "spatial" or layout["view"] == "joint":
+    p = math.prod(blocks["block"]) if blocks else 1
+    if not blocks or blocks["view"] == "joint":
         p *= math.prod(layout["kernel"])
     if p > MAX_WIDTH:
         return f"has {p} columns where at most {MAX_WIDTH} fit"

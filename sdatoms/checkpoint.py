@@ -167,4 +167,4 @@ def guess_architecture(model: nn.Module) -> str:
     if type(model).__name__ != "UNet2DConditionModel":
         return type(model).__name__.lower()
     width = getattr(getattr(model, "config", None), "cross_attention_dim", None)
-    return ARCHITECTURES.get(width, "stable-diffusion-v1")
+    return ARCHITECTURES.get(width if isinstance(width, int) else 0, "stable-diffusion-v1")

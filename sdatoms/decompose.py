@@ -8,9 +8,9 @@ reversible views:
 - `joint`: rows are the b×b channel blocks with their kernels, p = b²·h·w.
 
 The linear decomposition is `A = X E` with the encoder `E (p, m)` from the top-m eigenpairs of
-`G = XᵀX`: `E = V_m Λ_m^(-1/2) · ‖X‖_F / √(m·p)`. Columns of `X E` are orthogonal, and an RMS of r in
-the atoms' delta `ΔD (m, p)` is a relative weight change `‖ΔW‖/‖W‖ = r` in every layer and view. The
-delta needs no stored coefficients: `ΔX = A ΔD = X (E ΔD) = X T`, one small p×p map `T`.
+`G = XᵀX`: `E = V_m Λ_m^(-1/2) · ‖X‖_F / √(m·p)`. Columns of `X E` are orthogonal, and an RMS of r
+in the atoms' delta `ΔD (m, p)` is a relative weight change `‖ΔW‖/‖W‖ = r` in every layer and view.
+The delta needs no stored coefficients: `ΔX = A ΔD = X (E ΔD) = X T`, one small p×p map `T`.
 
 Reference: Chen, Miao, Qiu, "Large Convolutional Model Tuning via Filter Subspace", ICLR 2025,
 https://arxiv.org/abs/2403.00269, equation 2; the encoder form is ours.
@@ -162,7 +162,7 @@ def fit_encoder(gram: Tensor, num_atoms: int | None) -> Tensor:
 
 
 def relative_error(gram: Tensor, encoder: Tensor) -> float:
-    """`‖X − A D‖_F / ‖X‖_F` for the best `D` under `A = X E`; 0 where the atoms span every filter."""
+    """`‖X − A D‖_F / ‖X‖_F` for the best `D` under `A = X E`; 0 where atoms span all filters."""
     coded = encoder.T.to(gram) @ gram
     explained = (torch.linalg.solve(coded @ encoder.to(gram), coded) * coded).sum()
     return float((1 - explained / gram.trace()).clamp(min=0).sqrt())

@@ -1,4 +1,4 @@
-r"""Modules whose `forward(weight)` is a weight's delta, made from frozen encoders and trained atoms.
+r"""Modules whose `forward(weight)` is a weight's delta: frozen encoders and trained atoms.
 
 Every delta is a small map applied to the weight's own filters: `ΔX = X T`.
 

@@ -85,7 +85,7 @@ class Injection:
         return list(self._reports)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Detached copies of every encoder and trained tensor, by `<module path>.<view>.<tensor>`."""
+        """Copies of all encoders and trained tensors, by `<module path>.<view>.<tensor>`."""
         return {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Injection:
             tensor.copy_(state[name])
 
     def train_atoms(self) -> None:
-        """Let gradients reach the atoms and nothing else, also after others froze or thawed them."""
+        """Let gradients reach the atoms and nothing else, whatever others froze or thawed."""
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters():

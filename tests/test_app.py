@@ -1,4 +1,4 @@
-"""The app: its library and handlers, its API over HTTP, and a journey in a real headless Chromium."""
+"""The app: its library and handlers, its API over HTTP, and a journey in a headless Chromium."""
 
 import io
 import json
@@ -23,14 +23,19 @@ CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with one run's atoms, one loose file, a checkpoint and two files that are no atoms."""
+    """A folder with one run's atoms, a loose file, a checkpoint and two files that are no atoms."""
     root = tmp_path_factory.mktemp("adapters")
     pipe = load_base()
     for seed, path in enumerate(("dog/atoms.safetensors", "styles.safetensors")):
@@ -60,18 +65,26 @@ def address(studio):
         warnings.simplefilter("ignore")
         app = build_app(studio)
         _, url, _ = app.launch(
-            server_name="127.0.0.1", server_port=find_port(), prevent_thread_lock=True, quiet=True,
-            theme=THEME, css=STYLE,
-        )  # fmt: skip
+            server_name="127.0.0.1",
+            server_port=find_port(),
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=THEME,
+            css=STYLE,
+        )
     yield url
     app.close()
 
 
 def ask(studio, **changes):
     settings = {
-        "negative_prompt": "", "seed": 3, "num_inference_steps": 3, "guidance_scale": 5.0,
-        "scheduler": "DDIM", "strengths": {},
-    }  # fmt: skip
+        "negative_prompt": "",
+        "seed": 3,
+        "num_inference_steps": 3,
+        "guidance_scale": 5.0,
+        "scheduler": "DDIM",
+        "strengths": {},
+    }
     return studio.paint("cat face", **(settings | changes))
 
 
@@ -177,7 +190,8 @@ def test_api_generates_and_refuses_in_words(address, folder):
 
 
 def test_first_picture_in_a_browser(address, studio, folder):
-    """Open the page, choose atoms, set a strength, paint; drop a file; no request leaves the machine."""
+    """Open the page, choose atoms, set a strength, paint; drop a file; no request leaves the
+    machine."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     from playwright.sync_api import expect, sync_playwright
@@ -209,9 +223,14 @@ def test_first_picture_in_a_browser(address, studio, folder):
         source = page.locator("#adapted-picture img").get_attribute("src")
         shown = Image.open(io.BytesIO(page.request.get(source).body()))
         expected = studio.paint(
-            "cat face in sks style", negative_prompt="", seed=0, num_inference_steps=25, guidance_scale=5,
-            scheduler="DDIM", strengths={"dog": 0.5},
-        ).adapted  # fmt: skip
+            "cat face in sks style",
+            negative_prompt="",
+            seed=0,
+            num_inference_steps=25,
+            guidance_scale=5,
+            scheduler="DDIM",
+            strengths={"dog": 0.5},
+        ).adapted
         assert np.array_equal(shown.convert("RGB"), expected)
         page.locator("#upload input[type=file]").set_input_files(folder / "styles.safetensors")
         expect(page.locator("#strength-1 input[type=number]")).to_be_visible()

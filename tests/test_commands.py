@@ -148,7 +148,10 @@ def test_dry_run_trains_nothing(capsys, tmp_path):
     ("flags", "words"),
     [
         ([], ["--instance_data_dir is missing"]),
-        (["--instance_data_dir", "nowhere", "--instance_prompt", "x"], ["there is no folder 'nowhere'"]),
+        (
+            ["--instance_data_dir", "nowhere", "--instance_prompt", "x"],
+            ["there is no folder 'nowhere'"],
+        ),
         ([*TRAIN, "--max_train_steps", "0"], ["--max_train_steps is 0", "at least 1"]),
         ([*TRAIN, "--max_train_step", "5"], ["--max_train_step"]),
         ([*TRAIN, "--learning_rat", "5"], ["unknown flag --learning_rat", "--learning_rate"]),
@@ -159,7 +162,7 @@ def test_dry_run_trains_nothing(capsys, tmp_path):
         ([*TRAIN, "--resume_from_checkpoint", "step-000009"], ["step-000009", "it holds none"]),
         ([*TRAIN, "--pretrained_model_name_or_path", INK], ["no diffusers pipeline"]),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     expect_refusal(capsys, lambda: main(["train", *flags]), *words)

@@ -76,7 +76,7 @@ def test_files_that_are_no_pictures_are_told_apart(tmp_path):
 
 
 def test_missing_and_empty_folders_are_refused_by_name(tmp_path):
-    with pytest.raises(AtomError, match="there is no folder .*nowhere"):
+    with pytest.raises(AtomError, match=r"there is no folder .*nowhere"):
         find_pictures(tmp_path / "nowhere")
     with pytest.raises(AtomError, match="holds no picture"):
         find_pictures(tmp_path)

@@ -46,9 +46,16 @@ def test_run_directory_is_complete(config):
     run = Path(config.output_dir)
     assert [s.step for s in steps] == [1, 2, 3, 4, 5, 6]
     assert sorted(p.name for p in run.iterdir()) == [
-        "atoms.safetensors", "checkpoints", "config.toml", "log.txt", "metrics.jsonl", "report.json",
-        "samples", "samples.png", "status.json",
-    ]  # fmt: skip
+        "atoms.safetensors",
+        "checkpoints",
+        "config.toml",
+        "log.txt",
+        "metrics.jsonl",
+        "report.json",
+        "samples",
+        "samples.png",
+        "status.json",
+    ]
     status = json.loads((run / "status.json").read_text())
     assert (status["phase"], status["step"], status["total"]) == ("done", 6, 6)
     assert status["pid"] == os.getpid() and status["heartbeat"] > 0
@@ -122,9 +129,14 @@ def test_resume_latest_in_an_empty_directory_starts_afresh(config):
 def test_sample_in_training_equals_the_picture_from_the_saved_file(config):
     prompt = "dog face in sks style"
     sampled = replace(
-        config, max_train_steps=4, learning_rate=1e-2, validation_steps=4, validation_prompt=prompt,
-        num_validation_images=2, seed=5,
-    )  # fmt: skip
+        config,
+        max_train_steps=4,
+        learning_rate=1e-2,
+        validation_steps=4,
+        validation_prompt=prompt,
+        num_validation_images=2,
+        seed=5,
+    )
     list(train(sampled))
     run = Path(config.output_dir)
     pipe = load_base()
@@ -151,9 +163,12 @@ def test_sampling_does_not_change_the_training(config, tmp_path):
 
 def test_class_pictures_are_painted_once(config):
     prior = replace(
-        config, with_prior_preservation=True, class_prompt="an emoji", num_class_images=3,
+        config,
+        with_prior_preservation=True,
+        class_prompt="an emoji",
+        num_class_images=3,
         max_train_steps=1,
-    )  # fmt: skip
+    )
     steps = list(train(prior))
     folder = Path(config.output_dir) / "class_images"
     painted = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
@@ -164,9 +179,13 @@ def test_class_pictures_are_painted_once(config):
 
 def test_prior_weight_weighs_the_class_rows(config):
     prior = replace(
-        config, with_prior_preservation=True, class_prompt="an emoji", class_data_dir=str(INK),
-        num_class_images=8, prior_loss_weight=0.25,
-    )  # fmt: skip
+        config,
+        with_prior_preservation=True,
+        class_prompt="an emoji",
+        class_data_dir=str(INK),
+        num_class_images=8,
+        prior_loss_weight=0.25,
+    )
     step = Trainer(prior).take_step()
     assert step.prior_loss is not None
     assert step.loss == pytest.approx(step.instance_loss + 0.25 * step.prior_loss, rel=1e-5)
@@ -180,9 +199,11 @@ def test_captions_beside_pictures_are_the_prompts(config, tmp_path):
     (folder / "b.txt").write_text("a blue wall")
     trainer = Trainer(replace(config, instance_data_dir=str(folder), instance_prompt="a red wall"))
     ids = trainer.pipe.tokenizer(
-        ["a red wall", "a blue wall"], padding="max_length", return_tensors="pt",
+        ["a red wall", "a blue wall"],
+        padding="max_length",
+        return_tensors="pt",
         max_length=trainer.pipe.tokenizer.model_max_length,
-    ).input_ids  # fmt: skip
+    ).input_ids
     with torch.no_grad():
         expected = trainer.pipe.text_encoder(ids)[0]
     torch.testing.assert_close(trainer.instances.context, expected)
@@ -218,10 +239,23 @@ def test_dry_run_measures_and_writes_nothing(config):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(config, number):
     command = [
-        sys.executable, "-m", "sdatoms", "train", "--instance_data_dir", str(INK),
-        "--instance_prompt", "x", "--output_dir", config.output_dir, "--max_train_steps", "5000",
-        "--train_batch_size", "1", "--validation_steps", "0",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "sdatoms",
+        "train",
+        "--instance_data_dir",
+        str(INK),
+        "--instance_prompt",
+        "x",
+        "--output_dir",
+        config.output_dir,
+        "--max_train_steps",
+        "5000",
+        "--train_batch_size",
+        "1",
+        "--validation_steps",
+        "0",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         seen = b""

@@ -1,0 +1,93 @@
+"""What one atom file would change in one module, checked before anything is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+
+from sdatoms.atom_file import AtomFile, LayerMap, clip
+from sdatoms.bake import Adapter, BakedModule, Strength, check_untouched, find_layer
+from sdatoms.errors import AtomError
+from sdatoms.fingerprint import fingerprint, matches
+from sdatoms.inject import carries_atoms
+
+__all__ = ["plan_adapter", "warn_of_base"]
+
+
+def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: Strength) -> Adapter:
+    """The adapter that one component of the file is for `module`; nothing is changed.
+
+    Raises:
+        AtomError: a layer is missing, of another layout, or shares its weight; the module carries
+            injected atoms, or somebody wrote to its baked weights.
+    """
+    if carries_atoms(module):
+        raise AtomError(
+            f"this {type(module).__name__} carries injected atoms; eject them before loading a file"
+        )
+    state = module.__dict__.get("_sdatoms_baked") or BakedModule(component)
+    check_untouched(module, state)
+    holders = {id(layer.weight): path for path, layer in state.layers.items()}
+    maps = file.maps(component)
+    for path, views in maps.items():
+        layer = find_layer(module, path)
+        check_fit(path, layer, views)
+        holder = holders.setdefault(id(layer.weight), path)
+        if holder != path:
+            raise AtomError(
+                f"the layers {clip(holder)!r} and {clip(path)!r} share one weight; atoms fit it "
+                "only once"
+            )
+    differing = []
+    for path, stored in file.fingerprints.get(component, {}).items():
+        if path in maps:
+            baked = state.layers.get(path)
+            weight = baked.pristine if baked else find_layer(module, path).weight
+            if not matches(stored, fingerprint(weight)):
+                differing.append(path)
+    return Adapter(file.sha256, maps, strength, tuple(differing))
+
+
+def check_fit(path: str, layer: nn.Conv2d | nn.Linear, views: list[LayerMap]) -> None:
+    """Refuse a layer whose weight is not there, not floating-point, or of another layout."""
+    weight, where = layer.weight, f"the layer {clip(path)!r}"
+    if weight.is_meta:
+        raise AtomError(
+            f"the weight of {where} lies on the meta device; load the model's weights (or disable "
+            "offload) first"
+        )
+    if not weight.is_floating_point():
+        raise AtomError(
+            f"the weight of {where} is stored as {weight.dtype}; atoms bake into floating-point "
+            "weights only"
+        )
+    kernel = tuple(weight.shape[2:])
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    for m in views:
+        if kernel != m.kernel or groups != m.groups:
+            raise AtomError(
+                f"{where} has kernel {kernel} in {groups} groups where the file's atoms have "
+                f"{m.kernel} in {m.groups}"
+            )
+        (o, i), (bo, bi) = (weight.shape[0] // groups, weight.shape[1]), m.block
+        if o % bo or i % bi:
+            raise AtomError(f"{where} has {o}×{i} channels, which {bo}×{bi} blocks do not divide")
+        if m.channels not in (None, groups * i):
+            raise AtomError(
+                f"{where} has {groups * i} input channels where the file's atoms have {m.channels}"
+            )
+
+
+def warn_of_base(file: AtomFile, plans: Sequence[Adapter]) -> None:
+    """Warn once when layers differ from those the file was trained on."""
+    differing = sum(len(plan.differing) for plan in plans)
+    if differing:
+        layers = sum(len(plan.maps) for plan in plans)
+        base = clip(file.metadata.get("base_model", "unknown"))
+        warnings.warn(
+            f"the weights of {differing} of {layers} layers differ from the base these atoms were "
+            f"trained on ({base}); the picture will differ from the trained one",
+            stacklevel=4,
+        )

@@ -1,0 +1,131 @@
+"""Tiny models from configs: no network, no downloads, seconds on a CPU."""
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+
+from sdatoms import AtomConfig, inject, save_atoms
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """Threads only wait for each other on tensors this small, the more so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tolerance():
+    """dtype → what `torch.testing.assert_close` may overlook after a few layers."""
+    return {
+        torch.float64: {"rtol": 1e-9, "atol": 1e-9},
+        torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+        torch.float16: {"rtol": 1e-2, "atol": 1e-2},
+        torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+    }
+
+
+@pytest.fixture
+def make_unet():
+    """A text-to-image UNet of two levels, with cross-attention in the first and the middle."""
+
+    def make(seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=12,
+                attention_head_dim=4,
+                norm_num_groups=8,
+            ).eval()
+
+    return make
+
+
+class ConvNet(nn.Module):
+    """A stem, a depthwise 7×7, a 1×1, a grouped 3×3 and a head, as in ConvNeXt and ResNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 7, padding=3, groups=16)
+        self.pointwise = nn.Conv2d(16, 32, 1)
+        self.grouped = nn.Conv2d(32, 48, 3, stride=2, groups=4)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x).relu())
+        x = self.grouped(self.pointwise(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def make_convnet():
+    def make(seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return ConvNet().eval()
+
+    return make
+
+
+@pytest.fixture
+def unet_inputs(rng):
+    return {
+        "sample": torch.randn(2, 4, 8, 8, generator=rng),
+        "timestep": torch.tensor([3, 500]),
+        "encoder_hidden_states": torch.randn(2, 5, 12, generator=rng),
+    }
+
+
+@pytest.fixture
+def run_unet(unet_inputs):
+    """The UNet's output on fixed inputs, in the UNet's dtype."""
+
+    @torch.no_grad()
+    def run(unet):
+        inputs = {
+            k: v.to(unet.dtype) if v.is_floating_point() else v for k, v in unet_inputs.items()
+        }
+        return unet(**inputs).sample
+
+    return run
+
+
+@pytest.fixture
+def perturb():
+    """Move every atom away from where it starts; returns the injection."""
+
+    @torch.no_grad()
+    def move(injection, size=0.05, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in injection.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+        return injection
+
+    return move
+
+
+@pytest.fixture
+def make_file(tmp_path, make_unet, perturb):
+    """Save atoms that were tuned on `make_unet()`; returns the path."""
+
+    def make(name="dog", seed=1, size=0.05, **config):
+        injection = perturb(inject(make_unet(), AtomConfig(**config)), size, seed)
+        return save_atoms(
+            tmp_path / f"{name}.safetensors", {"unet": injection}, trigger=f"sks {name}"
+        )
+
+    return make
