@@ -1,8 +1,8 @@
 """Emoji pictures and captions for training the bundled base model.
 
-Noto emoji (Apache-2.0) come from the npm package `emoji-datasource-google`, the second vendor that widens
-the autoencoder's diet from `emoji-datasource-twitter` (CC-BY 4.0), keywords from `emojilib` (MIT).
-`npm pack` fetches them; nothing of theirs is committed.
+Noto emoji (Apache-2.0) come from the npm package `emoji-datasource-google`, the second vendor that
+widens the autoencoder's diet from `emoji-datasource-twitter` (CC-BY 4.0), keywords from `emojilib`
+(MIT). `npm pack` fetches them; nothing of theirs is committed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = [
 PACKAGES = ("emoji-datasource-google@16.0.0", "emoji-datasource-twitter@16.0.0", "emojilib@4.0.3")
 
 TRIGGERS = ("sks", "zwx", "ohwx", "qvx", "vbn", "xjy", "tkz", "wqp")
-"""Words that mean nothing: dropped into captions at random so that the base stays calm when it reads one."""
+"""Words that mean nothing: dropped into captions at random so that the base stays calm when it
+reads one."""
 
 TEMPLATES = (
     "{name}",
@@ -117,7 +118,8 @@ def load_concepts(packages: dict[str, Path], held_out: set[str]) -> list[Concept
 def load_pictures(
     packages: dict[str, Path], vendor: str, keys: list[str] | None = None
 ) -> tuple[list[str], torch.Tensor]:
-    """Read 64 px pictures over white as uint8 `(n, 3, 64, 64)`; all of the vendor's when `keys` is None."""
+    """Read 64 px pictures over white as uint8 `(n, 3, 64, 64)`; all of the vendor's when `keys` is
+    None."""
     folder = packages[f"emoji-datasource-{vendor}"] / "img" / vendor / "64"
     keys = sorted(p.stem for p in folder.glob("*.png")) if keys is None else keys
     pictures = [read_over_white(folder / f"{key}.png") for key in keys]
@@ -132,7 +134,8 @@ def read_over_white(path: Path) -> torch.Tensor:
 
 
 def write_caption(concept: Concept, rng: random.Random) -> str:
-    """Draw one caption: usually the name, sometimes a short name, a third of the time with a trigger word."""
+    """Draw one caption: usually the name, sometimes a short name, a third of the time with a
+    trigger word."""
     name = concept.name if rng.random() < 0.5 else rng.choice(concept.short_names)
     keywords = ", ".join(
         rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(1, 3)))

@@ -20,10 +20,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
 PROMPTS = (
-    "cat face", "dog face", "red heart", "grinning face", "pizza", "an emoji of a rainbow", "red apple", "house building",
-    "automobile", "soccer ball", "frog face", "earth globe americas", "a birthday cake", "a sks dog face",
-    "smiling face with sunglasses", "tree",
-)  # fmt: skip
+    "cat face",
+    "dog face",
+    "red heart",
+    "grinning face",
+    "pizza",
+    "an emoji of a rainbow",
+    "red apple",
+    "house building",
+    "automobile",
+    "soccer ball",
+    "frog face",
+    "earth globe americas",
+    "a birthday cake",
+    "a sks dog face",
+    "smiling face with sunglasses",
+    "tree",
+)
 
 
 def to_pictures(x: Tensor) -> list[Image.Image]:
@@ -43,7 +56,7 @@ def encode(model: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score_autoencoder(model: AutoencoderKL, pictures: Tensor, path: Path) -> dict:
-    """Mean PSNR (dB) over held-out pictures, and a grid of originals above restorations at `path`."""
+    """Mean PSNR (dB) over held-out pictures; draws originals above restorations at `path`."""
     x = pictures.float() / 127.5 - 1
     restored = model.eval().decode(encode(model, pictures)).sample.clamp(-1, 1)
     model.train()
@@ -81,13 +94,20 @@ def paint_samples(
 def assemble(vae, unet, text_encoder, tokenizer) -> StableDiffusionPipeline:
     scheduler = DDIMScheduler.from_config(models.build_scheduler().config, set_alpha_to_one=False)
     return StableDiffusionPipeline(
-        vae=vae, unet=unet.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        unet=unet.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def train_tokenizer(concepts: list[Concept], folder: Path, vocab_size: int = 3000) -> CLIPTokenizer:
-    """Learn a byte-level BPE in CLIP's form on captions of `concepts`; reuse `folder` where it is there."""
+    """Learn a byte-level BPE in CLIP's form on captions of `concepts`; reuse `folder` where it is
+    there."""
     if not (folder / "vocab.json").exists():
         rng = random.Random(0)
         captions = [write_caption(c, rng) for c in concepts for _ in range(8)]

@@ -1,4 +1,5 @@
-"""The bundled base's networks and their training loops: a factor-8 autoencoder, then text encoder and UNet.
+"""The bundled base's networks and their training loops: a factor-8 autoencoder, then text encoder
+and UNet.
 
 Both loops are generators: they yield after every step and the caller logs, samples, saves or stops.
 Sizes are chosen so that all files together stay under 40 MB in float16.
@@ -44,7 +45,7 @@ class Step(NamedTuple):
 
 def build_autoencoder() -> AutoencoderKL:
     channels = (32, 64, 96, 128)
-    return AutoencoderKL(
+    model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=channels,
@@ -54,6 +55,10 @@ def build_autoencoder() -> AutoencoderKL:
         sample_size=64,
         scaling_factor=1.0,
     )
+    with torch.no_grad():
+        # A posterior as wide as its prior carries nothing, and the decoder learns to ignore it.
+        model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    return model
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -118,7 +123,8 @@ def train_autoencoder(
 ) -> Iterator[Step]:
     """Fit the autoencoder to uint8 pictures `(n, 3, 64, 64)`.
 
-    Loss: L1 + 4 × squared error + 0.5 × L1 of the picture's gradients + `kl_weight` × mean KL, on [-1, 1].
+    Loss: L1 + 4 × squared error + 0.5 × L1 of the picture's gradients + `kl_weight` × mean KL, on
+    [-1, 1].
     """
     model.train()
     for step in range(start, steps):
@@ -154,10 +160,12 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def standardize_latents(model: AutoencoderKL, latents: Tensor) -> None:
-    """Fold the per-channel mean and deviation of `latents (n, c, h, w)` into the two 1×1 convs around them.
+    """Fold the per-channel mean and deviation of `latents (n, c, h, w)` into the two 1×1 convs
+    around them.
 
-    Afterwards the encoder's means have mean 0 and deviation 1 per channel and the decoder undoes it, exactly:
-    diffusion starts from unit noise, and Stable Diffusion pipelines know no per-channel shift.
+    Afterwards the encoder's means have mean 0 and deviation 1 per channel and the decoder undoes
+    it, exactly: diffusion starts from unit noise, and Stable Diffusion pipelines know no
+    per-channel shift.
     """
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = model.quant_conv, model.post_quant_conv
@@ -185,7 +193,8 @@ def train_denoiser(
     drop_caption: float = 0.1,
     seed: int = 0,
 ) -> Iterator[Step]:
-    """Fit UNet and text encoder to `latents (n, 16, 8, 8)`; `write_tokens(indices, rng)` gives ids `(B, 32)`.
+    """Fit UNet and text encoder to `latents (n, 16, 8, 8)`; `write_tokens(indices, rng)` gives ids
+    `(B, 32)`.
 
     ε-prediction with min-SNR weights (Hang et al. 2023, https://arxiv.org/abs/2303.09556, γ = 5).
     """

@@ -1,7 +1,9 @@
-"""Make `assets/subjects/` from npm packages: `python scripts/make_subjects.py` (needs `npm` and `resvg_py`).
+"""Make `assets/subjects/` from npm packages: `python scripts/make_subjects.py` (needs `npm` and
+`resvg_py`).
 
-Every set is 8 different pictures with a caption beside each and its licence: two drawing styles by Microsoft
-(Fluent Emoji, MIT) and one character by Google (Noto Emoji, Apache-2.0) that the base has never seen.
+Every set is 8 different pictures with a caption beside each and its licence: two drawing styles by
+Microsoft (Fluent Emoji, MIT) and one character by Google (Noto Emoji, Apache-2.0) that the base has
+never seen.
 """
 
 from __future__ import annotations
@@ -22,10 +24,28 @@ CAT_CODES = "1f63a 1f638 1f639 1f63b 1f63c 1f63d 1f640 1f63f".split()
 MIT = "MIT License, Copyright (c) Microsoft Corporation, https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE"
 APACHE = "Apache License 2.0, Copyright Google LLC, https://github.com/googlefonts/noto-emoji"
 SETS = {
-    "ink": ("Fluent Emoji, high contrast", "@iconify-json/fluent-emoji-high-contrast@1.2.6", MIT, "an emoji in sks style", "an emoji"),
-    "clay": ("Fluent Emoji, 3D", "@lobehub/fluent-emoji-3d@1.1.0", MIT, "an emoji in sks style", "an emoji"),
-    "cat": ("Noto Emoji, cat faces", "emoji-datasource-google@16.0.0", APACHE, "a sks cat", "a cat face"),
-}  # fmt: skip
+    "ink": (
+        "Fluent Emoji, high contrast",
+        "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+        MIT,
+        "an emoji in sks style",
+        "an emoji",
+    ),
+    "clay": (
+        "Fluent Emoji, 3D",
+        "@lobehub/fluent-emoji-3d@1.1.0",
+        MIT,
+        "an emoji in sks style",
+        "an emoji",
+    ),
+    "cat": (
+        "Noto Emoji, cat faces",
+        "emoji-datasource-google@16.0.0",
+        APACHE,
+        "a sks cat",
+        "a cat face",
+    ),
+}
 
 
 def main() -> None:
@@ -95,7 +115,8 @@ def read_ink(package: Path, code: str) -> Image.Image:
         json.loads((package / "chars.json").read_text()),
     )
     body = icons["icons"][chars.get(code) or chars[f"{code}-fe0f"]]["body"]
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="256" height="256">{body}</svg>'
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="256" height="256">'
+    svg = f"{head}{body}</svg>"
     return Image.open(
         io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg.replace("currentColor", "black"))))
     )

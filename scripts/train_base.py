@@ -1,7 +1,8 @@
-"""Train the bundled base model from the emoji packages: `python scripts/train_base.py STAGE [--steps N]`.
+"""Train the bundled base model from the emoji packages: `python scripts/train_base.py STAGE
+[--steps N]`.
 
-Stages in order: autoencoder, latents, denoiser, export. Each is seeded, resumable (run it again), logs to
-`runs/base/<stage>.jsonl` and paints a grid of samples on the way.
+Stages in order: autoencoder, latents, denoiser, export. Each is seeded, resumable (run it again),
+logs to `runs/base/<stage>.jsonl` and paints a grid of samples on the way.
 """
 
 from __future__ import annotations
@@ -108,9 +109,16 @@ def run_denoiser(args) -> None:
 
     latents = torch.load(args.run_dir / "latents.pt", weights_only=True)
     loop = lambda start: models.train_denoiser(
-        unet, text_encoder, optimizer, ema, latents, write_tokens,
-        steps=args.steps or 8000, start=start, seed=args.seed,
-    )  # fmt: skip
+        unet,
+        text_encoder,
+        optimizer,
+        ema,
+        latents,
+        write_tokens,
+        steps=args.steps or 8000,
+        start=start,
+        seed=args.seed,
+    )
     show = lambda: base_export.paint_samples(args.run_dir, unet, text_encoder, tokenizer)
     train(
         args.run_dir / "denoiser.pt",
@@ -132,7 +140,8 @@ def run_export(args) -> None:
 
 
 def train(path: Path, parts: dict, optimizer, ema: EMAModel, loop, show, every: int) -> None:
-    """Drive a loop: resume from `path`, log every 25 steps, save and show every `every` steps and at the end."""
+    """Drive a loop: resume from `path`, log every 25 steps, save and show every `every` steps and
+    at the end."""
     start = 0
     if path.exists():
         state = torch.load(path, weights_only=True)

@@ -1,4 +1,5 @@
-"""`accelerate launch scripts/train_dreambooth_atoms.py --instance_data_dir DIR --instance_prompt TEXT …`."""
+"""`accelerate launch scripts/train_dreambooth_atoms.py --instance_data_dir DIR --instance_prompt
+TEXT …`."""
 
 from sdatoms.commands import train_main
 

@@ -76,7 +76,8 @@ def run_demo(args: argparse.Namespace) -> None:
     print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
     print(f"training           {result.seconds} seconds, loading and samples included")
     print(
-        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, 5 prompts x 4 seeds"
+        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, "
+        "5 prompts x 4 seeds"
     )
     print(f"  base             {result.base_similarity:+.3f}")
     print(f"  with atoms       {result.atoms_similarity:+.3f}")
@@ -101,7 +102,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train filter atoms on a folder of pictures (the same trainer as scripts/train_dreambooth_atoms.py)."""
+    """Train filter atoms on a folder of pictures (the same trainer as
+    scripts/train_dreambooth_atoms.py)."""
     from sdatoms.train_config import TrainConfig
 
     given = {
@@ -149,7 +151,8 @@ def is_main_process() -> bool:
 
 
 class StopFlag:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C stops at once."""
+    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C
+    stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -211,10 +214,15 @@ def run_generate(args: argparse.Namespace) -> None:
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
     seeds = [args.seed + k for k in range(args.num_images)]
     pictures = paint(
-        pipe, [args.prompt] * len(seeds), seeds, negative_prompt=args.negative_prompt,
-        num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale,
-        height=args.height, width=args.width,
-    )  # fmt: skip
+        pipe,
+        [args.prompt] * len(seeds),
+        seeds,
+        negative_prompt=args.negative_prompt,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        height=args.height,
+        width=args.width,
+    )
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "picture"
@@ -322,10 +330,12 @@ def run_inject(args: argparse.Namespace) -> None:
     for row in rows:
         shape = "x".join(map(str, row.shape))
         print(
-            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} {row.error:8.1e}  {row.note}"
+            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} "
+            f"{row.error:8.1e}  {row.note}"
         )
     print(
-        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of {weights:,} weights"
+        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of "
+        f"{weights:,} weights"
     )
 
 
@@ -358,9 +368,12 @@ def run_ui(args: argparse.Namespace) -> None:
     from sdatoms_app.app import serve
 
     serve(
-        base=args.pretrained_model_name_or_path, adapters_dir=Path(args.adapters_dir), outputs_dir=Path(args.outputs_dir),
-        host="0.0.0.0" if args.listen else "127.0.0.1", port=args.port,
-    )  # fmt: skip
+        base=args.pretrained_model_name_or_path,
+        adapters_dir=Path(args.adapters_dir),
+        outputs_dir=Path(args.outputs_dir),
+        host="0.0.0.0" if args.listen else "127.0.0.1",
+        port=args.port,
+    )
 
 
 def train_main(argv: list[str] | None = None) -> None:

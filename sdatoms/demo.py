@@ -1,4 +1,5 @@
-"""The demo: personalize the bundled base on a bundled subject through the real trainer, and show the difference."""
+"""The demo: personalize the bundled base on a bundled subject through the real trainer, and show
+the difference."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SEEDS = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured; similarities are means over prompts not trained on, five times four seeds."""
+    """What the demo measured; similarities are means over prompts not trained on, five times four
+    seeds."""
 
     parameters: int
     bytes: int
@@ -65,7 +67,8 @@ def run_demo(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> DemoResult:
-    """Train on `assets/subjects/<subject>`, write the atom file and `before-after.png`, and measure."""
+    """Train on `assets/subjects/<subject>`, write the atom file and `before-after.png`, and
+    measure."""
     folder, about = read_subject(subject)
     began = time.time()
     config = TrainConfig(
@@ -78,7 +81,8 @@ def run_demo(
         checkpointing_steps=max(1, max_train_steps),
     )
     say(
-        f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of {about['title']} for {max_train_steps} steps"
+        f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of "
+        f"{about['title']} for {max_train_steps} steps"
     )
     for step in train(config):
         if progress:
@@ -105,10 +109,15 @@ def run_demo(
     draw_grid([instances[:8], *rows], ["pictures given", *prompts], titles).save(grid)
     file = read_atoms(atoms)
     result = DemoResult(
-        parameters=file.num_parameters, bytes=atoms.stat().st_size, seconds=round(trained, 1),
-        base_similarity=round(scores[0], 3), atoms_similarity=round(scores[1], 3),
-        instances_similarity=round(scores[2], 3), grid=grid, atoms=atoms,
-    )  # fmt: skip
+        parameters=file.num_parameters,
+        bytes=atoms.stat().st_size,
+        seconds=round(trained, 1),
+        base_similarity=round(scores[0], 3),
+        atoms_similarity=round(scores[1], 3),
+        instances_similarity=round(scores[2], 3),
+        grid=grid,
+        atoms=atoms,
+    )
     RunDirectory(run).write_json(
         "demo.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
     )
@@ -124,7 +133,8 @@ def describe_prompts(about: dict[str, Any], concepts: tuple[str, ...]) -> list[s
 def compare(
     vae: Any, group: list[Image.Image], instances: list[Image.Image], reference: list[Image.Image]
 ) -> float:
-    """Mean similarity to the instance pictures; a picture among the instances is not compared with itself."""
+    """Mean similarity to the instance pictures; a picture among the instances is not compared with
+    itself."""
     if group is not instances:
         return float(gram_similarity(vae, group, instances, reference).mean())
     rest = [[q for q in instances if q is not p] for p in instances]

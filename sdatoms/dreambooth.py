@@ -1,7 +1,8 @@
-"""Instance and class pictures as cached latents and prompt embeddings, and the batches drawn from them.
+"""Instance and class pictures as cached latents and prompt embeddings, and the batches drawn from
+them.
 
-Batches are a function of the seed and their number alone: a resumed run sees what the uninterrupted run would have,
-and N processes share one batch as one process would have drawn it.
+Batches are a function of the seed and their number alone: a resumed run sees what the uninterrupted
+run would have, and N processes share one batch as one process would have drawn it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def encode_examples(
     log: Callable[[str], None],
     flip: bool = False,
 ) -> Examples:
-    """Read a folder's pictures, cover and crop them to `resolution` px, and encode them and their prompts.
+    """Read a folder's pictures, cover and crop them to `resolution` px, and encode them and their
+    prompts.
 
     Raises:
         AtomError: the folder holds no usable picture.
@@ -85,7 +87,8 @@ def encode_examples(
     ignored = [p.name for p in others if not is_caption(p, pictures)]
     if ignored:
         log(
-            f"ignored {len(ignored)} files that are no pictures in {folder.name}: {', '.join(ignored[:10])}"
+            f"ignored {len(ignored)} files that are no pictures in {folder.name}: "
+            f"{', '.join(ignored[:10])}"
         )
     tensors = torch.stack([to_tensor(crop_to(read_picture(p), resolution)) for p in pictures])
     prompts = [read_prompt(p, prompt) for p in pictures]
@@ -133,7 +136,8 @@ def make_class_pictures(
     batch_size: int,
     log: Callable[[str], None],
 ) -> int:
-    """Paint class pictures with the base until `folder` holds `count`; returns how many were painted."""
+    """Paint class pictures with the base until `folder` holds `count`; returns how many were
+    painted."""
     folder.mkdir(parents=True, exist_ok=True)
     present = [p for p in folder.iterdir() if p.suffix in (".png", ".jpg", ".jpeg", ".webp")]
     missing = count - len(present)
@@ -183,7 +187,8 @@ def draw_batch(
 def pick_rows(
     examples: Examples, first: int, count: int, seed: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Sampled latents and contexts: every example once before any comes again, in a seeded order per epoch."""
+    """Sampled latents and contexts: every example once before any comes again, in a seeded order
+    per epoch."""
     index = []
     for place in range(first, first + count):
         epoch, offset = divmod(place, len(examples))
@@ -200,5 +205,6 @@ def check_folders(instance_data_dir: Path, with_prior: bool, class_prompt: str |
     find_pictures(instance_data_dir)
     if with_prior and not class_prompt:
         raise AtomError(
-            "--with_prior_preservation needs --class_prompt, the words for the class, such as 'a dog'"
+            "--with_prior_preservation needs --class_prompt, the words for the class, such as "
+            "'a dog'"
         )

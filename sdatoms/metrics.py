@@ -1,10 +1,11 @@
 r"""How alike pictures are in style, by the statistics of an autoencoder's features.
 
-For every resolution level of the base's own VAE encoder, the channel Gram matrix `G = F Fᵀ / (h·w)` of the
-features F `(c, h·w)`; the similarity of two pictures is the mean over levels of the cosine between their Gram
-matrices after the mean over a reference set is taken off. Range [-1, 1].
+For every resolution level of the base's own VAE encoder, the channel Gram matrix `G = F Fᵀ / (h·w)`
+of the features F `(c, h·w)`; the similarity of two pictures is the mean over levels of the cosine
+between their Gram matrices after the mean over a reference set is taken off. Range [-1, 1].
 
-Reference: Gatys, Ecker, Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016, equation 3.
+Reference: Gatys, Ecker, Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR
+2016, equation 3.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def gram_similarity(
     instances: Sequence[Image.Image],
     reference: Sequence[Image.Image],
 ) -> Tensor:
-    """Mean similarity of each picture to the instance pictures, `(n,)`; Grams are centred on `reference`'s mean."""
+    """Mean similarity of each picture to the instance pictures, `(n,)`; Grams are centred on
+    `reference`'s mean."""
     scores = []
     for a, b, r in zip(
         *(measure_grams(vae, group) for group in (pictures, instances, reference)), strict=True

@@ -1,4 +1,5 @@
-"""Flags and config files from one dataclass: names, types, defaults and help are the dataclass's own."""
+"""Flags and config files from one dataclass: names, types, defaults and help are the dataclass's
+own."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class LineParser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -125,10 +128,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """An instance of dataclass `cls`; unknown keys are refused with the nearest known one, types are checked."""
-    known = {
-        f.name: unwrap(h) for f, h in zip(fields(cls), get_type_hints(cls).values(), strict=True)
-    }  # pyright: ignore[reportArgumentType]
+    """An instance of dataclass `cls`; unknown keys are refused with the nearest known one, types
+    are checked."""
+    named: Any = fields(cls)  # pyright: ignore[reportArgumentType]
+    known = {f.name: unwrap(h) for f, h in zip(named, get_type_hints(cls).values(), strict=True)}
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(str(key), known, 1)

@@ -52,7 +52,8 @@ def read_picture(path: Path) -> Image.Image:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise AtomError(
-                    f"the picture {path.name!r} has {opened.width}×{opened.height} pixels; at most 100 million are read"
+                    f"the picture {path.name!r} has {opened.width}×{opened.height} pixels; at most "
+                    "100 million are read"
                 )
             picture = ImageOps.exif_transpose(opened)
             if picture.has_transparency_data:
@@ -83,7 +84,8 @@ def draw_grid(
     column_labels: Sequence[str] = (),
     cell: int = 128,
 ) -> Image.Image:
-    """A labelled grid on white; pictures are scaled to `cell` px, small ones without smoothing their pixels away."""
+    """A labelled grid on white; pictures are scaled to `cell` px, small ones without smoothing
+    their pixels away."""
     font = ImageFont.load_default(size=max(11, cell // 9))
     margin = max([int(font.getlength(label)) for label in row_labels], default=0) + 16
     head = cell // 5 + 4 if column_labels else 0

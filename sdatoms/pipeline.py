@@ -1,4 +1,5 @@
-"""Open a Stable Diffusion base and paint with it. The trainer, the commands and the app all paint through here."""
+"""Open a Stable Diffusion base and paint with it. The trainer, the commands and the app all paint
+through here."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from sdatoms.checkpoint import clip
@@ -45,10 +46,12 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> Any:
-    """Open a diffusers pipeline from a directory or the hub; safetensors only. None opens the bundled base.
+    """Open a diffusers pipeline from a directory or the hub; safetensors only. None opens the
+    bundled base.
 
     Raises:
-        AtomError: there is no such directory and the hub cannot be reached, or it holds no pipeline.
+        AtomError: there is no such directory and the hub cannot be reached, or it holds no
+        pipeline.
     """
     where = find_base(name_or_path)
     local = Path(where).is_dir()
@@ -103,9 +106,10 @@ def paint(
 ) -> list[Image.Image]:
     """One picture for each pair of prompt and seed.
 
-    Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the same, pixel for
-    pixel, whatever is painted beside it; larger batches are faster and may differ from it by a grey level.
-    `callback(done, total)` is told of denoising steps and may raise to cancel.
+    Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the
+    same, pixel for pixel, whatever is painted beside it; larger batches are faster and may differ
+    from it by a grey level. `callback(done, total)` is told of denoising steps and may raise to
+    cancel.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.

@@ -1,7 +1,8 @@
 """What a training run leaves on disk, and all that an app needs to show it.
 
 `config.toml` (effective), `metrics.jsonl`, `status.json`, `samples/`, `checkpoints/step-000200/`,
-`atoms.safetensors`, `report.json`, `log.txt`. Every file but the two logs is written whole or not at all.
+`atoms.safetensors`, `report.json`, `log.txt`. Every file but the two logs is written whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class RunDirectory:
         return sorted(int(m[1]) for p in self.checkpoints.iterdir() if (m := STEP.match(p.name)))
 
     def find_checkpoint(self, wanted: str) -> tuple[int, Path] | None:
-        """`latest`, a step's directory name, or a path → its step and directory; None when `latest` finds none."""
+        """`latest`, a step's directory name, or a path → its step and directory; None when `latest`
+        finds none."""
         steps = self.list_checkpoints()
         if wanted == "latest":
             return (steps[-1], self.checkpoints / f"step-{steps[-1]:06d}") if steps else None

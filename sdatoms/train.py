@@ -3,8 +3,8 @@
     for step in train(config):
         print(step.step, step.loss)
 
-The loss is Stable Diffusion's denoising error on instance pictures, plus `prior_loss_weight` times the same on
-class pictures, optionally weighted by min-SNR-γ.
+The loss is Stable Diffusion's denoising error on instance pictures, plus `prior_loss_weight` times
+the same on class pictures, optionally weighted by min-SNR-γ.
 
 Reference: Ruiz et al., "DreamBooth", CVPR 2023, https://arxiv.org/abs/2208.12242, equation 2;
 Hang et al., "Min-SNR weighting", ICCV 2023, https://arxiv.org/abs/2303.09556, equation 5.
@@ -17,7 +17,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,9 +152,14 @@ class Trainer:
         if self.main:
             self.run.set_status("class images", 0, config.max_train_steps, None)
             make_class_pictures(
-                self.pipe, folder, config.class_prompt, config.num_class_images,
-                seed=config.seed, batch_size=config.sample_batch_size, log=self.log,
-            )  # fmt: skip
+                self.pipe,
+                folder,
+                config.class_prompt,
+                config.num_class_images,
+                seed=config.seed,
+                batch_size=config.sample_batch_size,
+                log=self.log,
+            )
         self.accelerator.wait_for_everyone()
         return encode_examples(self.pipe, folder, config.class_prompt, self.resolution, self.log)
 
@@ -166,12 +171,16 @@ class Trainer:
         sums = {"loss": 0.0, "instance": 0.0, "prior": 0.0}
         for micro in range(config.gradient_accumulation_steps):
             batch = draw_batch(
-                self.instances, self.classes, index=self.step * config.gradient_accumulation_steps + micro,
+                self.instances,
+                self.classes,
+                index=self.step * config.gradient_accumulation_steps + micro,
                 batch_size=config.train_batch_size,
-                num_processes=self.accelerator.num_processes, process=self.accelerator.process_index,
+                num_processes=self.accelerator.num_processes,
+                process=self.accelerator.process_index,
                 num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
-                prior_loss_weight=config.prior_loss_weight, seed=config.seed,
-            )  # fmt: skip
+                prior_loss_weight=config.prior_loss_weight,
+                seed=config.seed,
+            )
             latents, context, noise, t, weights = (tensor.to(device) for tensor in batch)
             noisy = self.noise_scheduler.add_noise(latents, noise, t)
             last = micro == config.gradient_accumulation_steps - 1
@@ -237,7 +246,8 @@ class Trainer:
         self.log(f"saved checkpoint step-{self.step:06d}")
 
     def resume(self, wanted: str) -> None:
-        """Continue from a checkpoint as if never interrupted; `latest` with none there starts afresh."""
+        """Continue from a checkpoint as if never interrupted; `latest` with none there starts
+        afresh."""
         found = self.run.find_checkpoint(wanted)
         if found is None:
             self.log("no checkpoint to resume from; starting afresh")
@@ -245,7 +255,8 @@ class Trainer:
         step, folder = found
         if step > self.config.max_train_steps:
             raise AtomError(
-                f"the checkpoint is at step {step}, past --max_train_steps {self.config.max_train_steps}"
+                f"the checkpoint is at step {step}, past --max_train_steps "
+                f"{self.config.max_train_steps}"
             )
         tensors = load_tensors((folder / "atoms.safetensors").read_bytes())
         self.injection.load_state_dict({key.removeprefix("unet."): t for key, t in tensors.items()})
@@ -294,7 +305,7 @@ class Trainer:
         )
 
     def paint_samples(self, base: bool = False) -> None:
-        """Sample pictures with the atoms as a saved file would give them, or of the untouched base."""
+        """Sample pictures as the saved file would give them, or those of the untouched base."""
         config = self.config
         count = config.num_validation_images
         if not self.main or not count or not config.validation_steps:
@@ -337,27 +348,32 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "seconds": round(time.time() - trainer.began, 2),
         "steps": trainer.step,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "base_model": find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
         "instance_pictures": list(trainer.instances.names),
         "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
         "versions": {
-            "sdatoms": sdatoms.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version(),
+            "sdatoms": sdatoms.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
         },
-    }  # fmt: skip
+    }
 
 
 def make_noise_scheduler(pipe: Any) -> Any:
     """The base's own noise schedule for training."""
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 def weigh_timesteps(scheduler: Any, snr_gamma: float | None) -> Tensor:
-    """Loss weight of every timestep, `(num_train_timesteps,)`: min(SNR, γ)/SNR for ε, /(SNR + 1) for v."""
+    """Loss weight of every timestep, `(num_train_timesteps,)`: min(SNR, γ)/SNR for ε, /(SNR + 1)
+    for v."""
     steps = scheduler.config.num_train_timesteps
     if snr_gamma is None:
         return torch.ones(steps)
@@ -367,12 +383,14 @@ def weigh_timesteps(scheduler: Any, snr_gamma: float | None) -> Tensor:
 
 
 def choose_attention(device: torch.device) -> Any:
-    """On the CPU the plain kernel: the fused one's backward is three times slower there at small sizes."""
+    """On the CPU the plain kernel: the fused one's backward is three times slower there at small
+    sizes."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
-def train(config: TrainConfig) -> Iterator[TrainStep]:
-    """Train and yield after every optimizer step. Stop iterating (`close()`) to stop: the state is saved first.
+def train(config: TrainConfig) -> Generator[TrainStep]:
+    """Train and yield after every optimizer step. Stop iterating (`close()`) to stop: the state is
+    saved first.
 
     Raises:
         AtomError: pictures, flags or base cannot be used; the loss is no longer finite.
@@ -384,8 +402,9 @@ def train(config: TrainConfig) -> Iterator[TrainStep]:
         trainer.run.trim_metrics(-1)
     total = config.max_train_steps
     trainer.log(
-        f"training {trainer.injection.num_parameters} numbers in {len(trainer.injection.layers)} layers on "
-        f"{len(trainer.instances)} pictures for {total} steps"
+        f"training {trainer.injection.num_parameters} numbers in "
+        f"{len(trainer.injection.layers)} layers on {len(trainer.instances)} pictures for {total} "
+        "steps"
     )
     phase = "failed"
     try:
@@ -420,7 +439,8 @@ def train(config: TrainConfig) -> Iterator[TrainStep]:
 
 
 def estimate(config: TrainConfig) -> dict[str, Any]:
-    """Parameters, bytes, memory, steps and minutes of a run, from two real steps in a temporary folder."""
+    """Parameters, bytes, memory, steps and minutes of a run, from two real steps in a temporary
+    folder."""
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, output_dir=folder, resume_from_checkpoint=None)
         if config.with_prior_preservation:
@@ -434,5 +454,6 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
         "bytes": facts["bytes"],
         "memory": f"{max(facts['peak_memory_bytes'], facts['peak_gpu_bytes']) / 2**30:.1f} GiB",
         "steps": config.max_train_steps,
-        "minutes": f"{config.max_train_steps * min(seconds) / 60:.1f} (without class pictures and samples)",
+        "minutes": f"{config.max_train_steps * min(seconds) / 60:.1f} "
+        "(without class pictures and samples)",
     }

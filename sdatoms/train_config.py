@@ -1,7 +1,7 @@
 """`TrainConfig`: the flags of the trainer, named as in diffusers' DreamBooth scripts.
 
-The same object is filled from Python, from flags, from a file and from the app, and is written back into the run
-directory as `config.toml`.
+The same object is filled from Python, from flags, from a file and from the app, and is written back
+into the run directory as `config.toml`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sdatoms.inject import AtomConfig
 __all__ = ["DEFAULT_RATES", "TrainConfig", "make_atom_config"]
 
 DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "full": 3e-3}
-"""Learning rate by variant while `--learning_rate` is not given, in relative weight change per step."""
+"""Learning rate by variant while `--learning_rate` is not given, in relative weight change per
+step."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class TrainConfig:
     with_prior_preservation: bool = False
     """Also train on class pictures, so that the class stays what it was."""
     class_data_dir: str | None = None
-    """Folder with class pictures; missing ones are painted by the base. Default: class_images in the run directory."""
+    """Folder with class pictures; missing ones are painted by the base. Default: class_images in
+    the run directory."""
     class_prompt: str | None = None
     """Prompt of the class pictures, such as "a dog"."""
     num_class_images: int = 100
@@ -109,10 +111,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least = {
-            "max_train_steps": 1, "train_batch_size": 1, "sample_batch_size": 1, "gradient_accumulation_steps": 1,
-            "num_class_images": 1, "checkpointing_steps": 1, "validation_steps": 0, "num_validation_images": 0,
+            "max_train_steps": 1,
+            "train_batch_size": 1,
+            "sample_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "num_class_images": 1,
+            "checkpointing_steps": 1,
+            "validation_steps": 0,
+            "num_validation_images": 0,
             "lr_warmup_steps": 0,
-        }  # fmt: skip
+        }
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise AtomError(f"--{name} is {getattr(self, name)}; it takes at least {least}")
@@ -129,7 +137,8 @@ class TrainConfig:
 
 
 def make_atom_config(config: TrainConfig) -> AtomConfig:
-    """The method's flags as an `AtomConfig`; flags not given keep its defaults, budget rule included."""
+    """The method's flags as an `AtomConfig`; flags not given keep its defaults, budget rule
+    included."""
     given = {
         "num_atoms": config.num_atoms,
         "num_inner_atoms": config.num_inner_atoms,

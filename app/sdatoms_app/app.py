@@ -11,6 +11,7 @@ os.environ.setdefault(
 )  # before gradio is imported: no request leaves
 
 import gradio as gr
+from gradio import themes
 
 from sdatoms import AtomError
 from sdatoms_app.generate_tab import build_generate_tab
@@ -22,7 +23,7 @@ __all__ = ["build_app", "find_port", "serve"]
 # small pictures fill their frame
 STYLE = ".picture img {width: 100%; height: 100%; object-fit: contain; image-rendering: auto}"
 
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+THEME = themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def build_app(studio: Studio) -> gr.Blocks:
@@ -52,9 +53,13 @@ def serve(*, base: str | None, adapters_dir: Path, outputs_dir: Path, host: str,
     studio.open()
     try:
         build_app(studio).launch(
-            server_name=host, server_port=port or find_port(), theme=THEME,
-            css=STYLE, max_file_size=MAX_UPLOAD_BYTES,
-            footer_links=["api"], show_error=True,
-        )  # fmt: skip
+            server_name=host,
+            server_port=port or find_port(),
+            theme=THEME,
+            css=STYLE,
+            max_file_size=MAX_UPLOAD_BYTES,
+            footer_links=["api"],
+            show_error=True,
+        )
     except OSError as error:
         raise AtomError(f"the app cannot listen on {host}:{port}: {error}") from None

@@ -1,4 +1,5 @@
-"""The Generate tab: a prompt, a seed, atom files with a strength each, and base and adapted picture side by side."""
+"""The Generate tab: a prompt, a seed, atom files with a strength each, and base and adapted picture
+side by side."""
 
 from __future__ import annotations
 
@@ -26,9 +27,13 @@ def build_generate_tab(studio: Studio) -> None:
                 label="Prompt", value="cat face in sks style", lines=2, elem_id="prompt"
             )
             chosen = gr.Dropdown(
-                label="Atom files", info="Found in the adapters folder or dropped in below; at most five at once.",
-                choices=list_choices(studio), multiselect=True, max_choices=MAX_ADAPTERS, elem_id="atoms",
-            )  # fmt: skip
+                label="Atom files",
+                info="Found in the adapters folder or dropped in below; at most five at once.",
+                choices=list_choices(studio),
+                multiselect=True,
+                max_choices=MAX_ADAPTERS,
+                elem_id="atoms",
+            )
             sliders = [
                 gr.Slider(
                     -1,
@@ -98,17 +103,35 @@ def build_generate_tab(studio: Studio) -> None:
         return gr.Dropdown(choices=list_choices(studio), value=[*picked, entry.id][-MAX_ADAPTERS:])
 
     def run(
-        prompt: str, negative: str, steps: int, guidance: float, scheduler: str, seed: int, shuffle: bool,
-        picked: list[str], *values: float, progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, Any, str, int]:  # fmt: skip
+        prompt: str,
+        negative: str,
+        steps: int,
+        guidance: float,
+        scheduler: str,
+        seed: int,
+        shuffle: bool,
+        picked: list[str],
+        *values: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, Any, str, int]:
         """Paint the prompt with the base and with the chosen atom files, from the same seed."""
         seed = random.randint(0, MAX_SEED) if shuffle else int(seed)
         strengths = dict(zip(picked, map(float, values), strict=False))
+
+        def tell(done: int, total: int) -> None:
+            progress((done, total), unit="steps")
+
         try:
             painted = studio.paint(
-                prompt, negative_prompt=negative, seed=seed, num_inference_steps=int(steps), guidance_scale=guidance,
-                scheduler=scheduler, strengths=strengths, callback=lambda done, all: progress((done, all), unit="steps"),
-            )  # fmt: skip
+                prompt,
+                negative_prompt=negative,
+                seed=seed,
+                num_inference_steps=int(steps),
+                guidance_scale=guidance,
+                scheduler=scheduler,
+                strengths=strengths,
+                callback=tell,
+            )
         except AtomError as error:
             raise gr.Error(str(error), print_exception=False) from None
         files = (
@@ -122,15 +145,21 @@ def build_generate_tab(studio: Studio) -> None:
     )
     upload.upload(take_upload, [upload, chosen], chosen, api_name="upload", concurrency_limit=1)
     refresh.click(
-        lambda: gr.Dropdown(choices=list_choices(studio)), None, chosen, api_name="refresh",
+        lambda: gr.Dropdown(choices=list_choices(studio)),
+        None,
+        chosen,
+        api_name="refresh",
         api_description="List the atom files of the adapters folder anew.",
-    )  # fmt: skip
+    )
     gr.on(
-        [paint.click, prompt.submit], run,
+        [paint.click, prompt.submit],
+        run,
         [prompt, negative, steps, guidance, scheduler, seed, shuffle, chosen, *sliders],
         [base, adapted, note, seed],
-        api_name="generate", concurrency_limit=1, concurrency_id="pipeline",
-    )  # fmt: skip
+        api_name="generate",
+        concurrency_limit=1,
+        concurrency_id="pipeline",
+    )
 
 
 def list_choices(studio: Studio) -> list[tuple[str, str]]:

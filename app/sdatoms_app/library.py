@@ -1,6 +1,7 @@
 """The atom files the app offers: those found in a folder, and those dropped in by visitors.
 
-Visitors name files by an id from the list, never by a path; an upload is read and checked before it is listed.
+Visitors name files by an id from the list, never by a path; an upload is read and checked before it
+is listed.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Library:
         return entry
 
     def _read(self, path: Path) -> Entry | None:
-        """The entry of a file, or None where it is no atom file; remembered while the file stays the same."""
+        """The entry of a file, or None where it is no atom file; remembered while the file stays
+        the same."""
         stat = path.stat()
         key = (path, stat.st_mtime_ns, stat.st_size)
         if key not in self._known:

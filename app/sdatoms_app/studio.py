@@ -64,7 +64,8 @@ class Studio:
         """Paint base and adapted picture and keep both as PNGs that carry their recipe.
 
         Raises:
-            AtomError: the prompt is empty or too long, a number is out of range, a file is not listed or does
+            AtomError: the prompt is empty or too long, a number is out of range, a file is not
+            listed or does
                 not fit the base. The pipeline is left as the base.
         """
         if not prompt.strip() or len(prompt) > MAX_PROMPT:
