@@ -87,12 +87,9 @@ def original(make_unet):
         for place, layers in places.items():
             names += [f"{side}.{place}.{layer}".rstrip(".") for layer in layers]
     marks = {f"model.diffusion_model.{name}.weight": name for name in names}
-    config = {"layers_per_block": 1}
-    return {
-        name: key.removesuffix(".weight")
-        for key, name in convert_ldm_unet_checkpoint(marks, config).items()
-        if name is not None
-    }
+    marks["model.diffusion_model.output_blocks.1.1.conv.bias"] = ""
+    found = convert_ldm_unet_checkpoint(marks, {"layers_per_block": 1})
+    return {name: key.removesuffix(".weight") for key, name in found.items() if name}
 
 
 @pytest.fixture
