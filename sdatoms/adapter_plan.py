@@ -21,7 +21,8 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
 
     Raises:
         AtomError: a layer is missing, of another layout, or shares its weight; the module carries
-            injected atoms, or somebody wrote to its baked weights.
+            injected atoms, or somebody wrote to its baked weights; the atoms are sparse and were
+            trained on other weights.
     """
     if carries_atoms(module):
         raise AtomError(
@@ -40,13 +41,22 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
                 f"the layers {clip(holder)!r} and {clip(path)!r} share one weight; atoms fit it "
                 "only once"
             )
-    differing = []
-    for path, stored in file.fingerprints.get(component, {}).items():
+    prints = file.fingerprints.get(component, {})
+    differing, unknown = [], [path for path in maps if path not in prints]
+    for path, stored in prints.items():
         if path in maps:
             baked = state.layers.get(path)
             weight = baked.pristine if baked else find_layer(module, path).weight
             if not matches(stored, fingerprint(weight)):
                 differing.append(path)
+    if file.config.decomposition == "sparse" and (differing or unknown):
+        # Codes of other weights are other numbers: the delta would be noise, not a shifted style.
+        base = clip(file.metadata.get("base_model", "unknown"))
+        raise AtomError(
+            f"the weights of {len(differing) + len(unknown)} of {len(maps)} layers are not those "
+            f"these sparse atoms were trained on ({base}), first "
+            f"{clip((differing + unknown)[0])!r}; load the file on its own base"
+        )
     return Adapter(file.sha256, maps, strength, tuple(differing))
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import sdatoms
-from sdatoms.atom_file import FORMAT, AtomFile, LayerMap, clip, write_whole
+from sdatoms.atom_file import FORMAT, AtomFile, LayerMap, clip, describe_books, write_whole
 from sdatoms.atom_reader import read_atoms
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint, hash_tensors
@@ -63,7 +63,7 @@ def pack_atoms(
 
     Args:
         tensors: keys as in the file; replaces the live values, for instance by running averages.
-        dtype: of the stored numbers.
+        dtype: of the stored numbers, base atoms aside: rounded ones would be another dictionary.
         others: as in `save_atoms`.
 
     Raises:
@@ -91,7 +91,8 @@ def pack_atoms(
             raise AtomError(f"the replacement tensor {key!r} fits no tensor of these injections")
         stored[key] = tensor.detach().clone()
     for key, tensor in stored.items():
-        stored[key] = tensor.to("cpu", dtype).contiguous()
+        kept = torch.float32 if key.endswith("base_atoms") else dtype
+        stored[key] = tensor.to("cpu", kept).contiguous()
         if not torch.isfinite(stored[key]).all():
             raise AtomError(f"the tensor {key!r} holds NaN or infinite numbers; nothing was saved")
     for key in metadata or {}:
@@ -151,7 +152,8 @@ def save_atoms(
 
 
 def describe_layout(layer: AtomConv2d | AtomLinear) -> dict[str, Any]:
-    """What a file says about a layer: kernel and groups, and the view and sides of its blocks."""
+    """What a file says about a layer: kernel and groups, the view and sides of its blocks, and λ
+    and the solver of sparse codes."""
     layout: dict[str, Any] = {
         "kernel": list(layer.weight.shape[2:]),
         "groups": layer.groups if isinstance(layer, AtomConv2d) else 1,
@@ -159,7 +161,7 @@ def describe_layout(layer: AtomConv2d | AtomLinear) -> dict[str, Any]:
     block = layer.views().get("block")
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
-    return layout
+    return layout | describe_books({v: d.book for v, d in layer.views().items() if d.book})
 
 
 def guess_architecture(model: nn.Module) -> str:

@@ -4,7 +4,8 @@ Deltas add, view by view. With one encoder E, `Σ s_k E ΔD_k = E (Σ s_k ΔD_k)
 With different encoders the maps are, `T = Σ s_k E_k ΔD_k`, stored behind an identity encoder.
 `overcomplete` atoms are concatenated along m1 (β as they are, D1 scaled) while that is smaller than
 one ΔD_c a channel, which holds any number of them. Block views of another kind or size stay side by
-side.
+side. Sparse files add the same way where their codes are the same: with identical base atoms, λ and
+solver; others are refused, as is a sparse file beside a linear one.
 
 Sums are taken in float64 in the order of the files' hashes, so the order of the arguments changes
 no bit.
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 import sdatoms
-from sdatoms.atom_file import FORMAT, AtomFile, LayerMap
+from sdatoms.atom_file import FORMAT, AtomFile, LayerMap, clip, describe_books, join_key
+from sdatoms.codes import CodeBook
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import hash_tensors, matches
 
@@ -40,8 +42,8 @@ def compose(
 
     Raises:
         AtomError: no files, another number of strengths, a strength that is not finite, or files
-        whose
-            common layers were trained on different base weights.
+            whose common layers were trained on different base weights, or are sparse with other
+            atoms, λ or solver, or beside linear ones.
     """
     strengths = [1.0] * len(files) if strengths is None else list(strengths)
     if not files:
@@ -52,6 +54,7 @@ def compose(
         if not abs(strength) < float("inf"):
             raise AtomError(f"a strength is {strength!r}; it takes a finite number")
     prints = merge_fingerprints(files)
+    check_books(files)
     parts = sorted(zip(files, strengths, strict=True), key=lambda part: (part[0].sha256, part[1]))
     tensors: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
@@ -84,6 +87,39 @@ def compose(
     return AtomFile(first.config, header, tensors)
 
 
+def check_books(files: Sequence[AtomFile]) -> None:
+    """Refuse sparse files whose codes differ, and sparse beside linear ones."""
+    first = files[0]
+    known: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for number, file in enumerate(files, 1):
+        here = f"file {number} ({clip(file.trigger or 'no trigger')})"
+        kinds = file.config.decomposition, first.config.decomposition
+        if kinds[0] != kinds[1]:
+            raise AtomError(
+                f"{here} is {kinds[0]} where file 1 is {kinds[1]}; they do not compose, load them "
+                "side by side"
+            )
+        if kinds[0] == "linear":
+            continue
+        if file.config.sparsity != first.config.sparsity:
+            raise AtomError(
+                f"{here} was made with a sparsity of {file.config.sparsity} where file 1 has "
+                f"{first.config.sparsity}; sparse files compose only with the same codes"
+            )
+        for component in file.components:
+            for path, maps in file.maps(component).items():
+                for m in maps:
+                    assert m.book
+                    place = (component, path, "spatial" if m.kind == "spatial" else "block")
+                    before, other = known.setdefault(place, (m.book.hash, here))
+                    if before != m.book.hash:
+                        raise AtomError(
+                            f"{here} has other sparse atoms, λ or solver than {other} in "
+                            f"{clip('.'.join(place))!r}; sparse files compose only with the same "
+                            "codes"
+                        )
+
+
 def merge_fingerprints(files: Sequence[AtomFile]) -> dict[str, dict[str, list[float]]]:
     """All files' fingerprints; a layer that two files know must be the same weight."""
     merged: dict[str, dict[str, list[float]]] = {}
@@ -106,6 +142,7 @@ def sum_layer(terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict[str, Any]]
     """One layer's summed tensors as `<view>.<tensor>`, and its layout."""
     layout: dict[str, Any] = {"kernel": list(terms[0][1].kernel), "groups": terms[0][1].groups}
     slots: dict[tuple[str, tuple[int, int]], list[Term]] = {}
+    books: dict[str, CodeBook] = {}
     for strength, m in terms:
         if (m.kernel, m.groups) != (terms[0][1].kernel, terms[0][1].groups):
             raise AtomError(
@@ -121,23 +158,26 @@ def sum_layer(terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict[str, Any]]
             name = "block" if blocks == 1 else f"block_{blocks}"
             facts = {"view": kind, "block": list(block)}
             layout |= facts if blocks == 1 else {name: facts}
-        stored |= {f"{name}.{key}": tensor for key, tensor in sum_view(group).items()}
-    return stored, layout
+        stored |= {join_key(name, key): tensor for key, tensor in sum_view(group).items()}
+        if book := group[0][1].book:
+            books[name] = book
+    return stored, layout | describe_books(books)
 
 
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     """The tensors of one view's sum, in the smallest form that holds it exactly."""
-    encoder = terms[0][1].tensors["encoder"]
+    base = "base_atoms" if terms[0][1].book else "encoder"
+    encoder = terms[0][1].tensors[base]
     channels = next((m.channels for _, m in terms if m.channels is not None), None)
-    if not all(torch.equal(m.tensors["encoder"], encoder) for _, m in terms):
+    if not all(torch.equal(m.tensors[base], encoder) for _, m in terms):
         eye = torch.eye(len(encoder))
         total = add([strength * m.transform for strength, m in terms])
         name = "atoms" if channels is None else "channel_atoms"
         return {"encoder": eye, name: total.float().contiguous()}
     if channels is None:
         total = add([strength * m.tensors["atoms"].double() for strength, m in terms])
-        return {"encoder": encoder.float(), "atoms": total.float()}
-    m, p = encoder.shape[1], encoder.shape[0]
+        return {base: encoder.float(), "atoms": total.float()}
+    m, p = encoder.shape if base == "base_atoms" else encoder.T.shape
     inner = [as_inner(strength, layer, channels) for strength, layer in terms]
     width = sum(beta.shape[2] for beta, _ in inner if beta is not None)
     if (
@@ -145,7 +185,7 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
         and width * (channels * m + m * p) < channels * m * p
     ):
         return {
-            "encoder": encoder.float(),
+            base: encoder.float(),
             "inner_coefficients": torch.cat(
                 [beta for beta, _ in inner if beta is not None], 2
             ).float(),
@@ -153,7 +193,7 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
         }
     total = add([strength * form_delta(layer.tensors) for strength, layer in terms])
     return {
-        "encoder": encoder.float(),
+        base: encoder.float(),
         "channel_atoms": total.float().expand(channels, m, p).contiguous(),
     }
 

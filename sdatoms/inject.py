@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.atom_config import AtomConfig
+from sdatoms.atom_file import join_key
 from sdatoms.budget import build_deltas
+from sdatoms.codes import unit_atoms
 from sdatoms.deltas import Delta
 from sdatoms.errors import AtomError
 from sdatoms.layers import AtomConv2d, AtomLayer, AtomLinear, adopt
@@ -37,7 +39,8 @@ class LayerReport:
     """Atoms over all views of the layer."""
     parameters: int
     error: float
-    """Relative reconstruction error `‖W − A D‖/‖W‖` of the worst view; 0 for complete atoms."""
+    """Relative reconstruction error `‖W − A D‖/‖W‖` of the worst view; 0 for complete atoms of the
+    linear decomposition."""
     note: str
     """What the rank or the budget rule cut, or why the layer was left out."""
 
@@ -59,11 +62,11 @@ class Injection:
         self._hooks = [(table, dict(table)) for module in modules for table in find_hooks(module)]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every encoder and trained tensor as `<module path>.<view>.<tensor>`."""
+        """Every encoder or base atom and trained tensor as `<module path>.<view>.<tensor>`."""
         for path, layer in self.layers.items():
             for view, delta in layer.views().items():
                 for name, tensor in delta.state_dict(keep_vars=True).items():
-                    yield f"{path}.{view}.{name}", tensor
+                    yield f"{path}.{join_key(view, name)}", tensor
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trained tensors by name."""
@@ -85,12 +88,15 @@ class Injection:
         return list(self._reports)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all encoders and trained tensors, by `<module path>.<view>.<tensor>`."""
+        """Copies of all encoders (or base atoms) and trained tensors, by `<module path>.<view>.
+        <tensor>`; codes are not among them."""
         return {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy tensors in. All keys and shapes must fit, else nothing is changed.
+
+        Where sparse atoms differ from those here, codes are found anew at this injection's λ.
 
         Raises:
             AtomError: names the first key that is missing, unknown, of another shape, or not
@@ -107,11 +113,23 @@ class Injection:
                 problem = f"has shape {came} where {fits} fits"
             elif not torch.isfinite(state[name]).all():
                 problem = "holds NaN or infinite numbers"
+            elif name.endswith("base_atoms") and not unit_atoms(state[name]):
+                problem = "holds atoms that are not of unit norm"
             else:
                 continue
             raise AtomError(f"the tensor {name!r} {problem}; nothing was loaded")
+        recoded = []
+        for path, layer in self.layers.items():
+            for view, delta in layer.views().items():
+                given = state.get(f"{path}.{join_key(view, 'base_atoms')}")
+                if given is not None and not torch.equal(
+                    delta.base_atoms, given.to(delta.base_atoms)
+                ):
+                    recoded.append((delta, delta.encode(layer.weight, given)))
         for name, tensor in own.items():
             tensor.copy_(state[name])
+        for delta, codes in recoded:
+            delta.codes = codes
 
     def train_atoms(self) -> None:
         """Let gradients reach the atoms and nothing else, whatever others froze or thawed."""

@@ -3,9 +3,10 @@ r"""Sparse coding of filters: learn a dictionary of unit-norm atoms, and code ro
     min over A of ½‖X − A D‖² + λ‖A‖₁,  X (n, p), A (n, m), D (m, p) with unit-norm rows, any m
 
 λ is `sparsity` times the root mean square of the rows' entries, so that it means the same in every
-layer and view: white filters coded by p orthogonal atoms lose the share `sparsity` of their norm. Codes come from FISTA with a restart of its momentum in every row: a convex problem with one
-answer and no random numbers; only learning draws a seeded sample of rows. Rows are coded a
-cache-full at a time, and a row that has converged costs nothing more.
+layer and view: white filters coded by p orthogonal atoms lose the share `sparsity` of their norm.
+Codes come from FISTA with a restart of its momentum in every row: a convex problem with one answer
+and no random numbers; only learning draws a seeded sample of rows. Rows are coded a cache-full at a
+time, and a row that has converged costs nothing more.
 
 Reference: Chen, Miao, Qiu, https://arxiv.org/abs/2403.00269, equation 2; Beck and Teboulle, "A Fast
 Iterative Shrinkage-Thresholding Algorithm", SIAM J. Imaging Sciences 2009, section 4; O'Donoghue
