@@ -28,7 +28,7 @@ CONVS = {
     "1x1": ((8, 12, 1), {}),
 }
 VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 
 
 def make_base(case):
@@ -72,9 +72,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "sdatoms" / "codes"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", [*CONVS, "linear"])
+@pytest.mark.parametrize(
+    ("case", "variant", "dtype"),
+    [(case, variant, torch.float32) for case in [*CONVS, "linear"] for variant in VARIANTS]
+    + [(case, "full", dtype) for case in ("3x3", "linear") for dtype in DTYPES],
+)
 def test_the_output_is_that_of_the_base_with_the_delta_added(
     rng, perturb, tolerance, case, variant, dtype
 ):
@@ -137,7 +139,6 @@ def test_a_gradient_reaches_every_trained_tensor_and_nothing_else(rng, perturb, 
 def test_the_rms_of_atoms_is_the_relative_change(rng, num_atoms):
     """Exactly for one atom, on average for all of them together."""
     weight = torch.randn(32, 64, 3, 3, generator=rng)
-    delta = inject_one(nn.Conv2d(64, 32, 3), "atoms", num_atoms=num_atoms).layers["0"].deltas
     basis, _ = fit_codes(weight, View("spatial", tuple(weight.shape)), num_atoms, 0.15, 0)
     changes = []
     for atom in range(num_atoms):
@@ -164,10 +165,8 @@ def test_atoms_that_hardly_any_filter_uses_are_not_blown_up(rng):
     whole = float(weight.norm()) / 9
     assert norms[:8].tolist() == pytest.approx([whole] * 8, rel=1e-4)
     assert 0 < float(norms[8]) < 0.7 * whole
-    unused = encode_weight(
-        weight.clamp(-1, 1).reshape(view.shape), view, CodeBook(atoms, 2.9)
-    ) if False else codes
-    assert torch.isfinite(unused).all()
+    with pytest.raises(AtomError, match="every code is zero"):
+        encode_weight(weight.reshape(view.shape), view, CodeBook(atoms, 99.0))
 
 
 def test_more_atoms_than_filters_have_entries(make_convnet):
@@ -396,8 +395,14 @@ BAD = {
     "norm": (spoil_tensor(lambda t: t * 1.1), "not of unit norm"),
     "null": (spoil_tensor(torch.zeros_like), "not of unit norm"),
     "infinite": (spoil_tensor(lambda t: t / 0), "holds NaN or infinite"),
-    "width": (spoil_tensor(lambda t: t[:, :4]), r"has base atoms of shape \(9, 4\) where \(at most"),
-    "too many": (spoil_tensor(lambda t: t.repeat(9, 1)), r"shape \(81, 9\) where \(at most 72, 9\)"),
+    "width": (
+        spoil_tensor(lambda t: t[:, :4]),
+        r"has base atoms of shape \(9, 4\) where \(at most",
+    ),
+    "too many": (
+        spoil_tensor(lambda t: t.repeat(9, 1)),
+        r"shape \(81, 9\) where \(at most 72, 9\)",
+    ),
     "flat": (spoil_tensor(lambda t: t.flatten()), r"has base atoms of shape \(81,\)"),
     "missing": (
         lambda t, m: t.pop("model.stem.sparse.base_atoms"),
@@ -530,9 +535,7 @@ def test_sums_of_files_with_the_same_codes(make_convnet, sparse_file, variant):
         fresh = make_convnet()
         load_atoms(fresh, file)
         for key, value in fresh.state_dict().items():
-            torch.testing.assert_close(
-                value, mixed.target.state_dict()[key], rtol=1e-5, atol=1e-6
-            )
+            torch.testing.assert_close(value, mixed.target.state_dict()[key], rtol=1e-5, atol=1e-6)
     if variant in ("atoms", "coefficients"):
         assert composed.num_parameters == files[0].num_parameters
 
@@ -589,7 +592,9 @@ def test_files_with_other_codes_do_not_compose_but_load_side_by_side(
     load_atoms(back, linear, name="owl").load(dog, name="dog")
     for key, value in model.state_dict().items():
         assert torch.equal(value, back.state_dict()[key]), "the order of loading matters"
-    total = make_convnet().stem.weight + adapters.delta("dog", "stem") + adapters.delta("owl", "stem")
+    total = (
+        make_convnet().stem.weight + adapters.delta("dog", "stem") + adapters.delta("owl", "stem")
+    )
     torch.testing.assert_close(model.stem.weight, total, rtol=1e-5, atol=1e-6)
     adapters.clear()
     assert torch.equal(model.stem.weight, make_convnet().stem.weight)
