@@ -9,13 +9,13 @@ Files are written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from sdatoms.sparse import Solver
 
 __all__ = [
     "FORMAT",
+    "FROZEN",
     "AtomFile",
     "LayerMap",
     "clip",
     "describe_books",
     "find_blocks",
     "group_tensors",
+    "hash_content",
     "join_key",
     "list_maps",
     "split_key",
@@ -45,7 +47,9 @@ __all__ = [
 ]
 
 FORMAT = "sdatoms/1"
-KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[2-9][0-9]*)?)\.([a-z_]+)")
+KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
+FROZEN = (".encoder", "base_atoms")
+"""Ends of the keys of tensors that no training changes."""
 BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
 """View → what its base atoms are called under `sparse`."""
 
@@ -74,22 +78,25 @@ class LayerMap:
         names = [n for n in ("inner_coefficients", "channel_atoms") if n in self.tensors]
         return len(self.tensors[names[0]]) if names else None
 
-    @cached_property
-    def transform(self) -> Tensor:
-        """What rows or codes are multiplied by, float64 on the CPU: `T = E ΔD (p, p)` or
-        `(g·i, p, p)`, with sparse codes `ΔD (m, p)` or `(g·i, m, p)`.
+    @property
+    def delta(self) -> Tensor:
+        """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where every channel has its own; float64 on the CPU.
 
-        Formed when it is first used: a file is checked against the model before it may ask for
-        maps, which are larger than the tensors they come from.
+        Formed anew each time, as `transform` is: both may be a thousand times larger than the
+        tensors they come from, and a file is checked against the model before it may ask for them.
         """
-        t = {name: v.detach().to("cpu", torch.float64) for name, v in self.tensors.items()}
-        if "atoms" in t:
-            delta = t["atoms"]
-        elif "channel_atoms" in t:
-            delta = t["channel_atoms"]
-        else:
-            delta = torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
-        return delta if self.book else t["encoder"] @ delta
+        t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
+        if "inner_atoms" in t:
+            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+        return t["atoms"] if "atoms" in t else t["channel_atoms"]
+
+    @property
+    def transform(self) -> Tensor:
+        """What filters or codes are multiplied by, float64 on the CPU: `T = E ΔD (p, p)` or
+        `(g·i, p, p)`, with sparse codes ΔD itself."""
+        if self.book:
+            return self.delta
+        return self.tensors["encoder"].detach().to("cpu", torch.float64) @ self.delta
 
     def view(self, weight: Tensor) -> View:
         return View(self.kind, tuple(weight.shape), self.groups, self.block)
@@ -112,8 +119,7 @@ class AtomFile:
     @property
     def num_parameters(self) -> int:
         """Trained numbers; encoders and base atoms do not count."""
-        frozen = (".encoder", "base_atoms")
-        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(frozen))
+        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(FROZEN))
 
     @property
     def sha256(self) -> str:
@@ -241,6 +247,13 @@ def split_key(key: str) -> tuple[str, str, str, str]:
 def join_key(view: str, name: str) -> str:
     """The end of a tensor's key, after the module path; the inverse of `split_key`."""
     return f"sparse.{BASE_ATOMS[view]}" if name == "base_atoms" else f"{view}.{name}"
+
+
+def hash_content(tensors: Mapping[str, Tensor]) -> str:
+    """`modelspec.hash_sha256`: SHA-256 of a file's bytes after its header, with `0x` in front."""
+    data = save_tensors(dict(tensors))
+    start = 8 + int.from_bytes(data[:8], "little")
+    return "0x" + hashlib.sha256(memoryview(data)[start:]).hexdigest()
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -29,6 +29,8 @@ __all__ = ["read_atoms"]
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
 MAX_TENSORS = 100_000
+MAX_MAPS = 1 << 26
+"""The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
 """The sets of trained tensors a view may hold beside its encoder or base atoms; a block view takes
 the first."""
@@ -137,7 +139,7 @@ def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
             if not (
                 isinstance(numbers, list)
                 and len(numbers) == 4
-                and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+                and all(isinstance(v, int | float) and abs(v) < math.inf for v in numbers)
             ):
                 raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
 
@@ -248,6 +250,8 @@ def check_shapes(
         return f"has base atoms of shape {frozen} where (at most {OVERCOMPLETE * p}, {p}) fits"
     m = frozen[1 if basis == "encoder" else 0]
     channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    if channels * p * p > MAX_MAPS:
+        return f"asks for {channels} maps of {p}×{p} numbers where {MAX_MAPS} numbers fit in all"
     inner = shapes.get("inner_atoms", ())
     expected = {
         "encoder": (p, m),

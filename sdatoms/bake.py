@@ -1,29 +1,26 @@
 """Sums of maps baked into plain weights: `W' = W + Σ_k s_k ΔW_k`, always from the pristine weight.
 
-Maps of one view (deltas of one code book) are summed first, in float64 and in the order of the
-files' hashes, so the order of loading changes no bit and K adapters cost what one costs; the sum is
-formed in float32 and cast once. What is baked lives on the root module, as `BakedModule`: whoever
-shares the module shares it.
+Maps of one view are summed first, in float64 and in the order of the files' hashes, so the order of
+loading changes no bit and K adapters cost what one costs; the sum is formed in float32 and cast
+once. What is baked lives on the root module, as `BakedModule`: whoever shares the module shares it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sdatoms.atom_file import LayerMap, clip, group_tensors, list_maps
 from sdatoms.checkpoint import describe_layout
-from sdatoms.code_cache import fetch_codes
 from sdatoms.decompose import View
-from sdatoms.deltas import apply_map, map_rows
+from sdatoms.deltas import apply_map
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.inject import Injection
-from sdatoms.layers import AtomLayer
 
 __all__ = [
     "Adapter",
@@ -175,26 +172,16 @@ def all_or_nothing(states: Iterable[tuple[nn.Module, BakedModule]]) -> Iterator[
 
 
 def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
-    """`Σ s ΔW` in float32. Maps of one view (with sparse codes: of one code book) are summed in
-    float64 first, in the order given."""
-    sums: dict[tuple[View, str, int], Tensor] = {}
-    coded: dict[str, LayerMap] = {}
+    """`Σ s ΔW` in float32. Maps of one view are summed in float64 first, in the order given."""
+    sums: dict[tuple[View, int], Tensor] = {}
     for strength, m in terms:
-        book = m.book.hash if m.book else ""
-        key = (m.view(weight), book, m.transform.dim())
         part = strength * m.transform
+        key = (m.view(weight), part.dim())
         sums[key] = sums[key] + part if key in sums else part
-        coded[book] = m
     total = torch.zeros(weight.shape, device=weight.device)
     with torch.autocast(weight.device.type, enabled=False):
-        for key in sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:])):
-            view, book, _ = key
-            transform, m = sums[key].float().to(weight.device), coded[book]
-            if m.book is None:
-                total = total + apply_map(weight, view, transform)
-            else:
-                codes = fetch_codes(weight, view, m.book) if m.codes is None else m.codes
-                total = total + map_rows(codes, view, transform)
+        for key in sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1])):
+            total = total + apply_map(weight, key[0], sums[key].float().to(weight.device))
     return total
 
 
@@ -254,7 +241,7 @@ def bake_injection(
                 layer = injection.layers[path]
                 pristine = layer.weight.detach().clone()
                 kept.append((layer, layer.weight, layer.deltas, pristine))
-                delta = sum_maps(pristine, [(1.0, lend_codes(m, layer)) for m in maps])
+                delta = sum_maps(pristine, [(1.0, m) for m in maps])
                 layer.weight.copy_((pristine + delta).to(pristine.dtype))
                 layer.deltas = nn.ModuleDict()
         yield
@@ -263,11 +250,3 @@ def bake_injection(
             for layer, weight, deltas, pristine in kept:
                 layer._modules["deltas"] = deltas
                 weight.copy_(pristine)
-
-
-def lend_codes(map: LayerMap, layer: AtomLayer) -> LayerMap:
-    """The map with the layer's own codes, where its base atoms are the layer's."""
-    delta = layer.views().get("spatial" if map.kind == "spatial" else "block")
-    if not map.book or not delta or not delta.book or delta.book.hash != map.book.hash:
-        return map
-    return replace(map, codes=delta.codes)
