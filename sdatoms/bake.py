@@ -2,15 +2,19 @@
 
 Maps of one view are summed first, in float64 and in the order of the files' hashes, so the order of
 loading changes no bit and K adapters cost what one costs; the sum is formed in float32 and cast
-once. What is baked lives on the root module, as `BakedModule`: whoever shares the module shares it.
+once, a few output channels at a time, so that nothing weight-sized is held beside the pristine
+weights. What is baked lives on the root module, as `BakedModule`: whoever shares the module shares
+it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +48,8 @@ BLOCKS = {
     "conv_out": "up",
 }
 """First part of a module path → the block whose strength counts."""
+CHUNK = 1 << 20
+"""Weights whose change is formed at once: what a processor's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -137,24 +143,46 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             if not terms:
                 continue
             base = find_layer(root, path)
-            pristine = base.weight.detach().clone()
-            layer = state.layers[path] = BakedLayer(base, pristine, checksum(pristine))
+            layer = state.layers[path] = BakedLayer(base, copy_weight(base.weight), 0)
         weight = layer.weight
         layer.pristine = layer.pristine.to(weight.device)
-        with torch.no_grad():
-            if terms:
-                delta = sum_maps(layer.pristine, terms)
-                exact = layer.pristine + delta
-                baked = exact.to(weight.dtype)
-                if baked.element_size() < 4:
-                    lost += float((baked - exact).norm()) ** 2
-                    whole += float(delta.norm()) ** 2
-                weight.copy_(baked)
-                layer.current = checksum(baked)
-            else:
+        if terms:
+            rounded, changed = write_sum(weight, layer.pristine, terms)
+            lost, whole = lost + rounded, whole + changed
+            layer.current = checksum(weight)
+        else:
+            with torch.no_grad():
                 weight.copy_(layer.pristine)
-                del state.layers[path]
+            del state.layers[path]
     return (lost / whole) ** 0.5 if whole else 0.0
+
+
+def copy_weight(weight: Tensor) -> Tensor:
+    """A copy on the weight's device, `contiguous` in memory."""
+    if weight.device.type != "cpu":
+        return weight.detach().clone(memory_format=torch.contiguous_format)
+    # numpy's allocator asks for huge pages: half the time where gigabytes are touched first.
+    raw = torch.from_numpy(np.empty(weight.numel() * weight.element_size(), np.uint8))
+    return raw.view(weight.dtype).view(weight.shape).copy_(weight.detach())
+
+
+@torch.no_grad()
+def write_sum(
+    weight: Tensor, pristine: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> tuple[float, float]:
+    """Write `pristine + Σ s ΔW` into `weight`, summed in float32 (or what is wider), cast once.
+
+    Returns:
+        For 16-bit weights the squared norms of what the cast lost and of the change, else zeros.
+    """
+    lost, whole = 0.0, 0.0
+    for rows, delta in walk_sum(pristine, terms):
+        exact = pristine[rows] + delta
+        weight[rows] = exact
+        if weight.element_size() < 4:
+            lost += float((weight[rows] - exact).norm()) ** 2
+            whole += float(delta.norm()) ** 2
+    return lost, whole
 
 
 @contextmanager
@@ -171,18 +199,45 @@ def all_or_nothing(states: Iterable[tuple[nn.Module, BakedModule]]) -> Iterator[
         raise
 
 
+@torch.no_grad()
 def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
-    """`Σ s ΔW` in float32. Maps of one view are summed in float64 first, in the order given."""
+    """`Σ s ΔW` in float32."""
+    total = torch.empty(weight.shape, device=weight.device)
+    for rows, delta in walk_sum(weight, terms):
+        total[rows] = delta
+    return total
+
+
+def walk_sum(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield output channels and `Σ s ΔW` for them, in float32.
+
+    Maps of one view are summed in float64 first, in the order given.
+    """
     sums: dict[tuple[View, int], Tensor] = {}
     for strength, m in terms:
         key = (m.view(weight), m.transform.dim())
         part = strength * m.transform
         sums[key] = sums[key] + part if key in sums else part
-    total = torch.zeros(weight.shape, device=weight.device)
-    with torch.autocast(weight.device.type, enabled=False):
-        for key in sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1])):
-            total = total + apply_map(weight, key[0], sums[key].float().to(weight.device))
-    return total
+    order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1]))
+    maps = [(view, sums[view, dim].float().to(weight.device)) for view, dim in order]
+    step = len(weight)
+    if all(view.groups == 1 or transform.dim() == 2 for view, transform in maps):
+        # Blocks cross no group, so a single map does not care where groups begin.
+        side = math.lcm(*(view.block[0] for view, _ in maps))
+        step = max(1, CHUNK // max(1, weight.shape[1:].numel()) // side) * side
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step]
+        total = None
+        with torch.autocast(weight.device.type, enabled=False):
+            for view, transform in maps:
+                groups = view.groups if len(part) == len(weight) else 1
+                delta = apply_map(part, View(view.kind, part.shape, groups, view.block), transform)
+                total = delta if total is None else total + delta
+        if total is None:
+            total = torch.zeros(part.shape, device=weight.device)
+        yield slice(start, start + step), total
 
 
 def check_untouched(root: nn.Module, state: BakedModule) -> None:
@@ -239,10 +294,9 @@ def bake_injection(
         with torch.no_grad():
             for path, maps in list_maps(grouped, layouts).items():
                 layer = injection.layers[path]
-                pristine = layer.weight.detach().clone()
+                pristine = copy_weight(layer.weight)
                 kept.append((layer, layer.weight, layer.deltas, pristine))
-                delta = sum_maps(pristine, [(1.0, m) for m in maps])
-                layer.weight.copy_((pristine + delta).to(pristine.dtype))
+                write_sum(layer.weight, pristine, [(1.0, m) for m in maps])
                 layer.deltas = nn.ModuleDict()
         yield
     finally:
