@@ -19,15 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.atom_file import LayerMap, clip, group_tensors, list_maps
+from sdatoms.attach import AttachedLayer, list_map_deltas
 from sdatoms.checkpoint import describe_layout
 from sdatoms.decompose import View
 from sdatoms.deltas import apply_map
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.inject import Injection
+from sdatoms.layers import TunedWeight
+from sdatoms.weights import LayerWeight, list_weights, unwrap
 
 __all__ = [
     "Adapter",
+    "BakedLayer",
     "BakedModule",
     "Strength",
     "all_or_nothing",
@@ -75,7 +79,7 @@ class Adapter:
 class BakedLayer:
     """A layer some adapter changes now."""
 
-    module: nn.Module
+    base: LayerWeight
     pristine: Tensor
     """Its weight without adapters."""
     current: int
@@ -83,7 +87,7 @@ class BakedLayer:
 
     @property
     def weight(self) -> Tensor:
-        return read_weight(self.module)
+        return self.base.weight
 
 
 @dataclass
@@ -93,7 +97,7 @@ class BakedModule:
     component: str
     """What the module is called in keys, such as `unet`."""
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    layers: dict[str, BakedLayer] = field(default_factory=dict)
+    layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
     origins: dict[str, int] = field(default_factory=dict)
     """Checksums of the pristine weights since the first load; they outlive the last adapter."""
 
@@ -102,29 +106,31 @@ class BakedModule:
         return bool(self.adapters)
 
 
-def find_layer(module: nn.Module, path: str) -> nn.Conv2d | nn.Linear:
-    """The layer at `path`, seen through wrappers that hold it as their `base_layer`.
+def find_layer(module: nn.Module, path: str) -> LayerWeight:
+    """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
 
     Raises:
-        AtomError: there is no convolution or linear layer with a weight of its own.
+        AtomError: there is no convolution, linear layer or attention projection with a weight of
+            its own.
     """
     layer: nn.Module | None = module
-    for part in path.split("."):
+    found: LayerWeight | None = None
+    *parents, last = path.split(".")
+    for part in parents:
         layer = layer._modules.get(part) if layer is not None else None
-        while layer is not None and layer._modules.get("base_layer") is not None:
-            layer = layer._modules["base_layer"]
-    if not isinstance(layer, nn.Conv2d | nn.Linear) or layer._parameters.get("weight") is None:
+        layer = unwrap(layer) if layer is not None else None
+    if isinstance(layer, nn.MultiheadAttention):
+        found = list_weights(layer).get(last)
+    elif layer is not None and (child := layer._modules.get(last)) is not None:
+        layer = unwrap(child)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            found = LayerWeight(layer)
+    if found is None or found.held is None:
         raise AtomError(
             f"this {type(module).__name__} has no layer {clip(path)!r} that the file's atoms "
             "could fit"
         )
-    return layer
-
-
-def read_weight(layer: nn.Module) -> Tensor:
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return weight
+    return found
 
 
 def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
@@ -143,7 +149,18 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             if not terms:
                 continue
             base = find_layer(root, path)
-            layer = state.layers[path] = BakedLayer(base, copy_weight(base.weight), 0)
+            if base.quantized:
+                layer = AttachedLayer(base)
+            else:
+                layer = BakedLayer(base, copy_weight(base.weight), 0)
+            state.layers[path] = layer
+        if isinstance(layer, AttachedLayer):
+            if terms:
+                layer.attach(root, sum_transforms(layer.pristine, terms))
+            else:
+                layer.detach(root)
+                del state.layers[path]
+            continue
         weight = layer.weight
         layer.pristine = layer.pristine.to(weight.device)
         if terms:
@@ -211,17 +228,8 @@ def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
 def walk_sum(
     weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield output channels and `Σ s ΔW` for them, in float32.
-
-    Maps of one view are summed in float64 first, in the order given.
-    """
-    sums: dict[tuple[View, int], Tensor] = {}
-    for strength, m in terms:
-        key = (m.view(weight), m.transform.dim())
-        part = strength * m.transform
-        sums[key] = sums[key] + part if key in sums else part
-    order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1]))
-    maps = [(view, sums[view, dim].float().to(weight.device)) for view, dim in order]
+    """Yield output channels and `Σ s ΔW` for them, in float32."""
+    maps = sum_transforms(weight, terms)
     step = len(weight)
     if all(view.groups == 1 or transform.dim() == 2 for view, transform in maps):
         # Blocks cross no group, so a single map does not care where groups begin.
@@ -240,6 +248,19 @@ def walk_sum(
         yield slice(start, start + step), total
 
 
+def sum_transforms(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> list[tuple[View, Tensor]]:
+    """The maps of one weight, those of one view summed in float64 in the order given; float32."""
+    sums: dict[tuple[View, int], Tensor] = {}
+    for strength, m in terms:
+        key = (m.view(weight), m.transform.dim())
+        part = strength * m.transform
+        sums[key] = sums[key] + part if key in sums else part
+    order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1]))
+    return [(view, sums[view, dim].float().to(weight.device)) for view, dim in order]
+
+
 def check_untouched(root: nn.Module, state: BakedModule) -> None:
     """Raise when somebody else changed a baked weight: a restore would then be wrong."""
     for path, layer in state.layers.items():
@@ -247,17 +268,20 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
             found = find_layer(root, path)
         except AtomError:
             found = None
-        if found is not layer.module:
+        stands = layer.layer if isinstance(layer, AttachedLayer) else layer.base.module
+        if found is None or found.module is not stands:
             raise AtomError(
                 f"the layer {path!r} was replaced by something else while adapters are baked in; "
                 "put it back, or reload the base model, before changing adapters"
             )
-        weight = layer.weight
-        if weight.is_meta:
+        if found.held is None or found.held.is_meta:
             raise AtomError(
                 f"the weight of {path!r} moved to the meta device (offload?); bring it back before "
                 "changing adapters"
             )
+        if isinstance(layer, AttachedLayer):
+            continue
+        weight = layer.weight
         if weight.dtype != layer.pristine.dtype:
             raise AtomError(
                 f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
@@ -284,23 +308,31 @@ def bake_injection(
     Raises:
         AtomError: a tensor fits no injected layer; nothing is changed.
     """
-    layouts = {path: describe_layout(layer) for path, layer in injection.layers.items()}
+    layouts = {path: describe_layout(weight) for path, weight in injection.weights.items()}
     grouped = group_tensors(tensors).get(component, {})
     for path in grouped:
         if path not in layouts:
             raise AtomError(f"there is no injected layer {clip(path)!r} for the given tensors")
-    kept: list[tuple[nn.Module, Tensor, nn.Module, Tensor]] = []
+    kept: list[tuple[TunedWeight, dict[str, nn.Module], Tensor | None]] = []
     try:
         with torch.no_grad():
             for path, maps in list_maps(grouped, layouts).items():
-                layer = injection.layers[path]
-                pristine = copy_weight(layer.weight)
-                kept.append((layer, layer.weight, layer.deltas, pristine))
-                write_sum(layer.weight, pristine, [(1.0, m) for m in maps])
-                layer.deltas = nn.ModuleDict()
+                tuned, terms = injection.weights[path], [(1.0, m) for m in maps]
+                live, deltas = tuned.base.weight, dict(tuned.deltas.items())
+                if tuned.base.quantized:
+                    kept.append((tuned, deltas, None))
+                    tuned.deltas.clear()
+                    tuned.deltas.update(list_map_deltas(sum_transforms(live, terms)))
+                else:
+                    pristine = copy_weight(live)
+                    kept.append((tuned, deltas, pristine))
+                    write_sum(live, pristine, terms)
+                    tuned.deltas.clear()
         yield
     finally:
         with torch.no_grad():
-            for layer, weight, deltas, pristine in kept:
-                layer._modules["deltas"] = deltas
-                weight.copy_(pristine)
+            for tuned, deltas, pristine in kept:
+                tuned.deltas.clear()
+                tuned.deltas.update(deltas)
+                if pristine is not None:
+                    tuned.base.weight.copy_(pristine)

@@ -104,7 +104,8 @@ def convert_to_lora(
         root = s[:r].sqrt()
         up, down = u[:, :r] * root, root[:, None] * v[:r]
         if delta.dim() > 2:
-            up, down = up[..., None, None], down.reshape(r, *delta.shape[1:])
+            up = up.reshape(*up.shape, *[1] * (delta.dim() - 2))
+            down = down.reshape(r, *delta.shape[1:])
         up, down = (t.to(dtype).cpu().contiguous() for t in (up, down))
         if names == "kohya":
             prefix = name_kohya(component, path)
