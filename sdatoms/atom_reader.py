@@ -184,8 +184,8 @@ def check_layout(layout: Any, view: str) -> str:
     if not isinstance(layout, dict):
         return "has no layout in the header"
     kernel = layout.get("kernel")
-    if not isinstance(kernel, list) or len(kernel) not in (0, 2) or not all(map(whole, kernel)):
-        return "has a layout without a kernel of two whole numbers, or none for a linear layer"
+    if not isinstance(kernel, list) or len(kernel) > 3 or not all(map(whole, kernel)):
+        return "has a layout without a kernel of up to three whole numbers, none for a linear layer"
     if not whole(layout.get("groups")):
         return "has a layout without a number of groups"
     if view == "spatial":

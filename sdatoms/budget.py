@@ -9,7 +9,7 @@ atoms, is taken at their word, and complete atoms stay complete. All of it is no
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
 from sdatoms.codes import OVERCOMPLETE, Codes, fit_codes
@@ -25,6 +25,7 @@ from sdatoms.decompose import (
 from sdatoms.deltas import AtomDelta, Delta, OvercompleteDelta
 from sdatoms.errors import AtomError
 from sdatoms.targets import is_spatial
+from sdatoms.weights import LayerWeight
 
 __all__ = ["build_deltas"]
 
@@ -33,7 +34,7 @@ BUDGET = 4
 
 
 def build_deltas(
-    path: str, module: nn.Conv2d | nn.Linear, config: AtomConfig, named: bool
+    path: str, source: LayerWeight, config: AtomConfig, named: bool
 ) -> tuple[dict[str, Delta], str, float]:
     """The deltas of one layer by view, what was cut, and the worst relative reconstruction error.
 
@@ -42,10 +43,11 @@ def build_deltas(
         named: a pattern of the caller's chose this layer, so that a layer without spatial filters
             takes block atoms in every variant.
     """
-    weight = module.weight
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    shape = tuple(weight.shape)
-    spatial = is_spatial(module)
+    weight, groups, shape = source.weight, source.groups, source.shape
+    if config.decomposition == "sparse" and source.quantized:
+        # Files of sparse atoms load only by baking.
+        return {}, "left out: sparse atoms do not fit quantized weights; linear ones do", 0.0
+    spatial = is_spatial(source.module)
     wants_spatial = spatial and config.variant != "coefficients"
     wants_block = config.variant in ("coefficients", "full") or (named and not spatial)
     overcomplete = config.variant in ("overcomplete", "full")

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import sdatoms
 from sdatoms.atom_file import (
     FORMAT,
+    FROZEN,
     AtomFile,
     LayerMap,
     clip,
-    FROZEN,
     describe_books,
     hash_content,
     write_whole,
@@ -31,7 +31,7 @@ from sdatoms.atom_reader import read_atoms
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint
 from sdatoms.inject import Injection
-from sdatoms.layers import AtomConv2d, AtomLinear
+from sdatoms.layers import TunedWeight
 
 __all__ = [
     "AtomFile",
@@ -96,9 +96,9 @@ def pack_atoms(
             raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")
         stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
         prints[component] = {}
-        for path, layer in injection.layers.items():
-            layers[f"{component}.{path}"] = describe_layout(layer)
-            prints[component][path] = fingerprint(layer.weight)
+        for path, weight in injection.weights.items():
+            layers[f"{component}.{path}"] = describe_layout(weight)
+            prints[component][path] = fingerprint(weight.base.weight)
     for key, tensor in (tensors or {}).items():
         if key not in stored or stored[key].shape != tensor.shape:
             raise AtomError(f"the replacement tensor {key!r} fits no tensor of these injections")
@@ -166,17 +166,14 @@ def save_atoms(
     return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
 
 
-def describe_layout(layer: AtomConv2d | AtomLinear) -> dict[str, Any]:
+def describe_layout(weight: TunedWeight) -> dict[str, Any]:
     """What a file says about a layer: kernel and groups, the view and sides of its blocks, and λ
     and the solver of sparse codes."""
-    layout: dict[str, Any] = {
-        "kernel": list(layer.weight.shape[2:]),
-        "groups": layer.groups if isinstance(layer, AtomConv2d) else 1,
-    }
-    block = layer.views().get("block")
+    layout: dict[str, Any] = {"kernel": list(weight.base.shape[2:]), "groups": weight.base.groups}
+    block = weight.views.get("block")
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
-    return layout | describe_books({v: d.book for v, d in layer.views().items() if d.book})
+    return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
 
 
 def check_thumbnail(thumbnail: str | None) -> None:

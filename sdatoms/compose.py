@@ -185,8 +185,8 @@ def check_books(files: Sequence[AtomFile]) -> None:
         kinds = first.config.decomposition, file.config.decomposition
         if kinds[0] != kinds[1]:
             raise AtomError(
-                f"{one} is {kinds[0]} and {other} {kinds[1]}; sparse files compose only with sparse "
-                "ones, load these side by side"
+                f"{one} is {kinds[0]} and {other} {kinds[1]}; sparse files compose only with "
+                "sparse ones, load these side by side"
             )
         if kinds[0] == "linear":
             continue
@@ -251,7 +251,7 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     places: list[int] = []
     """Of each term, which of the distinct encoders is its own."""
     for _, m in terms:
-        # Sparse terms have one code book, as `check_books` saw to, and sum like those of one encoder.
+        # Sparse terms have one code book (`check_books` saw to it): they sum like one encoder's.
         encoder = m.book.atoms.float().T if m.book else m.tensors["encoder"].float()
         same = [k for k, known in enumerate(encoders) if torch.equal(known, encoder)]
         places.append(same[0] if same else len(encoders))

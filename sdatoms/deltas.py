@@ -85,9 +85,10 @@ class Delta(nn.Module):
         atoms = base_atoms.to(self.base_atoms)
         return encode_weight(weight, self.view, CodeBook(atoms, self.penalty, self.solver))
 
-    def place(self) -> torch.device:
-        """The device of the basis."""
-        return (self.base_atoms if self.sparse else self.encoder).device
+    @property
+    def basis(self) -> Tensor:
+        """The encoder, or the base atoms."""
+        return self.base_atoms if self.sparse else self.encoder
 
     def delta_atoms(self) -> Tensor:
         """`ΔD (m, p)` or `(g·i, m, p)` in the dtype of the trained tensors."""
@@ -126,12 +127,17 @@ def move_only(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
+def make_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in float32, whatever the default dtype, on the device of `like`."""
+    return torch.zeros(shape, dtype=torch.float32, device=like.device)
+
+
 class AtomDelta(Delta):
     """Trained `atoms` = ΔD `(m, p)`."""
 
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__(view, basis)
-        self.atoms = nn.Parameter(torch.zeros(self.num_atoms, view.width, device=self.place()))
+        self.atoms = nn.Parameter(make_zeros(self.basis, self.num_atoms, view.width))
 
     def delta_atoms(self) -> Tensor:
         return self.atoms
@@ -150,9 +156,10 @@ class OvercompleteDelta(Delta):
         super().__init__(view, basis)
         m, m1 = self.num_atoms, num_inner_atoms
         # Drawn on the CPU, so that a seed means the same numbers on every device.
-        beta = torch.randn(view.channels, m, m1, generator=torch.Generator().manual_seed(seed))
-        self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(self.place()))
-        self.inner_atoms = nn.Parameter(torch.zeros(m, m1, view.width, device=self.place()))
+        generator = torch.Generator().manual_seed(seed)
+        beta = torch.randn(view.channels, m, m1, generator=generator, dtype=torch.float32)
+        self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(self.basis.device))
+        self.inner_atoms = nn.Parameter(make_zeros(self.basis, m, m1, view.width))
 
     def delta_atoms(self) -> Tensor:
         return torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
@@ -164,7 +171,7 @@ class ChannelDelta(Delta):
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__(view, basis)
         shape = (view.channels, self.num_atoms, view.width)
-        self.channel_atoms = nn.Parameter(torch.zeros(shape, device=self.place()))
+        self.channel_atoms = nn.Parameter(make_zeros(self.basis, *shape))
 
     def delta_atoms(self) -> Tensor:
         return self.channel_atoms

@@ -74,9 +74,9 @@ def encode_rows(
     atoms = atoms.to(device=rows.device, dtype=torch.float32)
     gram = atoms @ atoms.T
     step = 1 / float(torch.linalg.eigvalsh(gram.double())[-1])
-    shrink = torch.eye(len(atoms), device=rows.device) - step * gram
+    shrink = torch.eye(len(atoms)).to(gram) - step * gram
     if start is None:
-        codes = torch.zeros(len(rows), len(atoms), device=rows.device)
+        codes = gram.new_zeros(len(rows), len(atoms))
     else:
         codes = start / penalty
     size = max(1, CHUNK // len(atoms))
@@ -90,7 +90,7 @@ def settle(codes: Tensor, target: Tensor, shrink: Tensor, threshold: float, solv
     """Bring `codes` to the fixed point of `A ← soft(target + A shrink, threshold)`, in place."""
     place = torch.arange(len(codes), device=codes.device)
     current = ahead = codes.clone()
-    speed = torch.ones(len(codes), 1, device=codes.device)
+    speed = codes.new_ones(len(codes), 1)
     for k in range(1, solver.iterations + 1):
         moved = torch.nn.functional.softshrink(torch.addmm(target, ahead, shrink), threshold)
         misfit, change = ahead - moved, moved - current
@@ -141,7 +141,7 @@ def learn_atoms(
     sample = (sample / measure_penalty(sample, 1.0)).float()
     num_atoms = min(num_atoms, len(sample))
     atoms = draw_atoms(sample, num_atoms)
-    eye = torch.eye(num_atoms, device=rows.device)
+    eye = torch.eye(num_atoms).to(atoms)
     brief = Solver(iterations=10)
     codes = None
     for _ in range(rounds):
