@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from sdatoms.atom_file import LayerMap, clip, group_tensors, list_maps
 from sdatoms.attach import AttachedLayer, list_map_deltas
 from sdatoms.checkpoint import describe_layout
-from sdatoms.code_cache import fetch_codes
-from sdatoms.decompose import View
-from sdatoms.deltas import apply_map, map_rows
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.inject import Injection
 from sdatoms.layers import TunedWeight
+from sdatoms.summed_maps import list_pairs, sum_transforms
 from sdatoms.weights import LayerWeight, list_weights, unwrap
 
 __all__ = [
@@ -246,57 +244,6 @@ def walk_sum(
         if total is None:
             total = torch.zeros(part.shape, device=weight.device)
         yield slice(start, start + step), total
-
-
-@dataclass(frozen=True, eq=False)
-class SummedMap:
-    """What one view of a weight adds to it: `X T`, or `A ΔD` with the codes A."""
-
-    view: View
-    transform: Tensor
-    """T or ΔD, float32."""
-    codes: Tensor | None
-
-    def apply(self, part: Tensor, start: int) -> Tensor:
-        """The change of some output channels of the weight, from the channel `start` on."""
-        whole, held = self.view.shape[0], len(part)
-        groups = self.view.groups if held == whole else 1
-        view = View(self.view.kind, part.shape, groups, self.view.block)
-        if self.codes is None:
-            return apply_map(part, view, self.transform)
-        n = len(self.codes)
-        rows = self.codes[start * n // whole : (start + held) * n // whole]
-        return map_rows(rows, view, self.transform)
-
-
-def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> list[SummedMap]:
-    """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
-    order given."""
-    sums: dict[tuple[View, int, str], Tensor] = {}
-    owners: dict[str, LayerMap] = {}
-    for strength, m in terms:
-        part, book = strength * m.transform, m.book.hash if m.book else ""
-        key = (m.view(weight), part.dim(), book)
-        sums[key] = sums[key] + part if key in sums else part
-        owners[book] = m
-    order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:]))
-    codes = {
-        book: fetch_codes(weight, m.view(weight), m.book) if m.codes is None else m.codes
-        for book, m in owners.items()
-        if m.book
-    }
-    return [
-        SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[2])) for key in order
-    ]
-
-
-def list_pairs(
-    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
-) -> list[tuple[View, Tensor]]:
-    """Views and maps of terms that are all linear, as are all that fit quantized weights."""
-    maps = sum_transforms(weight, terms)
-    assert all(m.codes is None for m in maps)
-    return [(m.view, m.transform) for m in maps]
 
 
 def check_untouched(root: nn.Module, state: BakedModule) -> None:
