@@ -82,12 +82,17 @@ def move_only(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
+def make_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in float32, whatever the default dtype, on the device of `like`."""
+    return torch.zeros(shape, dtype=torch.float32, device=like.device)
+
+
 class AtomDelta(Delta):
     """`T = E ΔD` with trained `atoms` = ΔD `(m, p)`."""
 
     def __init__(self, view: View, encoder: Tensor) -> None:
         super().__init__(view, encoder)
-        self.atoms = nn.Parameter(torch.zeros(self.num_atoms, view.width, device=encoder.device))
+        self.atoms = nn.Parameter(make_zeros(encoder, self.num_atoms, view.width))
 
     def transform(self) -> Tensor:
         return self.encoder.to(self.atoms) @ self.atoms
@@ -104,9 +109,10 @@ class OvercompleteDelta(Delta):
         super().__init__(view, encoder)
         m, m1 = self.num_atoms, num_inner_atoms
         # Drawn on the CPU, so that a seed means the same numbers on every device.
-        beta = torch.randn(view.channels, m, m1, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        beta = torch.randn(view.channels, m, m1, generator=generator, dtype=torch.float32)
         self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(encoder.device))
-        self.inner_atoms = nn.Parameter(torch.zeros(m, m1, view.width, device=encoder.device))
+        self.inner_atoms = nn.Parameter(make_zeros(encoder, m, m1, view.width))
 
     def transform(self) -> Tensor:
         delta = torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
@@ -119,7 +125,7 @@ class ChannelDelta(Delta):
     def __init__(self, view: View, encoder: Tensor) -> None:
         super().__init__(view, encoder)
         shape = (view.channels, self.num_atoms, view.width)
-        self.channel_atoms = nn.Parameter(torch.zeros(shape, device=encoder.device))
+        self.channel_atoms = nn.Parameter(make_zeros(encoder, *shape))
 
     def transform(self) -> Tensor:
         return self.encoder.to(self.channel_atoms) @ self.channel_atoms
