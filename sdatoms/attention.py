@@ -9,7 +9,6 @@ weights: every mask, flag and fast path is the base's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -61,15 +60,33 @@ class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
         tuned = self.tuned_weights()
         if not tuned:
             return super().forward(*args, **kwargs)
-        # A base attention of the same attributes that holds the tuned weights: nothing of this
-        # module is written to, so that threads may share it.
-        base = nn.MultiheadAttention.__new__(nn.MultiheadAttention)
-        base.__dict__.update(self.__dict__)
-        out = self.out_proj
-        weight = tuned.pop("out_proj.weight", out.weight)
-        base.__dict__["out_proj"] = SimpleNamespace(weight=weight, bias=out.bias)
-        base.__dict__.update(tuned)
-        return nn.MultiheadAttention.forward(base, *args, **kwargs)
+        return nn.MultiheadAttention.forward(TunedAttention(self, tuned), *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+class TunedAttention:
+    """What `nn.MultiheadAttention.forward` reads of an attention, with tuned weights in it.
+
+    The module itself is not written to, so that threads may share it.
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, tuned: Mapping[str, Tensor]) -> None:
+        self.base = base
+        self.in_proj_weight = tuned.get("in_proj_weight", base.in_proj_weight)
+        self.q_proj_weight = tuned.get("q_proj_weight", base.q_proj_weight)
+        self.k_proj_weight = tuned.get("k_proj_weight", base.k_proj_weight)
+        self.v_proj_weight = tuned.get("v_proj_weight", base.v_proj_weight)
+        self.out_proj = TunedLinear(base.out_proj, tuned.get("out_proj.weight"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+
+class TunedLinear:
+    """A linear layer's weight and bias."""
+
+    def __init__(self, base: nn.Linear, weight: Tensor | None) -> None:
+        self.weight = base.weight if weight is None else weight
+        self.bias = base.bias
 
 
 def switch_off_fused(model: nn.Module) -> Callable[[], None]:

@@ -22,6 +22,7 @@ __all__ = [
     "AtomConv3d",
     "AtomLayer",
     "AtomLinear",
+    "OneWeightLayer",
     "TunedWeight",
     "add_deltas",
     "replace_modules",
@@ -58,16 +59,21 @@ class TunedWeight:
 
 
 class AtomLayer(nn.Module):
-    """What every atom layer adds to its base: `deltas`, and the weight with them applied."""
+    """What every atom layer adds to its base."""
 
     deltas: nn.ModuleDict
     """View (`spatial` or `block`) → `Delta`; in attention, projection → such a table."""
-    weight: Tensor
 
     def carry(self, name: str, deltas: Mapping[str, nn.Module]) -> nn.ModuleDict:
         """Take up deltas for the weight `name` (empty where there is one); return their table."""
         self.deltas.update(deltas)
         return self.deltas
+
+
+class OneWeightLayer(AtomLayer):
+    """An atom layer over one `weight`."""
+
+    weight: Tensor
 
     def views(self) -> dict[str, Delta]:
         """`deltas` as a plain table."""
@@ -82,7 +88,7 @@ class AtomLayer(nn.Module):
         return add_deltas(self.weight, self.deltas)
 
 
-class AtomConv1d(AtomLayer, nn.Conv1d):
+class AtomConv1d(OneWeightLayer, nn.Conv1d):
     """`nn.Conv1d` with `y = conv(x, W + ΔW)` in one convolution."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -93,7 +99,7 @@ class AtomConv1d(AtomLayer, nn.Conv1d):
         return self._conv_forward(input, self.tuned_weight(), self.bias)
 
 
-class AtomConv2d(AtomLayer, nn.Conv2d):
+class AtomConv2d(OneWeightLayer, nn.Conv2d):
     """`nn.Conv2d` with `y = conv(x, W + ΔW)` in one convolution."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +110,7 @@ class AtomConv2d(AtomLayer, nn.Conv2d):
         return self._conv_forward(input, self.tuned_weight(), self.bias)
 
 
-class AtomConv3d(AtomLayer, nn.Conv3d):
+class AtomConv3d(OneWeightLayer, nn.Conv3d):
     """`nn.Conv3d` with `y = conv(x, W + ΔW)` in one convolution."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -115,7 +121,7 @@ class AtomConv3d(AtomLayer, nn.Conv3d):
         return self._conv_forward(input, self.tuned_weight(), self.bias)
 
 
-class AtomLinear(AtomLayer, nn.Linear):
+class AtomLinear(OneWeightLayer, nn.Linear):
     """`nn.Linear` with `y = x (W + ΔW)ᵀ + bias` in one product."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -22,7 +22,7 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, LinearFP4, LinearN
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdatoms.layers import AtomLayer, sum_deltas
+from sdatoms.layers import AtomLayer, OneWeightLayer, sum_deltas
 
 __all__ = [
     "KINDS",
@@ -95,7 +95,7 @@ def unpack(data: Tensor, state: Any) -> tuple[Tensor, Any]:
     return data, state
 
 
-class QuantizedAtomLayer(AtomLayer):
+class QuantizedAtomLayer(OneWeightLayer):
     """What the atom layers over bitsandbytes share."""
 
     bias: Tensor | None
