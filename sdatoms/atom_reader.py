@@ -139,7 +139,7 @@ def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
             if not (
                 isinstance(numbers, list)
                 and len(numbers) == 4
-                and all(isinstance(v, int | float) and abs(v) < math.inf for v in numbers)
+                and all(type(v) in (int, float) and abs(v) < 1e30 for v in numbers)
             ):
                 raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
 
@@ -180,7 +180,7 @@ def check_tensors(
 
 def check_layout(layout: Any, view: str) -> str:
     """What is wrong with a layer's layout, or an empty string."""
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v < 1 << 31
     if not isinstance(layout, dict):
         return "has no layout in the header"
     kernel = layout.get("kernel")

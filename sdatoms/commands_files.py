@@ -163,11 +163,11 @@ def run_export(args: argparse.Namespace) -> None:
     if not lora and (args.rank is not None or args.names is not None):
         flag = "--rank" if args.rank is not None else "--names"
         raise AtomError(f"{flag} came with --format {args.format}; it fits --format lora only")
-    file, names = read_atoms(args.file), args.names or "diffusers"
+    file, rank, names = read_atoms(args.file), int(args.rank or 0), args.names or "diffusers"
     dtype = getattr(torch, args.dtype)
     pipe = load_base(args.pretrained_model_name_or_path, device="cpu")
     if lora:
-        size = export.measure_lora(file, pipe, args.rank, names=names, dtype=dtype)
+        size = export.measure_lora(file, pipe, rank, names=names, dtype=dtype)
     elif args.format == "diff":
         size = export.measure_diff(file, pipe, dtype=dtype)
     else:
@@ -176,7 +176,7 @@ def run_export(args: argparse.Namespace) -> None:
     print(f"{Path(args.file).stat().st_size:,} bytes", flush=True)
     with writing(args.output):
         if lora:
-            made = export.convert_to_lora(file, pipe, args.rank, names=names, dtype=dtype)
+            made = export.convert_to_lora(file, pipe, rank, names=names, dtype=dtype)
         elif args.format == "diff":
             made = export.convert_to_diff(file, pipe, dtype=dtype)
         else:

@@ -221,7 +221,7 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
                 f"{m.kernel} in {first.groups} and {m.groups} groups; they fit no common base"
             )
         slots.setdefault((m.kind, m.block), []).append((strength, m))
-    channels = {m.channels for _, m in terms} - {None}
+    channels = {m.channels for _, m in terms if m.channels is not None}
     if len(channels) > 1:
         raise AtomError(
             f"two files hold the layer {clip(path)!r} with {min(channels)} and {max(channels)} "

@@ -50,6 +50,9 @@ KOHYA_PREFIXES = {
     "text_encoder_2": "lora_te2",
     "transformer": "lora_unet",
 }
+PAIR = ("lora_A", "lora_B")
+TEXT_PAIR = ("lora_linear_layer.down", "lora_linear_layer.up")
+"""Down and up under diffusers' names; text encoders keep an older spelling."""
 EXPORTED = "(exported)"
 """The name a file is loaded under while it is converted."""
 
@@ -203,7 +206,9 @@ def convert_to_lora(
             tensors[f"{prefix}.alpha"] = torch.tensor(float(r))
         else:
             prefix = name_diffusers(component, path)
-            tensors |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+            text = component.startswith("text_encoder")
+            first, second = TEXT_PAIR if text else PAIR
+            tensors |= {f"{prefix}.{first}.weight": down, f"{prefix}.{second}.weight": up}
     return Conversion(tensors, errors.layers, errors.total)
 
 
