@@ -16,6 +16,8 @@ from sdatoms.code_cache import clear_cache, fetch_codes, find_cache, measure_cac
 from sdatoms.codes import CodeBook, encode_weight, fit_codes
 from sdatoms.compose import compose
 from sdatoms.decompose import View
+from sdatoms.export import convert_to_diff
+from sdatoms.file_report import report_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -305,6 +307,22 @@ def test_files_hold_no_codes(make_convnet, sparse_file):
     small = sparse_file("small", variant="atoms", exclude_modules="depthwise")
     weights = sum(p.numel() for p in make_convnet().parameters())
     assert sum(t.numel() for t in load_file(small).values()) == 2 * 2 * 81 < weights / 10
+
+
+def test_sparse_files_are_reported_and_exported(make_convnet, perturb):
+    config = AtomConfig("full", "sparse", num_atoms=12)
+    file = pack_atoms({"unet": perturb(inject(make_convnet(), config))})
+    rows = {(row.layer, row.view): row for row in report_file(file)}
+    stem = rows["unet.stem", "spatial"]
+    assert (stem.atoms, stem.change) == (12, None)
+    assert stem.bytes == 4 * (stem.parameters + 12 * 9)
+    assert sum(row.parameters for row in rows.values()) == file.num_parameters
+
+    diff = convert_to_diff(file, make_convnet())
+    delta = load_atoms(make_convnet(), file, name="dog").delta("dog", "stem")
+    assert torch.equal(diff.tensors["lora_unet_stem.diff"], delta)
+    with pytest.raises(AtomError, match="not those these sparse atoms"):
+        convert_to_diff(file, make_convnet(seed=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
