@@ -36,7 +36,8 @@ class AtomConfig:
     """Which tensors are trained; the four settings of the paper, in its order."""
     decomposition: Decomposition = "linear"
     """How coefficients are found: `linear` is exact, deterministic and stores none; `sparse` is the
-    paper's sparse coding, with more atoms than filters have entries if asked."""
+    paper's sparse coding, with more atoms than filters have entries if asked; while it trains, it
+    holds m/p codes for every weight."""
     num_atoms: int | None = None
     """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w; h·w with
     `sparse`)."""
@@ -52,7 +53,7 @@ class AtomConfig:
     """λ of `sparse`, in units of the root mean square of the weight's entries; between 0 and 1.
     A complete dictionary loses about this share of white filters. On the 3×3 filters of a trained
     ResNet-56 the default sets 22 % of the codes of 9 atoms and 41 % of 12 to zero, at an error of
-    13 %: twice as much loses a quarter of the weight, a third as much leaves 85 % of 9 codes."""
+    13 %: twice as much loses a quarter of the weight, a third as much hardly any code is zero."""
     target_modules: tuple[str, ...] | None = None
     """fnmatch patterns on module paths; None takes the model family's default."""
     exclude_modules: tuple[str, ...] | None = None

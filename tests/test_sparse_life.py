@@ -62,6 +62,15 @@ def sparse_file(tmp_path, make_convnet, perturb):
     return make
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
 @pytest.fixture
 def pictures(rng):
     return torch.randn(2, 3, 12, 12, generator=rng)
@@ -307,6 +316,36 @@ def test_files_hold_no_codes(make_convnet, sparse_file):
     small = sparse_file("small", variant="atoms", exclude_modules="depthwise")
     weights = sum(p.numel() for p in make_convnet().parameters())
     assert sum(t.numel() for t in load_file(small).values()) == 2 * 2 * 81 < weights / 10
+
+
+def test_attention_is_coded_projection_by_projection(rng, perturb):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = Attention().eval()
+    model, fresh = copy.deepcopy(base), copy.deepcopy(base)
+    x = torch.randn(2, 5, 8, generator=rng)
+    injection = inject(model, AtomConfig("coefficients", "sparse", block_size=2))
+    with torch.no_grad():
+        assert torch.equal(model(x), base(x))
+        file = pack_atoms({"model": perturb(injection, 0.3)})
+        assert "model.attention.q_proj.sparse.block_base_atoms" in file.tensors
+        load_atoms(fresh, file)
+        assert not torch.allclose(model(x), base(x), atol=1e-3)
+        torch.testing.assert_close(fresh(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_quantized_weights_take_no_sparse_atoms(perturb):
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = AtomConfig("coefficients", "sparse", block_size=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(bnb.nn.Linear4bit(128, 64)).to("cpu")
+        plain = nn.Sequential(nn.Linear(128, 64))
+    with pytest.raises(AtomError, match="sparse atoms do not fit quantized weights"):
+        inject(model, config)
+    file = pack_atoms({"model": perturb(inject(plain, config))})
+    with pytest.raises(AtomError, match="is quantized; sparse atoms fit floating-point weights"):
+        load_atoms(model, file)
 
 
 def test_sparse_files_are_reported_and_exported(make_convnet, perturb):
