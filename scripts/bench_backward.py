@@ -2,8 +2,9 @@ r"""Time a backward pass for spatial maps that forms no weight gradient against 
 
 With `h_q[b,c,·] = Σ_o W[o,c,q] g[b,o,·]`, the input gradient is the col2im of `h (I + T)` and
 `∂L/∂T[q,r] = Σ h_q[b,c,pos] x_pad[b,c, stride·pos + dilation·r]`. Arithmetic says it saves the pass
-over the weight; explicit columns cost memory traffic instead. Columns pay where the output has fewer
-positions than a group has output channels, as in the deep levels of a UNet, and lose elsewhere.
+over the weight; explicit columns cost memory traffic instead. Columns pay where the output has
+fewer positions than a group has output channels, as in the deep levels of a UNet, and lose
+elsewhere.
 
 Prints one JSON object: per layer the milliseconds of both, their ratio, and the largest relative
 difference between their gradients.
