@@ -16,6 +16,8 @@ from sdatoms import (
     read_atoms,
     save_atoms,
 )
+from sdatoms.bake import bake_injection
+from sdatoms.checkpoint import pack_atoms
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -239,6 +241,24 @@ def test_a_file_bakes_into_the_parameters_and_clears_to_the_bit(
 
     assert all(torch.equal(v, pristine[k]) for k, v in fresh.state_dict().items())
     assert {key.split(".")[2] for key in read_atoms(path).tensors} == set(PROJECTIONS)
+
+
+def test_atoms_bake_into_their_own_model_for_a_while(tmp_path, rng, perturb):
+    model, fresh = make_model(), make_model()
+    (x,) = make_inputs(rng, "batch first")
+    injection = perturb(inject(model, CONFIG), 0.3)
+    file = pack_atoms({"model": injection})
+    pristine, state = copy.deepcopy(fresh.state_dict()), injection.state_dict()
+    load_atoms(fresh, file)
+    with torch.no_grad():
+        live = model(x)
+
+        with bake_injection(injection, file.tensors, "model"):
+            assert_same(model(x), fresh(x), rtol=0, atol=0)
+
+        assert_same(model(x), live, rtol=0, atol=0)
+    assert all(torch.equal(v, pristine[k]) for k, v in model.state_dict().items() if k in pristine)
+    assert all(torch.equal(v, state[k]) for k, v in injection.state_dict().items())
 
 
 def test_a_foreign_write_to_one_third_is_noticed(tmp_path, perturb):

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
+from sdatoms.bake import bake_injection
+from sdatoms.checkpoint import pack_atoms
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -191,6 +193,20 @@ def test_the_layout_for_some_processors_is_read_too(tmp_path, x, perturb, kind):
     injection = inject(model, CONFIG)
     found = injection.weights["0"].base.weight.float()
     assert (found - weight).norm() < 4e-3 * weight.norm()  # its scales are bfloat16
+
+
+def test_atoms_attach_to_their_own_model_for_a_while(x, perturb):
+    model, fresh = make_model("nf4"), make_model("nf4")
+    injection = perturb(inject(model, CONFIG), 0.1)
+    file, bits = pack_atoms({"model": injection}), model[0].weight.data.clone()
+    load_atoms(fresh, file)
+    with torch.no_grad():
+        live = model(x)
+        perturb(injection, 0.3)
+        with bake_injection(injection, file.tensors, "model"):
+            assert torch.equal(model(x), fresh(x))
+        assert not torch.allclose(model(x), live, atol=1e-2)
+    assert torch.equal(model[0].weight.data, bits)
 
 
 def test_another_adapter_s_layer_in_the_way_is_noticed(tmp_path, perturb):
