@@ -72,7 +72,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
     check_fingerprints(prints, where)
     check_tensors(tensors, layers, BASES[parsed.decomposition], where)
-    return AtomFile(parsed, metadata, tensors)
+    return AtomFile(parsed, metadata, dict(sorted(tensors.items())))
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:

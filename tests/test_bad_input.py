@@ -91,18 +91,18 @@ def test_offsets_that_lie_are_refused(make_unet, make_file, case):
     refuse(make_unet(), path, "cut short or damaged")
 
 
-def test_a_hundred_thousand_tiny_tensors_are_refused_in_no_time(tmp_path, make_file, make_unet):
-    """As many as a header may hold, every one in its place."""
+def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_file, make_unet):
+    """Fewer than a header may hold, every one in its place."""
     header, _ = split_file(make_file())
     kept = {"__metadata__": header["__metadata__"]}
-    for k in range(90_000):
+    for k in range(20_000):
         kept[f"unet.layer{k}.spatial.atoms"] = {
             "dtype": "F16",
             "shape": [1],
             "data_offsets": [2 * k, 2 * k + 2],
         }
     path = tmp_path / "many.safetensors"
-    write_raw(path, kept, bytes(180_000))
+    write_raw(path, kept, bytes(40_000))
     with limited_memory(1 << 30):
         refuse(make_unet(), path, "has no layout in the header")
 
@@ -234,7 +234,8 @@ def test_megabytes_of_text_are_kept_out_of_every_message(make_unet, make_file, m
     path = make_file()
     file = read_atoms(path)
     page = "<script>alert(1)</script>\r\n\x00\x1b]0;" * 100_000
-    file.metadata |= {"trigger": page, "modelspec.title": page, "modelspec.description": page}
+    metadata = file.metadata
+    metadata |= {"trigger": page, "modelspec.title": page, "modelspec.description": page}
     file.save(path)
     again = read_atoms(path)
     assert again.trigger == page
@@ -312,10 +313,11 @@ def test_no_change_of_bytes_gets_past_the_reader(tmp_path, perturb):
     path = pack_atoms({"unet": injection}, trigger="sks").save(tmp_path / "x.safetensors")
     data = path.read_bytes()
     draw, refused = random.Random(0), 0
+    start = 8 + int.from_bytes(data[:8], "little")
     for turn in range(600):
         spoiled = bytearray(data)
         for _ in range(draw.choice((1, 1, 2, 8))):
-            spoiled[draw.randrange(len(data) if turn % 3 else 1400)] = draw.randrange(256)
+            spoiled[draw.randrange(len(data) if turn % 3 else start)] = draw.randrange(256)
         if turn % 5 == 0:
             spoiled = spoiled[: draw.randrange(len(data))]
         path.write_bytes(spoiled)

@@ -179,7 +179,7 @@ def patch_model(patcher: Any, component: str, path: str, strength: float) -> Any
     for layer, key in find_keys(component, wanted, held).items():
         weight, convert = held[key]
         plain = convert(weight.to(torch.float32))
-        delta = compute_delta(plain, layouts[prefix + layer], wanted[layer])
+        delta = compute_delta(plain, layouts[prefix + layer], wanted[layer]).cpu()
         narrow = weight.dtype in (torch.float16, torch.bfloat16)
         patches[key] = ("diff", (delta.to(weight.dtype) if narrow else delta,))
     patched = patcher.clone()
