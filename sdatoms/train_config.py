@@ -96,7 +96,7 @@ class TrainConfig:
     """Steps between samples; 0 paints none."""
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
-    atom_decomposition: Literal["linear"] = "linear"
+    atom_decomposition: Literal["linear", "sparse"] = "linear"
     """How coefficients are found."""
     num_atoms: int | None = None
     """Atoms per spatial filter; all the weight has when not given."""
