@@ -217,8 +217,8 @@ def walk_sum(
     """
     sums: dict[tuple[View, int], Tensor] = {}
     for strength, m in terms:
-        key = (m.view(weight), m.transform.dim())
         part = strength * m.transform
+        key = (m.view(weight), part.dim())
         sums[key] = sums[key] + part if key in sums else part
     order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1]))
     maps = [(view, sums[view, dim].float().to(weight.device)) for view, dim in order]

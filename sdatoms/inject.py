@@ -177,7 +177,9 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
     if not layers:
         asked = ", ".join(config.target_modules or ()) or "the default targets"
         raise AtomError(
-            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}"
+            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}; "
+            "linear layers and 1x1 convolutions take the variants 'coefficients' and 'full', or "
+            "have to be named in target_modules"
         )
     for module, layer in layers.items():
         for parent, name in places.parents[module]:

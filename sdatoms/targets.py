@@ -14,6 +14,21 @@ from sdatoms.errors import AtomError
 
 __all__ = ["Places", "choose_targets", "is_spatial"]
 
+FAMILY_TARGETS = {
+    "CLIPTextModel": ("*.self_attn.*", "*.mlp.*"),
+    "CLIPTextModelWithProjection": ("*.self_attn.*", "*.mlp.*"),
+    "T5EncoderModel": ("*.SelfAttention.*", "*.DenseReluDense.*"),
+    "SD3Transformer2DModel": ("transformer_blocks.*.attn*", "transformer_blocks.*.ff*"),
+    "FluxTransformer2DModel": (
+        "transformer_blocks.*.attn.*",
+        "transformer_blocks.*.ff*",
+        "single_transformer_blocks.*.attn.*",
+        "single_transformer_blocks.*.proj_*",
+    ),
+}
+"""Layers a model family without spatial filters tunes while `target_modules` is None: attention and
+feed-forward, with block atoms in every variant; no embedder, modulation or output layer."""
+
 FAMILY_EXCLUDES = {
     "UNet2DConditionModel": (
         "time_embedding.*",
@@ -22,8 +37,21 @@ FAMILY_EXCLUDES = {
         "class_embedding.*",
     ),
     "UNet2DModel": ("time_embedding.*", "*.time_emb_proj"),
+    "ConvNextForImageClassification": ("classifier",),
+    "ViTForImageClassification": ("classifier",),
+    "ViTModel": ("pooler.*",),
+    "ResNetForImageClassification": ("classifier.*",),
+    "SwinForImageClassification": ("classifier",),
+    "CifarResNet": ("linear",),
+    # The same class names in timm and torchvision, whose heads are called differently.
+    "ConvNeXt": ("head.*", "classifier.*"),
+    "VisionTransformer": ("head", "heads.*"),
+    "ResNet": ("fc",),
+    "SwinTransformer": ("head", "head.*"),
 }
-"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None."""
+"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None: the time
+embeddings of UNets, which hold no pictures, and the heads of classifiers, which are trained whole.
+"""
 
 
 class Places:
@@ -77,6 +105,8 @@ def choose_targets(
 ) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, bool]]:
     """Yield `(path, module, named)` for the layers asked for; `named` when a pattern chose it.
 
+    Patterns are the config's, else those of the model's family.
+
     Raises:
         AtomError: a pattern of `target_modules` matches no convolution or linear layer.
     """
@@ -94,6 +124,8 @@ def choose_targets(
                 f"target_modules pattern {pattern!r} matches no convolution or linear layer of "
                 f"this {type(model).__name__}"
             )
+    if targets is None:
+        targets = FAMILY_TARGETS.get(type(model).__name__)
     for path, module in layers:
         if any(fnmatchcase(path, pattern) for pattern in excludes):
             continue
