@@ -6,7 +6,7 @@ speed and to train a step. Unknown names are answered with the known ones.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -181,12 +181,13 @@ def load_folder(folder: Path) -> nn.Module:
     library, kinds = "diffusers", [table.get("_class_name")]
     if kinds == [None]:
         library, kinds = "transformers", table.get("architectures") or [None]
-    kind = getattr(importlib.import_module(library), str(kinds[0]), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    named = getattr(importlib.import_module(library), str(kinds[0]), None)
+    if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise AtomError(
             f"the config in {str(folder)!r} names {clip(str(kinds[0]))!r}, which is no model of "
             f"{library}"
         )
+    kind: Any = named
     try:
         model = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Real trained weights: CIFAR-10 ResNets keep every bit of every logit under injection.
 
 Weights and pictures lie outside the repository, in `data/cifar` of a folder `shared` beside it or
-of the one that SDATOMS_SHARED names.
+of the one that SDATOMS_SHARED names. The pictures are JPEGs of quality 75 with halved colour: on
+them the networks reach 82 to 85 %, where they reach 92 to 93 % on the lossless ones.
 """
 
 import io
@@ -63,14 +64,14 @@ def test_depths_are_read_from_the_file_and_classify(depth, pictures):
     convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
     assert convolutions + 1 == depth
     x, labels = (t[::5] for t in pictures)
-    assert accuracy(classify(model, x), labels) > 0.85
+    assert accuracy(classify(model, x), labels) > 0.8
 
 
 def test_resnet56_keeps_every_logit_in_every_variant(pictures):
     model = open_model(FOLDER / "resnet56.safetensors").model
     x, labels = (t[::2] for t in pictures)
     logits = classify(model, x)
-    assert accuracy(logits, labels) >= 0.93
+    assert accuracy(logits, labels) > 0.83
     few = x[::10]
     before = classify(model, few)
     for variant in VARIANTS:

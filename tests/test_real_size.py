@@ -7,7 +7,7 @@ import torch
 from model_steps import take_step
 from torch import nn
 
-from sdatoms import AtomConfig, inject
+from sdatoms import AtomConfig, inject, save_atoms
 from sdatoms.model_configs import MODELS
 from sdatoms.models import build_model
 
@@ -49,12 +49,16 @@ def test_one_step_at_real_size(name, variant, perturb, rng):
         (AtomConfig("coefficients", block_size=4), 1_059_840),
     ],
 )
-def test_counts_on_the_whole_unet_of_stable_diffusion_1(config, numbers):
+def test_counts_on_the_whole_unet_of_stable_diffusion_1(config, numbers, tmp_path):
     unet = build_model("sd15-unet", torch.bfloat16)
     convs = {p: m for p, m in unet.named_modules() if isinstance(m, nn.Conv2d)}
     spatial = [path for path, conv in convs.items() if conv.kernel_size == (3, 3)]
     assert (len(convs), len(spatial)) == (98, 52)
 
-    rows = {row.path: row for row in inject(unet, config).report()}
+    injection = inject(unet, config)
 
+    rows = {row.path: row for row in injection.report()}
     assert sum(rows[path].parameters for path in spatial) == numbers
+    if config.variant == "atoms":
+        path = save_atoms(tmp_path / "dog.safetensors", {"unet": injection}, trigger="sks dog")
+        assert path.stat().st_size <= 64_000
