@@ -254,8 +254,8 @@ def sum_transforms(
     """The maps of one weight, those of one view summed in float64 in the order given; float32."""
     sums: dict[tuple[View, int], Tensor] = {}
     for strength, m in terms:
-        key = (m.view(weight), m.transform.dim())
         part = strength * m.transform
+        key = (m.view(weight), part.dim())
         sums[key] = sums[key] + part if key in sums else part
     order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1]))
     return [(view, sums[view, dim].float().to(weight.device)) for view, dim in order]

@@ -7,11 +7,11 @@ import json
 import re
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sdatoms.commands_inject import add_inject, run_inject
 from sdatoms.errors import AtomError
 from sdatoms.options import LineParser, add_flags, build_config, read_config_file
 
@@ -284,59 +284,6 @@ def run_inspect(args: argparse.Namespace) -> None:
                 print(f"{name + '.' + key:<36} {clip(str(entry))}")
         else:
             print(f"{name:<36} {clip(str(value))}")
-
-
-def add_inject(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=None,
-        help="a diffusers pipeline directory; the bundled base by default",
-    )
-    parser.add_argument(
-        "--atom_variant",
-        default="overcomplete",
-        choices=("atoms", "overcomplete", "coefficients", "full"),
-    )
-    parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_view", choices=("channel", "joint"), default=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-
-
-def run_inject(args: argparse.Namespace) -> None:
-    """Inject atoms into a base's UNet and print what every layer got."""
-    from sdatoms.inject import AtomConfig, inject
-    from sdatoms.pipeline import load_base
-
-    names = ("num_atoms", "num_inner_atoms", "block_size", "block_view")
-    config = AtomConfig(
-        variant=args.atom_variant, **{n: getattr(args, n) for n in names if hasattr(args, n)}
-    )
-    pipe = load_base(args.model)
-    injection = inject(pipe.unet, config)
-    rows = injection.report()
-    weights = sum(p.numel() for p in pipe.unet.parameters()) - injection.num_parameters
-    totals = {
-        "variant": config.variant,
-        "layers": len(injection.layers),
-        "parameters": injection.num_parameters,
-        "weights": weights,
-    }
-    if args.json:
-        print(json.dumps(totals | {"report": [asdict(row) for row in rows]}))
-        return
-    for row in rows:
-        shape = "x".join(map(str, row.shape))
-        print(
-            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} "
-            f"{row.error:8.1e}  {row.note}"
-        )
-    print(
-        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of "
-        f"{weights:,} weights"
-    )
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
