@@ -216,10 +216,13 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
             injection.weights[target.path] = TunedWeight(target.weight, table)
     if not adopted:
         asked = ", ".join(config.target_modules or ()) or "the default targets"
-        reasons = dict.fromkeys(row.note for row in injection._reports)
+        reasons = [row.note for row in injection._reports] or [
+            "linear layers and 1x1 convolutions take the variants 'coefficients' and 'full', or "
+            "have to be named in target_modules"
+        ]
         raise AtomError(
-            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}"
-            + "".join(f"; {reason}" for reason in list(reasons)[:1])
+            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}; "
+            f"{reasons[0]}"
         )
     replace_modules(model, adopted)
     injection._switch_on_fused = switch_off_fused(model)

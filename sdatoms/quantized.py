@@ -1,8 +1,8 @@
 """bitsandbytes layers as frozen bases: `y = x (dequantize(W) + ΔW)ᵀ + bias` in one product.
 
-Nothing weight-sized is kept between calls: the backward pass dequantizes again. Layers in 8 bits
-multiply with their weight as stored, in the input's own precision: bitsandbytes itself also rounds
-the input to 8 bits, so that a fresh injection is closer to the unquantized layer than it is.
+Nothing weight-sized is kept between calls: the backward pass dequantizes again. An 8-bit layer
+multiplies with its weight as stored and the input as it comes; where bitsandbytes multiplies whole
+numbers it rounds the input to 8 bits too, and a fresh injection differs from it by that rounding.
 
 Imported only where a layer of bitsandbytes is met; `import sdatoms` does without the package.
 """

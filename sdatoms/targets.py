@@ -18,6 +18,21 @@ from sdatoms.weights import LayerWeight, list_layers, list_weights
 
 __all__ = ["Target", "choose_targets", "count_holders", "is_spatial", "refuse_target"]
 
+FAMILY_TARGETS = {
+    "CLIPTextModel": ("*.self_attn.*", "*.mlp.*"),
+    "CLIPTextModelWithProjection": ("*.self_attn.*", "*.mlp.*"),
+    "T5EncoderModel": ("*.SelfAttention.*", "*.DenseReluDense.*"),
+    "SD3Transformer2DModel": ("transformer_blocks.*.attn*", "transformer_blocks.*.ff*"),
+    "FluxTransformer2DModel": (
+        "transformer_blocks.*.attn.*",
+        "transformer_blocks.*.ff*",
+        "single_transformer_blocks.*.attn.*",
+        "single_transformer_blocks.*.proj_*",
+    ),
+}
+"""Layers a model family without spatial filters tunes while `target_modules` is None: attention and
+feed-forward, with block atoms in every variant; no embedder, modulation or output layer."""
+
 FAMILY_EXCLUDES = {
     "UNet2DConditionModel": (
         "time_embedding.*",
@@ -26,8 +41,21 @@ FAMILY_EXCLUDES = {
         "class_embedding.*",
     ),
     "UNet2DModel": ("time_embedding.*", "*.time_emb_proj"),
+    "ConvNextForImageClassification": ("classifier",),
+    "ViTForImageClassification": ("classifier",),
+    "ViTModel": ("pooler.*",),
+    "ResNetForImageClassification": ("classifier.*",),
+    "SwinForImageClassification": ("classifier",),
+    "CifarResNet": ("linear",),
+    # The same class names in timm and torchvision, whose heads are called differently.
+    "ConvNeXt": ("head.*", "classifier.*"),
+    "VisionTransformer": ("head", "heads.*"),
+    "ResNet": ("fc",),
+    "SwinTransformer": ("head", "head.*"),
 }
-"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None."""
+"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None: the time
+embeddings of UNets, which hold no pictures, and the heads of classifiers, which are trained whole.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,8 @@ def count_holders(model: nn.Module) -> Counter[int]:
 
 def refuse_target(target: Target, holders: Counter[int]) -> str:
     """Why this weight cannot carry atoms, or an empty string.
+
+    Patterns are the config's, else those of the model's family.
 
     Raises:
         AtomError: the layer has no weights yet.
@@ -110,6 +140,8 @@ def choose_targets(model: nn.Module, config: AtomConfig) -> Iterator[Target]:
                 f"target_modules pattern {pattern!r} matches no convolution, linear layer or "
                 f"nn.MultiheadAttention of this {type(model).__name__}"
             )
+    if targets is None:
+        targets = FAMILY_TARGETS.get(type(model).__name__)
     for layer_path, path, name, layer, weight in weights:
         matches = lambda pattern, names=(layer_path, path): any(
             fnmatchcase(p, pattern) for p in names
