@@ -48,8 +48,8 @@ BLOCKS = {
     "conv_out": "up",
 }
 """First part of a module path → the block whose strength counts."""
-CHUNK = 1 << 20
-"""Weights whose change is formed at once: what a processor's cache holds."""
+CHUNK = 1 << 18
+"""Weights whose change is formed at once: small enough for a processor's own cache."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,13 @@ def write_sum(
     """
     lost, whole = 0.0, 0.0
     for rows, delta in walk_sum(pristine, terms):
+        if weight.element_size() >= 4:
+            torch.add(pristine[rows], delta, out=weight[rows])
+            continue
         exact = pristine[rows] + delta
         weight[rows] = exact
-        if weight.element_size() < 4:
-            lost += float((weight[rows] - exact).norm()) ** 2
-            whole += float(delta.norm()) ** 2
+        lost += float((weight[rows] - exact).norm()) ** 2
+        whole += float(delta.norm()) ** 2
     return lost, whole
 
 
