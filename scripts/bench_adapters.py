@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -83,6 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for variant in args.variants:
             facts["variants"][variant] = bench(model, variant, args.runs, Path(folder))
+            print(variant, json.dumps(facts["variants"][variant]), file=sys.stderr)
     facts["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     text = json.dumps(facts, indent=2)
     if args.output:

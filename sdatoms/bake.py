@@ -10,7 +10,8 @@ lives on the root module, as `BakedModule`: whoever shares the module shares it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -51,8 +52,10 @@ BLOCKS = {
     "conv_out": "up",
 }
 """First part of a module path → the block whose strength counts."""
-CHUNK = 1 << 20
-"""Weights whose change is formed at once: what a processor's cache holds."""
+CHUNK = 1 << 18
+"""Weights whose change is formed at once: small enough for a processor's own cache."""
+SIDE_BY_SIDE = 1 << 22
+"""Weights from which on several threads are worth starting."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     Returns:
         The share of the change that rounding to 16-bit weights loses, over these layers.
     """
-    lost, whole = 0.0, 0.0
+    jobs: list[tuple[BakedLayer, list[tuple[float, LayerMap]]]] = []
     order = sorted(state.adapters.values(), key=lambda a: (a.hash, str(a.strength)))
     for path in list(paths):
         terms = [(a.strength_at(path), m) for a in order for m in a.maps.get(path, [])]
@@ -163,14 +166,43 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
         weight = layer.weight
         layer.pristine = layer.pristine.to(weight.device)
         if terms:
-            rounded, changed = write_sum(weight, layer.pristine, terms)
-            lost, whole = lost + rounded, whole + changed
-            layer.current = checksum(weight)
+            jobs.append((layer, terms))
         else:
             with torch.no_grad():
                 weight.copy_(layer.pristine)
             del state.layers[path]
+    written = write_sums([(layer.weight, layer.pristine, terms) for layer, terms in jobs])
+    for (layer, _), (_, _, found) in zip(jobs, written, strict=True):
+        layer.current = found
+    lost, whole = (sum(row[part] for row in written) for part in (0, 1))
     return (lost / whole) ** 0.5 if whole else 0.0
+
+
+Job = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
+"""Where to write, the pristine weight, and the maps to add."""
+
+
+def write_sums(jobs: Sequence[Job]) -> list[tuple[float, float, int]]:
+    """`write_sum` for every job, and the checksum of what was written.
+
+    Layers are worked on side by side, each by one thread: no thread waits for another, and no bit
+    depends on how many there are.
+    """
+    threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def work(job: Job) -> tuple[float, float, int]:
+        with torch.inference_mode(mode):  # a thread of its own knows nothing of the caller's
+            return *write_sum(*job), checksum(job[0])
+
+    large = sum(weight.numel() for weight, _, _ in jobs) >= SIDE_BY_SIDE
+    try:
+        if threads > 1 and large and all(w.device.type == "cpu" for w, _, _ in jobs):
+            with ThreadPoolExecutor(threads, "bake", torch.set_num_threads, (1,)) as pool:
+                return list(pool.map(work, jobs))
+        torch.set_num_threads(1)
+        return [work(job) for job in jobs]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def copy_weight(weight: Tensor) -> Tensor:
@@ -193,11 +225,13 @@ def write_sum(
     """
     lost, whole = 0.0, 0.0
     for rows, delta in walk_sum(pristine, terms):
+        if weight.element_size() >= 4:
+            torch.add(pristine[rows], delta, out=weight[rows])
+            continue
         exact = pristine[rows] + delta
         weight[rows] = exact
-        if weight.element_size() < 4:
-            lost += float((weight[rows] - exact).norm()) ** 2
-            whole += float(delta.norm()) ** 2
+        lost += float((weight[rows] - exact).norm()) ** 2
+        whole += float(delta.norm()) ** 2
     return lost, whole
 
 
@@ -300,20 +334,21 @@ def bake_injection(
             raise AtomError(f"there is no injected layer {clip(path)!r} for the given tensors")
     kept: list[tuple[TunedWeight, dict[str, nn.Module], Tensor | None]] = []
     try:
-        with torch.no_grad():
-            for path, maps in list_maps(grouped, layouts).items():
-                tuned = injection.weights[path]
-                terms = [(1.0, lend_codes(m, tuned)) for m in maps]
-                live, deltas = tuned.base.weight, dict(tuned.deltas.items())
-                if tuned.base.quantized:
-                    kept.append((tuned, deltas, None))
-                    tuned.deltas.clear()
-                    tuned.deltas.update(list_map_deltas(list_pairs(live, terms)))
-                else:
-                    pristine = copy_weight(live)
-                    kept.append((tuned, deltas, pristine))
-                    write_sum(live, pristine, terms)
-                    tuned.deltas.clear()
+        jobs: list[Job] = []
+        for path, maps in list_maps(grouped, layouts).items():
+            tuned = injection.weights[path]
+            terms = [(1.0, lend_codes(m, tuned)) for m in maps]
+            live, deltas = tuned.base.weight, dict(tuned.deltas.items())
+            if tuned.base.quantized:
+                kept.append((tuned, deltas, None))
+                tuned.deltas.clear()
+                tuned.deltas.update(list_map_deltas(list_pairs(live, terms)))
+            else:
+                pristine = copy_weight(live)
+                kept.append((tuned, deltas, pristine))
+                jobs.append((live, pristine, terms))
+                tuned.deltas.clear()
+        write_sums(jobs)
         yield
     finally:
         with torch.no_grad():

@@ -122,7 +122,10 @@ def fill_weights(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> nn.Modu
                     place = fill_from(tile, place, weight)
                 made[parameter] = nn.Parameter(weight)
             module._parameters[name] = made[parameter]
-    return model.to(dtype)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
+    return model
 
 
 def fill_from(tile: Tensor, place: int, weight: Tensor) -> int:

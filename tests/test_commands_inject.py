@@ -45,9 +45,9 @@ def test_a_folder_is_reported_as_injected_and_saved(capsys, tmp_path, variant):
 def test_a_known_name_prints_one_line_a_layer_and_the_totals(capsys):
     lines = run(capsys, "resnet-50", "--atom_variant", "atoms").splitlines()
     facts = json.loads(run(capsys, "resnet-50", "--atom_variant", "atoms", "--json"))
-    # 16 convolutions of 3x3 and the first one of 7x7
+    # 16 convolutions of 3x3, and the first one: 64 x 3 filters of 7x7, a quarter of its weights.
     assert facts["weights"] == 25_557_032
-    assert facts["parameters"] == 16 * 81 + 49 * 49
+    assert facts["parameters"] == 16 * 81 + 48 * 49
     assert len(lines) == 18
     assert lines[0].split()[:3] == [
         "resnet.embedder.embedder.convolution",

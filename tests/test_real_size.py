@@ -38,7 +38,8 @@ def free_memory():
 def test_one_step_at_real_size(name, variant, perturb, rng):
     model = build_model(name, torch.bfloat16)
     injection = perturb(inject(model, AtomConfig(variant)), 1e-3)
-    take_step(model, injection, rng)
+    without = take_step(model, injection, rng)
+    assert all(path.endswith("1.attn.add_q_proj.block.atoms") for path in without)
 
 
 @pytest.mark.parametrize(
