@@ -136,7 +136,7 @@ def test_layouts_of_absurd_size_are_refused(make_unet, make_file, kernel):
     layers["unet.conv_in"]["kernel"] = kernel
     file.metadata["layers"] = json.dumps(layers)
     file.save(path)
-    refuse(make_unet(), path, "without a kernel of two whole numbers")
+    refuse(make_unet(), path, "without a kernel of up to three whole numbers")
 
 
 def test_keys_that_fit_no_module_or_only_some_are_refused(make_unet, make_convnet, make_file):
@@ -207,7 +207,7 @@ def test_integer_weights_are_refused(make_unet, make_file):
     unet = make_unet()
     weight = unet.conv_in.weight.detach().to(torch.int8)
     unet.conv_in.weight = nn.Parameter(weight, requires_grad=False)
-    refuse(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms bake into floating-point")
+    refuse(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms fit floating-point")
 
 
 def test_shared_weights_are_refused(make_unet, perturb):
