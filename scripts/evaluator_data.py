@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +52,7 @@ class Collection:
 
     def take(self, mask: Tensor) -> Collection:
         """The pictures where `mask` holds; concepts keep their numbers."""
-        return Collection(
-            self.concepts, self.pictures[mask], self.vendor[mask], self.concept[mask]
-        )
+        return Collection(self.concepts, self.pictures[mask], self.vendor[mask], self.concept[mask])
 
 
 def load_collection(packages_dir: Path, cache: Path) -> Collection:
@@ -134,9 +131,9 @@ def open_vectors(package: Path, slugs: dict[str, str]):
         if name not in drawn:
             return None
         w, h = (drawn[name].get(side, icons.get(side, 16)) for side in ("width", "height"))
-        body = re.sub("currentColor", "black", drawn[name]["body"])
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="256" height="256">'
-        data = bytes(resvg_py.svg_to_bytes(svg_string=f"{svg}{body}</svg>"))
+        body = drawn[name]["body"].replace("currentColor", "black")
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="256">'
+        data = bytes(resvg_py.svg_to_bytes(svg_string=f"{head}{body}</svg>"))
         picture = Image.open(io.BytesIO(data)).convert("RGBA")
         picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
         canvas = Image.new("RGBA", picture.size, "white")

@@ -4,8 +4,8 @@ Every loss is the supervised contrastive one on unit rows z with temperature τ:
 positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
 
 - concept: positives are all pictures of the same concept, whoever drew them, and its captions;
-- instance: the positive is the other view of the same picture. The same concept by another vendor is
-  always in the batch: the hard negative;
+- instance: the positive is the other view of the same picture. The same concept by another vendor
+  is always in the batch: the hard negative;
 - style: positives are *other* pictures in the same drawing style: same vendor, same restyling.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
@@ -106,8 +106,9 @@ def restyle(x: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:
 def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
     """One augmented view of each picture `(n, 3, 64, 64)` in [0, 1].
 
-    Turned by up to 12°, scaled by 0.8 to 1.2, moved by up to 6 px, mirrored half of the time; light,
-    contrast and saturation by up to 20 %; blur, coarseness and noise such as an autoencoder leaves.
+    Turned by up to 12°, scaled by 0.8 to 1.2, moved by up to 6 px, mirrored half of the time;
+    light, contrast and saturation changed by up to 20 %; blur, coarseness and noise such as an
+    autoencoder leaves.
     """
     n = len(x)
     uniform = lambda low, high: low + (high - low) * torch.rand(n, generator=generator)
@@ -202,7 +203,7 @@ def train_evaluator(
 def match_concepts(
     logit_scale: Tensor, images: Tensor, texts: Tensor, concept: Tensor, plain: Tensor
 ) -> Tensor:
-    """Pictures with pictures, pictures with captions and captions with pictures, with CLIP's learned
+    """Pictures with pictures, pictures with captions and captions with pictures, at CLIP's learned
     temperature. `images (2n, d)` are two views of n pictures, `texts (n, d)` their captions."""
     rows = plain.repeat(2)
     images, label = images[rows], concept.repeat(2)[rows]
@@ -224,6 +225,4 @@ def match_styles(styles: Tensor, style: Tensor) -> Tensor:
     instance, drawing = (half / TEMPERATURE @ half.T for half in styles.chunk(2, 1))
     number, style = torch.arange(n).repeat(2), style.repeat(2)
     same, itself = number[:, None] == number, torch.eye(2 * n, dtype=torch.bool)
-    return contrast(instance, same, ~itself) + contrast(
-        drawing, style[:, None] == style, ~same
-    )
+    return contrast(instance, same, ~itself) + contrast(drawing, style[:, None] == style, ~same)

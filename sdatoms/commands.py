@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from sdatoms.errors import AtomError
+from sdatoms.evaluate_command import add_evaluate, run_evaluate
 from sdatoms.options import LineParser, add_flags, build_config, read_config_file
 
 __all__ = ["add_commands", "train_main"]
@@ -29,6 +30,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         ("generate", add_generate, run_generate),
         ("inspect", add_inspect, run_inspect),
         ("inject", add_inject, run_inject),
+        ("evaluate", add_evaluate, run_evaluate),
         ("ui", add_ui, run_ui),
     ):
         text = (run.__doc__ or "").strip()

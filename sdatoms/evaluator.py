@@ -1,9 +1,9 @@
 """Two ways to look at a picture, for scores: what it shows, and how and which one exactly.
 
-- *concept*: CLIP's image and text embeddings, one space for pictures and words; made to overlook who
-  drew a thing and in which style.
-- *style*: made to overlook what is shown and to see the drawing instead. The bundled evaluator has a
-  small head for it on the same image tower; beside a real CLIP model a DINOv2 model does this part.
+- *concept*: CLIP's image and text embeddings, one space for pictures and words; made to overlook
+  who drew a thing and in which style.
+- *style*: made to overlook what is shown and to see the drawing instead. The bundled evaluator has
+  a small head for it on the same image tower; beside a real CLIP model a DINOv2 model does this.
 
 Every embedding is a row of length 1, so that a product of two rows is their cosine, in [-1, 1].
 
@@ -92,7 +92,7 @@ class Evaluator:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """What texts say, `(n, d)` float32 on the CPU; long ones are cut where CLIP's window ends."""
+        """What texts say, `(n, d)` float32 on the CPU; long ones are cut where CLIP's window is."""
         rows = []
         for start in range(0, len(texts), BATCH):
             tokens = self.tokenizer(
@@ -158,9 +158,7 @@ def load_evaluator(
             f"the evaluator {where!r} has no {HEAD_FILE}, so nothing sees style; name a DINOv2 "
             "model beside it"
         )
-    tokenizer, processor, model = open_parts(
-        where, AutoTokenizer, AutoImageProcessor, CLIPModel
-    )
+    tokenizer, processor, model = open_parts(where, AutoTokenizer, AutoImageProcessor, CLIPModel)
     if style_name_or_path is None:
         style, style_processor = read_head(head), processor
     else:
@@ -194,7 +192,7 @@ def read_head(path: Path) -> StyleHead:
     """
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
             layer = int((file.metadata() or {})["layer"])
         size, width = tensors["out.weight"].shape
         head = StyleHead(width // 2, size, layer)
