@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--concepts_per_batch", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--save_every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.run_dir.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def main() -> None:
         return found
 
     state = args.run_dir / "evaluator.pt"
-    train(state, {"model": model, "head": head}, optimizer, ema, loop, show, every=400)
+    train(state, {"model": model, "head": head}, optimizer, ema, loop, show, args.save_every)
     load_ema(parts, state)
     staging = args.output_dir.with_name(args.output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)

@@ -114,10 +114,13 @@ def name_files(files: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def find_subject(text: str) -> Path:
+    from sdatoms.pictures import find_pictures
     from sdatoms.pipeline import find_assets
 
     bundled = find_assets() / "subjects" / text
-    return bundled if not Path(text).exists() and bundled.is_dir() else Path(text)
+    folder = bundled if not Path(text).exists() and bundled.is_dir() else Path(text)
+    find_pictures(folder)  # refuses what holds none before any model is opened
+    return folder
 
 
 def write_table(rows: Sequence[Row]) -> str:
