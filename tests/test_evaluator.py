@@ -125,8 +125,8 @@ def test_what_cannot_be_opened_is_named(evaluator_folder, tmp_path, pictures):
 @pytest.mark.skipif(not BUNDLED.is_dir(), reason="assets/emoji-clip is not there")
 @pytest.mark.parametrize("name", ["ink", "clay", "cat"])
 def test_the_bundled_evaluator_puts_sanity_rows_in_order(name):
-    """The pictures given are more alike than any other vendor's pictures are to them, and agree more
-    with their own captions than with each other's."""
+    """The pictures given are more alike than any other vendor's pictures are to them, and agree
+    more with their own captions than with each other's."""
     evaluator = load_evaluator()
     given = read_subject_pictures(find_assets() / "subjects" / name, evaluator)
     own, shifted, *others = score_subject(given, evaluator)
