@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from base_models import MAX_TOKENS, Step, scale_lr
 from evaluator_data import Collection
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sdatoms.evaluator import StyleHead
@@ -49,17 +48,19 @@ def build_evaluator(vocab_size: int) -> tuple[CLIPModel, StyleHead]:
     )
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        intermediate_size=3 * WIDTH,
         projection_dim=128,
         num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
+        num_attention_heads=WIDTH // 64,
+        hidden_act="gelu",  # one kernel where CLIP's own quick_gelu is three
         image_size=SIZE,
         patch_size=PATCH,
     )
     config = CLIPConfig(
         text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128
     )
-    return CLIPModel(config), StyleHead(WIDTH)
+    # At 65 tokens plain matrix products are the fastest attention on a CPU.
+    return CLIPModel._from_config(config, attn_implementation="eager"), StyleHead(WIDTH)
 
 
 def contrast(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
     light, contrast, colour = (uniform(0.8, 1.2)[:, None, None, None] for _ in range(3))
     x = 1 - (1 - x) * contrast
     grey = x.mean(1, keepdim=True)
-    x = (grey + (x - grey) * colour) * light.clamp(max=1)
+    x = (grey + (x - grey) * colour) * light
     soft = uniform(-1, 1).clamp(min=0)[:, None, None, None]
     x = x + (blur(x) - x) * soft
     coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
@@ -182,7 +183,7 @@ def train_evaluator(
         lr = learning_rate * scale_lr(step, steps)
         for entry in optimizer.param_groups:
             entry["lr"] = lr
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             states = model.vision_model(pixel_values=views, output_hidden_states=True)
             images = model.visual_projection(states.pooler_output)
             texts = model.get_text_features(input_ids=tokens).pooler_output

@@ -62,7 +62,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from sdatoms.checkpoint import read_atoms
     from sdatoms.evaluate import evaluate, write_prompts
     from sdatoms.evaluator import load_evaluator
-    from sdatoms.pipeline import load_base
+    from sdatoms.pipeline import load_base, pick_device
 
     for flag in ("seeds", "batch_size"):
         if getattr(args, flag) < 1:
@@ -73,7 +73,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     prompts = args.prompt or (write_prompts(trigger) if trigger else [])
     if not prompts:
         raise AtomError(f"{args.files[0]!r} names no trigger to write prompts from; give --prompt")
-    evaluator = load_evaluator(args.evaluator, args.style_evaluator)
+    evaluator = load_evaluator(args.evaluator, args.style_evaluator, device=pick_device())
     pipe = load_base(args.pretrained_model_name_or_path)
     rows = evaluate(
         pipe,
