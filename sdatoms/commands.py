@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdatoms.commands_evaluate import add_evaluate, run_evaluate
 from sdatoms.commands_files import (
     add_compose,
     add_export,
@@ -39,6 +40,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         ("inject", add_inject, run_inject),
         ("compose", add_compose, run_compose),
         ("export", add_export, run_export),
+        ("evaluate", add_evaluate, run_evaluate),
         ("ui", add_ui, run_ui),
     ):
         text = (run.__doc__ or "").strip()

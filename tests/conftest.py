@@ -206,3 +206,35 @@ def make_pipe(make_unet):
             )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def evaluator_folder(tmp_path_factory):
+    """A tiny evaluator, saved: width 16, 16 px pictures in patches of 4 px, one letter a token."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+    from sdatoms.evaluator import StyleHead, save_evaluator
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    end = len(words) - 1
+    layers = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    text = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=8, **ids, **layers)
+    vision = CLIPVisionConfig(image_size=16, patch_size=4, **layers)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8
+    )
+    tokenizer = CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=8
+    )
+    path = tmp_path_factory.mktemp("evaluator") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_evaluator(path, CLIPModel(config), StyleHead(16, 12, layer=1), tokenizer, size=16)
+    return path
