@@ -1,9 +1,12 @@
 """Pictures are covered and cut, never distorted, and land in the nearest bucket."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.buckets import fit_picture, list_buckets
+from sdatoms.encodings import cut_picture
 
 
 def test_automatic_buckets_lie_on_the_grid_within_the_area():
@@ -40,3 +43,11 @@ def test_the_nearest_proportions_win():
     assert fit_picture(160, 96, buckets).target == (48, 80)
     assert fit_picture(96, 160, buckets).target == (80, 48)
     assert fit_picture(100, 95, buckets).target == (64, 64)
+
+
+def test_the_middle_is_cut_out():
+    picture = Image.new("RGB", (300, 100), "white")
+    picture.paste("red", (100, 0, 200, 100))
+    cut = cut_picture(picture, fit_picture(300, 100, [(64, 64)]))
+    assert cut.size == (64, 64)
+    assert np.array(cut)[:, 4:60].reshape(-1, 3).min(0).tolist() == [255, 0, 0]
