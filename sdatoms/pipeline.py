@@ -68,9 +68,9 @@ def load_base(
     extras: dict[str, Any] = (
         {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
     )
+    if load_in:
+        extras["unet"] = load_small_unet(where, load_in, revision=revision, variant=variant)
     try:
-        if load_in:
-            extras["unet"] = load_small_unet(where, load_in, revision=revision, variant=variant)
         pipe = DiffusionPipeline.from_pretrained(
             where,
             revision=revision,
@@ -92,7 +92,7 @@ def load_small_unet(where: str, load_in: str, **options: Any) -> Any:
     """The UNet with its linear layers in 8 or 4 bits.
 
     Raises:
-        AtomError: bitsandbytes is missing.
+        AtomError: bitsandbytes or a GPU is missing, or the folder holds no UNet.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.quantizers.quantization_config import BitsAndBytesConfig
@@ -102,8 +102,11 @@ def load_small_unet(where: str, load_in: str, **options: Any) -> Any:
         return UNet2DConditionModel.from_pretrained(
             where, subfolder="unet", use_safetensors=True, quantization_config=settings, **options
         )
-    except ImportError as error:
-        raise AtomError(f"--load_in {load_in} needs the package bitsandbytes: {error}") from None
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        reason = clip(str(error).strip().splitlines()[0], 200)
+        raise AtomError(
+            f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
+        ) from None
 
 
 def wants_safety_checker(folder: Path) -> bool:

@@ -117,6 +117,7 @@ RESUMED = {
     "sgd": {"optimizer": "torch.optim.SGD", "optimizer_args": ("momentum=0.9",)},
     "8-bit": {"use_8bit_adam": True, "atom_variant": "full"},
     "text": {"train_text_encoder": True, "text_encoder_lr": 1e-3, "lr_scheduler": "polynomial"},
+    "fp16": {"mixed_precision": "fp16"},
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
 }
 
@@ -400,40 +401,46 @@ def test_dry_run_measures_and_writes_nothing(train_config):
     assert not Path(config.output_dir).exists()
 
 
+def start_training(config):
+    """`sdatoms train` in a process of its own, with many more steps than it will get to take."""
+    flags = {"max_train_steps": 50000, "train_batch_size": 1, "checkpointing_steps": 1}
+    for name in ("instance_data_dir", "output_dir", "pretrained_model_name_or_path"):
+        flags[name] = getattr(config, name)
+    flags |= {"instance_prompt": "x", "validation_steps": 0, "checkpoints_total_limit": 3}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "sdatoms", "train", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while b"| 3/50000" not in seen:
+        byte = process.stderr.read(1)
+        assert byte, seen.decode()
+        seen += byte
+    return process
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(train_config, number):
     config = train_config()
-    command = [
-        sys.executable,
-        "-m",
-        "sdatoms",
-        "train",
-        "--instance_data_dir",
-        config.instance_data_dir,
-        "--instance_prompt",
-        "x",
-        "--output_dir",
-        config.output_dir,
-        "--pretrained_model_name_or_path",
-        config.pretrained_model_name_or_path,
-        "--max_train_steps",
-        "50000",
-        "--train_batch_size",
-        "1",
-        "--validation_steps",
-        "0",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        seen = b""
-        while b"/50000" not in seen:
-            byte = process.stderr.read(1)
-            assert byte, seen.decode()
-            seen += byte
+    with start_training(config) as process:
         process.send_signal(number)
         rest = process.stderr.read().decode()
     assert process.returncode == 130
     assert "continue with --resume_from_checkpoint latest" in rest and "Traceback" not in rest
     run = RunDirectory(Path(config.output_dir))
-    assert run.list_checkpoints()
-    assert json.loads((run.path / "status.json").read_text())["phase"] == "interrupted"
+    status = json.loads((run.path / "status.json").read_text())
+    assert (status["phase"], status["step"]) == ("interrupted", run.list_checkpoints()[-1])
+
+
+def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
+    config = train_config()
+    with start_training(config) as process:
+        process.kill()
+    run = RunDirectory(Path(config.output_dir))
+    last = run.list_checkpoints()[-1]
+    assert last >= 2  # three steps were seen, and each is saved before it is shown
+    again = replace(
+        config, max_train_steps=last + 1, train_batch_size=1, resume_from_checkpoint="latest"
+    )
+    assert [s.step for s in train(again)] == [last + 1]
+    assert [row["step"] for row in read_metrics(run.path)] == list(range(1, last + 2))

@@ -235,3 +235,9 @@ def test_separate_rates_reach_their_tensors(train_config):
     for key, tensor in frozen.live().items():
         if ".block." in key and key.startswith("unet"):
             assert torch.equal(tensor, before[key])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_small_weights_without_a_gpu_are_refused(train_config):
+    with pytest.raises(sdatoms.AtomError, match=r"--load_in 8bit .*GPU"):
+        Trainer(train_config(load_in="8bit"))
