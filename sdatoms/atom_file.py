@@ -28,11 +28,13 @@ from sdatoms.fingerprint import hash_tensors
 
 __all__ = [
     "FORMAT",
+    "TOKENS",
     "AtomFile",
     "LayerMap",
     "clip",
     "find_blocks",
     "group_tensors",
+    "is_word",
     "list_maps",
     "split_key",
     "write_whole",
@@ -40,6 +42,9 @@ __all__ = [
 
 FORMAT = "sdatoms/1"
 KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block(?:_[2-9][0-9]*)?)\.([a-z_]+)")
+
+TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
+"""Key of the embeddings of a new word; the header's `tokens` names the word."""
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
@@ -94,7 +99,14 @@ class AtomFile:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components the file holds atoms for, such as `unet`."""
-        return tuple(dict.fromkeys(split_key(key)[0] for key in self.tensors))
+        keys = [key for key in self.tensors if not TOKENS.fullmatch(key)]
+        return tuple(dict.fromkeys(split_key(key)[0] for key in keys))
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """Text encoder → embeddings `(n, width)` of the word the file brings; see tokens.py."""
+        found = {TOKENS.fullmatch(key): tensor for key, tensor in self.tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
 
     @property
     def num_parameters(self) -> int:
@@ -152,6 +164,12 @@ def list_maps(
     return found
 
 
+def is_word(text: str) -> bool:
+    """Whether a file may bring this word: lower case, since tokenizers lower prompts, and in angle
+    brackets, so that it is found inside no other word."""
+    return re.fullmatch(r"<[^<>\s]{1,60}>", text) is not None and text == text.lower()
+
+
 def find_blocks(layout: Mapping[str, Any], view: str) -> Any:
     """Where a layout gives the kind and the block sides of a view; None in the spatial view.
 
@@ -167,6 +185,8 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:
     """component → module path → view → tensor name → tensor."""
     grouped: dict[str, dict[str, Views]] = {}
     for key, tensor in tensors.items():
+        if TOKENS.fullmatch(key):
+            continue
         component, path, view, name = split_key(key)
         views = grouped.setdefault(component, {}).setdefault(path, {})
         views.setdefault(view, {})[name] = tensor

@@ -51,6 +51,12 @@ def compose(
     for strength in strengths:
         if not abs(strength) < float("inf"):
             raise AtomError(f"a strength is {strength!r}; it takes a finite number")
+    for number, file in enumerate(files, 1):
+        if file.embeddings:
+            raise AtomError(
+                f"file {number} brings the word {file.metadata['tokens']!r}, whose embedding no "
+                "sum can hold; load the files side by side instead"
+            )
     prints = merge_fingerprints(files)
     parts = sorted(zip(files, strengths, strict=True), key=lambda part: (part[0].sha256, part[1]))
     tensors: dict[str, Tensor] = {}

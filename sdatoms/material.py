@@ -79,7 +79,7 @@ class Material:
         self.prompts = PromptTable(self.text, cache)
         if config.class_prompt:
             self.prompts.add([config.class_prompt])
-        if not config.train_text_encoder:
+        if not config.trains_text:
             self.prompts.add([row.prompt for row in (*self.instances, *(self.classes or ()))])
             self.prompts.add([""] if config.proportion_empty_prompts else [])
         self.park()
@@ -105,13 +105,13 @@ class Material:
 
     def park(self) -> None:
         """Free the encoders, or keep them off the accelerator while nothing is painted."""
-        parked = ["vae"] + ([] if self.config.train_text_encoder else list(self.text.encoders))
+        parked = ["vae"] + ([] if self.config.trains_text else list(self.text.encoders))
         for name in parked:
             if not self.paints:
                 setattr(self.pipe, name, None)
             elif self.device.type != "cpu":
                 getattr(self.pipe, name).to("cpu")
-        if not self.paints and not self.config.train_text_encoder:
+        if not self.paints and not self.config.trains_text:
             self.text.encoders.clear()
 
     def fetch(self) -> None:
@@ -123,7 +123,7 @@ class Material:
 
     def condition(self, batch: Batch, base: bool = False) -> Condition:
         """The batch's prompts as the UNet reads them; `base` reads them without atoms."""
-        if self.config.train_text_encoder and not base:
+        if self.config.trains_text and not base:
             return self.text.encode(batch.prompts, grad=True)
         found = self.prompts.encode(batch.prompts)
         pooled = None if found.pooled is None else found.pooled.to(self.device)

@@ -32,6 +32,7 @@ from sdatoms.run_directory import RunDirectory
 from sdatoms.trackers import Trackers
 from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import Trainer, TrainStep
+from sdatoms.training_state import read_rng, restore_rng
 from sdatoms.validation import Best, Evaluate, draw_samples, list_jobs, save_samples
 
 __all__ = ["TrainStep", "Trainer", "estimate", "train"]
@@ -172,13 +173,17 @@ class Run:
         name = "base" if base else f"step-{trainer.step:06d}"
         tensors = {} if base else trainer.pack(trainer.output()).tensors
         trainer.tell("samples", force=False)
-        rng, modes = torch.get_rng_state(), read_modes(trainer)
+        rng, modes = read_rng(), read_modes(trainer)
         trainer.material.fetch()
         with contextlib.ExitStack() as stack:
             for component, injection in trainer.injections.items():
                 trainer.pipe.components[component].eval()
                 if tensors:
                     stack.enter_context(bake_injection(injection, tensors, component))
+            for component, tokens in trainer.tokens.items():
+                if tensors:
+                    rows = tensors[f"{component}.tokens.embeddings"]
+                    stack.enter_context(tokens.hold(rows))
             prompts, seeds = [p for p, _ in self.jobs], [s for _, s in self.jobs]
             pictures = paint(
                 trainer.pipe,
@@ -190,7 +195,7 @@ class Run:
         trainer.material.park()
         for module, mode in modes:
             module.training = mode
-        torch.set_rng_state(rng)
+        restore_rng(rng)
         save_samples(trainer.run.samples, name, pictures)
         self.trackers.show(name, pictures, prompts, trainer.step)
         if metrics:

@@ -171,6 +171,17 @@ class TrainConfig:
     train_text_encoder: bool = False
     """Also train atoms in the text encoders, kept in the same file."""
 
+    train_text_encoder_ti: bool = False
+    """Also learn the embedding of a new word, `--token_abstraction`, kept in the same file."""
+    token_abstraction: str = "<new>"
+    """The new word, as it stands in the prompts: lower case in angle brackets."""
+    num_new_tokens_per_abstraction: int = 2
+    """Vectors the new word has."""
+    initializer_concept: str | None = None
+    """Words whose embeddings the new word starts from; noise when not given."""
+    token_lr: float = 1e-3
+    """Rate of the new word's embedding."""
+
     # Memory and speed
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the base; atoms stay in float32."""
@@ -223,6 +234,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether prompts must be encoded anew in every step."""
+        return self.train_text_encoder or self.train_text_encoder_ti
 
 
 def make_atom_config(config: TrainConfig) -> AtomConfig:
