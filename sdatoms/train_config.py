@@ -96,7 +96,8 @@ class TrainConfig:
     input_perturbation: float = 0.0
     """Extra input noise that is not predicted; 0.1 is the paper's value."""
     rescale_betas_zero_snr: bool = False
-    """Train on a noise schedule that ends in pure noise; for bases that predict v."""
+    """Train on a noise schedule that ends in pure noise, for bases that predict v; paint with the
+    scheduler's option of the same name."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Which timesteps are drawn more (or less) often than others."""
     timestep_bias_multiplier: float = 1.0

@@ -173,11 +173,14 @@ def test_resuming_with_another_optimizer_or_averages_is_refused(train_config):
 
 def test_a_fresh_start_forgets_old_checkpoints_only_when_it_has_its_own(train_config):
     config = train_config()
-    list(train(config))
+    list(train(replace(config, validation_steps=4)))
     run = RunDirectory(Path(config.output_dir))
+    own = run.samples / "holiday-1.png"
+    own.write_bytes(b"kept")
     steps = train(replace(config, max_train_steps=3, checkpointing_steps=3))
     next(steps)
     assert run.list_checkpoints() == [2, 4]
+    assert list(run.samples.iterdir()) == [own]
     list(steps)
     assert run.list_checkpoints() == [3]
 
