@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sdatoms.atom_file import write_whole
 from sdatoms.bake import bake_injection
+from sdatoms.card import push_run, write_card
 from sdatoms.errors import AtomError
 from sdatoms.pictures import make_thumbnail, read_picture
 from sdatoms.pipeline import find_base, paint
@@ -231,6 +233,10 @@ class Run:
         facts = describe_run(trainer, path)
         facts |= {"chosen_step": step, "metrics": self.measured}
         trainer.run.write_json("report.json", facts)
+        card = write_card(self.config, facts, grid is not None)
+        write_whole(trainer.run.path / "README.md", card.encode())
+        if self.config.push_to_hub:
+            trainer.log(f"pushed to {push_run(trainer.run.path, self.config)}")
 
 
 def read_modes(trainer: Trainer) -> list[tuple[torch.nn.Module, bool]]:
@@ -310,6 +316,7 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
             best_metric=None,
             early_stopping_patience=None,
             report_to=None,
+            push_to_hub=False,
         )
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
             trial = replace(trial, class_data_dir=config.instance_data_dir, num_class_images=1)

@@ -219,6 +219,11 @@ class TrainConfig:
     report_to: str | None = None
     """Also write to tensorboard, wandb or another tracker of accelerate; all for each found."""
 
+    push_to_hub: bool = False
+    """Upload the finished run to the Hugging Face hub."""
+    hub_model_id: str | None = None
+    """Repository to upload to; the run directory's name when not given."""
+
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""

@@ -49,6 +49,7 @@ def test_run_directory_is_complete(train_config):
     run = Path(config.output_dir)
     assert [s.step for s in steps] == [1, 2, 3, 4]
     assert sorted(p.name for p in run.iterdir()) == [
+        "README.md",
         "atoms.safetensors",
         "checkpoints",
         "config.toml",
