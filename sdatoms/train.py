@@ -64,8 +64,16 @@ def train(
         )
     try:
         run = Run(config, evaluate, trackers)
-    except BaseException:
+    except BaseException as error:
         mark_failed(config)
+        if is_full_memory(error):
+            raise AtomError(
+                "out of memory before the first step; try a smaller --resolution or --variant fp16"
+            ) from None
+        if is_closed_disk(error):
+            raise AtomError(
+                f"the run directory {config.output_dir!r} cannot be written: {error}"
+            ) from None
         raise
     phase = "failed"
     try:
@@ -250,12 +258,8 @@ def explain_failures(run: Run) -> Iterator[None]:
     trainer = run.trainer
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        full = (
-            isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text
-        )
-        if not full:
+    except (MemoryError, RuntimeError) as error:
+        if not is_full_memory(error):
             raise
         trainer.optimizer.zero_grad()
         if not trainer.torn:
@@ -265,7 +269,7 @@ def explain_failures(run: Run) -> Iterator[None]:
             "try --gradient_checkpointing, a smaller --train_batch_size, or --mixed_precision bf16"
         ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if not is_closed_disk(error):
             raise
         steps = trainer.run.list_checkpoints()
         kept = f"step-{steps[-1]:06d}" if steps else "none"
@@ -273,6 +277,19 @@ def explain_failures(run: Run) -> Iterator[None]:
             f"the run directory {str(trainer.run.path)!r} cannot be written at step "
             f"{trainer.step}: {error.strerror}; the last whole checkpoint is {kept}"
         ) from None
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
+def is_closed_disk(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room or permission."""
+    closed = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    return isinstance(error, OSError) and error.errno in closed
 
 
 def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:

@@ -379,6 +379,25 @@ def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config, m
     assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [3, 4]
 
 
+def test_full_memory_and_disk_before_the_first_step_are_one_sentence(train_config, monkeypatch):
+    def fail(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    config = train_config(encoding_cache_dir=str(Path(train_config().output_dir) / "cache"))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("sdatoms.encodings.write_whole", fail(full))
+    with pytest.raises(sdatoms.AtomError, match=r"run' cannot be written: .*No space left"):
+        next(train(config))
+    assert json.loads((Path(config.output_dir) / "status.json").read_text())["phase"] == "failed"
+    memory = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+    monkeypatch.setattr("sdatoms.encodings.to_tensor", fail(memory))
+    with pytest.raises(sdatoms.AtomError, match="out of memory before the first step"):
+        next(train(train_config()))
+
+
 def test_trackers_see_numbers_and_the_end(train_config):
     seen = []
 
