@@ -271,7 +271,7 @@ def fetch_file(
         return path, clip(path.trigger or "atoms")
     local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
     if local.is_dir():
-        local = local / filename
+        local = local / (hub.get("subfolder") or "") / filename
     looks_like_hub = hub or str(path).count("/") == 1
     if not local.exists() and looks_like_hub and not str(path).endswith(".safetensors"):
         # Imported here: only hub ids need the client, and `import sdatoms` stays torch and little

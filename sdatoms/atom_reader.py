@@ -28,6 +28,8 @@ __all__ = ["read_atoms"]
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
 MAX_TENSORS = 100_000
+MAX_MAPS = 1 << 26
+"""The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
 """The sets of trained tensors a view may hold beside its encoder; a block view takes the first."""
 
@@ -64,7 +66,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
     check_fingerprints(prints, where)
     check_tensors(tensors, layers, where)
-    file = AtomFile(parsed, metadata, tensors)
+    file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
     check_word(file, where)
     return file
 
@@ -133,7 +135,7 @@ def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
             if not (
                 isinstance(numbers, list)
                 and len(numbers) == 4
-                and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+                and all(type(v) in (int, float) and abs(v) < 1e30 for v in numbers)
             ):
                 raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
 
@@ -177,7 +179,7 @@ def check_word(file: AtomFile, where: str) -> None:
 
 def check_layout(layout: Any, view: str) -> str:
     """What is wrong with a layer's layout, or an empty string."""
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v < 1 << 31
     if not isinstance(layout, dict):
         return "has no layout in the header"
     kernel = layout.get("kernel")
@@ -215,6 +217,8 @@ def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: s
         return f"has an encoder of shape {shapes['encoder']} where ({p}, at most {p}) fits"
     m = shapes["encoder"][1]
     channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    if channels * p * p > MAX_MAPS:
+        return f"asks for {channels} maps of {p}×{p} numbers where {MAX_MAPS} numbers fit in all"
     inner = shapes.get("inner_atoms", ())
     expected = {
         "encoder": (p, m),
