@@ -22,6 +22,7 @@ from sdatoms.adapter_plan import plan_adapter, warn_of_base
 from sdatoms.atom_file import AtomFile, clip
 from sdatoms.atom_reader import read_atoms
 from sdatoms.bake import (
+    BakedLayer,
     BakedModule,
     Strength,
     all_or_nothing,
@@ -108,7 +109,7 @@ class AdapterSet:
             for owner, (module, state) in states.items():
                 for layer in plans[owner].maps:
                     if layer not in state.origins:
-                        state.origins[layer] = checksum(find_layer(module, layer).weight)
+                        state.origins[layer] = checksum(find_layer(module, layer).bits)
                 state.adapters[name] = plans[owner]
                 lost = max(lost, rebake(module, state, plans[owner].maps))
             warn_of_rounding(lost)
@@ -192,8 +193,9 @@ class AdapterSet:
         for module, state in self._check_states():
             for path, origin in state.origins.items():
                 baked = state.layers.get(path)
-                weight = baked.pristine if baked else find_layer(module, path).weight
-                if checksum(weight) != origin:
+                plain = not isinstance(baked, BakedLayer)
+                bits = find_layer(module, path).bits if plain else baked.pristine
+                if checksum(bits) != origin:
                     return False
         return True
 

@@ -17,12 +17,21 @@ import torch
 from torch import Tensor, nn
 
 import sdatoms
-from sdatoms.atom_file import FORMAT, AtomFile, LayerMap, clip, hash_content, write_whole
+from sdatoms.atom_file import (
+    FORMAT,
+    FROZEN,
+    AtomFile,
+    LayerMap,
+    clip,
+    describe_books,
+    hash_content,
+    write_whole,
+)
 from sdatoms.atom_reader import read_atoms
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint
 from sdatoms.inject import Injection
-from sdatoms.layers import AtomConv2d, AtomLinear
+from sdatoms.layers import TunedWeight
 
 __all__ = [
     "AtomFile",
@@ -70,7 +79,7 @@ def pack_atoms(
     Args:
         tensors: keys as in the file; replaces the live values, for instance by running averages.
         word: a new word of the text encoders, with its `embeddings` by component.
-        dtype: of the stored numbers.
+        dtype: of the stored numbers, base atoms aside: rounded ones would be another dictionary.
         others: as in `save_atoms`.
 
     Raises:
@@ -90,16 +99,17 @@ def pack_atoms(
             raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")
         stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
         prints[component] = {}
-        for path, layer in injection.layers.items():
-            layers[f"{component}.{path}"] = describe_layout(layer)
-            prints[component][path] = fingerprint(layer.weight)
+        for path, weight in injection.weights.items():
+            layers[f"{component}.{path}"] = describe_layout(weight)
+            prints[component][path] = fingerprint(weight.base.weight)
     for key, tensor in (tensors or {}).items():
         if key not in stored or stored[key].shape != tensor.shape:
             raise AtomError(f"the replacement tensor {key!r} fits no tensor of these injections")
         stored[key] = tensor.detach().clone()
     stored |= {f"{c}.tokens.embeddings": t.detach() for c, t in (embeddings or {}).items()}
     for key, tensor in stored.items():
-        stored[key] = tensor.to("cpu", dtype).contiguous()
+        kept = torch.float32 if key.endswith("base_atoms") else dtype
+        stored[key] = tensor.to("cpu", kept).contiguous()
         if not torch.isfinite(stored[key]).all():
             raise AtomError(f"the tensor {key!r} holds NaN or infinite numbers; nothing was saved")
     for key in metadata or {}:
@@ -161,16 +171,14 @@ def save_atoms(
     return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
 
 
-def describe_layout(layer: AtomConv2d | AtomLinear) -> dict[str, Any]:
-    """What a file says about a layer: kernel and groups, and the view and sides of its blocks."""
-    layout: dict[str, Any] = {
-        "kernel": list(layer.weight.shape[2:]),
-        "groups": layer.groups if isinstance(layer, AtomConv2d) else 1,
-    }
-    block = layer.views().get("block")
+def describe_layout(weight: TunedWeight) -> dict[str, Any]:
+    """What a file says about a layer: kernel and groups, the view and sides of its blocks, and λ
+    and the solver of sparse codes."""
+    layout: dict[str, Any] = {"kernel": list(weight.base.shape[2:]), "groups": weight.base.groups}
+    block = weight.views.get("block")
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
-    return layout
+    return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
 
 
 def check_thumbnail(thumbnail: str | None) -> None:
@@ -186,7 +194,7 @@ def check_thumbnail(thumbnail: str | None) -> None:
 
 def describe_atoms(first: Injection, tensors: Mapping[str, Tensor], base_model: str | None) -> str:
     """One sentence for model browsers."""
-    numbers = sum(t.numel() for key, t in tensors.items() if not key.endswith(".encoder"))
+    numbers = sum(t.numel() for key, t in tensors.items() if not key.endswith(FROZEN))
     base = f" on {base_model}" if base_model else ""
     return f"Filter atoms, variant {first.config.variant}, {numbers:,} parameters{base}; sdatoms."
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sdatoms.commands_files import (
     run_inspect,
     split_strength,
 )
+from sdatoms.commands_inject import add_inject, run_inject
 from sdatoms.commands_train import add_demo, add_train, run_demo, run_train
 from sdatoms.errors import AtomError
 from sdatoms.options import LineParser
@@ -119,59 +119,6 @@ def run_generate(args: argparse.Namespace) -> None:
         path = folder / f"{slug}-{seed}.png"
         picture.save(path, pnginfo=info)
         print(path)
-
-
-def add_inject(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=None,
-        help="a diffusers pipeline directory; the bundled base by default",
-    )
-    parser.add_argument(
-        "--atom_variant",
-        default="overcomplete",
-        choices=("atoms", "overcomplete", "coefficients", "full"),
-    )
-    parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_view", choices=("channel", "joint"), default=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-
-
-def run_inject(args: argparse.Namespace) -> None:
-    """Inject atoms into a base's UNet and print what every layer got."""
-    from sdatoms.inject import AtomConfig, inject
-    from sdatoms.pipeline import load_base
-
-    names = ("num_atoms", "num_inner_atoms", "block_size", "block_view")
-    config = AtomConfig(
-        variant=args.atom_variant, **{n: getattr(args, n) for n in names if hasattr(args, n)}
-    )
-    pipe = load_base(args.model)
-    injection = inject(pipe.unet, config)
-    rows = injection.report()
-    weights = sum(p.numel() for p in pipe.unet.parameters()) - injection.num_parameters
-    totals = {
-        "variant": config.variant,
-        "layers": len(injection.layers),
-        "parameters": injection.num_parameters,
-        "weights": weights,
-    }
-    if args.json:
-        print(json.dumps(totals | {"report": [asdict(row) for row in rows]}))
-        return
-    for row in rows:
-        shape = "x".join(map(str, row.shape))
-        print(
-            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} "
-            f"{row.error:8.1e}  {row.note}"
-        )
-    print(
-        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of "
-        f"{weights:,} weights"
-    )
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,9 @@ Different encoders stand side by side, `[E_1 E_2] [s_1 ΔD_1; s_2 ΔD_2]`, while
 p columns together; from there on one identity encoder holds any number of maps,
 `T = Σ s_k E_k ΔD_k`. `overcomplete` atoms of one encoder are concatenated along m1 (β as they are,
 D1 scaled) while that is smaller than one ΔD_c a channel, which holds any number of them. Block
-views of another kind or size stay side by side.
+views of another kind or size stay side by side. Sparse files add the same way where their codes are
+the same: with identical base atoms, λ and solver. Others are refused, as is a sparse file beside a
+linear one.
 
 Sums are taken in float64 in the order of the files' hashes, so the order of the arguments changes
 no bit.
@@ -26,7 +28,16 @@ from torch import Tensor
 
 import sdatoms
 from sdatoms.atom_config import AtomConfig
-from sdatoms.atom_file import FORMAT, AtomFile, LayerMap, clip, hash_content
+from sdatoms.atom_file import (
+    FORMAT,
+    AtomFile,
+    LayerMap,
+    clip,
+    describe_books,
+    hash_content,
+    join_key,
+)
+from sdatoms.codes import CodeBook
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import matches
 
@@ -59,7 +70,8 @@ def compose(
 
     Raises:
         AtomError: no files, another number of strengths, a strength that is no finite number or
-            too large, or files whose common layers were trained on different base weights.
+            too large, or files whose common layers were trained on different base weights, or are
+            sparse with other atoms, λ or solver, or beside linear ones.
     """
     strengths = [1.0] * len(files) if strengths is None else list(strengths)
     if not files:
@@ -78,6 +90,7 @@ def compose(
     parts = [(file, float(strength)) for file, strength in zip(files, strengths, strict=True)]
     parts.sort(key=lambda part: (part[0].sha256, part[1], name_file(part[0])))
     prints = merge_fingerprints([file for file, _ in parts])
+    check_books([file for file, _ in parts])
     tensors: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
     for component in sorted({c for file, _ in parts for c in file.components}):
@@ -169,6 +182,39 @@ def merge_fingerprints(files: Sequence[AtomFile]) -> dict[str, dict[str, list[fl
     return merged
 
 
+def check_books(files: Sequence[AtomFile]) -> None:
+    """Refuse sparse files whose codes differ, and sparse beside linear ones."""
+    first = files[0]
+    known: dict[tuple[str, ...], tuple[str, AtomFile]] = {}
+    for file in files:
+        one, other = f"{name_file(first)!r}", f"{name_file(file)!r}"
+        kinds = first.config.decomposition, file.config.decomposition
+        if kinds[0] != kinds[1]:
+            raise AtomError(
+                f"{one} is {kinds[0]} and {other} {kinds[1]}; sparse files compose only with "
+                "sparse ones, load these side by side"
+            )
+        if kinds[0] == "linear":
+            continue
+        if file.config.sparsity != first.config.sparsity:
+            raise AtomError(
+                f"{one} has a sparsity of {first.config.sparsity} and {other} of "
+                f"{file.config.sparsity}; sparse files compose only with the same codes"
+            )
+        for component in file.components:
+            for path, maps in file.maps(component).items():
+                for m in maps:
+                    assert m.book
+                    place = (component, path, "spatial" if m.kind == "spatial" else "block")
+                    before, owner = known.setdefault(place, (m.book.hash, file))
+                    if before != m.book.hash:
+                        raise AtomError(
+                            f"{name_file(owner)!r} and {other} have different sparse atoms, λ or "
+                            f"solvers in {clip('.'.join(place))!r}; sparse files compose only with "
+                            "the same codes"
+                        )
+
+
 def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """One layer's summed tensors as `<view>.<tensor>`, and its layout."""
     first = terms[0][1]
@@ -188,6 +234,7 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
             "input channels; they fit no common base"
         )
     stored: dict[str, Tensor] = {}
+    books: dict[str, CodeBook] = {}
     blocks = 0
     for (kind, block), group in sorted(slots.items()):
         name = "spatial"
@@ -196,8 +243,12 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
             name = "block" if blocks == 1 else f"block_{blocks}"
             facts = {"view": kind, "block": list(block)}
             layout |= facts if blocks == 1 else {name: facts}
-        stored |= {f"{name}.{key}": tensor for key, tensor in sum_view(group).items()}
-    return stored, layout
+        summed = sum_view(group)
+        if book := group[0][1].book:
+            books[name] = book
+            summed["base_atoms"] = summed.pop("encoder").T.contiguous()
+        stored |= {join_key(name, key): tensor for key, tensor in summed.items()}
+    return stored, layout | describe_books(books)
 
 
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
@@ -206,7 +257,8 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     places: list[int] = []
     """Of each term, which of the distinct encoders is its own."""
     for _, m in terms:
-        encoder = m.tensors["encoder"].float()
+        # Sparse terms have one code book (`check_books` saw to it): they sum like one encoder's.
+        encoder = m.book.atoms.float().T if m.book else m.tensors["encoder"].float()
         same = [k for k, known in enumerate(encoders) if torch.equal(known, encoder)]
         places.append(same[0] if same else len(encoders))
         encoders += [] if same else [encoder]

@@ -198,7 +198,8 @@ def convert_to_lora(
         up, down = up.to(dtype).contiguous(), down.to(dtype).contiguous()
         errors.add(f"{component}.{path}", matrix, up.float() @ down.float())
         if delta.dim() > 2:
-            up, down = up[..., None, None], down.reshape(-1, *delta.shape[1:])
+            up = up.reshape(*up.shape, *[1] * (delta.dim() - 2))
+            down = down.reshape(-1, *delta.shape[1:])
         if names == "kohya":
             prefix = name_kohya(component, path)
             tensors |= {f"{prefix}.lora_up.weight": up, f"{prefix}.lora_down.weight": down}

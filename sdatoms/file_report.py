@@ -23,7 +23,7 @@ class LayerRow:
     atoms: int
     parameters: int
     bytes: int
-    """Of its encoder and its trained tensors."""
+    """Of its encoder, or base atoms, and its trained tensors."""
     change: float | None
     """‖ΔW‖/‖W‖ at strength 1, or None where only the weight could tell: the RMS of ΔD, which
     equals it behind a principal encoder (per channel: up to how the weight spreads over channels).
@@ -37,12 +37,15 @@ def report_file(file: AtomFile) -> list[LayerRow]:
         for path, maps in file.maps(component).items():
             for m in maps:
                 block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
-                trained = [t for name, t in m.tensors.items() if name != "encoder"]
+                frozen = m.tensors["encoder"].T if m.book is None else m.book.atoms
+                trained = [
+                    t for name, t in m.tensors.items() if name not in ("encoder", "base_atoms")
+                ]
                 rows.append(
                     LayerRow(
                         layer=f"{component}.{path}",
                         view=f"{m.kind}{block}",
-                        atoms=m.tensors["encoder"].shape[1],
+                        atoms=len(frozen),
                         parameters=sum(t.numel() for t in trained),
                         bytes=sum(t.numel() * t.element_size() for t in m.tensors.values()),
                         change=measure_change(m),
@@ -52,8 +55,9 @@ def report_file(file: AtomFile) -> list[LayerRow]:
 
 
 def measure_change(m: LayerMap) -> float | None:
-    """The RMS of ΔD, where the encoder is a principal one, as training makes it."""
-    if not is_principal(m.tensors["encoder"].double()):
+    """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
+    that change on average only."""
+    if m.book or not is_principal(m.tensors["encoder"].double()):
         return None
     return float(m.delta.square().mean().sqrt())
 

@@ -227,7 +227,7 @@ class TrainConfig:
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
-    atom_decomposition: Literal["linear"] = "linear"
+    atom_decomposition: Literal["linear", "sparse"] = "linear"
     """How coefficients are found."""
     num_atoms: int | None = None
     """Atoms per spatial filter; all the weight has when not given."""

@@ -20,6 +20,12 @@ def rng():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_code_cache(monkeypatch):
+    """Sparse codes of tests do not belong in the user's cache directory."""
+    monkeypatch.setenv("SDATOMS_CODE_CACHE", "0")
+
+
 @pytest.fixture
 def one_thread():
     """Threads only wait for each other on tensors this small, the more so on a busy machine."""

@@ -347,7 +347,7 @@ BAD = {
     "no layout": (spoil_entry("layers", lambda l: l.pop("unet.conv_in")), "has no layout"),
     "kernel": (
         spoil_entry("layers", lambda l: l["unet.conv_in"].update(kernel=[3, -3])),
-        "without a kernel of two whole numbers",
+        "without a kernel of up to three whole numbers",
     ),
     "groups": (
         spoil_entry("layers", lambda l: l["unet.conv_in"].pop("groups")),
