@@ -34,11 +34,14 @@ from torch import Tensor, nn
 import sdatoms
 from sdatoms.checkpoint import pack_atoms, write_whole
 from sdatoms.demo import SEEDS, STYLE_PROMPTS, SUBJECT_PROMPTS, describe_prompts, read_subject
-from sdatoms.dreambooth import Examples, draw_batch, encode_examples
+from sdatoms.denoising import Denoising
+from sdatoms.dreambooth import Draw, draw_batches
+from sdatoms.material import Material, check_pictures
 from sdatoms.metrics import gram_similarity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.pipeline import load_base, paint
-from sdatoms.train import choose_attention, make_noise_scheduler
+from sdatoms.train_config import TrainConfig
+from sdatoms.trainer import choose_attention
 
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
@@ -121,7 +124,22 @@ def main() -> None:
     style = "style" in about["instance_prompt"]
     prompts = describe_prompts(about, STYLE_PROMPTS if style else SUBJECT_PROMPTS)
     pipe = load_base()
-    examples = encode_examples(pipe, folder, about["instance_prompt"], 64, print)
+    config = TrainConfig(
+        instance_data_dir=str(folder),
+        instance_prompt=about["instance_prompt"],
+        train_batch_size=args.train_batch_size,
+        seed=args.seed,
+    )
+    material = Material(
+        pipe,
+        config,
+        check_pictures(config),
+        args.output_dir / "class_images",
+        paints=False,
+        wait=lambda: None,
+        log=print,
+        tell=lambda phase: None,
+    )
     instances = [read_picture(p) for p in find_pictures(folder)[0]]
     triggered = [(p, s) for p in prompts for s in SEEDS]
     plain = [(p, s) for p in DRIFT_PROMPTS for s in SEEDS]
@@ -134,7 +152,7 @@ def main() -> None:
     for name in args.methods:
         for rate in METHODS[name].rates:
             fresh = load_base()
-            facts = run_method(fresh, METHODS[name], rate, examples, args)
+            facts = run_method(fresh, METHODS[name], rate, material, args)
             painted = {k: paint_all(fresh, j) for k, j in (("with", triggered), ("without", plain))}
             drift = measure_change(painted["without"], base["without"])
             facts |= {"method": name, "rate": rate, "drift": drift}
@@ -153,19 +171,20 @@ def main() -> None:
 
 
 def run_method(
-    pipe: Any, method: Method, rate: float, examples: Examples, args: argparse.Namespace
+    pipe: Any, method: Method, rate: float, material: Material, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train one method at one rate on the pipeline's UNet, in place; returns what was measured."""
     parameters, save = method.attach(pipe.unet)
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    scheduler = make_noise_scheduler(pipe)
+    denoising = Denoising(pipe.scheduler.config, material.config)
+    draw = Draw(denoising, args.seed, args.train_batch_size)
     losses, seconds = [], []
     pipe.unet.train()
     for step in range(args.max_train_steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20)
-        losses.append(take_step(pipe.unet, scheduler, examples, step, args))
+        losses.append(take_step(pipe.unet, material, step, draw))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -179,24 +198,14 @@ def run_method(
     }
 
 
-def take_step(
-    unet: nn.Module, scheduler: Any, examples: Examples, step: int, args: argparse.Namespace
-) -> float:
-    batch = draw_batch(
-        examples,
-        None,
-        index=step,
-        batch_size=args.train_batch_size,
-        num_processes=1,
-        process=0,
-        num_train_timesteps=scheduler.config.num_train_timesteps,
-        prior_loss_weight=0.0,
-        seed=args.seed,
-    )
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+def take_step(unet: nn.Module, material: Material, step: int, draw: Draw) -> float:
+    (batch,) = draw_batches(material.instances, None, step, draw)
+    noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
+    target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
     with choose_attention(torch.device("cpu")):
-        predicted = unet(noisy, batch.timesteps, batch.context, return_dict=False)[0]
-    loss: Tensor = (predicted.float() - batch.noise).square().mean()
+        context = material.condition(batch).context
+        predicted = unet(noisy, batch.timesteps, context, return_dict=False)[0]
+    loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()
     return float(loss.detach())
 

@@ -33,6 +33,7 @@ from sdatoms.sparse import Solver
 __all__ = [
     "FORMAT",
     "FROZEN",
+    "TOKENS",
     "AtomFile",
     "LayerMap",
     "clip",
@@ -40,6 +41,7 @@ __all__ = [
     "find_blocks",
     "group_tensors",
     "hash_content",
+    "is_word",
     "join_key",
     "list_maps",
     "split_key",
@@ -52,6 +54,9 @@ FROZEN = (".encoder", "base_atoms")
 """Ends of the keys of tensors that no training changes."""
 BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
 """View → what its base atoms are called under `sparse`."""
+
+TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
+"""Key of the embeddings of a new word; the header's `tokens` names the word."""
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
@@ -114,7 +119,14 @@ class AtomFile:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components the file holds atoms for, such as `unet`."""
-        return tuple(dict.fromkeys(split_key(key)[0] for key in self.tensors))
+        keys = [key for key in self.tensors if not TOKENS.fullmatch(key)]
+        return tuple(dict.fromkeys(split_key(key)[0] for key in keys))
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """Text encoder → embeddings `(n, width)` of the word the file brings; see tokens.py."""
+        found = {TOKENS.fullmatch(key): tensor for key, tensor in self.tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
 
     @property
     def num_parameters(self) -> int:
@@ -173,6 +185,12 @@ def list_maps(
     return found
 
 
+def is_word(text: str) -> bool:
+    """Whether a file may bring this word: lower case, since tokenizers lower prompts, and in angle
+    brackets, so that it is found inside no other word."""
+    return re.fullmatch(r"<[^<>\s]{1,60}>", text) is not None and text == text.lower()
+
+
 def read_book(
     layout: Mapping[str, Any], view: str, tensors: Mapping[str, Tensor]
 ) -> CodeBook | None:
@@ -215,6 +233,8 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:
     """component → module path → view → tensor name → tensor."""
     grouped: dict[str, dict[str, Views]] = {}
     for key, tensor in tensors.items():
+        if TOKENS.fullmatch(key):
+            continue
         component, path, view, name = split_key(key)
         views = grouped.setdefault(component, {}).setdefault(path, {})
         views.setdefault(view, {})[name] = tensor

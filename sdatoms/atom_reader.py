@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
-from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors
+from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors, is_word
 from sdatoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.decompose import MAX_WIDTH
 from sdatoms.errors import AtomError
@@ -72,7 +72,9 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
     check_fingerprints(prints, where)
     check_tensors(tensors, layers, BASES[parsed.decomposition], where)
-    return AtomFile(parsed, metadata, dict(sorted(tensors.items())))
+    file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
+    check_word(file, where)
+    return file
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
@@ -176,6 +178,19 @@ def check_tensors(
                     problem = check_book(found[basis], (layout or {}).get("sparse"), view)
                 if problem:
                     raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+
+
+def check_word(file: AtomFile, where: str) -> None:
+    """Refuse embeddings without a word, a word without embeddings, and what is no word."""
+    word, rows = file.metadata.get("tokens"), list(file.embeddings.values())
+    if (word is None) != (not rows):
+        raise AtomError(f"{where} needs both or none of embeddings and the header entry 'tokens'")
+    if word is None:
+        return
+    if not is_word(word):
+        raise AtomError(f"{where} brings {clip(word)!r}, which is no word such as <dog>")
+    if any(t.dim() != 2 or not t.numel() or len(t) != len(rows[0]) for t in rows):
+        raise AtomError(f"{where} has embeddings that are no matrices of as many rows")
 
 
 def check_layout(layout: Any, view: str) -> str:

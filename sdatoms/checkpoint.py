@@ -70,12 +70,15 @@ def pack_atoms(
     thumbnail: str | None = None,
     metadata: Mapping[str, str] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    word: str | None = None,
+    embeddings: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> AtomFile:
     """The atom file of live injections, in memory; the header's config is the first one's.
 
     Args:
         tensors: keys as in the file; replaces the live values, for instance by running averages.
+        word: a new word of the text encoders, with its `embeddings` by component.
         dtype: of the stored numbers, base atoms aside: rounded ones would be another dictionary.
         others: as in `save_atoms`.
 
@@ -103,6 +106,7 @@ def pack_atoms(
         if key not in stored or stored[key].shape != tensor.shape:
             raise AtomError(f"the replacement tensor {key!r} fits no tensor of these injections")
         stored[key] = tensor.detach().clone()
+    stored |= {f"{c}.tokens.embeddings": t.detach() for c, t in (embeddings or {}).items()}
     for key, tensor in stored.items():
         kept = torch.float32 if key.endswith("base_atoms") else dtype
         stored[key] = tensor.to("cpu", kept).contiguous()
@@ -121,6 +125,7 @@ def pack_atoms(
         "base_revision": base_revision,
         "base_fingerprints": json.dumps(prints, separators=(",", ":")),
         "trigger": trigger,
+        "tokens": word,
         "step": step,
         "seed": seed,
         "sdatoms_version": sdatoms.__version__,

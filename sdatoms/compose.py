@@ -81,6 +81,12 @@ def compose(
     for number in strengths:
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise AtomError(f"a strength is {number!r}; it takes a finite number")
+    for place, file in enumerate(files, 1):
+        if file.embeddings:
+            raise AtomError(
+                f"file {place} brings the word {file.metadata['tokens']!r}, whose embedding no "
+                "sum can hold; load the files side by side instead"
+            )
     parts = [(file, float(strength)) for file, strength in zip(files, strengths, strict=True)]
     parts.sort(key=lambda part: (part[0].sha256, part[1], name_file(part[0])))
     prints = merge_fingerprints([file for file, _ in parts])
