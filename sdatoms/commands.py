@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -182,6 +183,8 @@ def run_guarded(run: Any, args: argparse.Namespace) -> None:
 
 def silence_libraries() -> None:
     """Keep the loading bars and advice of diffusers and transformers out of a command's output."""
+    # bitsandbytes tells of an optional kernel while diffusers imports it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers
     import transformers
 

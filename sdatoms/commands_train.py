@@ -7,8 +7,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sdatoms.options import add_flags, build_config, read_config_file
+
+if TYPE_CHECKING:
+    from sdatoms.train_config import TrainConfig
+    from sdatoms.validation import Evaluate
 
 __all__ = ["add_demo", "add_train", "run_demo", "run_train"]
 
@@ -101,7 +106,7 @@ def run_train(args: argparse.Namespace) -> None:
             print(f"{name:<12} {value}")
         return
     stop = StopFlag()
-    steps = train(config)
+    steps = train(config, evaluate=find_measure(config))
     bar = None  # made with the first step: what is wrong with the input is said without a bar
     for step in steps:
         bar = bar or tqdm(
@@ -119,6 +124,20 @@ def run_train(args: argparse.Namespace) -> None:
             raise SystemExit(130)
     if bar:
         bar.close()
+
+
+def find_measure(config: TrainConfig) -> Evaluate | None:
+    """What measures the samples: the evaluator asked for, or the bundled one where it is there."""
+    from sdatoms.evaluate import measure_samples
+    from sdatoms.evaluator import load_evaluator
+    from sdatoms.pipeline import find_assets
+
+    bundled = config.evaluator is None and config.style_evaluator is None
+    if not config.validation_steps or not config.num_validation_images:
+        return None
+    if bundled and not (find_assets() / "emoji-clip").is_dir():
+        return None
+    return measure_samples(load_evaluator(config.evaluator, config.style_evaluator))
 
 
 def is_main_process() -> bool:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sdatoms.adapters import load_atoms
 from sdatoms.checkpoint import AtomFile
-from sdatoms.dreambooth import read_prompt
 from sdatoms.errors import AtomError
 from sdatoms.evaluator import Evaluator
 from sdatoms.metrics import (
@@ -32,8 +31,18 @@ from sdatoms.metrics import (
 )
 from sdatoms.pictures import find_pictures, read_picture
 from sdatoms.pipeline import find_assets, paint
+from sdatoms.preflight import read_sidecar
+from sdatoms.validation import Evaluate
 
-__all__ = ["Row", "Subject", "evaluate", "read_subject_pictures", "score_subject", "write_prompts"]
+__all__ = [
+    "Row",
+    "Subject",
+    "evaluate",
+    "measure_samples",
+    "read_subject_pictures",
+    "score_subject",
+    "write_prompts",
+]
 
 STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
 SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
@@ -154,6 +163,26 @@ def evaluate(
     return rows
 
 
+def measure_samples(evaluator: Evaluator) -> Evaluate:
+    """What the trainer calls on its samples: their mean fidelity to the instance pictures, and the
+    mean alignment with their prompts, both in [-1, 1]."""
+
+    def measure(
+        pipe: Any,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        instances: Sequence[Image.Image],
+    ) -> dict[str, float]:
+        styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
+        texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+        return {
+            "fidelity": mean(measure_fidelity(styles, given)),
+            "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+        }
+
+    return measure
+
+
 def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
     """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
     rows = [score_pictures("pictures given, among themselves", given)]
@@ -189,7 +218,7 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
     """
     paths, _ = find_pictures(folder)
     pictures: list[Image.Image] = [read_picture(path) for path in paths]
-    captions = [clean_prompt(read_prompt(path, "")) for path in paths]
+    captions = [clean_prompt(read_sidecar(path)) for path in paths]
     about = folder / "subject.json"
     try:
         package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""

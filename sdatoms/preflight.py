@@ -18,7 +18,7 @@ from PIL import Image
 from sdatoms.errors import AtomError
 from sdatoms.pictures import find_pictures, read_picture
 
-__all__ = ["PictureFolder", "Source", "check_folder"]
+__all__ = ["PictureFolder", "Source", "check_folder", "read_sidecar"]
 
 CAPTION_LIMIT = 2000
 MASK = ".mask"

@@ -210,6 +210,10 @@ class TrainConfig:
     """Sample pictures of each prompt each time."""
     validation_steps: int = 100
     """Steps between samples; 0 paints none."""
+    evaluator: str | None = None
+    """CLIP model, folder or hub id, that measures the samples; the bundled one when it is there."""
+    style_evaluator: str | None = None
+    """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
     best_metric: str | None = None
     """Measured name by which the final file is chosen among the samples' steps."""
     best_metric_goal: Literal["max", "min"] = "max"

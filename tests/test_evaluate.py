@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -11,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import sdatoms
 from sdatoms.__main__ import main
 from sdatoms.commands_evaluate import name_files, write_table
-from sdatoms.evaluate import clean_prompt, evaluate, write_prompts
+from sdatoms.evaluate import clean_prompt, evaluate, measure_samples, write_prompts
 from sdatoms.evaluator import load_evaluator
 
 PAINTING = {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -166,3 +167,16 @@ def test_the_command_prints_one_json_object(
     names = [row["name"] for row in facts["rows"]]
     assert names[:2] == ["dog", "base without atoms"]
     assert facts["parameters"]["dog"] > 0
+
+
+def test_the_trainer_gets_fidelity_and_alignment_of_its_samples(evaluator_folder):
+    """Instance pictures score above noise, and copies of one picture score 1."""
+    measure = measure_samples(load_evaluator(str(evaluator_folder)))
+    generator = np.random.default_rng(0)
+    noise = [Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(2)]
+    same = [Image.new("RGB", (16, 16), "red")] * 2
+    copies = measure(None, same, ["a", "b"], same[:1])
+    other = measure(None, noise, ["a", "b"], same[:1])
+    assert set(copies) == {"fidelity", "alignment"}
+    assert copies["fidelity"] > 0.999 > other["fidelity"]
+    assert all(-1 <= value <= 1 for value in (*copies.values(), *other.values()))
