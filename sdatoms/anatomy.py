@@ -1,0 +1,289 @@
+r"""Look inside atom files: what layers change, what atoms look like, what the bytes are for.
+
+A view's map is `ΔX = X E ΔD` with the encoder `E (p, m)` and the atoms' delta `ΔD (m, p)`. The
+coefficients `A = X E` are only ever implied; the dictionary they stand for, `X ≈ A D`, is
+`D = E⁺`, the pseudo-inverse of the encoder. For the encoder `E = V Λ^(-1/2) c` of the linear
+decomposition that is `D = Λ^(1/2) Vᵀ / c`: the least-squares dictionary, whatever m. The base's
+filters are mixtures of the rows of `D`, the tuned filters the same mixtures of the rows of
+`D + ΔD`.
+
+Nothing here draws or paints; functions take atom files and, where weights count, a model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from sdatoms.adapters import choose_modules
+from sdatoms.atom_file import AtomFile, LayerMap, clip, group_tensors, split_key
+from sdatoms.atom_reader import read_atoms, read_header
+from sdatoms.bake import BLOCKS, BakedModule, find_layer, sum_maps
+from sdatoms.compose import form_delta
+from sdatoms.errors import AtomError
+from sdatoms.fingerprint import hash_tensors
+
+__all__ = [
+    "AtomTiles",
+    "Budget",
+    "LayerChange",
+    "Share",
+    "list_views",
+    "measure_budget",
+    "measure_changes",
+    "mute_atom",
+    "respond",
+    "show_atoms",
+]
+
+TRAINED = ("atoms", "inner_atoms", "channel_atoms")
+"""The tensor of each kind of delta that an atom can be muted in."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """How much of one layer a file rewrites at strength 1."""
+
+    component: str
+    path: str
+    block: str
+    """`down`, `mid` or `up` in a UNet, else the first part of the path."""
+    change: float
+    """‖ΔW‖_F / ‖W‖_F."""
+    parameters: int
+    """Trained numbers of the layer."""
+
+
+@dataclass(frozen=True)
+class AtomTiles:
+    """Atoms of one view as pictures `(m, rows, columns)`, float32.
+
+    Spatial atoms are h×w kernels. Block atoms are b×b channel mixings; in the joint view each of
+    their b×b entries is an h×w kernel, laid out as one tile of b·h × b·w.
+    """
+
+    kind: str
+    before: Tensor
+    """D, the dictionary of the base."""
+    difference: Tensor
+    """ΔD; with an own ΔD for every channel, their mean, or one channel's."""
+    channels: int | None
+    """How many channels have atoms of their own; None where all share them."""
+
+    @property
+    def after(self) -> Tensor:
+        """D + ΔD."""
+        return self.before + self.difference
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one part of a file takes."""
+
+    parameters: int
+    """Trained numbers."""
+    bytes: int
+    """Bytes of its tensors, encoders included."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a file's bytes go; `prefix + header + tensors` is the size of the file."""
+
+    file: int
+    """Bytes on disk."""
+    prefix: int
+    """The 8 bytes that give the header's length."""
+    header: int
+    """Bytes of the JSON header: names, shapes, fingerprints, thumbnail."""
+    tensors: int
+    """Bytes of all tensors."""
+    encoders: int
+    """Bytes of the frozen encoders among them."""
+    parameters: int
+    """Trained numbers."""
+    layers: dict[str, Share]
+    """`<component>.<module path>` → its share."""
+
+
+def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
+    """‖ΔW‖/‖W‖ of every layer of the file, on the base weights of `target`, in the file's order.
+
+    Args:
+        file: an atom file.
+        target: a pipeline, or one module; adapters baked into it do not count.
+
+    Raises:
+        AtomError: a layer of the file is not there.
+    """
+    rows = []
+    for component, path, maps, weight in walk_layers(file, target):
+        delta = sum_maps(weight, [(1.0, m) for m in maps])
+        change = float(delta.norm()) / max(float(weight.float().norm()), 1e-30)
+        trained = sum(t.numel() for m in maps for name, t in m.tensors.items() if name != "encoder")
+        rows.append(LayerChange(component, path, name_block(path), change, trained))
+    return rows
+
+
+def walk_layers(file: AtomFile, target: Any) -> Iterator[tuple[str, str, list[LayerMap], Tensor]]:
+    """Yield component, path, maps and pristine weight of every layer of the file."""
+    for component, module in choose_modules(target, file, None).items():
+        for path, maps in file.maps(component).items():
+            yield component, path, maps, find_pristine(module, path)
+
+
+def find_pristine(module: nn.Module, path: str) -> Tensor:
+    """The weight at `path` without the adapters that are baked into it now."""
+    state = module.__dict__.get("_sdatoms_baked")
+    if isinstance(state, BakedModule) and path in state.layers:
+        return state.layers[path].pristine
+    return find_layer(module, path).weight.detach()
+
+
+def name_block(path: str) -> str:
+    first = path.split(".")[0]
+    return BLOCKS.get(first, first)
+
+
+def list_views(file: AtomFile) -> list[tuple[str, str, str]]:
+    """Component, module path and view of every map, in the file's order."""
+    return list(dict.fromkeys(split_key(key)[:3] for key in file.tensors))
+
+
+def find_map(file: AtomFile, component: str, path: str, view: str) -> LayerMap:
+    views = [v for c, p, v in list_views(file) if (c, p) == (component, path)]
+    if view not in views:
+        raise AtomError(
+            f"the file has no {clip(view)!r} view of {clip(f'{component}.{path}')!r}; "
+            f"it has {', '.join(views) or 'no such layer'}"
+        )
+    return file.maps(component)[path][views.index(view)]
+
+
+def show_atoms(
+    file: AtomFile, component: str, path: str, view: str, channel: int | None = None
+) -> AtomTiles:
+    """The atoms of one view of one layer, before training and what training added.
+
+    Args:
+        file: an atom file; no model is needed.
+        component: such as `unet`.
+        path: module path of the layer.
+        view: `spatial`, `block`, or `block_2` and so on in composed files.
+        channel: absolute input channel, where every channel has atoms of its own; None shows the
+            mean of their deltas.
+
+    Raises:
+        AtomError: there is no such view or channel.
+    """
+    found = find_map(file, component, path, view)
+    if channel is not None and not 0 <= channel < (found.channels or 0):
+        raise AtomError(f"the channel is {channel}; this view has {found.channels or 'none'}")
+    delta = form_delta(found.tensors)
+    if delta.dim() == 3:
+        delta = delta.mean(0) if channel is None else delta[channel]
+    before = torch.linalg.pinv(found.tensors["encoder"].double())
+    tiles = [fold_tiles(found, t).float() for t in (before, delta)]
+    return AtomTiles(found.kind, tiles[0], tiles[1], found.channels)
+
+
+def fold_tiles(found: LayerMap, rows: Tensor) -> Tensor:
+    """`(m, p)` → `(m, rows, columns)`."""
+    a, b = found.block
+    h, w = found.kernel or (1, 1)
+    if found.kind == "spatial":
+        return rows.reshape(-1, h, w)
+    if found.kind == "channel":
+        return rows.reshape(-1, a, b)
+    return rearrange(rows, "m (a b h w) -> m (a h) (b w)", a=a, b=b, h=h, w=w)
+
+
+def respond(tiles: Tensor, size: int = 32) -> Tensor:
+    """What spatial frequencies each kernel lets through, `(m, size, size)`, zero frequency central.
+
+    The magnitude of the discrete Fourier transform of the kernel set into size×size zeros: bright
+    in the middle is a blur, dark in the middle an edge or a texture.
+    """
+    return torch.fft.fftshift(torch.fft.fft2(tiles, s=(size, size)).abs(), dim=(-2, -1))
+
+
+def measure_budget(path: str | os.PathLike[str]) -> Budget:
+    """Where the bytes of an atom file go, from its header; the parts add up to the file.
+
+    Raises:
+        AtomError: it is no atom file.
+    """
+    path = Path(path)
+    file = read_atoms(path)
+    with path.open("rb") as opened:
+        start, header = read_header(opened, f"the file {path.name!r}")
+    layers: dict[str, Share] = {}
+    encoders = total = 0
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        component, module, _, name = split_key(key)
+        size = entry["data_offsets"][1] - entry["data_offsets"][0]
+        frozen = name == "encoder"
+        total += size
+        encoders += size if frozen else 0
+        old = layers.get(f"{component}.{module}", Share(0, 0))
+        trained = 0 if frozen else file.tensors[key].numel()
+        layers[f"{component}.{module}"] = Share(old.parameters + trained, old.bytes + size)
+    return Budget(
+        file=path.stat().st_size,
+        prefix=8,
+        header=len(start) - 8,
+        tensors=total,
+        encoders=encoders,
+        parameters=file.num_parameters,
+        layers=layers,
+    )
+
+
+def mute_atom(
+    file: AtomFile, atom: int, *, component: str | None = None, path: str | None = None
+) -> AtomFile:
+    """The file without what one atom adds, in one layer or in all; the input is left as it is.
+
+    Args:
+        file: an atom file.
+        atom: number of the atom, from 0, as in `show_atoms`; layers with fewer atoms are unchanged.
+        component: only there; None: everywhere.
+        path: only in the layer at this module path; None: in all layers.
+
+    Raises:
+        AtomError: no layer that was meant has so many atoms.
+    """
+    tensors, muted = {}, 0
+    for key, tensor in file.tensors.items():
+        owner, module, _, name = split_key(key)
+        meant = component in (None, owner) and path in (None, module)
+        axis = 1 if name == "channel_atoms" else 0
+        if meant and name in TRAINED and 0 <= atom < tensor.shape[axis]:
+            tensor = tensor.clone()
+            tensor.select(axis, atom).zero_()
+            muted += 1
+        tensors[key] = tensor
+    if not muted:
+        most = max(len_atoms(group_tensors(file.tensors)), default=0)
+        raise AtomError(f"there is no atom {atom} to mute; these layers have at most {most} atoms")
+    header = file.metadata | {"modelspec.hash_sha256": "0x" + hash_tensors(tensors)}
+    return replace(file, metadata=header, tensors=tensors)
+
+
+def len_atoms(grouped: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Tensor]]]]) -> list[int]:
+    """The number of atoms of every view."""
+    return [
+        tensors["encoder"].shape[1]
+        for paths in grouped.values()
+        for views in paths.values()
+        for tensors in views.values()
+    ]
