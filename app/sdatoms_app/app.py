@@ -14,9 +14,12 @@ import gradio as gr
 from gradio import themes
 
 from sdatoms import AtomError
+from sdatoms_app.atoms_tab import build_atoms_tab
 from sdatoms_app.generate_tab import build_generate_tab
 from sdatoms_app.library import MAX_UPLOAD_BYTES, Library
+from sdatoms_app.runs_tab import build_runs_tab
 from sdatoms_app.studio import Studio
+from sdatoms_app.train_tab import build_train_tab
 
 __all__ = ["build_app", "find_port", "serve"]
 
@@ -32,6 +35,12 @@ def build_app(studio: Studio) -> gr.Blocks:
         gr.Markdown("# sdatoms\nPaint with filter atoms: the same seed without and with them.")
         with gr.Tab("Generate"):
             build_generate_tab(studio)
+        with gr.Tab("Train"):
+            form = build_train_tab(studio)
+        with gr.Tab("Runs"):
+            build_runs_tab(studio, form)
+        with gr.Tab("Atoms"):
+            build_atoms_tab(studio)
     app.queue(max_size=32)
     return app
 

@@ -221,7 +221,8 @@ class Queue:
         if job.live:
             raise AtomError(f"the run {id!r} is {job.state}; stop it first")
         trash = self.root / f".trash-{id}"
-        os.replace(job.path, trash)
+        with hold_lock(self.root):
+            os.replace(job.path, trash)
         shutil.rmtree(trash)
 
     def _next(self) -> int:
@@ -270,7 +271,7 @@ def read_run(run: Path) -> Job:
     error = read_tail(run / OUTPUT, 40) if shown == "failed" else ""
     if shown == "stopped" and isinstance(code, int) and code < 0:
         error = f"its process was ended by signal {-code}"
-    elif shown == "stopped" and state == "started":
+    elif shown == "stopped" and state == "started" and not is_worker(stored.get("worker")):
         error = "its process is gone"
     return Job(
         id=run.name,

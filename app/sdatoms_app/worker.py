@@ -99,7 +99,8 @@ def run_job(root: Path, run: Path, training: int) -> int:
             trainer.send_signal(signal.SIGTERM)
     code = trainer.wait()
     with hold_lock(root):
-        update_job(run, state="ended", exit_code=code, ended=time.time())
+        if read_json(run / JOB).get("pid") == trainer.pid:  # not deleted, not queued again since
+            update_job(run, state="ended", exit_code=code, ended=time.time())
     return code
 
 

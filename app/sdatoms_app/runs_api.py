@@ -1,0 +1,81 @@
+"""The trainings for programs: endpoints that are named, typed and described."""
+
+from typing import Any
+
+from gradio.events import api
+
+from sdatoms import AtomError
+from sdatoms_app.queue import Job, Queue
+from sdatoms_app.train_page import say
+
+__all__ = ["build_runs_api"]
+
+
+def build_runs_api(queue: Queue) -> None:
+    """Add the endpoints; call inside `gr.Blocks`."""
+
+    def list_trainings() -> list[dict]:
+        """All trainings, newest first: id, title, state, step, total, eta_s."""
+        return [summarize(job) for job in queue.list()]
+
+    def get_training(run: str) -> dict:
+        """One training as it stands now, by its id."""
+        return summarize(find(run))
+
+    def find(run: str) -> Job:
+        try:
+            return queue.find(run)
+        except AtomError as error:
+            raise say(error) from None
+
+    def change(method: Any, *arguments: Any) -> dict:
+        try:
+            return summarize(method(*arguments))
+        except AtomError as error:
+            raise say(error) from None
+
+    def stop_training(run: str) -> dict:
+        """Ask a training to save its state and stop; a queued one leaves the queue."""
+        return change(queue.stop, run)
+
+    def resume_training(run: str) -> dict:
+        """Queue a stopped or failed training again from its last checkpoint."""
+        return change(queue.resume, run)
+
+    def extend_training(run: str, steps: int) -> dict:
+        """Queue an ended training for further steps, from its last checkpoint."""
+        return change(queue.resume, run, steps)
+
+    def delete_training(run: str) -> bool:
+        """Delete a training that is not under way, its pictures and its atoms."""
+        try:
+            queue.delete(run)
+        except AtomError as error:
+            raise say(error) from None
+        return True
+
+    for function in (
+        list_trainings,
+        get_training,
+        stop_training,
+        resume_training,
+        extend_training,
+        delete_training,
+    ):
+        api(function, api_name=function.__name__, concurrency_id="runs", concurrency_limit=4)
+
+
+def summarize(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "title": job.title,
+        "state": job.state,
+        "place": job.place,
+        "phase": job.phase,
+        "step": job.step,
+        "total": job.total,
+        "eta_s": job.eta_s,
+        "stopping": job.stopping,
+        "error": job.error,
+        "atoms": job.atoms is not None,
+    }

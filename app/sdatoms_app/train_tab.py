@@ -1,0 +1,249 @@
+"""The Train tab: pictures and captions, settings with measured cost, and a place in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from sdatoms.options import read_field_help
+from sdatoms.train_config import TrainConfig
+from sdatoms_app.measure import name_machine
+from sdatoms_app.studio import Studio
+from sdatoms_app.train_form import build_fields
+from sdatoms_app.train_page import PLAIN, TrainPage
+
+__all__ = ["TrainForm", "build_train_tab"]
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class TrainForm:
+    """What other tabs need of this one."""
+
+    started: gr.Textbox
+    """The id of the run that was queued last; hidden."""
+    token: gr.BrowserState
+    outputs: list[Any]
+    """What `page.fill(run, token)` fills."""
+    page: TrainPage
+
+
+def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
+    """Lay the tab out; call inside `gr.Blocks`.
+
+    Args:
+        studio: names the base and the folder of runs.
+        roots: folders an operator listed, whose pictures visitors may train on; the bundled
+            subjects are always among them.
+    """
+    page = TrainPage(studio, roots)
+    token = gr.BrowserState("", storage_key="sdatoms-train-draft")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            pictures = build_pictures(page, token)
+        with gr.Column(scale=1, min_width=320):
+            settings = build_settings(page)
+    fields = [settings[name] for name in page.names]
+    wire_pictures(page, pictures, token)
+    wire_settings(page, settings, fields, token)
+    shown = [pictures[name] for name in SHOWN]
+    root = Context.root_block
+    assert root is not None
+    root.load(page.load, token, [*shown, settings["preset"], *fields], **QUIET)
+    return TrainForm(settings["started"], token, [*shown, *fields], page)
+
+
+SHOWN = ("token", "gallery", "verdict", "picture", "editing", "caption")
+"""The widgets that `TrainPage.show` fills."""
+
+
+def build_pictures(page: TrainPage, token: gr.BrowserState) -> dict[str, Any]:
+    """Steps 1 and 2."""
+    gr.Markdown("### 1 · Pictures")
+    upload = gr.File(
+        label="Drop pictures, and .txt captions of the same names",
+        file_count="multiple",
+        height=120,
+        elem_id="train-upload",
+    )
+    with gr.Row(equal_height=True):
+        folder = gr.Dropdown(
+            page.list_folders(),
+            value=None,
+            label="Or a folder on the server",
+            elem_id="train-folder",
+            scale=3,
+        )
+        take = gr.Button("Add folder", elem_id="train-take", scale=1, min_width=120)
+    verdict = gr.Textbox(label="Pre-flight", interactive=False, lines=2, elem_id="train-verdict")
+    gallery = gr.Gallery(
+        label="What the trainer will see",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        format="png",
+        elem_id="train-gallery",
+    )
+    gr.Markdown("### 2 · Captions")
+    picture = gr.Dropdown([], label="Picture", info="Or choose it above.", elem_id="train-picture")
+    caption = gr.Textbox(
+        label="Caption",
+        info="Its own prompt, kept as you type. Empty: the prompt of step 3.",
+        lines=2,
+        max_length=2000,
+        elem_id="train-caption",
+    )
+    editing = gr.Textbox(visible="hidden", label="Picture being edited")
+    with gr.Row():
+        remove = gr.Button("Remove this picture", size="sm", elem_id="train-remove")
+        empty = gr.Button("Remove all", size="sm", elem_id="train-empty")
+    return {
+        "token": token,
+        "upload": upload,
+        "folder": folder,
+        "take": take,
+        "verdict": verdict,
+        "gallery": gallery,
+        "picture": picture,
+        "caption": caption,
+        "editing": editing,
+        "remove": remove,
+        "empty": empty,
+    }
+
+
+def build_settings(page: TrainPage) -> dict[str, Any]:
+    """Steps 3 and 4."""
+    texts = read_field_help(TrainConfig)
+    gr.Markdown("### 3 · Settings")
+    instance = gr.Textbox(
+        label="Prompt of the pictures",
+        info=texts["instance_prompt"],
+        placeholder="an emoji in sks style",
+        max_length=2000,
+        elem_id="train-instance_prompt",
+    )
+    preset = gr.Radio(page.list_presets(), value="Balanced", label="Preset", elem_id="train-preset")
+    cost = gr.Textbox(
+        label=f"Cost on {name_machine()}",
+        value="not measured yet",
+        interactive=False,
+        lines=2,
+        elem_id="train-cost",
+    )
+    with gr.Row():
+        measure = gr.Button("Measure these settings", size="sm", elem_id="train-measure")
+        measure_all = gr.Button("Measure all presets", size="sm", elem_id="train-measure-all")
+    prior = gr.Checkbox(
+        label="Keep the class what it was",
+        info=texts["with_prior_preservation"],
+        elem_id="train-with_prior_preservation",
+    )
+    class_prompt = gr.Textbox(
+        label="Prompt of the class",
+        info=texts["class_prompt"],
+        visible=False,
+        max_length=2000,
+        elem_id="train-class_prompt",
+    )
+    with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
+        widgets = build_fields(skip=PLAIN)
+    gr.Markdown("### 4 · Train")
+    start = gr.Button("Start training", variant="primary", elem_id="train-start")
+    result = gr.Textbox(label="Queue", interactive=False, elem_id="train-result")
+    started = gr.Textbox(visible="hidden", label="Last run", elem_id="train-started")
+    return widgets | {
+        "instance_prompt": instance,
+        "class_prompt": class_prompt,
+        "with_prior_preservation": prior,
+        "preset": preset,
+        "cost": cost,
+        "measure": measure,
+        "measure_all": measure_all,
+        "start": start,
+        "result": result,
+        "started": started,
+    }
+
+
+def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.BrowserState) -> None:
+    shown = [w[name] for name in SHOWN]
+    w["upload"].upload(
+        page.add_pictures,
+        [w["upload"], token],
+        [w["upload"], *shown],
+        api_name="add_pictures",
+        api_description=page.add_pictures.__doc__,
+    )
+    w["take"].click(
+        page.add_folder,
+        [w["folder"], token],
+        shown,
+        api_name="add_folder",
+        api_description=page.add_folder.__doc__,
+    )
+    edited = [w["picture"], w["editing"], w["caption"]]
+    w["picture"].input(page.choose, [w["picture"], token], edited[1:], **QUIET)
+    w["gallery"].select(page.choose_crop, token, edited, **QUIET)
+    w["caption"].input(
+        page.keep_caption,
+        [w["editing"], w["caption"], token],
+        None,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    w["remove"].click(page.remove, [w["editing"], token], shown, **QUIET)
+    w["empty"].click(page.remove_all, token, shown, **QUIET)
+
+
+def wire_settings(
+    page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.BrowserState
+) -> None:
+    folded = [w[name] for name in page.folded]
+    w["with_prior_preservation"].change(
+        lambda on: gr.Textbox(visible=on), w["with_prior_preservation"], w["class_prompt"], **QUIET
+    )
+    w["preset"].input(page.use_preset, w["preset"], folded, **QUIET)
+    gr.on(
+        [field.change for field in [w["preset"], *fields]],
+        page.keep_form,
+        [token, w["preset"], *fields],
+        [token, w["cost"]],
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    one: dict[str, Any] = {"concurrency_id": "measure", "concurrency_limit": 1}
+    w["measure"].click(
+        page.measure,
+        [token, *fields],
+        w["cost"],
+        api_name="measure",
+        api_description=page.measure.__doc__,
+        **one,
+    )
+    w["measure_all"].click(
+        page.measure_presets,
+        token,
+        w["preset"],
+        api_name="measure_presets",
+        api_description=page.measure_presets.__doc__,
+        **one,
+    )
+    w["start"].click(
+        page.start,
+        [token, *fields],
+        [w["result"], w["started"]],
+        api_name="start_training",
+        api_description=page.start.__doc__,
+        concurrency_id="enqueue",
+        concurrency_limit=1,
+    )
