@@ -195,48 +195,62 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         default="outputs/generate",
         help="where the PNGs go (default: outputs/generate)",
     )
+    parser.add_argument(
+        "--embed_atoms",
+        action="store_true",
+        help="put the atom files inside the PNGs, so that a picture alone can be painted again",
+    )
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Paint pictures with any number of atom files."""
-    from PIL.PngImagePlugin import PngInfo
-
+    """Paint pictures with any number of atom files; each PNG carries its recipe."""
     from sdatoms.adapters import load_atoms
     from sdatoms.checkpoint import read_atoms
-    from sdatoms.pipeline import load_base, paint
+    from sdatoms.compatibility import fingerprint_base
+    from sdatoms.pipeline import SCHEDULERS, find_base, load_base, paint
+    from sdatoms.recipes import Recipe, UsedAtoms, list_versions, save_picture
 
     if args.num_images < 1:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     pipe = load_base(args.pretrained_model_name_or_path)
+    prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
-    seeds = [args.seed + k for k in range(args.num_images)]
-    pictures = paint(
-        pipe,
-        [args.prompt] * len(seeds),
-        seeds,
-        negative_prompt=args.negative_prompt,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        height=args.height,
-        width=args.width,
-    )
+    scheduler = next((k for k, v in SCHEDULERS.items() if v == type(pipe.scheduler).__name__), "")
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "picture"
-    for seed, picture in zip(seeds, pictures, strict=True):
-        recipe = {
-            "prompt": args.prompt,
-            "seed": seed,
-            "atoms": [{"sha256": f.sha256, "strength": s} for _, s, f in files],
-        }
-        info = PngInfo()
-        info.add_text("sdatoms", json.dumps(recipe))
-        path = folder / f"{slug}-{seed}.png"
-        picture.save(path, pnginfo=info)
-        print(path)
+    for seed in range(args.seed, args.seed + args.num_images):
+        picture = paint(
+            pipe,
+            [args.prompt],
+            [seed],
+            negative_prompt=args.negative_prompt,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+        )[0]
+        recipe = Recipe(
+            prompt=args.prompt,
+            negative_prompt=args.negative_prompt or "",
+            seed=seed,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            scheduler=scheduler,
+            width=picture.width,
+            height=picture.height,
+            base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
+            base_fingerprint=prints,
+            adapters=tuple(
+                UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
+                for path, strength, file in files
+            ),
+            versions=list_versions(),
+        )
+        riders = [file for _, _, file in files] if args.embed_atoms else []
+        print(save_picture(picture, folder / f"{slug}-{seed}.png", recipe, riders))
 
 
 def split_strength(text: str) -> tuple[str, float]:
