@@ -206,7 +206,10 @@ def build_used(entry: Any, where: str) -> UsedAtoms:
         if not plain or not math.isfinite(number) or block not in ("down", "mid", "up"):
             raise AtomError(f"{where} has a recipe with a strength of {clip(repr(strength))}")
     return UsedAtoms(
-        *(clip(entry.get(k, ""), 200) for k in texts[:2]), strength, clip(entry.get("trigger", ""))
+        name=clip(entry.get("name", ""), 200),
+        sha256=clip(entry.get("sha256", ""), 64),
+        strength=strength,
+        trigger=clip(entry.get("trigger", "")),
     )
 
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline of a few thousand weights, saved as a directory; for tests of the app."""
+"""A Stable Diffusion pipeline of a few thousand weights, saved as a directory."""
 
 import json
 

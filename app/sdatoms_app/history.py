@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sdatoms.recipes import Recipe, read_recipe, save_picture
 
 __all__ = ["History", "Kept"]
 
+ID = re.compile(r"\d{4}-\d\d-\d\d/\d{1,20}")
 MAX_SCANNED = 2000
 
 
@@ -76,11 +78,11 @@ class History:
         Raises:
             AtomError: there is none.
         """
-        for path in self.outputs.glob("[0-9]*-[0-9]*-[0-9]*/*.png"):
-            if f"{path.parent.name}/{path.stem}" == id:
-                recipe = self._read(path)
-                if recipe is not None:
-                    return Kept(id, path, recipe)
+        path = self.outputs / f"{id}.png"
+        if ID.fullmatch(id) and path.is_file() and not path.is_symlink():
+            recipe = self._read(path)
+            if recipe is not None:
+                return Kept(id, path, recipe)
         raise AtomError(f"there is no picture {clip(id)!r} in the history")
 
     def _read(self, path: Path) -> Recipe | None:

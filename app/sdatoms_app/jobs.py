@@ -102,25 +102,27 @@ class Job:
 
         Whoever stops watching cancels the job.
         """
-        seen, last = -1, 0.0
+        seen = -1
         try:
             while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended or self._version != seen, 1.0)
-                    ended, update, version = self._ended, self._update, self._version
-                    if not ended:
-                        pause = last + INTERVAL - time.monotonic()
-                        if pause > 0:  # wakes early at the end, so that the last word comes at once
-                            self._changed.wait_for(lambda: self._ended, pause)
-                            ended, update, version = self._ended, self._update, self._version
-                seen, last = version, time.monotonic()
+                ended, update, seen = self._wait(seen)
                 yield update
                 if ended:
                     break
+                with self._changed:  # wakes early at the end: the last word comes at once
+                    self._changed.wait_for(lambda: self._ended, INTERVAL)
         finally:
-            self.cancel() if not self._ended else None
+            if not self._ended:
+                self.cancel()
         if self._error is not None:
             raise self._error
+
+    def _wait(self, seen: int) -> tuple[bool, Update, int]:
+        """Wait for a version other than `seen`, or a second; whether the job ended, and the
+        newest."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._version != seen, 1.0)
+            return self._ended, self._update, self._version
 
 
 class Desk:
