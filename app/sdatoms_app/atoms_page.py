@@ -65,7 +65,7 @@ class AtomsPage:
         file = self.read(id)
         path = self.library.find(id or "").path
         try:
-            with find_lock(self.studio):
+            with self.studio.lock:
                 changes = measure_changes(file, self.studio.open())
             budget = measure_budget(path)
         except AtomError as error:
@@ -184,7 +184,7 @@ class AtomsPage:
         file = self.read(id)
         folder = self.studio.outputs / "exports"
         try:
-            with find_lock(self.studio):
+            with self.studio.lock:
                 pipe = self.studio.open()
                 done = export_file(file, pipe, form, int(rank), folder, slugify(id or ""))
         except AtomError as error:
@@ -209,11 +209,6 @@ def count_atoms(file: AtomFile) -> int:
     )
 
 
-def find_lock(studio: Studio) -> Any:
-    """What is held by whoever uses the pipeline."""
-    return getattr(studio, "lock", None) or studio._lock
-
-
 def paint_each(
     studio: Studio,
     files: Sequence[tuple[str, AtomFile]],
@@ -229,7 +224,7 @@ def paint_each(
     """
     wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
     shown = []
-    with find_lock(studio):
+    with studio.lock:
         pipe = studio.open()
         adapters = AdapterSet(pipe)
         adapters.clear()

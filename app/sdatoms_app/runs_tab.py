@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import gradio as gr
 from gradio.context import Context
 
 from sdatoms import AtomError
+from sdatoms_app.generate_tab import GenerateTab
+from sdatoms_app.queue import Queue
 from sdatoms_app.run_files import open_samples, pack_run, read_curves
 from sdatoms_app.run_view import (
     BAR,
@@ -23,37 +24,31 @@ from sdatoms_app.run_view import (
     stamp,
 )
 from sdatoms_app.runs_api import build_runs_api
-from sdatoms_app.studio import Studio
+from sdatoms_app.studio import MAX_ADAPTERS, Studio
 from sdatoms_app.train_page import open_queue, say
 from sdatoms_app.train_tab import TrainForm
 
-__all__ = ["RunsTab", "build_runs_tab"]
+__all__ = ["build_runs_tab"]
 
 SECONDS = 2.0
 """Between two looks at the runs' files."""
 
 
-@dataclass(frozen=True)
-class RunsTab:
-    """What the app wires to other tabs."""
-
-    use: gr.Textbox
-    """Changes to the library's id of a run's atoms when they are wanted in Generate; hidden."""
-
-
-def build_runs_tab(studio: Studio, form: TrainForm | None = None) -> RunsTab:
+def build_runs_tab(
+    studio: Studio, form: TrainForm | None = None, generate: GenerateTab | None = None
+) -> None:
     """Lay the tab out; call inside `gr.Blocks`.
 
     Args:
         studio: names the folder of runs.
         form: the Train tab, for "train again with these settings".
+        generate: the Generate tab, for "use in Generate".
     """
     queue = open_queue(studio)
     root = Context.root_block
     assert root is not None
 
     seen = gr.State({})
-    use = gr.Textbox(visible="hidden", label="Atoms to use", elem_id="run-use")
     timer = gr.Timer(SECONDS)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -222,12 +217,6 @@ def build_runs_tab(studio: Studio, form: TrainForm | None = None) -> RunsTab:
         path.write_bytes(pack_run(job.path))
         return str(path)
 
-    def press_send(id: str | None) -> str:
-        job = refuse(queue.find, id or "")
-        if not job.atoms:
-            raise say(AtomError(f"the run {job.id!r} has no finished atoms yet"))
-        return job.atoms.parent.relative_to(studio.library.folder.absolute()).as_posix()
-
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs, outputs = [runs, log_scale, smoothing, seen], [seen, runs, *page]
     gr.on(
@@ -247,7 +236,8 @@ def build_runs_tab(studio: Studio, form: TrainForm | None = None) -> RunsTab:
         button.click(press, given, None, **quiet).then(look, inputs, outputs, **quiet)
     delete.click(press_delete, [runs, sure], sure, **quiet).then(look, inputs, outputs, **quiet)
     download.click(press_download, runs, download, **quiet)
-    send.click(press_send, runs, use, **quiet)
+    if generate is not None:
+        wire_generate(studio, queue, generate, send, runs)
     if form is not None:
         again.click(form.page.fill, [runs, form.token], form.outputs, **quiet).success(
             None, None, None, js=go_to("Train"), api_visibility="private"
@@ -256,7 +246,28 @@ def build_runs_tab(studio: Studio, form: TrainForm | None = None) -> RunsTab:
             lambda id: gr.Radio(choices=list_runs(queue), value=id), form.started, runs, **quiet
         ).then(look, inputs, outputs, **quiet)
     build_runs_api(queue)
-    return RunsTab(use)
+
+
+def wire_generate(
+    studio: Studio, queue: Queue, generate: GenerateTab, send: gr.Button, runs: gr.Radio
+) -> None:
+    """Let a button put the chosen run's atoms into the Generate tab and go there."""
+    rows = generate.rows
+
+    def use(id: str | None, *values: Any) -> list[Any]:
+        try:
+            job = queue.find(id or "")
+            if not job.atoms:
+                raise AtomError(f"the run {job.id!r} has no finished atoms yet")
+        except AtomError as error:
+            raise say(error) from None
+        listed = job.path.relative_to(studio.library.folder.absolute()).as_posix()
+        ids = [row["id"] for row in rows.read(values) if row["id"] != listed]
+        return rows.choose([*ids[: MAX_ADAPTERS - 1], listed], values)
+
+    send.click(
+        use, [runs, *rows.inputs], rows.outputs, show_progress="hidden", api_visibility="private"
+    ).success(None, None, None, js=go_to("Generate"), api_visibility="private")
 
 
 def go_to(tab: str) -> str:
