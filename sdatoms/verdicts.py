@@ -19,9 +19,9 @@ from sdatoms.pipeline import find_base
 __all__ = ["Verdict", "check_picture", "check_pictures", "find_resolution"]
 
 DEFAULT_RESOLUTION = 512
-HASH_SIDE = 16
-NEAR = 6
-"""Of the 256 bits of two difference hashes, how many may differ in one and the same picture."""
+THUMBNAIL = 16
+ALIKE = 3.0
+"""Mean difference of two thumbnails, in grey levels, below which pictures count as one."""
 EXIF_ORIENTATION = 0x0112
 
 Kind = Literal["fine", "tiny", "duplicate", "corrupt"]
@@ -52,16 +52,16 @@ def check_pictures(paths: Sequence[Path], resolution: int) -> list[Verdict]:
         resolution: side of the training pictures, px.
     """
     verdicts: list[Verdict] = []
-    hashes: list[tuple[np.ndarray, str]] = []
+    seen: list[tuple[np.ndarray, str]] = []
     for path in paths:
         verdict = check_picture(path, resolution)
         if verdict.crop is not None:
-            bits = hash_differences(verdict.crop)
-            twin = next((n for other, n in hashes if int((other != bits).sum()) <= NEAR), None)
+            small = shrink(verdict.crop)
+            twin = next((n for other, n in seen if np.abs(other - small).mean() < ALIKE), None)
             if twin is not None:
                 verdict = replace(verdict, kind="duplicate", text=f"looks like {twin}")
             else:
-                hashes.append((bits, path.name))
+                seen.append((small, path.name))
         verdicts.append(verdict)
     return verdicts
 
@@ -89,11 +89,10 @@ def check_picture(path: Path, resolution: int) -> Verdict:
     return Verdict(path, kind, ", ".join(notes), size, crop_to(picture, resolution), digest)
 
 
-def hash_differences(picture: Image.Image) -> np.ndarray:
-    """256 bits that tell whether brightness rises from each cell of a 16×17 grid to the next."""
-    small = picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
-    cells = np.asarray(small, dtype=np.int16)
-    return cells[:, 1:] > cells[:, :-1]
+def shrink(picture: Image.Image) -> np.ndarray:
+    """A thumbnail `(16, 16, 3)` in grey levels."""
+    small = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
 
 
 def find_resolution(base: str | None) -> int:

@@ -15,6 +15,7 @@ from sdatoms_app.train_form import (
     list_settings,
 )
 from tiny_base import save_tiny_base
+from training_tools import draw
 
 import sdatoms
 from sdatoms.pictures import to_tensor
@@ -22,13 +23,6 @@ from sdatoms.pipeline import find_assets, load_base
 from sdatoms.verdicts import check_pictures, find_resolution
 
 HOSTILE = '<img src=x onerror=alert(1)>"; rm -rf $HOME.png'
-
-
-def draw(path, size=(96, 80), seed=0, **options):
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize(size, Image.Resampling.NEAREST)
-    picture.save(path, **options)
-    return path
 
 
 def test_every_kind_of_verdict(tmp_path):
@@ -213,5 +207,3 @@ def test_measuring_is_done_once_and_told_in_words(tmp_path):
     assert measured.find(settings | {"instance_prompt": "another"}) == facts
     assert measured.find(settings | {"max_train_steps": 11}) is None
     assert "min" in describe_facts(facts) and "bytes" in describe_facts(facts)
-    with pytest.raises(sdatoms.AtomError, match="could not measure"):
-        measured.measure(settings | {"max_train_steps": 12}, tmp_path / "gone")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -19,6 +18,7 @@ from sdatoms_app.run_files import (
 )
 from sdatoms_app.worker import claim_job, hold_lock, read_json, update_job
 from tiny_base import save_tiny_base
+from training_tools import wait_for
 
 import sdatoms
 
@@ -33,16 +33,6 @@ def queue(tmp_path, monkeypatch):
 def fill(folder):
     for k in range(2):
         Image.new("RGB", (64, 64), (80 * k, 40, 200)).save(folder / f"{k}.png")
-
-
-def wait_for(condition, seconds=90.0):
-    """Poll until the condition holds; returns what it returned."""
-    end = time.monotonic() + seconds
-    pause = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        pause.wait(0.1)
-    return found
 
 
 def end_process():
