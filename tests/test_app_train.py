@@ -31,6 +31,8 @@ OURS = {
     "measure",
     "measure_presets",
     "start_training",
+    "list_folders",
+    "train",
     "list_trainings",
     "get_training",
     "stop_training",
@@ -81,6 +83,21 @@ def test_folders_that_are_not_listed_are_refused(client):
         client.predict("../../etc", api_name="/add_folder")
     answer = client.predict("subjects/clay", api_name="/add_folder")
     assert any("8 " in str(part) or "9 " in str(part) for part in answer)
+
+
+@pytest.mark.parametrize(
+    ("folder", "preset", "settings", "words"),
+    [
+        ("../../etc", "Quick", {}, "no folder"),
+        ("subjects/clay", "../x", {}, "no preset"),
+        ("subjects/clay", "Quick", {"output_dir": "/etc"}, "no setting"),
+        ("subjects/clay", "Quick", {"max_train_steps": 10**9}, "at most"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(client, folder, preset, settings, words):
+    with pytest.raises(Exception, match=words):
+        client.predict(folder, "a dog", preset, settings, api_name="/train")
+    assert client.predict(api_name="/list_trainings") == []
 
 
 @pytest.mark.parametrize("run", ["../x", "/etc/passwd", "", "x" * 300, "con\0"])

@@ -32,6 +32,7 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PICTURES = 200
 MAX_PICTURE_BYTES = 64 << 20
+MAX_DRAFT_BYTES = 1 << 30
 MAX_CAPTION = 2000
 MAX_DRAFTS = 100
 LOCK = threading.RLock()
@@ -105,6 +106,8 @@ class Draft:
                     refused.append(f"{name}: a training takes at most {MAX_PICTURES} pictures")
                 elif path.stat().st_size > MAX_PICTURE_BYTES:
                     refused.append(f"{name}: at most {MAX_PICTURE_BYTES >> 20} MB are taken")
+                elif self.measure() > MAX_DRAFT_BYTES:
+                    refused.append(f"{name}: a training takes at most 1 GiB of pictures")
                 elif (verdict := check_picture(path, 64)).kind == "corrupt":
                     refused.append(verdict.text)
                 else:
@@ -120,6 +123,10 @@ class Draft:
                         state["captions"][id] = text
             self._write(state)
         return refused
+
+    def measure(self) -> int:
+        """Bytes the draft takes on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def _store(self, path: Path, id: str) -> str:
         with Image.open(path) as opened:

@@ -118,17 +118,19 @@ def draw_curves(curves: Curves, log_scale: bool) -> list[Any]:
         for name, values in pairs
         for step, value in zip(curves.steps, values, strict=True)
     ]
-    loss = pd.DataFrame(rows, columns=["step", "value", "curve"])
-    rate = pd.DataFrame({"step": curves.steps, "value": curves.lr})
-    more = pd.DataFrame(
-        [(step, value, name) for name, points in curves.others.items() for step, value in points],
-        columns=["step", "value", "curve"],
-    )
+    rate = [(step, value, "") for step, value in zip(curves.steps, curves.lr, strict=True)]
+    more = [(step, value, name) for name, points in curves.others.items() for step, value in points]
     return [
-        gr.LinePlot(value=loss, y_title="log10 of loss" if log_scale else "loss"),
-        rate,
-        gr.LinePlot(value=more, visible=bool(curves.others)),
+        gr.LinePlot(value=make_table(rows), y_title="log10 of loss" if log_scale else "loss"),
+        make_table(rate),
+        gr.LinePlot(value=make_table(more), visible=bool(more)),
     ]
+
+
+def make_table(rows: list[tuple[int, float, str]]) -> pd.DataFrame:
+    """Typed columns, also where there are no rows."""
+    table = pd.DataFrame(rows, columns=["step", "value", "curve"])
+    return table.astype({"step": int, "value": float, "curve": str})
 
 
 def read_log(job: Job) -> str:

@@ -6,12 +6,12 @@ from gradio.events import api
 
 from sdatoms import AtomError
 from sdatoms_app.queue import Job, Queue
-from sdatoms_app.train_page import say
+from sdatoms_app.train_page import TrainPage, say
 
 __all__ = ["build_runs_api"]
 
 
-def build_runs_api(queue: Queue) -> None:
+def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
     """Add the endpoints; call inside `gr.Blocks`."""
 
     def list_trainings() -> list[dict]:
@@ -54,7 +54,32 @@ def build_runs_api(queue: Queue) -> None:
             raise say(error) from None
         return True
 
+    def list_folders() -> list[str]:
+        """The folders of pictures on the server that can be trained on."""
+        return page.list_folders() if page else []
+
+    def train(
+        folder: str,
+        instance_prompt: str,
+        preset: str = "Balanced",
+        settings: dict[str, Any] | None = None,
+    ) -> dict:
+        """Queue a training on a listed folder of the server.
+
+        Args:
+            folder: one of those that /list_folders names.
+            instance_prompt: what the pictures show, with the trigger word.
+            preset: Quick, Balanced or Best.
+            settings: settings of the trainer that differ from the preset's.
+        """
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        given = (settings or {}) | {"instance_prompt": instance_prompt}
+        return change(page.train_folder, folder, preset, given)
+
     for function in (
+        list_folders,
+        train,
         list_trainings,
         get_training,
         stop_training,

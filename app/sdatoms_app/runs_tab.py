@@ -154,9 +154,11 @@ def build_runs_tab(
         if choices != before.get("choices") or chosen != id:
             listed = gr.Radio(choices=choices, value=chosen)
         if chosen is None:
+            if before.get("id", "") is None:
+                return [now, listed, *[gr.skip()] * len(page)]
             empty = "<p>No training was started yet; the Train tab starts one.</p>"
-            hidden = [gr.skip()] * (len(page) - 1)
-            return [now, listed, empty if before.get("id", "") is not None else gr.skip(), *hidden]
+            off = [gr.Button(interactive=False)] * 4
+            return [now, listed, empty, *off, *[gr.skip()] * (len(page) - 5)]
         try:
             job = queue.find(chosen)
         except AtomError:
@@ -174,10 +176,11 @@ def build_runs_tab(
         new = chosen != before.get("id")
         changed = lambda *keys: new or any(now[k] != before.get(k) for k in keys)
         drawn = changed("metrics", "scale", "weight")
-        curves = read_curves(job.path, weight)
-        plots = draw_curves(curves, log_scale) if drawn else [gr.skip()] * 3
-        shown = describe_job(job, curves.seconds_per_step)
-        now["shown"] = shown
+        plots, now["pace"] = [gr.skip()] * 3, before.get("pace")
+        if drawn:
+            curves = read_curves(job.path, weight)
+            plots, now["pace"] = draw_curves(curves, log_scale), curves.seconds_per_step
+        shown = now["shown"] = describe_job(job, now["pace"])
         return [
             now,
             listed,
@@ -245,7 +248,7 @@ def build_runs_tab(
         form.started.change(
             lambda id: gr.Radio(choices=list_runs(queue), value=id), form.started, runs, **quiet
         ).then(look, inputs, outputs, **quiet)
-    build_runs_api(queue)
+    build_runs_api(queue, form.page if form else None)
 
 
 def wire_generate(

@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.checkpoint import clip
 from sdatoms.pipeline import find_assets
 from sdatoms.train_config import TrainConfig
 from sdatoms.verdicts import find_resolution
 from sdatoms_app.drafts import Draft, Picture, list_folders
 from sdatoms_app.measure import Measurements, describe_facts
-from sdatoms_app.queue import INSTANCES, Queue, read_request
+from sdatoms_app.queue import INSTANCES, Job, Queue, read_request
 from sdatoms_app.studio import Studio
 from sdatoms_app.train_form import (
     PRESETS,
@@ -131,15 +132,26 @@ class TrainPage:
 
     def add_folder(self, name: str | None, token: str) -> list[Any]:
         """Copy the pictures of a listed folder of the server into a draft."""
+        try:
+            files = self.find_files(name)
+        except AtomError as error:
+            raise say(error) from None
+        draft = self.open(token)
+        return self.show(draft, refused=draft.add(files))
+
+    def find_files(self, name: str | None) -> list[Path]:
+        """Pictures and captions of a listed folder.
+
+        Raises:
+            AtomError: it is not listed.
+        """
         found = list_folders(self.places)
         if name not in found:
-            raise say(AtomError("choose a folder of the list"))
+            raise AtomError(f"no folder {clip(str(name))!r} is listed")
         files = sorted(p for p in found[name].iterdir() if p.is_file() and not p.is_symlink())
         files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
         stems = {p.stem for p in files if p.suffix.lower() != ".txt"}
-        wanted = [p for p in files if p.stem in stems]
-        draft = self.open(token)
-        return self.show(draft, refused=draft.add(wanted))
+        return [p for p in files if p.stem in stems]
 
     def choose(self, id: str | None, token: str) -> list[Any]:
         return self.show(self.open(token), id)[4:]
@@ -226,17 +238,36 @@ class TrainPage:
         """Queue a training of a draft's pictures; returns a message and the run's id."""
         draft = self.open(token)
         try:
-            settings = self.read(values)
-            if not settings.get("instance_prompt"):
-                raise AtomError("the prompt of the pictures is empty; name what they show")
-            if settings.get("with_prior_preservation") and not settings.get("class_prompt"):
-                raise AtomError("the prompt of the class is empty; say what it shows, as 'a dog'")
-            title = settings["instance_prompt"]
-            job = self.queue.add(title, self.with_base(settings), draft.fill)
+            job = self.enqueue(draft, self.read(values))
         except AtomError as error:
             raise say(error) from None
         place = f"behind {job.place} other{'s' if job.place > 1 else ''}" if job.place else "next"
         return f"{job.id} is queued, {place}; see it under Runs", job.id
+
+    def enqueue(self, draft: Draft, settings: dict[str, Any]) -> Job:
+        """Queue a training of a draft's pictures.
+
+        Raises:
+            AtomError: a prompt is missing, there are no pictures, or the queue is full.
+        """
+        if not settings.get("instance_prompt"):
+            raise AtomError("the prompt of the pictures is empty; name what they show")
+        if settings.get("with_prior_preservation") and not settings.get("class_prompt"):
+            raise AtomError("the prompt of the class is empty; say what it shows, as 'a dog'")
+        return self.queue.add(settings["instance_prompt"], self.with_base(settings), draft.fill)
+
+    def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Job:
+        """Queue a training of a listed folder with a preset and changes to it.
+
+        Raises:
+            AtomError: as `enqueue`; the folder or preset is not listed, a setting does not fit.
+        """
+        if preset not in PRESETS:
+            raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
+        chosen = check_settings(read_preset(preset) | settings)
+        draft = self.open(None)
+        draft.add(self.find_files(folder))
+        return self.enqueue(draft, chosen)
 
     def fill(self, id: str | None, token: str) -> list[Any]:
         """The pictures and settings of a run, for another training like it."""
