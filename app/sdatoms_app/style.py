@@ -21,9 +21,11 @@ STYLE = """
 #generate-grid {display: grid; gap: var(--layout-gap); align-items: start;
   grid-template-columns: minmax(320px, 2fr) minmax(320px, 3fr); grid-template-rows: auto 1fr;
   grid-template-areas: "ask outcome" "details outcome"}
-#ask {grid-area: ask} #outcome {grid-area: outcome} #details {grid-area: details}
+#ask {grid-area: ask} #details {grid-area: details}
+#outcome {grid-area: outcome; position: sticky; top: 8px}
 #ask, #outcome, #details {min-width: 0 !important}
 @media (max-width: 760px) {
+  #outcome {position: static}
   #generate-grid {grid-template-columns: minmax(0, 1fr); grid-template-rows: auto;
     grid-template-areas: "ask" "outcome" "details"}
 }
