@@ -117,6 +117,7 @@ def run_train(args: argparse.Namespace) -> None:
     )
     from tqdm import tqdm
 
+    from sdatoms.processes import agree
     from sdatoms.train import estimate, train
 
     if args.dry_run:
@@ -132,7 +133,7 @@ def run_train(args: argparse.Namespace) -> None:
         )
         bar.update(step.step - bar.n)
         bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
-        if stop.asked:
+        if agree(stop.asked):
             steps.close()
             bar.close()
             print(

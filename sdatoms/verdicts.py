@@ -12,8 +12,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from sdatoms.buckets import fit_picture, list_buckets
+from sdatoms.encodings import cut_picture
 from sdatoms.errors import AtomError
-from sdatoms.pictures import crop_to, read_picture
+from sdatoms.pictures import read_picture
 from sdatoms.pipeline import find_base
 
 __all__ = ["Verdict", "check_picture", "check_pictures", "find_resolution"]
@@ -86,7 +88,9 @@ def check_picture(path: Path, resolution: int) -> Verdict:
     if min(picture.size) < resolution:
         kind = "tiny"
         notes.append(f"enlarged {resolution / min(picture.size):.1f} times")
-    return Verdict(path, kind, ", ".join(notes), size, crop_to(picture, resolution), digest)
+    square = list_buckets(None, resolution, 1)
+    crop = cut_picture(picture, fit_picture(*picture.size, square))
+    return Verdict(path, kind, ", ".join(notes), size, crop, digest)
 
 
 def shrink(picture: Image.Image) -> np.ndarray:

@@ -1,11 +1,15 @@
 """Tiny models from configs: no network, no downloads, seconds on a CPU."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
+from tiny_pipelines import save_pipeline
 from torch import nn
 
 from sdatoms import AtomConfig, inject, save_atoms
+from sdatoms.train_config import TrainConfig
 
 
 @pytest.fixture
@@ -127,5 +131,59 @@ def make_file(tmp_path, make_unet, perturb):
         return save_atoms(
             tmp_path / f"{name}.safetensors", {"unet": injection}, trigger=f"sks {name}"
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """Directory of a tiny pipeline of 16 px pictures, by kind (sd, sd2, sdxl) and prediction."""
+    made = {}
+
+    def make(kind="sd", prediction_type="epsilon"):
+        key = (kind, prediction_type)
+        if key not in made:
+            made[key] = save_pipeline(tmp_path_factory.mktemp(kind), kind, prediction_type)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def make_pictures(tmp_path):
+    """A folder of noisy pictures; returns its path."""
+
+    def make(name="pictures", sizes=((20, 20),) * 4, seed=0):
+        folder = tmp_path / name
+        folder.mkdir()
+        numbers = np.random.default_rng(seed)
+        for k, (width, height) in enumerate(sizes):
+            pixels = numbers.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def train_config(tmp_path, tiny_pipeline, make_pictures, one_thread):
+    """A run of four steps on four pictures and a tiny base; keyword arguments change it."""
+
+    def make(kind="sd", prediction_type="epsilon", **changes):
+        folder = tmp_path / "pictures"
+        given = {
+            "instance_data_dir": str(folder if folder.exists() else make_pictures()),
+            "instance_prompt": "sks cat",
+            "output_dir": str(tmp_path / "run"),
+            "pretrained_model_name_or_path": str(tiny_pipeline(kind, prediction_type)),
+            "max_train_steps": 4,
+            "train_batch_size": 2,
+            "lr_warmup_steps": 0,
+            "checkpointing_steps": 2,
+            "checkpoints_total_limit": None,
+            "validation_steps": 0,
+            "num_validation_images": 1,
+        }
+        return TrainConfig(**{**given, **changes})
 
     return make

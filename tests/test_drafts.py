@@ -18,8 +18,11 @@ from tiny_base import save_tiny_base
 from training_tools import draw
 
 import sdatoms
+from sdatoms.buckets import list_buckets
+from sdatoms.encodings import encode_pictures
 from sdatoms.pictures import to_tensor
 from sdatoms.pipeline import find_assets, load_base
+from sdatoms.preflight import check_folder
 from sdatoms.verdicts import check_pictures, find_resolution
 
 HOSTILE = '<img src=x onerror=alert(1)>"; rm -rf $HOME.png'
@@ -52,17 +55,16 @@ def test_notes_say_what_is_done_to_a_picture(tmp_path):
 
 def test_the_crop_is_what_the_trainer_encodes(tmp_path):
     """The latents a training caches are the autoencoder's for exactly these pixels."""
-    from sdatoms.dreambooth import encode_examples
-
     folder = tmp_path / "pictures"
     folder.mkdir()
     path = draw(folder / "a.png", (150, 90))
     pipe = load_base(str(save_tiny_base(tmp_path / "base")), device="cpu")
-    cached = encode_examples(pipe, folder, "a dog", 64, print)
+    sources = check_folder(folder, "a dog").sources
+    cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8))
     crop = check_pictures([path], find_resolution(str(tmp_path / "base")))[0].crop
     with torch.no_grad():
         mean = pipe.vae.encode(to_tensor(crop)[None]).latent_dist.mean
-    torch.testing.assert_close(cached.mean, mean * pipe.vae.config.scaling_factor)
+    torch.testing.assert_close(cached[0].mean, mean[0] * pipe.vae.config.scaling_factor)
 
 
 def test_captions_survive_removing_adding_and_reloading(tmp_path):
