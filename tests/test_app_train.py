@@ -118,7 +118,7 @@ def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):  # noqa: 
     with pytest.raises(Exception, match="prompt of the pictures is empty"):
         page.start("", *values.values())
     values |= {"instance_prompt": "a dog", "with_prior_preservation": True}
-    with pytest.raises(Exception, match="prompt of the class is empty"):
+    with pytest.raises(Exception, match="needs class_prompt"):
         page.start("", *values.values())
     assert page.queue.list() == []
 

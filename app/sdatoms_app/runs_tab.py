@@ -133,7 +133,11 @@ def build_runs_tab(
                         elem_id="run-steps",
                     )
                     extend = gr.Button("Extend", elem_id="run-extend", min_width=120)
-                download = gr.DownloadButton("Download as zip", elem_id="run-download")
+                with gr.Row():
+                    pack = gr.Button("Pack its results as a zip", elem_id="run-pack", min_width=120)
+                    download = gr.DownloadButton(
+                        "Download", visible=False, elem_id="run-download", min_width=120
+                    )
                 with gr.Row():
                     sure = gr.Checkbox(
                         label="Delete this run, its pictures and its atoms", elem_id="run-sure"
@@ -142,7 +146,7 @@ def build_runs_tab(
                         "Delete", variant="stop", elem_id="run-delete", min_width=120
                     )
 
-    page = [status, stop, resume, send, again, samples, loss, rate, others, log, config]
+    page = [status, stop, resume, send, again, samples, loss, rate, others, log, config, download]
 
     def look(id: str | None, log_scale: bool, weight: float, before: dict[str, Any]) -> list[Any]:
         """The list, the page, and what was shown; parts that did not change are left alone."""
@@ -190,6 +194,7 @@ def build_runs_tab(
             *plots,
             read_log(job) if changed("log", "state") else gr.skip(),
             read_config(job) if changed("config") else gr.skip(),
+            gr.DownloadButton(visible=False) if new else gr.skip(),
         ]
 
     def refuse(function: Any, *arguments: Any) -> Any:
@@ -213,12 +218,12 @@ def build_runs_tab(
         refuse(queue.delete, id or "")
         return False
 
-    def press_download(id: str | None) -> str:
+    def press_pack(id: str | None) -> Any:
         job = refuse(queue.find, id or "")
         folder = Path(tempfile.mkdtemp(prefix="sdatoms-"))
         path = folder / f"{job.id}.zip"
         path.write_bytes(pack_run(job.path))
-        return str(path)
+        return gr.DownloadButton(value=str(path), visible=True)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inputs, outputs = [runs, log_scale, smoothing, seen], [seen, runs, *page]
@@ -238,7 +243,7 @@ def build_runs_tab(
     ):
         button.click(press, given, None, **quiet).then(look, inputs, outputs, **quiet)
     delete.click(press_delete, [runs, sure], sure, **quiet).then(look, inputs, outputs, **quiet)
-    download.click(press_download, runs, download, **quiet)
+    pack.click(press_pack, runs, download, **quiet)
     if generate is not None:
         wire_generate(studio, queue, generate, send, runs)
     if form is not None:
@@ -249,6 +254,7 @@ def build_runs_tab(
             lambda id: gr.Radio(choices=list_runs(queue), value=id), form.started, runs, **quiet
         ).then(look, inputs, outputs, **quiet)
     build_runs_api(queue, form.page if form else None)
+    queue.wake()
 
 
 def wire_generate(

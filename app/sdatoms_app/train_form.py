@@ -200,5 +200,8 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
         if kind is str and len(str(value)) > 2000:
             raise AtomError(f"{name} has {len(str(value))} characters; it takes at most 2000")
         given[name] = value
-    build_config(TrainConfig, given, "the form")
+    try:
+        build_config(TrainConfig, given, "the form")
+    except AtomError as error:
+        raise AtomError(str(error).replace("--", "")) from None
     return given

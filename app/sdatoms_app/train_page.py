@@ -252,8 +252,6 @@ class TrainPage:
         """
         if not settings.get("instance_prompt"):
             raise AtomError("the prompt of the pictures is empty; name what they show")
-        if settings.get("with_prior_preservation") and not settings.get("class_prompt"):
-            raise AtomError("the prompt of the class is empty; say what it shows, as 'a dog'")
         return self.queue.add(settings["instance_prompt"], self.with_base(settings), draft.fill)
 
     def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Job:
