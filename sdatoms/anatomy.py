@@ -13,7 +13,7 @@ Nothing here draws or paints; functions take atom files and, where weights count
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sdatoms.adapters import choose_modules
-from sdatoms.atom_file import AtomFile, LayerMap, clip, group_tensors, split_key
+from sdatoms.atom_file import AtomFile, LayerMap, clip, split_key
 from sdatoms.atom_reader import read_atoms, read_header
 from sdatoms.bake import BLOCKS, BakedModule, find_layer, sum_maps
-from sdatoms.compose import form_delta
 from sdatoms.errors import AtomError
-from sdatoms.fingerprint import hash_tensors
 
 __all__ = [
     "AtomTiles",
     "Budget",
     "LayerChange",
     "Share",
+    "count_atoms",
+    "form_delta",
     "list_views",
     "measure_budget",
     "measure_changes",
@@ -43,8 +43,10 @@ __all__ = [
     "show_atoms",
 ]
 
-TRAINED = ("atoms", "inner_atoms", "channel_atoms")
-"""The tensor of each kind of delta that an atom can be muted in."""
+ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
+"""The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
+FROZEN = ("encoder", "base_atoms")
+"""Tensors that no training changes; base atoms stand for an encoder where codes are sparse."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Budget:
     tensors: int
     """Bytes of all tensors."""
     encoders: int
-    """Bytes of the frozen encoders among them."""
+    """Bytes of the frozen encoders, or base atoms, among them."""
     parameters: int
     """Trained numbers."""
     layers: dict[str, Share]
@@ -186,12 +188,26 @@ def show_atoms(
     found = find_map(file, component, path, view)
     if channel is not None and not 0 <= channel < (found.channels or 0):
         raise AtomError(f"the channel is {channel}; this view has {found.channels or 'none'}")
-    delta = form_delta(found.tensors)
+    delta = form_delta(found)
     if delta.dim() == 3:
         delta = delta.mean(0) if channel is None else delta[channel]
-    before = torch.linalg.pinv(found.tensors["encoder"].double())
-    tiles = [fold_tiles(found, t).float() for t in (before, delta)]
+    tiles = [fold_tiles(found, t).float() for t in (form_dictionary(found), delta)]
     return AtomTiles(found.kind, tiles[0], tiles[1], found.channels)
+
+
+def form_dictionary(found: LayerMap) -> Tensor:
+    """D `(m, p)`, float64: `E⁺`, or the base atoms of sparse codes."""
+    if "base_atoms" in found.tensors:
+        return found.tensors["base_atoms"].double()
+    return torch.linalg.pinv(found.tensors["encoder"].double())
+
+
+def form_delta(found: LayerMap) -> Tensor:
+    """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where channels have their own; float64."""
+    t = {name: tensor.double() for name, tensor in found.tensors.items()}
+    if "inner_atoms" in t:
+        return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+    return t["atoms"] if "atoms" in t else t["channel_atoms"]
 
 
 def fold_tiles(found: LayerMap, rows: Tensor) -> Tensor:
@@ -231,7 +247,7 @@ def measure_budget(path: str | os.PathLike[str]) -> Budget:
             continue
         component, module, _, name = split_key(key)
         size = entry["data_offsets"][1] - entry["data_offsets"][0]
-        frozen = name == "encoder"
+        frozen = name in FROZEN
         total += size
         encoders += size if frozen else 0
         old = layers.get(f"{component}.{module}", Share(0, 0))
@@ -262,28 +278,24 @@ def mute_atom(
     Raises:
         AtomError: no layer that was meant has so many atoms.
     """
-    tensors, muted = {}, 0
+    tensors, muted, most = {}, 0, 0
     for key, tensor in file.tensors.items():
         owner, module, _, name = split_key(key)
-        meant = component in (None, owner) and path in (None, module)
-        axis = 1 if name == "channel_atoms" else 0
-        if meant and name in TRAINED and 0 <= atom < tensor.shape[axis]:
-            tensor = tensor.clone()
-            tensor.select(axis, atom).zero_()
-            muted += 1
+        if name in ATOM_AXIS and component in (None, owner) and path in (None, module):
+            axis = ATOM_AXIS[name]
+            most = max(most, tensor.shape[axis])
+            if 0 <= atom < tensor.shape[axis]:
+                tensor = tensor.clone()
+                tensor.select(axis, atom).zero_()
+                muted += 1
         tensors[key] = tensor
     if not muted:
-        most = max(len_atoms(group_tensors(file.tensors)), default=0)
         raise AtomError(f"there is no atom {atom} to mute; these layers have at most {most} atoms")
-    header = file.metadata | {"modelspec.hash_sha256": "0x" + hash_tensors(tensors)}
+    header = {k: v for k, v in file.metadata.items() if k != "modelspec.hash_sha256"}
     return replace(file, metadata=header, tensors=tensors)
 
 
-def len_atoms(grouped: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Tensor]]]]) -> list[int]:
-    """The number of atoms of every view."""
-    return [
-        tensors["encoder"].shape[1]
-        for paths in grouped.values()
-        for views in paths.values()
-        for tensors in views.values()
-    ]
+def count_atoms(file: AtomFile) -> int:
+    """The most atoms any view of the file has."""
+    named = ((split_key(key)[3], tensor) for key, tensor in file.tensors.items())
+    return max(tensor.shape[ATOM_AXIS[name]] for name, tensor in named if name in ATOM_AXIS)

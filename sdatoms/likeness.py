@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdatoms.anatomy import form_delta
 from sdatoms.atom_file import AtomFile, LayerMap
-from sdatoms.compose import form_delta
 from sdatoms.fingerprint import matches
 
 __all__ = ["Likeness", "compare_files"]
@@ -77,19 +77,33 @@ def walk_maps(file: AtomFile) -> dict[tuple[str, str, str], LayerMap]:
 
 
 def fits(a: LayerMap, b: LayerMap) -> bool:
-    """Whether two maps speak of one layer: same kernel, groups and, if both have them, channels."""
+    """Whether two maps can be compared: same kernel, groups and, if both have them, channels.
+
+    Deltas of sparse codes say nothing without their base atoms, which must then be the same.
+    """
     channels = {m.channels for m in (a, b)} - {None}
-    return (a.kernel, a.groups) == (b.kernel, b.groups) and len(channels) < 2
+    alike = (a.kernel, a.groups) == (b.kernel, b.groups) and len(channels) < 2
+    sparse = any("base_atoms" in m.tensors for m in (a, b))
+    return alike and (not sparse or same_encoder(a, b))
 
 
 def same_encoder(a: LayerMap, b: LayerMap) -> bool:
-    return torch.equal(a.tensors["encoder"].float(), b.tensors["encoder"].float())
+    first, second = (find_frame(m) for m in (a, b))
+    return torch.equal(first.float(), second.float())
+
+
+def find_frame(found: LayerMap) -> Tensor:
+    """What the atoms are relative to: the encoder `(p, m)`, or base atoms as `(p, m)`."""
+    if "base_atoms" in found.tensors:
+        return found.tensors["base_atoms"].T
+    return found.tensors["encoder"]
 
 
 def read_numbers(found: LayerMap, deltas: bool) -> Tensor:
     """ΔD, or T times √m, so that both weigh alike; a leading axis where channels have their own."""
-    m = found.tensors["encoder"].shape[1]
-    return form_delta(found.tensors) if deltas else found.transform * m**0.5
+    if deltas:
+        return form_delta(found)
+    return found.transform * find_frame(found).shape[1] ** 0.5
 
 
 def spread(numbers: Tensor) -> int:
@@ -100,5 +114,5 @@ def spread(numbers: Tensor) -> int:
 def weigh(file: AtomFile, key: tuple[str, str, str], found: LayerMap) -> float:
     """‖W‖² / (m·p): what one unit of ΔD² is in ‖ΔW‖²."""
     stored = file.fingerprints.get(key[0], {}).get(key[1])
-    p, m = found.tensors["encoder"].shape
+    p, m = find_frame(found).shape
     return (stored[0] if stored else 1.0) ** 2 / (m * p)

@@ -10,6 +10,7 @@ import gradio as gr
 from sdatoms import AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters import AdapterSet
 from sdatoms.anatomy import (
+    count_atoms,
     list_views,
     measure_budget,
     measure_changes,
@@ -197,16 +198,6 @@ def split_view(view: str | None) -> tuple[str, str, str]:
     component, _, rest = (view or "").partition(".")
     path, _, name = rest.rpartition(".")
     return component, path, name
-
-
-def count_atoms(file: AtomFile) -> int:
-    """The most atoms any view of the file has."""
-    return max(
-        m.tensors["encoder"].shape[1]
-        for component in file.components
-        for maps in file.maps(component).values()
-        for m in maps
-    )
 
 
 def paint_each(
