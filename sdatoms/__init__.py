@@ -2,6 +2,7 @@
 
 from sdatoms.adapters import AdapterSet, load_atoms
 from sdatoms.checkpoint import AtomFile, read_atoms, save_atoms
+from sdatoms.compose import compose
 from sdatoms.errors import AtomError
 from sdatoms.inject import AtomConfig, Injection, inject
 from sdatoms.layers import AtomConv2d, AtomLinear
@@ -16,6 +17,7 @@ __all__ = [
     "AtomFile",
     "AtomLinear",
     "Injection",
+    "compose",
     "inject",
     "load_atoms",
     "read_atoms",

@@ -7,13 +7,13 @@ Files are written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,24 @@ from sdatoms.fingerprint import hash_tensors
 
 __all__ = [
     "FORMAT",
+    "TOKENS",
     "AtomFile",
     "LayerMap",
     "clip",
     "find_blocks",
     "group_tensors",
+    "hash_content",
+    "is_word",
     "list_maps",
     "split_key",
     "write_whole",
 ]
 
 FORMAT = "sdatoms/1"
-KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block(?:_[2-9][0-9]*)?)\.([a-z_]+)")
+KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
+
+TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
+"""Key of the embeddings of a new word; the header's `tokens` names the word."""
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
@@ -62,21 +68,22 @@ class LayerMap:
         names = [n for n in ("inner_coefficients", "channel_atoms") if n in self.tensors]
         return len(self.tensors[names[0]]) if names else None
 
-    @cached_property
-    def transform(self) -> Tensor:
-        """`T = E ΔD (p, p)` or `(g·i, p, p)`, float64 on the CPU.
+    @property
+    def delta(self) -> Tensor:
+        """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where every channel has its own; float64 on the CPU.
 
-        Formed when it is first used: a file is checked against the model before it may ask for
-        maps, which are larger than the tensors they come from.
+        Formed anew each time, as `transform` is: both may be a thousand times larger than the
+        tensors they come from, and a file is checked against the model before it may ask for them.
         """
-        t = {name: v.detach().to("cpu", torch.float64) for name, v in self.tensors.items()}
-        if "atoms" in t:
-            delta = t["atoms"]
-        elif "channel_atoms" in t:
-            delta = t["channel_atoms"]
-        else:
-            delta = torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
-        return t["encoder"] @ delta
+        t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
+        if "inner_atoms" in t:
+            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+        return t["atoms"] if "atoms" in t else t["channel_atoms"]
+
+    @property
+    def transform(self) -> Tensor:
+        """`T = E ΔD (p, p)` or `(g·i, p, p)`, float64 on the CPU."""
+        return self.tensors["encoder"].detach().to("cpu", torch.float64) @ self.delta
 
     def view(self, weight: Tensor) -> View:
         return View(self.kind, tuple(weight.shape), self.groups, self.block)
@@ -94,7 +101,14 @@ class AtomFile:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components the file holds atoms for, such as `unet`."""
-        return tuple(dict.fromkeys(split_key(key)[0] for key in self.tensors))
+        keys = [key for key in self.tensors if not TOKENS.fullmatch(key)]
+        return tuple(dict.fromkeys(split_key(key)[0] for key in keys))
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """Text encoder → embeddings `(n, width)` of the word the file brings; see tokens.py."""
+        found = {TOKENS.fullmatch(key): tensor for key, tensor in self.tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
 
     @property
     def num_parameters(self) -> int:
@@ -152,6 +166,12 @@ def list_maps(
     return found
 
 
+def is_word(text: str) -> bool:
+    """Whether a file may bring this word: lower case, since tokenizers lower prompts, and in angle
+    brackets, so that it is found inside no other word."""
+    return re.fullmatch(r"<[^<>\s]{1,60}>", text) is not None and text == text.lower()
+
+
 def find_blocks(layout: Mapping[str, Any], view: str) -> Any:
     """Where a layout gives the kind and the block sides of a view; None in the spatial view.
 
@@ -167,6 +187,8 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:
     """component → module path → view → tensor name → tensor."""
     grouped: dict[str, dict[str, Views]] = {}
     for key, tensor in tensors.items():
+        if TOKENS.fullmatch(key):
+            continue
         component, path, view, name = split_key(key)
         views = grouped.setdefault(component, {}).setdefault(path, {})
         views.setdefault(view, {})[name] = tensor
@@ -186,6 +208,13 @@ def split_key(key: str) -> tuple[str, str, str, str]:
             "<component>.<module path>.<spatial|block>.<tensor>"
         )
     return match[1], match[2], match[3], match[4]
+
+
+def hash_content(tensors: Mapping[str, Tensor]) -> str:
+    """`modelspec.hash_sha256`: SHA-256 of a file's bytes after its header, with `0x` in front."""
+    data = save_tensors(dict(tensors))
+    start = 8 + int.from_bytes(data[:8], "little")
+    return "0x" + hashlib.sha256(memoryview(data)[start:]).hexdigest()
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
-from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors
+from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors, is_word
 from sdatoms.decompose import MAX_WIDTH
 from sdatoms.errors import AtomError
 
@@ -28,6 +28,8 @@ __all__ = ["read_atoms"]
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
 MAX_TENSORS = 100_000
+MAX_MAPS = 1 << 26
+"""The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
 """The sets of trained tensors a view may hold beside its encoder; a block view takes the first."""
 
@@ -64,7 +66,9 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
     check_fingerprints(prints, where)
     check_tensors(tensors, layers, where)
-    return AtomFile(parsed, metadata, tensors)
+    file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
+    check_word(file, where)
+    return file
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
@@ -131,7 +135,7 @@ def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
             if not (
                 isinstance(numbers, list)
                 and len(numbers) == 4
-                and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+                and all(type(v) in (int, float) and abs(v) < 1e30 for v in numbers)
             ):
                 raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
 
@@ -160,9 +164,22 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, Any], wher
                     raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
 
 
+def check_word(file: AtomFile, where: str) -> None:
+    """Refuse embeddings without a word, a word without embeddings, and what is no word."""
+    word, rows = file.metadata.get("tokens"), list(file.embeddings.values())
+    if (word is None) != (not rows):
+        raise AtomError(f"{where} needs both or none of embeddings and the header entry 'tokens'")
+    if word is None:
+        return
+    if not is_word(word):
+        raise AtomError(f"{where} brings {clip(word)!r}, which is no word such as <dog>")
+    if any(t.dim() != 2 or not t.numel() or len(t) != len(rows[0]) for t in rows):
+        raise AtomError(f"{where} has embeddings that are no matrices of as many rows")
+
+
 def check_layout(layout: Any, view: str) -> str:
     """What is wrong with a layer's layout, or an empty string."""
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v < 1 << 31
     if not isinstance(layout, dict):
         return "has no layout in the header"
     kernel = layout.get("kernel")
@@ -200,6 +217,8 @@ def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: s
         return f"has an encoder of shape {shapes['encoder']} where ({p}, at most {p}) fits"
     m = shapes["encoder"][1]
     channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    if channels * p * p > MAX_MAPS:
+        return f"asks for {channels} maps of {p}×{p} numbers where {MAX_MAPS} numbers fit in all"
     inner = shapes.get("inner_atoms", ())
     expected = {
         "encoder": (p, m),

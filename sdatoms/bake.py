@@ -175,8 +175,8 @@ def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
     """`Σ s ΔW` in float32. Maps of one view are summed in float64 first, in the order given."""
     sums: dict[tuple[View, int], Tensor] = {}
     for strength, m in terms:
-        key = (m.view(weight), m.transform.dim())
         part = strength * m.transform
+        key = (m.view(weight), part.dim())
         sums[key] = sums[key] + part if key in sums else part
     total = torch.zeros(weight.shape, device=weight.device)
     with torch.autocast(weight.device.type, enabled=False):

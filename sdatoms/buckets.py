@@ -34,15 +34,19 @@ class Fit(NamedTuple):
         return (*self.original, *self.corner, *self.target)
 
 
-def list_buckets(text: str | None, resolution: int, grid: int) -> list[Size]:
+def list_buckets(text: str | None, resolution: int, grid: int, unit: int) -> list[Size]:
     """The sizes that `--aspect_ratio_buckets` asks for; one square when it is None.
 
     Args:
-        grid: px that the base's autoencoder and UNet halve away; sides are multiples of it.
+        grid: px that the base's autoencoder and UNet halve away; sides of the automatic buckets
+            are multiples of it, so that no feature map is cut.
+        unit: px of one latent pixel; named sides are multiples of it.
 
     Raises:
-        AtomError: the text is no list of sizes, or a side does not lie on the grid.
+        AtomError: the text is no list of sizes, or a side is no multiple of the unit.
     """
+    if resolution % unit:
+        raise AtomError(f"--resolution is {resolution}; this base takes multiples of {unit} px")
     if text is None:
         return [(resolution, resolution)]
     if text == "auto":
@@ -61,9 +65,9 @@ def list_buckets(text: str | None, resolution: int, grid: int) -> list[Size]:
             f'--aspect_ratio_buckets is {text!r}; it takes "auto" or sizes such as "64,64;48,80"'
         )
     for h, w in sizes:
-        if h < grid or w < grid or h % grid or w % grid:
+        if h < unit or w < unit or h % unit or w % unit:
             raise AtomError(
-                f"--aspect_ratio_buckets has {h},{w}; this base takes multiples of {grid} px"
+                f"--aspect_ratio_buckets has {h},{w}; this base takes multiples of {unit} px"
             )
     return [(h, w) for h, w in sizes]
 

@@ -5,6 +5,7 @@ Encoders are freed when nothing needs them afterwards, or kept off the accelerat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sdatoms.buckets import list_buckets
 from sdatoms.dreambooth import Batch, make_class_pictures
 from sdatoms.encodings import Encoded, PromptTable, encode_pictures
 from sdatoms.errors import AtomError
+from sdatoms.pipeline import find_base
 from sdatoms.preflight import PictureFolder, check_folder
 from sdatoms.text import Condition, TextStack
 from sdatoms.train_config import TrainConfig
@@ -49,11 +51,7 @@ class Material:
         unet, factor = pipe.unet, pipe.vae_scale_factor
         self.resolution: int = config.resolution or unet.config.sample_size * factor
         grid = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-        if config.resolution and config.resolution % grid:
-            raise AtomError(
-                f"--resolution is {config.resolution}; this base takes multiples of {grid} px"
-            )
-        self.buckets = list_buckets(config.aspect_ratio_buckets, self.resolution, grid)
+        self.buckets = list_buckets(config.aspect_ratio_buckets, self.resolution, grid, factor)
         self.text = TextStack(pipe)
         for module in (pipe.vae, *self.text.encoders.values()):
             module.requires_grad_(False)
@@ -79,7 +77,7 @@ class Material:
         self.prompts = PromptTable(self.text, cache)
         if config.class_prompt:
             self.prompts.add([config.class_prompt])
-        if not config.train_text_encoder:
+        if not config.trains_text:
             self.prompts.add([row.prompt for row in (*self.instances, *(self.classes or ()))])
             self.prompts.add([""] if config.proportion_empty_prompts else [])
         self.park()
@@ -105,13 +103,13 @@ class Material:
 
     def park(self) -> None:
         """Free the encoders, or keep them off the accelerator while nothing is painted."""
-        parked = ["vae"] + ([] if self.config.train_text_encoder else list(self.text.encoders))
+        parked = ["vae"] + ([] if self.config.trains_text else list(self.text.encoders))
         for name in parked:
             if not self.paints:
                 setattr(self.pipe, name, None)
             elif self.device.type != "cpu":
                 getattr(self.pipe, name).to("cpu")
-        if not self.paints and not self.config.train_text_encoder:
+        if not self.paints and not self.config.trains_text:
             self.text.encoders.clear()
 
     def fetch(self) -> None:
@@ -123,11 +121,22 @@ class Material:
 
     def condition(self, batch: Batch, base: bool = False) -> Condition:
         """The batch's prompts as the UNet reads them; `base` reads them without atoms."""
-        if self.config.train_text_encoder and not base:
+        if self.config.trains_text and not base:
             return self.text.encode(batch.prompts, grad=True)
         found = self.prompts.encode(batch.prompts)
         pooled = None if found.pooled is None else found.pooled.to(self.device)
         return Condition(found.context.to(self.device), pooled)
+
+
+def peek_resolution(config: TrainConfig) -> int:
+    """The base's own side in px, read without loading it; 512 where that cannot be known."""
+    folder = Path(find_base(config.pretrained_model_name_or_path))
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 512
 
 
 def check_pictures(config: TrainConfig) -> PictureFolder:
@@ -144,7 +153,7 @@ def check_pictures(config: TrainConfig) -> PictureFolder:
     found = check_folder(
         Path(config.instance_data_dir),
         config.instance_prompt,
-        least_side=(config.resolution or 64) // 2,
+        least_side=(config.resolution or peek_resolution(config)) // 2,
         caption_column=config.caption_column,
         mask_dir=Path(config.mask_data_dir) if config.mask_data_dir else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,15 @@ def choose_rate(config: TrainConfig) -> float:
 
 
 def group_parameters(
-    injections: Mapping[str, Injection], config: TrainConfig
+    injections: Mapping[str, Injection],
+    config: TrainConfig,
+    embeddings: Sequence[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Parameter groups with names and rates; kinds whose rate is 0 are left out of the training."""
+    """Parameter groups with names and rates; kinds whose rate is 0 are left out of the training.
+
+    Args:
+        embeddings: of a new word, which take `--token_lr`.
+    """
     rate = choose_rate(config)
     found: dict[str, list[nn.Parameter]] = {}
     rates: dict[str, float] = {}
@@ -48,6 +54,8 @@ def group_parameters(
             label = f"{component}.{kind}"
             rates[label] = rate if own is None else own
             found.setdefault(label, []).append(parameter)
+    if embeddings:
+        found["tokens"], rates["tokens"] = list(embeddings), config.token_lr
     return [
         {"params": parameters, "lr": rates[label], "name": label}
         for label, parameters in found.items()

@@ -77,7 +77,9 @@ def resume(trainer: Trainer, wanted: str) -> dict[str, Any] | None:
     for component, injection in trainer.injections.items():
         prefix = f"{component}."
         own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        injection.load_state_dict(own)
+        injection.load_state_dict({k: t for k, t in own.items() if k != "tokens.embeddings"})
+    for component, tokens in trainer.tokens.items():
+        tokens.embeddings.data.copy_(tensors[f"{component}.tokens.embeddings"])
     try:
         trainer.optimizer.load_state_dict(state["optimizer"])
     except (ValueError, KeyError) as error:

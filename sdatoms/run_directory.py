@@ -26,6 +26,7 @@ from sdatoms.errors import AtomError
 __all__ = ["RunDirectory", "write_toml"]
 
 STEP = re.compile(r"^step-(\d{6,})$")
+SAMPLE = re.compile(r"^(base|step-\d{6,})-\d+\.png$")
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -55,8 +56,12 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
 
     def start_afresh(self) -> None:
-        """Forget an earlier run here: its rows now, its checkpoints once there is a new one."""
+        """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
+        new one."""
         self.trim_metrics(-1)
+        for path in self.samples.glob("*.png"):
+            if SAMPLE.match(path.name):
+                path.unlink()
         self._stale = self.list_checkpoints()
 
     def log(self, text: str) -> None:

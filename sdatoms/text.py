@@ -33,6 +33,8 @@ class TextStack:
     """A pipeline's tokenizers and text encoders."""
 
     def __init__(self, pipe: Any) -> None:
+        self.expand: Any = getattr(pipe, "maybe_convert_prompt", lambda prompt, _: prompt)
+        """Replaces new words of several vectors by their tokens, as the pipeline does."""
         names = [n for n in ("text_encoder", "text_encoder_2") if getattr(pipe, n, None)]
         self.encoders: dict[str, Any] = {name: getattr(pipe, name) for name in names}
         self.tokenizers = [
@@ -50,7 +52,7 @@ class TextStack:
         contexts, pooled = [], None
         for tokenizer, encoder in zip(self.tokenizers, self.encoders.values(), strict=True):
             ids = tokenizer(
-                prompts,
+                [self.expand(prompt, tokenizer) for prompt in prompts],
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sdatoms.atom_file import write_whole
 from sdatoms.bake import bake_injection
+from sdatoms.card import push_run, write_card
 from sdatoms.errors import AtomError
 from sdatoms.pictures import make_thumbnail, read_picture
 from sdatoms.pipeline import find_base, paint
@@ -32,6 +34,7 @@ from sdatoms.run_directory import RunDirectory
 from sdatoms.trackers import Trackers
 from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import Trainer, TrainStep
+from sdatoms.training_state import read_rng, restore_rng
 from sdatoms.validation import Best, Evaluate, draw_samples, list_jobs, save_samples
 
 __all__ = ["TrainStep", "Trainer", "estimate", "train"]
@@ -61,8 +64,16 @@ def train(
         )
     try:
         run = Run(config, evaluate, trackers)
-    except BaseException:
+    except BaseException as error:
         mark_failed(config)
+        if is_full_memory(error):
+            raise AtomError(
+                "out of memory before the first step; try a smaller --resolution or --variant fp16"
+            ) from None
+        if is_closed_disk(error):
+            raise AtomError(
+                f"the run directory {config.output_dir!r} cannot be written: {error}"
+            ) from None
         raise
     phase = "failed"
     try:
@@ -172,13 +183,17 @@ class Run:
         name = "base" if base else f"step-{trainer.step:06d}"
         tensors = {} if base else trainer.pack(trainer.output()).tensors
         trainer.tell("samples", force=False)
-        rng, modes = torch.get_rng_state(), read_modes(trainer)
+        rng, modes = read_rng(), read_modes(trainer)
         trainer.material.fetch()
         with contextlib.ExitStack() as stack:
             for component, injection in trainer.injections.items():
                 trainer.pipe.components[component].eval()
                 if tensors:
                     stack.enter_context(bake_injection(injection, tensors, component))
+            for component, tokens in trainer.tokens.items():
+                if tensors:
+                    rows = tensors[f"{component}.tokens.embeddings"]
+                    stack.enter_context(tokens.hold(rows))
             prompts, seeds = [p for p, _ in self.jobs], [s for _, s in self.jobs]
             pictures = paint(
                 trainer.pipe,
@@ -190,7 +205,7 @@ class Run:
         trainer.material.park()
         for module, mode in modes:
             module.training = mode
-        torch.set_rng_state(rng)
+        restore_rng(rng)
         save_samples(trainer.run.samples, name, pictures)
         self.trackers.show(name, pictures, prompts, trainer.step)
         if metrics:
@@ -226,6 +241,10 @@ class Run:
         facts = describe_run(trainer, path)
         facts |= {"chosen_step": step, "metrics": self.measured}
         trainer.run.write_json("report.json", facts)
+        card = write_card(self.config, facts, grid is not None)
+        write_whole(trainer.run.path / "README.md", card.encode())
+        if self.config.push_to_hub:
+            trainer.log(f"pushed to {push_run(trainer.run.path, self.config)}")
 
 
 def read_modes(trainer: Trainer) -> list[tuple[torch.nn.Module, bool]]:
@@ -239,12 +258,8 @@ def explain_failures(run: Run) -> Iterator[None]:
     trainer = run.trainer
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        full = (
-            isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text
-        )
-        if not full:
+    except (MemoryError, RuntimeError) as error:
+        if not is_full_memory(error):
             raise
         trainer.optimizer.zero_grad()
         if not trainer.torn:
@@ -254,7 +269,7 @@ def explain_failures(run: Run) -> Iterator[None]:
             "try --gradient_checkpointing, a smaller --train_batch_size, or --mixed_precision bf16"
         ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if not is_closed_disk(error):
             raise
         steps = trainer.run.list_checkpoints()
         kept = f"step-{steps[-1]:06d}" if steps else "none"
@@ -262,6 +277,19 @@ def explain_failures(run: Run) -> Iterator[None]:
             f"the run directory {str(trainer.run.path)!r} cannot be written at step "
             f"{trainer.step}: {error.strerror}; the last whole checkpoint is {kept}"
         ) from None
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
+def is_closed_disk(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room or permission."""
+    closed = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    return isinstance(error, OSError) and error.errno in closed
 
 
 def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
@@ -305,6 +333,7 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
             best_metric=None,
             early_stopping_patience=None,
             report_to=None,
+            push_to_hub=False,
         )
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
             trial = replace(trial, class_data_dir=config.instance_data_dir, num_class_images=1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from sdatoms.atom_file import is_word
 from sdatoms.errors import AtomError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "spatial_learning_rate": (0, 1e38),
     "block_learning_rate": (0, 1e38),
     "text_encoder_lr": (0, 1e38),
+    "token_lr": (1e-12, 1e38),
+    "num_new_tokens_per_abstraction": (1, 64),
     "adam_beta1": (0, 1 - 1e-9),
     "adam_beta2": (0, 1 - 1e-9),
     "adam_weight_decay": (0, 1e6),
@@ -102,6 +105,16 @@ def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
     yield (
         config.text_encoder_lr is not None and not config.train_text_encoder,
         "--text_encoder_lr needs --train_text_encoder",
+    )
+    yield (
+        config.train_text_encoder_ti and config.token_abstraction not in config.instance_prompt,
+        f"--train_text_encoder_ti: the new word {config.token_abstraction!r} must stand in "
+        "--instance_prompt",
+    )
+    yield (
+        not is_word(config.token_abstraction),
+        f"--token_abstraction is {config.token_abstraction!r}; it takes a word in lower case and "
+        "angle brackets, such as <dog>",
     )
     yield (
         config.early_stopping_patience is not None and not config.best_metric,

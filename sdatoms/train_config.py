@@ -96,7 +96,8 @@ class TrainConfig:
     input_perturbation: float = 0.0
     """Extra input noise that is not predicted; 0.1 is the paper's value."""
     rescale_betas_zero_snr: bool = False
-    """Train on a noise schedule that ends in pure noise; for bases that predict v."""
+    """Train on a noise schedule that ends in pure noise, for bases that predict v; paint with the
+    scheduler's option of the same name."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Which timesteps are drawn more (or less) often than others."""
     timestep_bias_multiplier: float = 1.0
@@ -171,6 +172,17 @@ class TrainConfig:
     train_text_encoder: bool = False
     """Also train atoms in the text encoders, kept in the same file."""
 
+    train_text_encoder_ti: bool = False
+    """Also learn the embedding of a new word, `--token_abstraction`, kept in the same file."""
+    token_abstraction: str = "<new>"
+    """The new word, as it stands in the prompts: lower case in angle brackets."""
+    num_new_tokens_per_abstraction: int = 2
+    """Vectors the new word has."""
+    initializer_concept: str | None = None
+    """Words whose embeddings the new word starts from; noise when not given."""
+    token_lr: float = 1e-3
+    """Rate of the new word's embedding."""
+
     # Memory and speed
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the base; atoms stay in float32."""
@@ -207,6 +219,11 @@ class TrainConfig:
     report_to: str | None = None
     """Also write to tensorboard, wandb or another tracker of accelerate; all for each found."""
 
+    push_to_hub: bool = False
+    """Upload the finished run to the Hugging Face hub."""
+    hub_model_id: str | None = None
+    """Repository to upload to; the run directory's name when not given."""
+
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
@@ -223,6 +240,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether prompts must be encoded anew in every step."""
+        return self.train_text_encoder or self.train_text_encoder_ti
 
 
 def make_atom_config(config: TrainConfig) -> AtomConfig:

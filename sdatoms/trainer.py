@@ -34,6 +34,13 @@ from sdatoms.preservation import without_atoms
 from sdatoms.processes import average
 from sdatoms.run_directory import RunDirectory
 from sdatoms.text import Condition
+from sdatoms.tokens import (
+    TrainedTokens,
+    add_word,
+    check_word,
+    list_encoders,
+    start_embeddings,
+)
 from sdatoms.train_config import TrainConfig, make_atom_config, make_text_config
 
 __all__ = ["TrainStep", "Trainer"]
@@ -104,6 +111,9 @@ class Trainer:
         if config.train_text_encoder:
             for name, encoder in encoders.items():
                 self.injections[name] = inject(encoder, make_text_config(config))
+        self.tokens: dict[str, TrainedTokens] = {}
+        if config.train_text_encoder_ti:
+            self.tokens = prepare_tokens(self.pipe, config)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             for name, encoder in encoders.items():
@@ -126,7 +136,8 @@ class Trainer:
 
     def prepare_optimizer(self) -> None:
         config = self.config
-        groups = group_parameters(self.injections, config)
+        embeddings = [tokens.embeddings for tokens in self.tokens.values()]
+        groups = group_parameters(self.injections, config, embeddings)
         if not groups:
             raise AtomError("every learning rate is 0; there is nothing to train")
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
@@ -144,6 +155,7 @@ class Trainer:
             for component, injection in self.injections.items()
             for name, parameter in injection.named_parameters()
         ]
+        named += [(f"{c}.tokens.embeddings", t.embeddings) for c, t in self.tokens.items()]
         self.averages = Averages(named, config.ema_decay) if config.use_ema else None
 
     @property
@@ -260,7 +272,7 @@ class Trainer:
             f"{component}.{name}": tensor
             for component, injection in self.injections.items()
             for name, tensor in injection.named_tensors()
-        }
+        } | {f"{c}.tokens.embeddings": t.embeddings for c, t in self.tokens.items()}
 
     def output(self) -> dict[str, Tensor]:
         """The atoms that samples and the final file hold: the averages where they are asked for."""
@@ -275,8 +287,9 @@ class Trainer:
         thumbnail: str | None = None,
     ) -> AtomFile:
         """An atom file in memory; of the live atoms when no tensors are given."""
-        config = self.config
+        config, held = self.config, self.live() | (tensors or {})
         words = config.trigger or config.instance_prompt
+        own = {c: held.pop(f"{c}.tokens.embeddings") for c in self.tokens}
         return pack_atoms(
             self.injections,
             trigger=words,
@@ -288,8 +301,27 @@ class Trainer:
             resolution=self.material.resolution,
             prediction_type=self.denoising.prediction_type,
             thumbnail=thumbnail,
-            tensors=tensors,
+            tensors=held,
+            word=config.token_abstraction if own else None,
+            embeddings=own,
         )
+
+
+def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
+    """Give the pipeline the new word; component → its embeddings, to be trained.
+
+    Raises:
+        AtomError: the base knows the word already, or the initializer concept holds no token.
+    """
+    word, count = config.token_abstraction, config.num_new_tokens_per_abstraction
+    encoders = list_encoders(pipe)
+    start = {
+        component: start_embeddings(*pair, count, config.initializer_concept)
+        for component, pair in encoders.items()
+    }
+    check_word(pipe, word, start)
+    add_word(pipe, "training", word, start)
+    return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
 
 
 def name_bad_rows(batch: Batch, errors: Tensor) -> str:

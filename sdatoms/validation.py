@@ -100,8 +100,13 @@ def save_samples(folder: Path, name: str, pictures: Sequence[Image.Image]) -> No
 
 def draw_samples(folder: Path, jobs: Sequence[tuple[str, int]]) -> Image.Image | None:
     """All samples as one grid: a row a prompt and seed, the base in the first column."""
-    columns = sorted({p.stem.rpartition("-")[0] for p in folder.glob("*.png")})
-    columns = [c for c in columns if (folder / f"{c}-{len(jobs) - 1}.png").is_file()]
+    names = {p.stem.rpartition("-")[0] for p in folder.glob("*.png")}
+    columns = [
+        name
+        for name in sorted(names)
+        if (name == "base" or name.startswith("step-"))
+        and (folder / f"{name}-{len(jobs) - 1}.png").is_file()
+    ]
     if not columns or not jobs:
         return None
     rows = []

@@ -1,5 +1,7 @@
 """Tiny models from configs: no network, no downloads, seconds on a CPU."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from PIL import Image
 from tiny_pipelines import save_pipeline
 from torch import nn
 
-from sdatoms import AtomConfig, inject, save_atoms
+from sdatoms import AtomConfig, compose, inject, save_atoms
+from sdatoms.checkpoint import pack_atoms
 from sdatoms.train_config import TrainConfig
 
 
@@ -185,5 +188,73 @@ def train_config(tmp_path, tiny_pipeline, make_pictures, one_thread):
             "num_validation_images": 1,
         }
         return TrainConfig(**{**given, **changes})
+
+    return make
+
+
+@pytest.fixture
+def sample_files(tmp_path, make_convnet, perturb):
+    """Every form an atom file of `make_convnet()` can take, by name; its component is `model`."""
+    configs = {
+        "atoms": AtomConfig("atoms", num_atoms=4),
+        "overcomplete": AtomConfig("overcomplete", num_inner_atoms=2),
+        "coefficients": AtomConfig("coefficients", block_size=2),
+        "channel": AtomConfig("coefficients", block_size=4, block_view="channel"),
+        "full": AtomConfig("full", num_inner_atoms=1),
+        "linear": AtomConfig("atoms", target_modules=("head", "pointwise"), block_size=2),
+    }
+    files = {
+        name: pack_atoms({"model": perturb(inject(make_convnet(), config), 0.05, seed)})
+        for seed, (name, config) in enumerate(configs.items())
+    }
+    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1])
+    files["composed of two"] = compose([files["overcomplete"], files["full"]], [1, 0.5])
+    files["composed again"] = compose([files["composed"], files["atoms"]], [1, 3])
+    return {name: file.save(tmp_path / f"{name}.safetensors") for name, file in files.items()}
+
+
+@pytest.fixture
+def make_pipe(make_unet):
+    """A Stable Diffusion pipeline of toy modules; `folder` takes its vocabulary."""
+
+    def make(folder=None):
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+            StableDiffusionPipeline,
+        )
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+        tokenizer = None
+        if folder is not None:
+            folder.mkdir()
+            letters = [f"{c}{end}" for c in map(chr, range(33, 127)) for end in ("", "</w>")]
+            words = [*letters, "<|startoftext|>", "<|endoftext|>"]
+            (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+            (folder / "merges.txt").write_text("#version: 0.2\n")
+            tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=8)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            text = CLIPTextConfig(
+                vocab_size=190,
+                hidden_size=12,
+                intermediate_size=24,
+                num_attention_heads=2,
+                num_hidden_layers=2,
+                max_position_embeddings=8,
+                bos_token_id=188,
+                eos_token_id=189,
+                pad_token_id=189,
+            )
+            return StableDiffusionPipeline(
+                vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+                text_encoder=CLIPTextModel(text).eval(),
+                tokenizer=tokenizer,
+                unet=make_unet(),
+                scheduler=DDIMScheduler(),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
 
     return make

@@ -19,6 +19,8 @@ from sdatoms.pipeline import load_base, paint
 from sdatoms.run_directory import RunDirectory
 from sdatoms.train import Run, Trainer, estimate, train
 
+WORD = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
+
 
 def read_metrics(folder):
     rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -47,6 +49,7 @@ def test_run_directory_is_complete(train_config):
     run = Path(config.output_dir)
     assert [s.step for s in steps] == [1, 2, 3, 4]
     assert sorted(p.name for p in run.iterdir()) == [
+        "README.md",
         "atoms.safetensors",
         "checkpoints",
         "config.toml",
@@ -118,6 +121,12 @@ RESUMED = {
     "8-bit": {"use_8bit_adam": True, "atom_variant": "full"},
     "text": {"train_text_encoder": True, "text_encoder_lr": 1e-3, "lr_scheduler": "polynomial"},
     "fp16": {"mixed_precision": "fp16"},
+    "word": {
+        "train_text_encoder_ti": True,
+        "instance_prompt": "a <new> cat",
+        "train_text_encoder": True,
+        "use_ema": True,
+    },
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
 }
 
@@ -165,36 +174,44 @@ def test_resuming_with_another_optimizer_or_averages_is_refused(train_config):
 
 def test_a_fresh_start_forgets_old_checkpoints_only_when_it_has_its_own(train_config):
     config = train_config()
-    list(train(config))
+    list(train(replace(config, validation_steps=4)))
     run = RunDirectory(Path(config.output_dir))
+    own = run.samples / "holiday-1.png"
+    own.write_bytes(b"kept")
     steps = train(replace(config, max_train_steps=3, checkpointing_steps=3))
     next(steps)
     assert run.list_checkpoints() == [2, 4]
+    assert list(run.samples.iterdir()) == [own]
     list(steps)
     assert run.list_checkpoints() == [3]
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_sample_in_training_equals_the_picture_from_the_saved_file(train_config, text):
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("changes", [{}, {"train_text_encoder": True}, {"use_ema": True, **WORD}])
+def test_sample_in_training_equals_the_picture_from_the_saved_file(train_config, kind, changes):
     config = train_config(
+        kind,
         learning_rate=5e-2,
         validation_steps=4,
-        validation_prompts=("sks cat", "a dog"),
-        num_validation_images=2,
+        validation_prompts=("a <new> cat", "a dog"),
         seed=5,
-        train_text_encoder=text,
+        **changes,
     )
     list(train(config))
     run = Path(config.output_dir)
-    jobs = ["sks cat", "sks cat", "a dog", "a dog"], [5, 6, 5, 6]
+    jobs = ["a <new> cat", "a dog"], [5, 5]
     pipe = load_base(config.pretrained_model_name_or_path)
     base = paint(pipe, *jobs)
-    sdatoms.load_atoms(pipe, run / "atoms.safetensors")
+    adapters = sdatoms.load_atoms(pipe, run / "atoms.safetensors")
     again = paint(pipe, *jobs)
-    for k in range(4):
+    adapters.clear()
+    for before, after in zip(base, paint(pipe, *jobs), strict=True):
+        assert np.array_equal(before, after)
+    for k in range(2):
         picture = np.array(Image.open(run / "samples" / f"step-000004-{k}.png"))
         assert np.array_equal(picture, np.array(again[k]))
-        assert np.array_equal(Image.open(run / "samples" / f"base-{k}.png"), base[k])
+        if k == 1 or "train_text_encoder_ti" not in changes:  # the base's <new> is another word
+            assert np.array_equal(Image.open(run / "samples" / f"base-{k}.png"), base[k])
         assert not np.array_equal(picture, np.array(base[k]))
 
 
@@ -360,6 +377,25 @@ def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config, m
         list(steps)
     monkeypatch.setattr(os, "fsync", write)
     assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [3, 4]
+
+
+def test_full_memory_and_disk_before_the_first_step_are_one_sentence(train_config, monkeypatch):
+    def fail(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    config = train_config(encoding_cache_dir=str(Path(train_config().output_dir) / "cache"))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("sdatoms.encodings.write_whole", fail(full))
+    with pytest.raises(sdatoms.AtomError, match=r"run' cannot be written: .*No space left"):
+        next(train(config))
+    assert json.loads((Path(config.output_dir) / "status.json").read_text())["phase"] == "failed"
+    memory = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+    monkeypatch.setattr("sdatoms.encodings.to_tensor", fail(memory))
+    with pytest.raises(sdatoms.AtomError, match="out of memory before the first step"):
+        next(train(train_config()))
 
 
 def test_trackers_see_numbers_and_the_end(train_config):

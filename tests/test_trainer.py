@@ -9,6 +9,7 @@ from PIL import Image
 
 import sdatoms
 from sdatoms.dreambooth import draw_batches
+from sdatoms.material import check_pictures
 from sdatoms.pipeline import load_base
 from sdatoms.text import TextStack
 from sdatoms.trainer import Trainer
@@ -110,6 +111,14 @@ def test_captions_beside_pictures_are_the_prompts(train_config, make_pictures):
     base = load_base(trainer.config.pretrained_model_name_or_path, device="cpu")
     expected = TextStack(base).encode(["red", "blue"]).context
     torch.testing.assert_close(trainer.material.prompts.encode(["red", "blue"]).context, expected)
+
+
+def test_tiny_pictures_are_measured_by_the_base_before_it_is_loaded(train_config, make_pictures):
+    folder = make_pictures("small", ((7, 30), (8, 30)))
+    found = check_pictures(train_config(instance_data_dir=str(folder)))  # the base paints 16 px
+    assert [note for note in found.notes if "tiny" in note] == [
+        "tiny pictures, scaled up a lot to be trained on: 0.png (7×30 px)"
+    ]
 
 
 def test_masked_pixels_do_not_teach(train_config, make_pictures):
