@@ -162,11 +162,9 @@ def test_orders_out_of_range_are_refused(studio, changes, order):
 
 
 def test_a_long_prompt_is_said_to_be_read_in_windows(studio, order):
-    job, messages = Job(lambda _: None), []
-    tell = job.tell
-    job.tell = lambda **changes: (messages.append(changes.get("message", "")), tell(**changes))
-    list(studio.paint(replace(order, prompt="abcdefgh ijklmnop qrstuvwx"), job))
-    assert any("24 tokens are read in 2 windows of 14" in message for message in messages)
+    job = Job(lambda job: list(studio.paint(replace(order, prompt="abcdefgh ijklmnop qrst"), job)))
+    remark = "The prompt's 20 tokens are read in 2 windows of 14."
+    assert list(job.start().watch())[-1].remarks == (remark,)
 
 
 def test_cancelling_stops_within_a_step_and_keeps_what_is_done(studio, order):
@@ -204,22 +202,22 @@ def test_a_waiting_job_can_be_cancelled_and_an_error_is_raised_to_the_watcher(st
         list(failing.watch())
 
 
-def test_a_second_job_of_a_visitor_replaces_the_first():
-    desk, begun = Desk(), threading.Event()
+def test_cancel_reaches_every_job_under_its_key_and_no_other():
+    desk = Desk()
 
     def wait(job):
-        begun.set()
         while True:
             job.check()
 
-    first = desk.start("me", wait)
-    begun.wait(10)
-    second = desk.start("me", lambda _: None)
-    list(second.watch())
-    list(first.watch())
-    assert first.cancelled and not second.cancelled
+    jobs = [desk.start(key, wait) for key in ("me", "me", "you")]
+    assert desk.cancel("me") and not desk.cancel("me")
+    for job in jobs[:2]:
+        list(job.watch())
+    assert [job.cancelled for job in jobs] == [True, True, False]
+    assert desk.cancel("you")
+    list(jobs[2].watch())
     with pytest.raises(Cancelled):
-        first.check()
+        jobs[2].check()
 
 
 def test_the_newest_preview_wins_and_whoever_leaves_cancels():
