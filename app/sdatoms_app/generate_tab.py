@@ -108,7 +108,7 @@ def build_prompt(tab: GenerateTab) -> None:
     """The prompt and the buttons."""
     tab.fields["prompt"] = gr.Textbox(
         label="Prompt",
-        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; long prompts are read whole.",
+        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
         value=DEFAULTS["prompt"],
         lines=2,
         max_lines=8,

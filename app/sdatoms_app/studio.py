@@ -170,7 +170,8 @@ class Studio:
             seen = count_tokens(pipe, order.prompt)
             if seen.windows > 1:
                 remarks.append(
-                    f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of {seen.window}."
+                    f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
+                    f"{seen.window}."
                 )
             job.tell(remarks=tuple(remarks))
             for number in range(order.batch):
