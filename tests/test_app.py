@@ -20,6 +20,7 @@ from sdatoms_app.presets import Presets
 
 import sdatoms
 from sdatoms import AtomError
+from sdatoms.__main__ import main
 from sdatoms.pipeline import load_base
 from sdatoms.pipeline import paint as paint_plainly
 from sdatoms.recipes import read_passengers, read_recipe, save_picture
@@ -283,6 +284,20 @@ def test_an_embedded_atom_file_comes_back_with_its_picture(
     settings, remarks = restore_recipe(recipe, fresh)
     again = next(iter(fresh.paint(make_order(settings))))
     assert remarks == [] and np.array_equal(pixels(again), pixels(kept))
+
+
+def test_the_commands_pictures_paint_themselves_again_in_the_app(studio, tiny_base, tmp_path):
+    atoms = studio.library.find("dog").path
+    command = ["generate", "a (cat:1.2)", "--pretrained_model_name_or_path", str(tiny_base)]
+    command += ["--num_inference_steps", "2", "--seed", "4", "--atoms", f"{atoms}=0.5"]
+    main([*command, "--embed_atoms", "--output_dir", str(tmp_path)])
+    path = next(tmp_path.glob("*.png"))
+    settings, remarks = restore_recipe(read_recipe(path), studio)
+    again = next(iter(studio.paint(make_order(settings))))
+    assert remarks == [] and settings["adapters"][0]["id"] == "dog"
+    with Image.open(path) as opened:
+        assert np.array_equal(pixels(again), opened.convert("RGB"))
+    assert [file.sha256 for file in read_passengers(path)] == [studio.library.find("dog").sha256]
 
 
 def test_a_picture_of_another_base_is_restored_with_a_warning(studio, paint, tmp_path):
