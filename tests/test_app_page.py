@@ -63,8 +63,7 @@ def open_page(browser, address):
         page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(address + path)
-        expect(page.locator("#preset")).to_be_attached(timeout=WAIT)
-        expect(page.locator("#width input")).to_have_value("64", timeout=WAIT)
+        expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
         return page
 
     yield open
@@ -77,10 +76,11 @@ def finish(page):
     """Wait until the painting is over; returns the note and the newest picture's pixels."""
     from playwright.sync_api import expect
 
-    expect(page.locator("#note .note")).to_be_visible(timeout=WAIT)
+    fresh = page.locator("#note .note:not([data-old])")
+    expect(fresh).to_be_visible(timeout=WAIT)
     expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
     expect(page.locator("#cancel")).to_be_disabled()
-    note = page.locator("#note .note").inner_text()
+    note = fresh.inner_text()
     shown = page.locator("#result img").last
     if not shown.count():
         return note, None, b""
@@ -89,16 +89,24 @@ def finish(page):
         return note, np.array(opened.convert("RGB")), data
 
 
-def paint(page):
-    from playwright.sync_api import expect
-
+def begin(page):
+    """Mark the note that stands there, then click Paint: the next note is this painting's."""
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
     page.locator("#paint").click()
-    expect(page.locator("#cancel")).to_be_enabled(timeout=WAIT)
+
+
+def paint(page):
+    begin(page)
     return finish(page)
 
 
+def unfold(page, *parts):
+    for part in parts:
+        page.locator(f"#{part} button").first.click()
+
+
 def set_steps(page, steps):
-    page.locator("#settings > button").click()
+    unfold(page, "settings")
     page.locator("#steps input[type=number]").fill(str(steps))
 
 
@@ -118,7 +126,7 @@ def test_load_mix_and_clear_two_adapters(open_page):
     page.get_by_role("button", name="Add ink").click()
     expect(page.locator("#strength-1 input[type=number]")).to_be_visible(timeout=WAIT)
     page.locator("#strength-0 input[type=number]").fill("0.5")
-    page.locator("#blocks-1 > button").click()
+    unfold(page, "blocks-1")
     page.locator("#up-1 input[type=number]").fill("0")
     note, mixed, _ = paint(page)
     assert "dog at 0.5, ink at 1/1/0" in note and not np.array_equal(mixed, base)
@@ -152,14 +160,15 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     _, again, _ = paint(fresh)
     assert np.array_equal(first, again)
     fresh.reload()  # the form is remembered
+    expect(fresh.locator("#note")).to_contain_text("is ready", timeout=WAIT)
     expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
     fresh.locator("#drop input[type=file]").set_input_files(adapters_dir / "old.safetensors")
     expect(fresh.get_by_text(re.compile("no safetensors file"))).to_be_visible(timeout=WAIT)
-    fresh.locator("#history > button").click()
+    unfold(fresh, "history")
     fresh.locator("#history-search input, #history-search textarea").fill("123 ink")
     fresh.locator("#history-look").click()
     expect(fresh.locator("#past-note")).to_contain_text("pictures", timeout=WAIT)
-    fresh.locator("#past button:has(img)").first.click()
+    fresh.locator("#past img").first.click()
     expect(fresh.locator("#past-note")).to_contain_text("seed 123", timeout=WAIT)
     fresh.locator("#past-send").click()
     expect(fresh.locator("#init-picture img")).to_be_attached(timeout=WAIT)
@@ -171,7 +180,7 @@ def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     page = open_page()
     set_steps(page, 100)
     page.locator("#batch input[type=number]").fill("8")
-    page.locator("#paint").click()
+    begin(page)
     expect(page.locator("#live img")).to_be_visible(timeout=WAIT)
     expect(page.locator("#paint")).to_be_disabled()
     page.locator("#cancel").click()
@@ -179,6 +188,7 @@ def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     assert "Cancelled" in note
     expect(page.locator("#live")).to_be_hidden(timeout=WAIT)
     page.locator("#prompt textarea").fill("")
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
     page.locator("#paint").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#note [role=alert]")).to_contain_text("prompt is empty", timeout=WAIT)
@@ -189,8 +199,9 @@ def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     page.reload()  # whoever leaves cancels, and finds the page ready
     expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
     expect(page.locator("#cancel")).to_be_disabled()
-    expect(page.locator("#width input")).to_have_value("64", timeout=WAIT)
-    page.locator("#settings > button").click()
+    expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+    page.locator("#prompt textarea").fill("cat")
+    unfold(page, "settings")
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#batch input[type=number]").fill("1")
     assert "seed" in paint(page)[0]
@@ -202,8 +213,7 @@ def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
     page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
     page.get_by_role("button", name="Add dog").click()
     expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
-    for part in ("settings", "start-from", "presets", "history", "blocks-0"):
-        page.locator(f"#{part} > button").click()
+    unfold(page, "settings", "start-from", "presets", "history", "blocks-0")
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#preset-name input, #preset-name textarea").fill("mine")
     page.locator("#preset-save").click()
