@@ -100,7 +100,8 @@ def run_generate(args: argparse.Namespace) -> None:
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
-    scheduler = next((k for k, v in SCHEDULERS.items() if v == type(pipe.scheduler).__name__), "")
+    scheduler = type(pipe.scheduler).__name__
+    scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
     folder = Path(args.output_dir)
     slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "picture"
     for seed in range(args.seed, args.seed + args.num_images):

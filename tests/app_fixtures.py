@@ -15,8 +15,6 @@ import sdatoms
 from sdatoms.pictures import make_thumbnail
 from sdatoms.pipeline import load_base
 
-ORDER = Order("cat face", seed=3, num_inference_steps=2)
-
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
@@ -65,29 +63,41 @@ def studio(tiny_base, adapters_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def paint(studio):
+def order():
+    """A small order: two steps of the base alone."""
+    return Order("cat face", seed=3, num_inference_steps=2)
+
+
+@pytest.fixture
+def paint(studio, order):
     """Paint an order and return what was kept."""
-    return lambda order=ORDER: list(studio.paint(order))
-
-
-def serve(studio, **settings):
-    """Serve a studio from a thread; returns the app and its address without the last slash."""
-    with warnings.catch_warnings():  # gradio's and uvicorn's own
-        warnings.simplefilter("ignore")
-        app = build_app(studio)
-        _, url, _ = app.launch(
-            server_name="127.0.0.1",
-            server_port=find_port(),
-            prevent_thread_lock=True,
-            quiet=True,
-            **launch_settings(studio),
-            **settings,
-        )
-    return app, url.rstrip("/")
+    return lambda wanted=order: list(studio.paint(wanted))
 
 
 @pytest.fixture(scope="module")
-def address(studio):
-    app, url = serve(studio)
-    yield url
-    app.close()
+def serve():
+    """Serve a studio from a thread; returns its address without the last slash."""
+    apps = []
+
+    def start(studio, **settings):
+        with warnings.catch_warnings():  # gradio's and uvicorn's own
+            warnings.simplefilter("ignore")
+            apps.append(build_app(studio))
+            _, url, _ = apps[-1].launch(
+                server_name="127.0.0.1",
+                server_port=find_port(),
+                prevent_thread_lock=True,
+                quiet=True,
+                **launch_settings(studio),
+                **settings,
+            )
+        return url.rstrip("/")
+
+    yield start
+    for app in apps:
+        app.close()
+
+
+@pytest.fixture(scope="module")
+def address(serve, studio):
+    return serve(studio)

@@ -73,7 +73,7 @@ def launch_settings(studio: Studio, *, local: bool = True) -> dict[str, object]:
         "app_kwargs": {"middleware": [Middleware(OriginGuard, local=local)]},  # pyright: ignore
         "footer_links": ["api"],
         "run_history": False,
-        "show_error": True,
+        "show_error": False,  # our own messages are shown all the same
         "strict_cors": True,
     }
 

@@ -17,7 +17,7 @@ from sdatoms_app.form import make_order
 from sdatoms_app.generate_tab import QUIET, GenerateTab, describe
 from sdatoms_app.grids import MAX_CELLS, paint_grid, parse_numbers, plan_grid
 from sdatoms_app.history import Kept
-from sdatoms_app.jobs import Job
+from sdatoms_app.jobs import Job, Update
 from sdatoms_app.studio import Studio
 
 __all__ = ["build_compare_tab"]
@@ -122,15 +122,18 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
                 for painted in studio.paint(half, job):
                     kept.append(painted)
 
-        job = studio.desk.start(request.session_hash, work)
+        update = Update(0, 1, "starting")
+        job = studio.desk.start(f"{request.session_hash}/pair", work)
         try:
             for update in job.watch():
                 yield [gr.skip(), draw_progress(update.done, update.total, update.message)]
-            note = describe(kept[-1:], job.cancelled) if len(kept) == 2 else draw_note("Cancelled.")
+            note = draw_note("Cancelled.")
+            if len(kept) == 2:
+                note = describe(kept[-1:], update.remarks, cancelled=False)
         except AtomError as error:
             note = draw_note(f"{error}.", alarm=True)
         finally:
-            studio.desk.forget(request.session_hash, job)
+            studio.desk.forget(f"{request.session_hash}/pair", job)
         pair = tuple(str(k.path) for k in kept) if len(kept) == 2 else gr.skip()
         yield [pair, note]
 
@@ -156,8 +159,8 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
                 done.append((path, list(kept)))
                 job.tell(finished=tuple(kept))
 
-        job = studio.desk.start(request.session_hash, work)
-        shown, note = 0, ""
+        job = studio.desk.start(f"{request.session_hash}/grid", work)
+        shown, note, update = 0, "", Update(0, 1, "starting")
         try:
             for update in job.watch():
                 drawn = gr.skip()
@@ -169,11 +172,13 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
             if job.cancelled:
                 note = draw_note(f"Cancelled; {shown} pictures are kept.")
             elif done:
-                note = draw_note(f"{shown} pictures, kept in the history; the grid is a PNG too.")
+                note = draw_note(
+                    f"{shown} pictures, kept in the history; the grid is a PNG too.", update.remarks
+                )
         except AtomError as error:
             note = draw_note(f"{error}.", alarm=True)
         finally:
-            studio.desk.forget(request.session_hash, job)
+            studio.desk.forget(f"{request.session_hash}/grid", job)
         paths = [str(k.path) for k in done[-1][1]] if done else []
         last = read_grid(done[-1][0]) if done else gr.skip()
         yield [last, note, gr.Files(paths, visible=bool(paths))]
@@ -184,8 +189,12 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
     def end() -> list[Any]:
         return [gr.Button(interactive=True), gr.Button(interactive=False)]
 
-    def cancel(request: gr.Request) -> Any:
-        studio.desk.cancel(request.session_hash)
+    def cancel_pair(request: gr.Request) -> Any:
+        studio.desk.cancel(f"{request.session_hash}/pair")
+        return gr.Button(interactive=False)
+
+    def cancel_grid(request: gr.Request) -> Any:
+        studio.desk.cancel(f"{request.session_hash}/grid")
         return gr.Button(interactive=False)
 
     def refresh(picked: list[str]) -> Any:
@@ -209,8 +218,8 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         concurrency_limit=8,
         **QUIET,
     ).then(end, None, [draw, stop], queue=False, **QUIET)
-    halt.click(cancel, None, halt, queue=False, **QUIET)
-    stop.click(cancel, None, stop, queue=False, **QUIET)
+    halt.click(cancel_pair, None, halt, queue=False, **QUIET)
+    stop.click(cancel_grid, None, stop, queue=False, **QUIET)
     files.focus(refresh, files, files, **QUIET)
 
 

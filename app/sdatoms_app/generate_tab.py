@@ -17,7 +17,7 @@ from sdatoms_app.cards import draw_note, draw_progress
 from sdatoms_app.form import DEFAULTS, clean_settings, make_order
 from sdatoms_app.history import Kept
 from sdatoms_app.history_panel import build_history_panel, build_preset_panel, take_file
-from sdatoms_app.jobs import Job
+from sdatoms_app.jobs import Job, Update
 from sdatoms_app.studio import MAX_BATCH, MAX_SEED, MAX_SIDE, MAX_STEPS, Studio
 
 __all__ = ["GenerateTab", "build_generate_tab"]
@@ -108,7 +108,7 @@ def build_prompt(tab: GenerateTab) -> None:
     """The prompt and the buttons."""
     tab.fields["prompt"] = gr.Textbox(
         label="Prompt",
-        info="(word:1.3) weighs more, [word] less; long prompts are read in full.",
+        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
         value=DEFAULTS["prompt"],
         lines=2,
         max_lines=8,
@@ -315,12 +315,12 @@ def wire_painting(tab: GenerateTab) -> None:
                 kept.append(picture)
                 job.tell(finished=tuple(kept))
 
-        job = studio.desk.start(request.session_hash, work)
-        shown = 0
+        job = studio.desk.start(f"{request.session_hash}/generate", work)
+        shown, update = 0, Update(0, 1, "starting")
         yield [
             gr.skip(),
             gr.skip(),
-            draw_progress(0, 1, "starting"),
+            draw_progress(update.done, update.total, update.message),
             settings["seed"],
             gr.skip(),
         ]
@@ -335,11 +335,11 @@ def wire_painting(tab: GenerateTab) -> None:
                     gallery = show_gallery(kept[:shown])
                 bar = draw_progress(update.done, update.total, update.message)
                 yield [live, gallery, bar, gr.skip(), [k.id for k in kept]]
-            note = describe(kept, job.cancelled)
+            note = describe(kept, update.remarks, cancelled=job.cancelled)
         except AtomError as error:
             note = draw_note(f"{error}.", alarm=True)
         finally:
-            studio.desk.forget(request.session_hash, job)
+            studio.desk.forget(f"{request.session_hash}/generate", job)
         gallery = show_gallery(kept) if kept else gr.Gallery(visible=True)
         yield [gr.Image(None, visible=False), gallery, note, gr.skip(), [k.id for k in kept]]
 
@@ -350,7 +350,7 @@ def wire_painting(tab: GenerateTab) -> None:
         return [gr.Button(interactive=True), gr.Button(interactive=False)]
 
     def cancel(request: gr.Request) -> Any:
-        studio.desk.cancel(request.session_hash)
+        studio.desk.cancel(f"{request.session_hash}/generate")
         return gr.Button(interactive=False)
 
     buttons = [tab.paint, tab.cancel]
@@ -378,7 +378,7 @@ def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
     return gr.Gallery(pictures, selected_index=len(pictures) - 1, visible=True)
 
 
-def describe(kept: Sequence[Kept], cancelled: bool) -> str:
+def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
     """What is said under the pictures."""
     if not kept:
         return draw_note("Cancelled; nothing was kept." if cancelled else "")
@@ -388,7 +388,7 @@ def describe(kept: Sequence[Kept], cancelled: bool) -> str:
     text = f"{seeds}, {atoms or 'no atoms'}, {recipe.scheduler}, {recipe.num_inference_steps} steps"
     if cancelled:
         text = f"Cancelled after {len(kept)} pictures. {text}"
-    return draw_note(text)
+    return draw_note(text, remarks)
 
 
 def write_strength(strength: float | dict[str, float]) -> str:

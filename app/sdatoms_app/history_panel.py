@@ -170,7 +170,8 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
         """A fresh page: the form as it was last painted with, the lists as they are now."""
         settings = remembered if isinstance(remembered, dict) else {}
         presets = gr.Dropdown(choices=studio.presets.list(), value=None)
-        return [presets, *tab.fill(settings)[0]]
+        ready = draw_note(f"{studio.bases.list()[0].label} is ready.")
+        return [presets, ready, *tab.fill(settings)[0]]
 
     form, history = tab.list_outputs(), [tab.past, tab.past_ids, tab.past_chosen, tab.past_note]
     gr.on([tab.look.click, tab.search.submit], look, tab.search, history, **QUIET)
@@ -182,7 +183,7 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
     )
     tab.preset_load.click(say(use), tab.preset, [tab.note, *form], **QUIET)
     tab.preset_delete.click(say(delete), tab.preset, tab.preset, **QUIET)
-    load(open_page, tab.remembered, [tab.preset, *form], **QUIET)
+    load(open_page, tab.remembered, [tab.preset, tab.note, *form], **QUIET)
     load(look, tab.search, history, **QUIET)
 
 

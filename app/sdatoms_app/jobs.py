@@ -31,6 +31,8 @@ class Update(NamedTuple):
     preview: Image.Image | None = None
     finished: tuple[Any, ...] = ()
     """Results so far."""
+    remarks: tuple[str, ...] = ()
+    """What should be known about the results."""
 
 
 class Job:
@@ -49,6 +51,10 @@ class Job:
     @property
     def cancelled(self) -> bool:
         return self._stop.is_set()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     def cancel(self) -> None:
         """Ask the work to stop; it does at its next `check`."""
@@ -126,33 +132,31 @@ class Job:
 
 
 class Desk:
-    """The running job of every visitor, by the session it belongs to."""
+    """The running jobs of every visitor, under a key such as the session they belong to."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, list[Job]] = {}
         self._lock = threading.Lock()
 
-    def start(self, session: str | None, work: Callable[[Job], None]) -> Job:
-        """Start a job; one that the same visitor still has running is cancelled."""
+    def start(self, key: str | None, work: Callable[[Job], None]) -> Job:
+        """Start a job."""
         job = Job(work)
         with self._lock:
-            before = self._jobs.get(session or "")
-            if before:
-                before.cancel()
-            self._jobs[session or ""] = job
+            running = [other for other in self._jobs.get(key or "", []) if not other.ended]
+            self._jobs[key or ""] = [*running, job]
         return job.start()
 
-    def cancel(self, session: str | None) -> bool:
-        """Cancel the visitor's job; tells whether one was running."""
+    def cancel(self, key: str | None) -> bool:
+        """Cancel every job under the key; tells whether one was running."""
         with self._lock:
-            job = self._jobs.pop(session or "", None)
-        if job is None or job._ended:
-            return False
-        job.cancel()
-        return True
+            running = [job for job in self._jobs.pop(key or "", []) if not job.ended]
+        for job in running:
+            job.cancel()
+        return bool(running)
 
-    def forget(self, session: str | None, job: Job) -> None:
+    def forget(self, key: str | None, job: Job) -> None:
         """Drop a job that ended."""
         with self._lock:
-            if self._jobs.get(session or "") is job:
-                del self._jobs[session or ""]
+            rest = [other for other in self._jobs.pop(key or "", []) if other is not job]
+            if rest:
+                self._jobs[key or ""] = rest

@@ -170,10 +170,12 @@ class Studio:
             seen = count_tokens(pipe, order.prompt)
             if seen.windows > 1:
                 remarks.append(
-                    f"{seen.tokens} tokens are read in {seen.windows} windows of {seen.window}"
+                    f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
+                    f"{seen.window}."
                 )
+            job.tell(remarks=tuple(remarks))
             for number in range(order.batch):
-                yield self._paint_one(pipe, order, entries, number, job, remarks)
+                yield self._paint_one(pipe, order, entries, number, job)
         finally:
             self.lock.release()
 
@@ -184,7 +186,6 @@ class Studio:
         entries: list[tuple[Entry, Strength]],
         number: int,
         job: Job,
-        remarks: list[str],
     ) -> Kept:
         previewer = self._previewer
         assert previewer is not None and self._opened is not None
@@ -196,7 +197,7 @@ class Studio:
             job.tell(
                 done=number * total + done,
                 total=order.batch * total,
-                message="; ".join([f"step {done} of {total}{which}", *remarks]),
+                message=f"step {done} of {total}{which}",
             )
             if job.wants_preview():
                 job.tell(preview=previewer.draw())
@@ -279,7 +280,9 @@ class Studio:
         return self._fits[key]
 
     def read_fingerprint(self, base: str) -> dict[str, list[float]]:
-        """The fingerprint of a base, opened for it if need be."""
+        """The fingerprint of a base, opened for it unless it is the one at hand."""
+        if self._opened is not None and self.bases.find(base) == self._opened:
+            return self._prints  # without waiting for whoever paints
         with self.lock:
             self.open(base)
             return self._prints
