@@ -13,7 +13,7 @@ Nothing here draws or paints; functions take atom files and, where weights count
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sdatoms.adapters import choose_modules
+from sdatoms.adapters import choose_modules, load_atoms
 from sdatoms.atom_file import AtomFile, LayerMap, clip, split_key
 from sdatoms.atom_reader import read_atoms, read_header
-from sdatoms.bake import BLOCKS, BakedModule, find_layer, sum_maps
+from sdatoms.bake import BLOCKS, BakedModule, find_layer
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
 
 ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
 """The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
+LOOKING = "sdatoms.anatomy"
+"""Name of an adapter that is there while it is looked at, at strength 0."""
 FROZEN = ("encoder", "base_atoms")
 """Tensors that no training changes; base atoms stand for an encoder where codes are sparse."""
 
@@ -126,19 +128,22 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
         AtomError: a layer of the file is not there.
     """
     rows = []
-    for component, path, maps, weight in walk_layers(file, target):
-        delta = sum_maps(weight, [(1.0, m) for m in maps])
-        change = float(delta.norm()) / max(float(weight.float().norm()), 1e-30)
-        trained = sum(t.numel() for m in maps for name, t in m.tensors.items() if name != "encoder")
-        rows.append(LayerChange(component, path, name_block(path), change, trained))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of another base: its changes are still what they are
+        adapters = load_atoms(target, file, name=LOOKING, strength=0.0)
+    try:
+        for component, module in choose_modules(target, file, None).items():
+            for path, maps in file.maps(component).items():
+                where = path if isinstance(target, nn.Module) else f"{component}.{path}"
+                delta = adapters.delta(LOOKING, where)
+                norm = float(find_pristine(module, path).float().norm())
+                change = float(delta.norm()) / max(norm, 1e-30)
+                parts = [t for m in maps for name, t in m.tensors.items() if name not in FROZEN]
+                trained = sum(t.numel() for t in parts)
+                rows.append(LayerChange(component, path, name_block(path), change, trained))
+    finally:
+        adapters.remove(LOOKING)
     return rows
-
-
-def walk_layers(file: AtomFile, target: Any) -> Iterator[tuple[str, str, list[LayerMap], Tensor]]:
-    """Yield component, path, maps and pristine weight of every layer of the file."""
-    for component, module in choose_modules(target, file, None).items():
-        for path, maps in file.maps(component).items():
-            yield component, path, maps, find_pristine(module, path)
 
 
 def find_pristine(module: nn.Module, path: str) -> Tensor:

@@ -23,7 +23,7 @@ def test_tiles_are_white_at_zero_and_full_at_the_scale():
 def test_sheets_of_nothing_trained_are_white():
     sheet = np.asarray(draw_sheet(np.zeros((9, 3, 3)), 0.0))
     assert (sheet[sheet[..., 3] > 0] == 255).all()
-    assert sheet.shape[1] > sheet.shape[0]  # eight a row, then one
+    assert sheet.shape[1] > sheet.shape[0]  # five a row, then four
 
 
 def test_names_from_files_are_never_markup():

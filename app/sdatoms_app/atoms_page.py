@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from sdatoms import AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters import AdapterSet
@@ -22,19 +23,21 @@ from sdatoms.checkpoint import clip
 from sdatoms.compose import compose
 from sdatoms.likeness import compare_files
 from sdatoms.pipeline import paint
-from sdatoms_app.drawing import draw_budget, draw_heat_map, draw_likeness, draw_sheet
+from sdatoms_app.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
 from sdatoms_app.exports import export_file
 from sdatoms_app.queue import slugify
 from sdatoms_app.studio import Studio
 from sdatoms_app.train_page import say
 
-__all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "AtomsPage"]
+__all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEIGHT", "AtomsPage"]
 
 MAX_MIXED = 5
 MAX_MUTED = 9
 MAX_STEPS = 50
 MAX_PROMPT = 2000
 MAX_TILES = 64
+MIN_HEIGHT = 130
+"""px of a frame around a sheet of tiles."""
 EVERYWHERE, HERE = "in every layer", "in the chosen layer"
 
 
@@ -105,7 +108,7 @@ class AtomsPage:
             t[:MAX_TILES].numpy() for t in (tiles.before, tiles.difference, tiles.after)
         )
         whole, small = max(abs(before).max(), abs(after).max()), abs(difference).max()
-        waves = respond(tiles.after[:MAX_TILES]).numpy()
+        waves = respond(tiles.after[:MAX_TILES], TILE).numpy()
         spatial = tiles.kind == "spatial"
         spectrum = draw_sheet(waves, waves.max(), signed=False) if spatial else None
         some = f", the first {MAX_TILES} shown" if len(tiles.before) > MAX_TILES else ""
@@ -116,10 +119,10 @@ class AtomsPage:
         )
         return [
             gr.Number(visible=tiles.channels is not None, maximum=(tiles.channels or 1) - 1),
-            draw_sheet(before, whole),
-            draw_sheet(difference, small),
-            draw_sheet(after, whole),
-            gr.Image(spectrum, visible=spatial),
+            frame(draw_sheet(before, whole)),
+            frame(draw_sheet(after, whole)),
+            frame(draw_sheet(difference, small)),
+            frame(spectrum),
             told,
         ]
 
@@ -191,6 +194,12 @@ class AtomsPage:
         except AtomError as error:
             raise say(error) from None
         return done.text, gr.DownloadButton(value=done.download, visible=bool(done.download))
+
+
+def frame(sheet: Image.Image | None) -> Any:
+    """A sheet in a frame of its height; no frame without one."""
+    height = max(MIN_HEIGHT, sheet.height + 60) if sheet else MIN_HEIGHT
+    return gr.Image(sheet, height=height, visible=sheet is not None)
 
 
 def split_view(view: str | None) -> tuple[str, str, str]:

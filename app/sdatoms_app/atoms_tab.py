@@ -12,6 +12,7 @@ from sdatoms_app.atoms_page import (
     MAX_MIXED,
     MAX_MUTED,
     MAX_STEPS,
+    MIN_HEIGHT,
     AtomsPage,
 )
 from sdatoms_app.drawing import HEAT_STYLE
@@ -20,6 +21,10 @@ from sdatoms_app.studio import Studio
 
 __all__ = ["build_atoms_tab"]
 
+SHEETS = (
+    (("before", "Atoms before"), ("after", "Atoms after")),
+    (("difference", "Difference, on its own scale"), ("response", "Frequencies let through")),
+)
 CLICK = """
 element.addEventListener('click', (event) => {
   const cell = event.target.closest('[data-path]');
@@ -54,32 +59,30 @@ def build_atoms_tab(studio: Studio) -> None:
                 elem_id="anatomy-layer",
             )
             channel = gr.Number(
-                None,
+                -1,
                 label="Input channel",
-                info="Where channels have atoms of their own; empty: the mean of all.",
+                info="Where channels have atoms of their own; −1: the mean of all.",
                 precision=0,
-                minimum=0,
+                minimum=-1,
                 elem_id="anatomy-channel",
                 visible=False,
             )
-            sheets = [
-                gr.Image(
-                    label=label,
-                    format="png",
-                    image_mode="RGBA",
-                    interactive=False,
-                    height=220,
-                    buttons=["fullscreen"],
-                    elem_id=f"anatomy-{name}",
-                    elem_classes="sheet",
-                )
-                for name, label in (
-                    ("before", "Atoms before"),
-                    ("difference", "Difference, on a scale of its own"),
-                    ("after", "Atoms after"),
-                    ("response", "Frequencies each lets through, after"),
-                )
-            ]
+            sheets = []
+            for pair in SHEETS:
+                with gr.Row():
+                    for name, label in pair:
+                        sheets.append(
+                            gr.Image(
+                                label=label,
+                                format="png",
+                                image_mode="RGBA",
+                                interactive=False,
+                                height=MIN_HEIGHT,
+                                min_width=240,
+                                buttons=["fullscreen"],
+                                elem_id=f"anatomy-{name}",
+                            )
+                        )
             words = gr.Textbox(label="Scale", interactive=False, elem_id="anatomy-words")
     with gr.Accordion("Mute an atom and see", open=False, elem_id="anatomy-mute"):
         with gr.Row():

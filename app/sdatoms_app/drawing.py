@@ -11,11 +11,11 @@ from PIL import Image
 from sdatoms.anatomy import Budget, LayerChange
 from sdatoms.likeness import Likeness
 
-__all__ = ["HEAT_STYLE", "draw_budget", "draw_heat_map", "draw_likeness", "draw_sheet"]
+__all__ = ["HEAT_STYLE", "TILE", "draw_budget", "draw_heat_map", "draw_likeness", "draw_sheet"]
 
 TILE = 56
 GAP = 6
-COLUMNS = 8
+COLUMNS = 5
 NEGATIVE, POSITIVE = (33, 102, 172), (202, 88, 20)
 """Blue and orange stay apart for colour-blind eyes."""
 BLOCKS = ("down", "mid", "up")
@@ -28,15 +28,15 @@ HEAT_STYLE = """
 .heat button:focus-visible, .heat button:hover {outline: 3px solid var(--color-accent)}
 .heat .scale {height: .6rem; border-radius: .3rem; max-width: 16rem}
 .facts {overflow-x: auto}
-.facts table {border-collapse: collapse; font-variant-numeric: tabular-nums}
-.facts th, .facts td {padding: .2rem .6rem; text-align: right;
-  border-bottom: 1px solid var(--border-color-primary)}
+.facts table {border-collapse: collapse; border: 0 !important; font-variant-numeric: tabular-nums}
+.facts th, .facts td {padding: .2rem .6rem; text-align: right; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important}
 .facts th:first-child, .facts td:first-child {text-align: left; overflow-wrap: anywhere}
 """
 
 
 def draw_sheet(tiles: np.ndarray, scale: float, *, signed: bool = True) -> Image.Image:
-    """Tiles `(m, rows, columns)` in rows of eight on a transparent ground.
+    """Tiles `(m, rows, columns)` in rows of five on a transparent ground.
 
     Args:
         tiles: numbers.

@@ -218,6 +218,10 @@ def build_runs_tab(
         refuse(queue.delete, id or "")
         return False
 
+    def show_newest() -> Any:
+        choices = list_runs(queue)
+        return gr.Radio(choices=choices, value=choices[0][1])
+
     def press_pack(id: str | None) -> Any:
         job = refuse(queue.find, id or "")
         folder = Path(tempfile.mkdtemp(prefix="sdatoms-"))
@@ -250,9 +254,7 @@ def build_runs_tab(
         again.click(form.page.fill, [runs, form.token], form.outputs, **quiet).success(
             None, None, None, js=go_to("Train"), api_visibility="private"
         )
-        form.started.change(
-            lambda id: gr.Radio(choices=list_runs(queue), value=id), form.started, runs, **quiet
-        ).then(look, inputs, outputs, **quiet)
+        form.started.success(show_newest, None, runs, **quiet).then(look, inputs, outputs, **quiet)
     build_runs_api(queue, form.page if form else None)
     queue.wake()
 

@@ -62,6 +62,9 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 .note {color: var(--body-text-color); overflow-wrap: anywhere}
 .note ul {margin: 4px 0 0; padding-left: 20px}
 .note.alarm {border-left: 3px solid #d97706; padding-left: 10px}
+.run-list .wrap {flex-direction: column; max-height: 70vh; overflow: auto}
+.run-list .wrap label {overflow-wrap: anywhere}
+#train-gallery .grid-wrap, #run-samples .grid-wrap {min-height: 0; height: auto}
 @media (max-width: 480px) {
   .gradio-container {padding: 8px !important}
   #result, #live {height: 330px !important}

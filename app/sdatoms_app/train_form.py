@@ -125,10 +125,9 @@ def group_settings(names: list[str]) -> dict[str, list[str]]:
     return {group: members for group, members in grouped.items() if members}
 
 
-def show_value(name: str, value: Any) -> Any:
-    """A setting as its widget shows it: words and choices that are not given are empty."""
-    worded = list_settings()[name] not in (bool, int, float)
-    return "" if value is None and worded else value
+def show_value(value: Any) -> Any:
+    """A setting as its widget shows it: what is not given is empty."""
+    return "" if value is None else value
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -162,9 +161,11 @@ def build_field(name: str, kind: Any, label: str, info: str, default: Any) -> An
         return gr.Dropdown(list(SCHEDULES), label=label, info=info, value=default, elem_id=id)
     if kind is str:
         return gr.Textbox(label=label, info=info, value=default or "", elem_id=id, max_length=2000)
+    if default is None:  # an empty number field turns into 0 on the page
+        return gr.Textbox(
+            label=label, info=info, placeholder="default", max_lines=1, max_length=40, elem_id=id
+        )
     more: dict[str, Any] = {"precision": 0} if kind is int else {}
-    if default is None:
-        more["placeholder"] = "default"
     return gr.Number(
         label=label,
         info=info,
@@ -189,6 +190,8 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
         if value is None or value == "":
             continue
         kind = kinds[name]
+        if kind in (int, float) and isinstance(value, str):
+            value = read_number(name, value)
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -205,3 +208,15 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
     except AtomError as error:
         raise AtomError(str(error).replace("--", "")) from None
     return given
+
+
+def read_number(name: str, text: str) -> float:
+    """The number of a text field.
+
+    Raises:
+        AtomError: it is none.
+    """
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        raise AtomError(f"{name} is {text[:40]!r}; it takes a number") from None

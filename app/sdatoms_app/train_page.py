@@ -49,7 +49,7 @@ class TrainPage:
     """The tab's handlers; they keep nothing in memory, so a reload or a restart loses nothing.
 
     `show` and what builds on it return the pictures' part of the page: token, crops, verdicts,
-    picture to edit, its id, its caption.
+    picture to edit, its caption.
     """
 
     def __init__(self, studio: Studio, roots: Sequence[Path]) -> None:
@@ -111,7 +111,6 @@ class TrainPage:
             crops,
             "\n".join(lines),
             gr.Dropdown(choices=choices, value=now and now.id),
-            now.id if now else "",
             gr.Textbox(value=caption, label=label),
         ]
 
@@ -203,7 +202,7 @@ class TrainPage:
     def use_preset(self, name: str) -> list[Any]:
         """The trainer's defaults with the preset's changes, for the folded settings."""
         values = read_defaults() | PRESETS.get(name, {})
-        return [show_value(n, values[n]) for n in self.folded]
+        return [show_value(values[n]) for n in self.folded]
 
     def measure(self, token: str, *values: Any) -> str:
         """Minutes and memory of the settings, from two real steps in a process of their own."""
@@ -281,7 +280,7 @@ class TrainPage:
                 draft.remove(picture.id)
             draft.add(sorted(folder.iterdir()))
         values = read_defaults() | request
-        return [*self.show(draft), *(show_value(n, values[n]) for n in self.names)]
+        return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:

@@ -19,6 +19,17 @@ from sdatoms_app.train_page import PLAIN, TrainPage
 
 __all__ = ["TrainForm", "build_train_tab"]
 
+REMEMBER = """() => {
+  const key = 'sdatoms-train-draft';
+  let token = localStorage.getItem(key) || '';
+  if (!/^[0-9a-f]{32}$/.test(token)) {
+    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+    token = bytes.map((byte) => byte.toString(16).padStart(2, '0')).join('');
+    localStorage.setItem(key, token);
+  }
+  return [token];
+}"""
+"""The browser's draft, the same after a reload or a restart of the server."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -26,9 +37,9 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 class TrainForm:
     """What other tabs need of this one."""
 
-    started: gr.Textbox
-    """The id of the run that was queued last; hidden."""
-    token: gr.BrowserState
+    started: Any
+    """The event of a training being queued, to go on from."""
+    token: gr.State
     outputs: list[Any]
     """What `page.fill(run, token)` fills."""
     page: TrainPage
@@ -43,7 +54,8 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
             subjects are always among them.
     """
     page = TrainPage(studio, roots)
-    token = gr.BrowserState("", storage_key="sdatoms-train-draft")
+    token = gr.State("")
+    remembered = gr.Textbox(visible=False, label="Draft")
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             pictures = build_pictures(page, token)
@@ -51,28 +63,28 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
             settings = build_settings(page)
     fields = [settings[name] for name in page.names]
     wire_pictures(page, pictures, token)
-    wire_settings(page, settings, fields, token)
+    started = wire_settings(page, settings, fields, token)
     shown = [pictures[name] for name in SHOWN]
     root = Context.root_block
     assert root is not None
-    root.load(page.load, token, [*shown, settings["preset"], *fields], **QUIET)
-    return TrainForm(settings["started"], token, [*shown, *fields], page)
+    root.load(page.load, remembered, [*shown, settings["preset"], *fields], js=REMEMBER, **QUIET)
+    return TrainForm(started, token, [*shown, *fields], page)
 
 
-SHOWN = ("token", "gallery", "verdict", "picture", "editing", "caption")
+SHOWN = ("token", "gallery", "verdict", "picture", "caption")
 """The widgets that `TrainPage.show` fills."""
 
 
-def build_pictures(page: TrainPage, token: gr.BrowserState) -> dict[str, Any]:
+def build_pictures(page: TrainPage, token: gr.State) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
     upload = gr.File(
         label="Drop pictures, and .txt captions of the same names",
         file_count="multiple",
-        height=120,
+        height=150,
         elem_id="train-upload",
     )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         folder = gr.Dropdown(
             page.list_folders(),
             value=None,
@@ -102,7 +114,6 @@ def build_pictures(page: TrainPage, token: gr.BrowserState) -> dict[str, Any]:
         max_length=2000,
         elem_id="train-caption",
     )
-    editing = gr.Textbox(visible="hidden", label="Picture being edited")
     with gr.Row():
         remove = gr.Button("Remove this picture", size="sm", elem_id="train-remove")
         empty = gr.Button("Remove all", size="sm", elem_id="train-empty")
@@ -115,7 +126,6 @@ def build_pictures(page: TrainPage, token: gr.BrowserState) -> dict[str, Any]:
         "gallery": gallery,
         "picture": picture,
         "caption": caption,
-        "editing": editing,
         "remove": remove,
         "empty": empty,
     }
@@ -160,7 +170,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
     gr.Markdown("### 4 · Train")
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
     result = gr.Textbox(label="Queue", interactive=False, elem_id="train-result")
-    started = gr.Textbox(visible="hidden", label="Last run", elem_id="train-started")
+    run = gr.Textbox(visible=False, label="Id of the run")
     return widgets | {
         "instance_prompt": instance,
         "class_prompt": class_prompt,
@@ -171,11 +181,11 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         "measure_all": measure_all,
         "start": start,
         "result": result,
-        "started": started,
+        "run": run,
     }
 
 
-def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.BrowserState) -> None:
+def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.State) -> None:
     shown = [w[name] for name in SHOWN]
     w["upload"].upload(
         page.add_pictures,
@@ -191,23 +201,24 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.BrowserState) ->
         api_name="add_folder",
         api_description=page.add_folder.__doc__,
     )
-    edited = [w["picture"], w["editing"], w["caption"]]
-    w["picture"].input(page.choose, [w["picture"], token], edited[1:], **QUIET)
-    w["gallery"].select(page.choose_crop, token, edited, **QUIET)
+    edited = [w["picture"], w["caption"]]
+    # The caption is covered while another picture's is fetched, and every key press is sent by
+    # itself and in order: no text can reach a picture it was not typed for.
+    w["picture"].input(page.choose, [w["picture"], token], w["caption"], api_visibility="private")
+    w["gallery"].select(page.choose_crop, token, edited, api_visibility="private")
     w["caption"].input(
         page.keep_caption,
-        [w["editing"], w["caption"], token],
+        [*edited, token],
         None,
-        trigger_mode="always_last",
+        trigger_mode="multiple",
+        concurrency_limit=1,
         **QUIET,
     )
-    w["remove"].click(page.remove, [w["editing"], token], shown, **QUIET)
+    w["remove"].click(page.remove, [w["picture"], token], shown, **QUIET)
     w["empty"].click(page.remove_all, token, shown, **QUIET)
 
 
-def wire_settings(
-    page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.BrowserState
-) -> None:
+def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.State) -> Any:
     folded = [w[name] for name in page.folded]
     w["with_prior_preservation"].change(
         lambda on: gr.Textbox(visible=on), w["with_prior_preservation"], w["class_prompt"], **QUIET
@@ -238,10 +249,10 @@ def wire_settings(
         api_description=page.measure_presets.__doc__,
         **one,
     )
-    w["start"].click(
+    return w["start"].click(
         page.start,
         [token, *fields],
-        [w["result"], w["started"]],
+        [w["result"], w["run"]],
         api_name="start_training",
         api_description=page.start.__doc__,
         concurrency_id="enqueue",
