@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from sdatoms.buckets import fit_picture, list_buckets
+from sdatoms.buckets import fit_picture
 from sdatoms.encodings import cut_picture
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
@@ -88,8 +88,7 @@ def check_picture(path: Path, resolution: int) -> Verdict:
     if min(picture.size) < resolution:
         kind = "tiny"
         notes.append(f"enlarged {resolution / min(picture.size):.1f} times")
-    square = list_buckets(None, resolution, 1)
-    crop = cut_picture(picture, fit_picture(*picture.size, square))
+    crop = cut_picture(picture, fit_picture(*picture.size, [(resolution, resolution)]))
     return Verdict(path, kind, ", ".join(notes), size, crop, digest)
 
 

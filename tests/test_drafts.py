@@ -60,7 +60,7 @@ def test_the_crop_is_what_the_trainer_encodes(tmp_path):
     path = draw(folder / "a.png", (150, 90))
     pipe = load_base(str(save_tiny_base(tmp_path / "base")), device="cpu")
     sources = check_folder(folder, "a dog").sources
-    cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8))
+    cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8, 8))
     crop = check_pictures([path], find_resolution(str(tmp_path / "base")))[0].crop
     with torch.no_grad():
         mean = pipe.vae.encode(to_tensor(crop)[None]).latent_dist.mean

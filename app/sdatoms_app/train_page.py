@@ -18,6 +18,7 @@ from sdatoms_app.measure import Measurements, describe_facts
 from sdatoms_app.queue import INSTANCES, Job, Queue, read_request
 from sdatoms_app.studio import Studio
 from sdatoms_app.train_form import (
+    CAPS,
     PRESETS,
     check_settings,
     list_settings,
@@ -91,7 +92,7 @@ class TrainPage:
     ) -> list[Any]:
         """The pictures' part of the page."""
         pictures = draft.list()
-        verdicts = draft.check(find_resolution(self.studio.base))
+        verdicts = draft.check(self.find_side(draft))
         pairs = list(zip(pictures, verdicts, strict=True))
         crops = [(v.crop, f"{MARKS[v.kind]} · {p.name}") for p, v in pairs if v.crop is not None]
         counts = {kind: sum(v.kind == kind for v in verdicts) for kind in MARKS}
@@ -113,6 +114,12 @@ class TrainPage:
             gr.Dropdown(choices=choices, value=now and now.id),
             gr.Textbox(value=caption, label=label),
         ]
+
+    def find_side(self, draft: Draft) -> int:
+        """Side in px of the training pictures: the form's, else the base's own."""
+        side = str(draft.form.get("resolution") or "")
+        known = side.isdecimal() and 8 <= int(side) <= CAPS["resolution"]
+        return int(side) if known else find_resolution(self.studio.base)
 
     def load(self, token: str | None) -> list[Any]:
         """The draft and the settings of a page that is opened anew."""
