@@ -40,7 +40,9 @@ def build_atoms_tab(studio: Studio) -> None:
         chosen = gr.Dropdown(
             page.list_files(), value=None, label="Atom file", elem_id="anatomy-file", scale=4
         )
-        refresh = gr.Button("Refresh list", elem_id="anatomy-refresh", scale=1, min_width=120)
+        refresh = gr.Button(
+            "Refresh list", size="sm", elem_id="anatomy-refresh", scale=1, min_width=120
+        )
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             heat = gr.HTML(
@@ -55,7 +57,7 @@ def build_atoms_tab(studio: Studio) -> None:
             layer = gr.Dropdown(
                 [],
                 label="Layer",
-                info="Module path and view; the map on the left chooses too.",
+                info="Module path and view; the map of layers chooses too.",
                 elem_id="anatomy-layer",
             )
             channel = gr.Number(
@@ -78,6 +80,7 @@ def build_atoms_tab(studio: Studio) -> None:
                                 image_mode="RGBA",
                                 interactive=False,
                                 height=MIN_HEIGHT,
+                                visible=False,
                                 min_width=240,
                                 buttons=["fullscreen"],
                                 elem_id=f"anatomy-{name}",

@@ -92,7 +92,7 @@ def build_pictures(page: TrainPage, token: gr.State) -> dict[str, Any]:
             elem_id="train-folder",
             scale=3,
         )
-        take = gr.Button("Add folder", elem_id="train-take", scale=1, min_width=120)
+        take = gr.Button("Add folder", size="sm", elem_id="train-take", scale=1, min_width=120)
     verdict = gr.Textbox(label="Pre-flight", interactive=False, lines=2, elem_id="train-verdict")
     gallery = gr.Gallery(
         label="What the trainer will see",
