@@ -12,6 +12,7 @@ from sdatoms_app.queue import MAX_QUEUED, Queue, slugify
 from sdatoms_app.run_files import (
     describe_seconds,
     list_samples,
+    open_samples,
     pack_run,
     read_curves,
     smooth,
@@ -190,6 +191,7 @@ def test_samples_come_base_first_then_by_step(tmp_path):
         ("step-000050-0.png", "step 50"),
         ("step-000200-0.png", "step 200"),
     ]
+    assert open_samples(tmp_path) == []  # none of them is whole yet
     assert len(pack_run(tmp_path)) > 0
 
 

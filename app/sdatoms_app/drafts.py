@@ -22,6 +22,7 @@ from sdatoms import AtomError
 from sdatoms.checkpoint import clip, write_whole
 from sdatoms.pictures import read_picture
 from sdatoms.verdicts import Verdict, check_picture, check_pictures
+from sdatoms_app.queue import slugify
 from sdatoms_app.worker import read_json, write_json
 
 __all__ = ["Draft", "Picture", "list_folders"]
@@ -175,7 +176,8 @@ class Draft:
         if not pictures:
             raise AtomError("there are no pictures to train on; add at least one")
         for number, picture in enumerate(pictures):
-            target = folder / f"{number:03d}-{picture.path.name}"
+            words = re.sub(r"^\d{3}-", "", slugify(Path(picture.name).stem))
+            target = folder / f"{number:03d}-{words}{picture.path.suffix}"
             shutil.copyfile(picture.path, target)
             if picture.caption:
                 write_whole(target.with_suffix(".txt"), picture.caption.encode())

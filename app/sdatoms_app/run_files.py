@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from sdatoms import AtomError
 from sdatoms.pictures import read_picture
 from sdatoms_app.queue import Job, read_tail
 from sdatoms_app.worker import read_json
@@ -22,6 +24,7 @@ __all__ = [
     "Curves",
     "describe_seconds",
     "list_samples",
+    "open_samples",
     "pack_run",
     "read_curves",
     "read_memory",
@@ -132,7 +135,12 @@ def list_samples(run: Path) -> list[tuple[Path, str]]:
 
 
 def open_samples(run: Path) -> list[tuple[Image.Image, str]]:
-    return [(read_picture(path), label) for path, label in list_samples(run)]
+    """Sample pictures with their labels; one that is being written just now is passed over."""
+    found = []
+    for path, label in list_samples(run):
+        with contextlib.suppress(AtomError):
+            found.append((read_picture(path), label))
+    return found
 
 
 def read_memory(job: Job) -> str:

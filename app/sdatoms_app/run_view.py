@@ -109,8 +109,8 @@ def offer_buttons(job: Job) -> list[Any]:
     ]
 
 
-def draw_curves(curves: Curves, log_scale: bool) -> list[Any]:
-    """Tables for the three plots."""
+def draw_curves(curves: Curves, log_scale: bool, renamed: bool) -> list[Any]:
+    """Tables for the three plots; the first one's axis is named anew where that is needed."""
     scale = (lambda v: math.log10(max(v, 1e-12))) if log_scale else (lambda v: v)
     pairs = (("as measured", curves.loss), ("smoothed", curves.smoothed))
     rows = [
@@ -120,8 +120,9 @@ def draw_curves(curves: Curves, log_scale: bool) -> list[Any]:
     ]
     rate = [(step, value, "") for step, value in zip(curves.steps, curves.lr, strict=True)]
     more = [(step, value, name) for name, points in curves.others.items() for step, value in points]
+    loss, title = make_table(rows), "log10 of loss" if log_scale else "loss"
     return [
-        gr.LinePlot(value=make_table(rows), y_title="log10 of loss" if log_scale else "loss"),
+        gr.LinePlot(value=loss, y_title=title) if renamed else loss,
         make_table(rate),
         gr.LinePlot(value=make_table(more), visible=bool(more)),
     ]

@@ -90,8 +90,8 @@ def build_runs_tab(
                 y="value",
                 color="curve",
                 color_map={"as measured": "#f2a65e", "smoothed": "#0b6e99"},
-                title="Loss",
-                height=260,
+                color_title=" ",
+                height=300,
                 label="Loss",
                 elem_id="run-loss",
             )
@@ -99,8 +99,7 @@ def build_runs_tab(
                 rate = gr.LinePlot(
                     x="step",
                     y="value",
-                    title="Learning rate",
-                    height=200,
+                    height=240,
                     label="Learning rate",
                     elem_id="run-rate",
                 )
@@ -108,8 +107,8 @@ def build_runs_tab(
                     x="step",
                     y="value",
                     color="curve",
-                    title="Other measures",
-                    height=200,
+                    color_title=" ",
+                    height=240,
                     label="Other measures",
                     visible=False,
                     elem_id="run-others",
@@ -183,7 +182,8 @@ def build_runs_tab(
         plots, now["pace"] = [gr.skip()] * 3, before.get("pace")
         if drawn:
             curves = read_curves(job.path, weight)
-            plots, now["pace"] = draw_curves(curves, log_scale), curves.seconds_per_step
+            plots = draw_curves(curves, log_scale, changed("scale"))
+            now["pace"] = curves.seconds_per_step
         shown = now["shown"] = describe_job(job, now["pace"])
         return [
             now,

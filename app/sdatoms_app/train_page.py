@@ -169,13 +169,11 @@ class TrainPage:
         chosen = pictures[index].id if 0 <= index < len(pictures) else None
         return self.show(draft, chosen)[3:]
 
-    def keep_caption(self, id: str, text: str, token: str) -> None:
-        if not id:
-            return
-        try:
-            self.open(token).set_caption(id, text)
-        except AtomError as error:
-            raise say(error) from None
+    def keep_caption(self, id: str | None, text: str, token: str) -> None:
+        """Write a picture's caption; of a picture that was just removed there is none to write."""
+        draft = self.open(token)
+        if id in {picture.id for picture in draft.list()}:
+            draft.set_caption(id, text)
 
     def remove(self, id: str, token: str) -> list[Any]:
         draft = self.open(token)

@@ -202,11 +202,12 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.State) -> None:
         api_description=page.add_folder.__doc__,
     )
     edited = [w["picture"], w["caption"]]
-    # The caption is covered while another picture's is fetched, and every key press is sent by
-    # itself and in order: no text can reach a picture it was not typed for.
+    # Every change is sent by itself and in order, with the picture of that moment, and the caption
+    # is covered while another picture's is fetched: no text reaches a picture it was not meant for.
+    # (A text field's `input` event knows key presses alone, not what is pasted.)
     w["picture"].input(page.choose, [w["picture"], token], w["caption"], api_visibility="private")
     w["gallery"].select(page.choose_crop, token, edited, api_visibility="private")
-    w["caption"].input(
+    w["caption"].change(
         page.keep_caption,
         [*edited, token],
         None,
