@@ -26,11 +26,9 @@ FLAGS = [
     "--disable-sync",
 ]
 OURS = {
-    "add_pictures",
-    "add_folder",
-    "measure",
-    "measure_presets",
-    "start_training",
+    "check_pictures",
+    "train_pictures",
+    "measure_training",
     "list_folders",
     "train",
     "list_trainings",
@@ -73,18 +71,28 @@ def test_every_endpoint_is_named_and_described(studio):  # noqa: F811
 
 
 def test_pictures_are_judged_over_http(client, pictures):
-    answer = client.predict([handle_file(p) for p in pictures], api_name="/add_pictures")
+    answer = client.predict([handle_file(p) for p in pictures], api_name="/check_pictures")
     assert any("2 fine, 1 tiny" in str(part) for part in answer)
     assert any("cannot be read" in str(part) for part in answer)
 
 
-def test_folders_that_are_not_listed_are_refused(address):  # noqa: F811
-    client = Client(address, verbose=False)
-    with pytest.raises(Exception, match="not in the list of choices"):
-        client.predict("../../etc", api_name="/add_folder")
-    answer = client.predict("subjects/clay", api_name="/add_folder")
-    assert any("8 fine" in str(part) for part in answer)
-    client.close()
+def test_pictures_that_cannot_be_used_are_refused_over_http(client, pictures):
+    with pytest.raises(Exception, match="cannot be read"):
+        files = [handle_file(p) for p in pictures]
+        client.predict(files, "a dog", "Quick", {}, api_name="/train_pictures")
+    with pytest.raises(Exception, match="no pictures"):
+        client.predict([], "a dog", "Quick", {}, api_name="/train_pictures")
+    with pytest.raises(Exception, match="no preset"):
+        client.predict("../x", {}, api_name="/measure_training")
+
+
+def test_listed_folders_are_offered(studio):  # noqa: F811
+    page = TrainPage(studio, [])
+    token, crops, verdict, *_ = page.add_folder("subjects/clay", "")
+    assert len(crops) == 8 and verdict.startswith("8 fine")
+    assert all(picture.caption for picture in page.open(token).list())
+    with pytest.raises(Exception, match="no folder"):
+        page.add_folder("../../etc", token)
 
 
 @pytest.mark.parametrize(

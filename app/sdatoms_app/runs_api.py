@@ -1,7 +1,9 @@
 """The trainings for programs: endpoints that are named, typed and described."""
 
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from gradio.events import api
 
 from sdatoms import AtomError
@@ -77,6 +79,49 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
         given = (settings or {}) | {"instance_prompt": instance_prompt}
         return change(page.train_folder, folder, preset, given)
 
+    def train_pictures(
+        files: list[str],
+        instance_prompt: str,
+        preset: str = "Balanced",
+        settings: dict[str, Any] | None = None,
+    ) -> dict:
+        """Queue a training on uploaded pictures; .txt files of their names are their captions."""
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        given = (settings or {}) | {"instance_prompt": instance_prompt}
+        return change(page.train_files, [Path(f) for f in files or []], preset, given)
+
+    def measure_training(preset: str = "Balanced", settings: dict[str, Any] | None = None) -> dict:
+        """Minutes and memory of a preset with changes to it, measured on this machine once."""
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        try:
+            return page.measure_preset(preset, settings or {})
+        except AtomError as error:
+            raise say(error) from None
+
+    # Uploads come through a component: only files that were uploaded pass it.
+    given: list[Any] = [
+        gr.File(visible=False, file_count="multiple", label="files"),
+        gr.Textbox(visible=False, label="instance_prompt"),
+        gr.Textbox("Balanced", visible=False, label="preset"),
+        gr.JSON(visible=False, label="settings"),
+    ]
+    gr.Button(visible=False).click(
+        train_pictures,
+        given,
+        gr.JSON(visible=False, label="training"),
+        api_name="train_pictures",
+        api_description=train_pictures.__doc__,
+        concurrency_id="enqueue",
+        concurrency_limit=1,
+    )
+    api(
+        measure_training,
+        api_name="measure_training",
+        concurrency_id="measure",
+        concurrency_limit=1,
+    )
     for function in (
         list_folders,
         train,

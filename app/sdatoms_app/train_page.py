@@ -262,14 +262,33 @@ class TrainPage:
         """Queue a training of a listed folder with a preset and changes to it.
 
         Raises:
-            AtomError: as `enqueue`; the folder or preset is not listed, a setting does not fit.
+            AtomError: as `train_files`, or the folder is not listed.
         """
-        if preset not in PRESETS:
-            raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
-        chosen = check_settings(read_preset(preset) | settings)
+        return self.train_files(self.find_files(folder), preset, settings)
+
+    def train_files(self, files: Sequence[Path], preset: str, settings: dict[str, Any]) -> Job:
+        """Queue a training of pictures with a preset and changes to it.
+
+        Raises:
+            AtomError: as `enqueue`; the preset is not listed, a setting does not fit, or a picture
+                cannot be used.
+        """
+        chosen = change_preset(preset, settings)
         draft = self.open(None)
-        draft.add(self.find_files(folder))
+        refused = draft.add(files)
+        if refused:
+            raise AtomError("; ".join(refused[:5]))
         return self.enqueue(draft, chosen)
+
+    def measure_preset(self, preset: str, settings: dict[str, Any]) -> dict[str, str]:
+        """What a preset with changes costs.
+
+        Raises:
+            AtomError: the preset is not listed, a setting does not fit, or a training is running.
+        """
+        chosen = self.with_base(change_preset(preset, settings))
+        self.check_idle()
+        return self.measured.measure(chosen, sample_folder(self.open(None)))
 
     def fill(self, id: str | None, token: str) -> list[Any]:
         """The pictures and settings of a run, for another training like it."""
@@ -286,6 +305,12 @@ class TrainPage:
             draft.add(sorted(folder.iterdir()))
         values = read_defaults() | request
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
+
+
+def change_preset(preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+    if preset not in PRESETS:
+        raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
+    return check_settings(read_preset(preset) | settings)
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:

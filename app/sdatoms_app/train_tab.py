@@ -191,15 +191,14 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.State) -> None:
         page.add_pictures,
         [w["upload"], token],
         [w["upload"], *shown],
-        api_name="add_pictures",
+        api_name="check_pictures",
         api_description=page.add_pictures.__doc__,
     )
     w["take"].click(
         page.add_folder,
         [w["folder"], token],
         shown,
-        api_name="add_folder",
-        api_description=page.add_folder.__doc__,
+        api_visibility="private",
     )
     edited = [w["picture"], w["caption"]]
     # Every change is sent by itself and in order, with the picture of that moment, and the caption
@@ -238,24 +237,21 @@ def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: 
         page.measure,
         [token, *fields],
         w["cost"],
-        api_name="measure",
-        api_description=page.measure.__doc__,
+        api_visibility="private",
         **one,
     )
     w["measure_all"].click(
         page.measure_presets,
         token,
         w["preset"],
-        api_name="measure_presets",
-        api_description=page.measure_presets.__doc__,
+        api_visibility="private",
         **one,
     )
     return w["start"].click(
         page.start,
         [token, *fields],
         [w["result"], w["run"]],
-        api_name="start_training",
-        api_description=page.start.__doc__,
+        api_visibility="private",
         concurrency_id="enqueue",
         concurrency_limit=1,
     )
