@@ -241,7 +241,7 @@ def test_train_stop_look_and_use_in_a_browser(address, studio, pictures):  # noq
         open_tab("Atoms")
         page.locator("#anatomy-refresh").click()
         page.locator("#anatomy-file input").click()
-        page.get_by_role("option", name=re.compile(f"runs/{short}")).click()
+        page.get_by_role("option", name=f"runs/{short}").click()
         expect(page.locator("#anatomy-after img")).to_be_visible()
         cell = page.locator("#anatomy-heat button").nth(1)
         path = cell.get_attribute("data-path")
