@@ -80,48 +80,63 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         default="outputs/generate",
         help="where the PNGs go (default: outputs/generate)",
     )
+    parser.add_argument(
+        "--embed_atoms",
+        action="store_true",
+        help="put the atom files inside the PNGs, so that a picture alone can be painted again",
+    )
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Paint pictures with any number of atom files."""
-    from PIL.PngImagePlugin import PngInfo
-
+    """Paint pictures with any number of atom files; each PNG carries its recipe."""
     from sdatoms.adapters import load_atoms
     from sdatoms.checkpoint import read_atoms
-    from sdatoms.pipeline import load_base, paint
+    from sdatoms.compatibility import fingerprint_base
+    from sdatoms.pipeline import SCHEDULERS, find_base, load_base, paint
+    from sdatoms.recipes import Recipe, UsedAtoms, list_versions, save_picture
 
     if args.num_images < 1:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     pipe = load_base(args.pretrained_model_name_or_path)
+    prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
-    seeds = [args.seed + k for k in range(args.num_images)]
-    pictures = paint(
-        pipe,
-        [args.prompt] * len(seeds),
-        seeds,
-        negative_prompt=args.negative_prompt,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        height=args.height,
-        width=args.width,
-    )
+    scheduler = type(pipe.scheduler).__name__
+    scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")[:60] or "picture"
-    for seed, picture in zip(seeds, pictures, strict=True):
-        recipe = {
-            "prompt": args.prompt,
-            "seed": seed,
-            "atoms": [{"sha256": f.sha256, "strength": s} for _, s, f in files],
-        }
-        info = PngInfo()
-        info.add_text("sdatoms", json.dumps(recipe))
-        path = folder / f"{slug}-{seed}.png"
-        picture.save(path, pnginfo=info)
-        print(path)
+    for seed in range(args.seed, args.seed + args.num_images):
+        picture = paint(
+            pipe,
+            [args.prompt],
+            [seed],
+            negative_prompt=args.negative_prompt,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+        )[0]
+        recipe = Recipe(
+            prompt=args.prompt,
+            negative_prompt=args.negative_prompt or "",
+            seed=seed,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            scheduler=scheduler,
+            width=picture.width,
+            height=picture.height,
+            base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
+            base_fingerprint=prints,
+            adapters=tuple(
+                UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
+                for path, strength, file in files
+            ),
+            versions=list_versions(),
+        )
+        riders = [file for _, _, file in files] if args.embed_atoms else []
+        print(save_picture(picture, folder / f"{slug}-{seed}.png", recipe, riders))
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +147,20 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, default=7860, help="port (default: 7860; 0 picks a free one)"
     )
     parser.add_argument(
+        "--auth",
+        action="append",
+        default=[],
+        metavar="NAME:PASSWORD",
+        help="ask for a password; may be given several times, or as @FILE with one a line",
+    )
+    parser.add_argument(
+        "--share", action="store_true", help="open a public tunnel; refused without --auth"
+    )
+    parser.add_argument("--offline", action="store_true", help="no request leaves the machine")
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve the endpoints as Model Context Protocol tools too"
+    )
+    parser.add_argument(
         "--adapters-dir",
         default="outputs",
         help="folder searched for atom files (default: outputs)",
@@ -140,6 +169,11 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         "--outputs-dir",
         default="outputs/app",
         help="where pictures are kept (default: outputs/app)",
+    )
+    parser.add_argument(
+        "--models-dir",
+        default=None,
+        help="folder of further base models: pipeline folders and single safetensors files",
     )
     parser.add_argument(
         "--pretrained_model_name_or_path",
@@ -156,8 +190,13 @@ def run_ui(args: argparse.Namespace) -> None:
         base=args.pretrained_model_name_or_path,
         adapters_dir=Path(args.adapters_dir),
         outputs_dir=Path(args.outputs_dir),
+        models_dir=Path(args.models_dir) if args.models_dir else None,
         host="0.0.0.0" if args.listen else "127.0.0.1",
         port=args.port,
+        auth=args.auth,
+        share=args.share,
+        offline=args.offline,
+        mcp=args.mcp,
     )
 
 

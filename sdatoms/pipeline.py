@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sdatoms.checkpoint import clip
 from sdatoms.errors import AtomError
+from sdatoms.preview import Previewer
+from sdatoms.prompts import encode_prompts
 
 __all__ = ["SCHEDULERS", "find_assets", "find_base", "load_base", "paint"]
 
@@ -47,8 +49,8 @@ def load_base(
     device: str | torch.device | None = None,
     load_in: str | None = None,
 ) -> Any:
-    """Open a diffusers pipeline from a directory or the hub; safetensors only. None opens the
-    bundled base.
+    """Open a diffusers pipeline from a directory, a single-file checkpoint or the hub; safetensors
+    only. None opens the bundled base.
 
     Args:
         load_in: "8bit" or "4bit" holds the UNet's linear layers so (bitsandbytes).
@@ -71,14 +73,19 @@ def load_base(
     if load_in:
         extras["unet"] = load_small_unet(where, load_in, revision=revision, variant=variant)
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            where,
-            revision=revision,
-            variant=variant,
-            dtype=dtype,
-            use_safetensors=True,
-            **extras,
-        )
+        if Path(where).is_file():
+            pipe = open_single_file(Path(where), dtype)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(
+                where,
+                revision=revision,
+                variant=variant,
+                dtype=dtype,
+                use_safetensors=True,
+                **extras,
+            )
+    except AtomError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = clip(
             str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200
@@ -86,6 +93,27 @@ def load_base(
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or pick_device())
+
+
+def open_single_file(path: Path, dtype: torch.dtype) -> Any:
+    """A Stable Diffusion checkpoint in one safetensors file, judged by its content.
+
+    Its configuration and tokenizer come from the hub or its cache.
+    """
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file.read(1) != b"{" or length > path.stat().st_size - 8:
+            raise AtomError(
+                f"the base model {path.name!r} is no safetensors file; other checkpoint files are "
+                "never opened"
+            )
+    return StableDiffusionPipeline.from_single_file(
+        str(path), torch_dtype=dtype, safety_checker=None, use_safetensors=True
+    )
 
 
 def load_small_unet(where: str, load_in: str, **options: Any) -> Any:
@@ -131,14 +159,23 @@ def paint(
     width: int | None = None,
     scheduler: str | None = None,
     batch_size: int = 1,
+    init_picture: Image.Image | None = None,
+    denoising_strength: float = 0.6,
     callback: Callable[[int, int], None] | None = None,
+    previewer: Previewer | None = None,
 ) -> list[Image.Image]:
     """One picture for each pair of prompt and seed.
 
     Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the
     same, pixel for pixel, whatever is painted beside it; larger batches are faster and may differ
-    from it by a grey level. `callback(done, total)` is told of denoising steps and may raise to
-    cancel.
+    from it by a grey level. Prompts may weigh words and be longer than the text encoder's window,
+    see `sdatoms.prompts`.
+
+    Args:
+        init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
+        denoising_strength: how much of it is painted anew, above 0 to 1.
+        callback: is told `(done, total)` denoising steps and may raise to cancel.
+        previewer: is shown the latents of every step, before `callback` is told of it.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.
@@ -149,34 +186,64 @@ def paint(
         )
     if num_inference_steps < 1:
         raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes at least 1")
+    if init_picture is not None and not 0 < denoising_strength <= 1:
+        raise AtomError(f"denoising_strength is {denoising_strength}; it goes from above 0 to 1")
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
     pipe.unet.eval()
+    settings: dict[str, Any] = {"height": height, "width": width}
+    painter = pipe
+    if init_picture is not None:
+        painter, settings = start_from(pipe, init_picture, width, height, denoising_strength)
     pictures: list[Image.Image] = []
     batches = -(-len(prompts) // batch_size)
     for index in range(batches):
         part = slice(index * batch_size, (index + 1) * batch_size)
-        words = list(prompts[part])
+        if previewer:
+            previewer.start(painter.scheduler)
 
         def tell(
-            _pipe: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
+            running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
         ) -> dict[str, Any]:
+            steps = running.num_timesteps
+            if previewer:
+                previewer.see(kwargs["latents"], steps - step - 1)
             if callback:
-                callback(index * num_inference_steps + step + 1, batches * num_inference_steps)
+                callback(index * steps + step + 1, batches * steps)
             return kwargs
 
-        result = pipe(
-            words,
-            negative_prompt=[negative_prompt] * len(words) if negative_prompt else None,
+        result = painter(
+            **encode_prompts(pipe, prompts[part], negative_prompt),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            height=height,
-            width=width,
             generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
             callback_on_step_end=tell,
+            **settings,
         )
         pictures.extend(result.images)
     return pictures
+
+
+def start_from(
+    pipe: Any, picture: Image.Image, width: int | None, height: int | None, strength: float
+) -> tuple[Any, dict[str, Any]]:
+    """The image-to-image pipeline over the same modules, and its arguments.
+
+    Raises:
+        AtomError: this pipeline has no image-to-image form.
+    """
+    import diffusers
+
+    name = type(pipe).__name__
+    cls = getattr(diffusers, name.replace("Pipeline", "Img2ImgPipeline"), None)
+    if cls is None or "Img2Img" in name:
+        raise AtomError(f"a {name} cannot start from a picture")
+    painter = cls.from_pipe(pipe)
+    painter.set_progress_bar_config(disable=True)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = (width or side, height or side)
+    fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+    return painter, {"image": fitted, "strength": strength}
 
 
 def set_scheduler(pipe: Any, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault(
@@ -11,28 +13,45 @@ os.environ.setdefault(
 )  # before gradio is imported: no request leaves
 
 import gradio as gr
-from gradio import themes
+from starlette.middleware import Middleware
 
 from sdatoms import AtomError
+from sdatoms_app.api import build_api
+from sdatoms_app.atoms_tab import build_atoms_tab
+from sdatoms_app.compare_tab import build_compare_tab
 from sdatoms_app.generate_tab import build_generate_tab
+from sdatoms_app.history_panel import wire_panels
 from sdatoms_app.library import MAX_UPLOAD_BYTES, Library
+from sdatoms_app.runs_tab import build_runs_tab
+from sdatoms_app.security import OriginGuard, harden, read_auth
 from sdatoms_app.studio import Studio
+from sdatoms_app.style import STYLE, THEME
+from sdatoms_app.train_tab import build_train_tab
 
-__all__ = ["build_app", "find_port", "serve"]
+__all__ = ["build_app", "find_port", "launch_settings", "serve"]
 
-# small pictures fill their frame
-STYLE = ".picture img {width: 100%; height: 100%; object-fit: contain; image-rendering: auto}"
-
-THEME = themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+CACHE_SECONDS = (3600, 86_400)
+"""How often uploads and copies of pictures are looked through, and how old they may grow."""
 
 
 def build_app(studio: Studio) -> gr.Blocks:
     """The whole app over one studio."""
-    with gr.Blocks(title="sdatoms", analytics_enabled=False) as app:
-        gr.Markdown("# sdatoms\nPaint with filter atoms: the same seed without and with them.")
-        with gr.Tab("Generate"):
-            build_generate_tab(studio)
-    app.queue(max_size=32)
+    with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
+        gr.Markdown("# sdatoms", elem_id="title")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Generate", id="generate"):
+                generate = build_generate_tab(studio)
+            with gr.Tab("Compare", id="compare"):
+                build_compare_tab(studio, generate)
+            with gr.Tab("Atoms", id="atoms"):
+                build_atoms_tab(studio)
+            with gr.Tab("Train", id="train"):
+                form = build_train_tab(studio)
+            with gr.Tab("Runs", id="runs"):
+                build_runs_tab(studio, form, generate)
+        wire_panels(generate, app.load)
+        build_api(studio)
+    app.queue(max_size=64, default_concurrency_limit=4)
     return app
 
 
@@ -43,23 +62,72 @@ def find_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve(*, base: str | None, adapters_dir: Path, outputs_dir: Path, host: str, port: int) -> None:
+def launch_settings(studio: Studio, *, local: bool = True) -> dict[str, object]:
+    """What `Blocks.launch` is told wherever the app is served."""
+    studio.outputs.mkdir(parents=True, exist_ok=True)
+    return {
+        "theme": THEME,
+        "css": STYLE,
+        "allowed_paths": [str(studio.outputs.resolve())],
+        "max_file_size": MAX_UPLOAD_BYTES,
+        "app_kwargs": {"middleware": [Middleware(OriginGuard, local=local)]},  # pyright: ignore
+        "footer_links": ["api"],
+        "run_history": False,
+        "show_error": False,  # our own messages are shown all the same
+        "strict_cors": True,
+    }
+
+
+def serve(
+    *,
+    base: str | None,
+    adapters_dir: Path,
+    outputs_dir: Path,
+    models_dir: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    auth: Sequence[str] = (),
+    share: bool = False,
+    offline: bool = False,
+    mcp: bool = False,
+) -> None:
     """Serve until interrupted.
 
+    Args:
+        models_dir: folder of further base models; None offers none.
+        port: 0 picks a free one.
+        auth: `NAME:PASSWORD`, or `@FILE` with one a line.
+        share: open a public tunnel; refused without `auth`.
+        offline: no request leaves the machine.
+        mcp: serve the endpoints as tools of the Model Context Protocol too.
+
     Raises:
-        AtomError: the port is taken.
+        AtomError: flags that do not go together, a missing folder or package, or the port is taken.
     """
-    studio = Studio(base, Library(adapters_dir), outputs_dir)
-    studio.open()
+    people = read_auth(auth)
+    if share and not people:
+        raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")
+    if share and offline:
+        raise AtomError("--share needs the network that --offline forbids; drop one of them")
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise AtomError('--mcp needs the package mcp; install it with: pip install "gradio[mcp]"')
+    if models_dir is not None and not models_dir.is_dir():
+        raise AtomError(f"--models-dir: there is no folder {str(models_dir)!r}")
+    local = host in ("127.0.0.1", "localhost") and not share
+    harden(local=local, offline=offline)
+    studio = Studio(
+        base, Library(adapters_dir), outputs_dir, models=models_dir, hub=local and not offline
+    )
+    with studio.lock:
+        studio.open()
     try:
         build_app(studio).launch(
             server_name=host,
             server_port=port or find_port(),
-            theme=THEME,
-            css=STYLE,
-            max_file_size=MAX_UPLOAD_BYTES,
-            footer_links=["api"],
-            show_error=True,
+            auth=people or None,
+            share=share,
+            mcp_server=mcp,
+            **launch_settings(studio, local=local),  # pyright: ignore[reportArgumentType]
         )
     except OSError as error:
         raise AtomError(f"the app cannot listen on {host}:{port}: {error}") from None

@@ -1,166 +1,408 @@
-"""The Generate tab: a prompt, a seed, atom files with a strength each, and base and adapted picture
-side by side."""
+"""The Generate tab: a prompt, atom files, a seed; the picture being painted, and afterwards."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.pipeline import SCHEDULERS
-from sdatoms_app.studio import MAX_STEPS, Studio
+from sdatoms_app.adapter_rows import AdapterRows
+from sdatoms_app.cards import draw_note, draw_progress
+from sdatoms_app.form import DEFAULTS, clean_settings, make_order
+from sdatoms_app.history import Kept
+from sdatoms_app.history_panel import build_history_panel, build_preset_panel, take_file
+from sdatoms_app.jobs import Job, Update
+from sdatoms_app.studio import MAX_BATCH, MAX_SEED, MAX_SIDE, MAX_STEPS, Studio
 
-__all__ = ["build_generate_tab"]
+__all__ = ["GenerateTab", "build_generate_tab"]
 
-MAX_ADAPTERS = 5
-MAX_SEED = 2**32 - 1
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build_generate_tab(studio: Studio) -> None:
-    """Lay the tab out and wire it to the studio; call inside `gr.Blocks`."""
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            prompt = gr.Textbox(
-                label="Prompt", value="cat face in sks style", lines=2, elem_id="prompt"
-            )
-            chosen = gr.Dropdown(
-                label="Atom files",
-                info="Found in the adapters folder or dropped in below; at most five at once.",
-                choices=list_choices(studio),
-                multiselect=True,
-                max_choices=MAX_ADAPTERS,
-                elem_id="atoms",
-            )
-            sliders = [
-                gr.Slider(
-                    -1,
-                    2,
-                    value=1,
-                    step=0.05,
-                    label="Strength",
-                    visible=False,
-                    elem_id=f"strength-{k}",
-                )
-                for k in range(MAX_ADAPTERS)
-            ]
-            upload = gr.File(label="Drop an atom file", height=140, elem_id="upload")
-            refresh = gr.Button("Refresh list", size="sm", elem_id="refresh")
-            with gr.Accordion("Settings", open=False):
-                negative = gr.Textbox(label="Negative prompt", elem_id="negative")
-                steps = gr.Slider(1, MAX_STEPS, value=25, step=1, label="Steps", elem_id="steps")
-                guidance = gr.Slider(1, 15, value=5, step=0.5, label="Guidance", elem_id="guidance")
-                scheduler = gr.Dropdown(
-                    list(SCHEDULERS), value="DDIM", label="Scheduler", elem_id="scheduler"
-                )
-            with gr.Row():
-                seed = gr.Number(
-                    label="Seed", value=0, precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
-                )
-                shuffle = gr.Checkbox(label="Random seed", value=False, elem_id="random-seed")
-            paint = gr.Button("Paint", variant="primary", elem_id="paint")
-        with gr.Column(scale=3, min_width=320):
-            with gr.Row():
-                base = gr.Image(
-                    label="Base",
-                    format="png",
-                    interactive=False,
-                    elem_id="base-picture",
-                    elem_classes="picture",
-                    height=384,
-                )
-                adapted = gr.Image(
-                    label="With atoms",
-                    format="png",
-                    interactive=False,
-                    elem_id="adapted-picture",
-                    elem_classes="picture",
-                    height=384,
-                )
-            note = gr.Textbox(label="Result", interactive=False, elem_id="note")
-    order = gr.State([])
+class GenerateTab:
+    """The components of the tab, and how to read and fill its form."""
 
-    def show_sliders(picked: list[str], before: list[str], *values: float) -> list[Any]:
-        """Show one slider per chosen file; a file that stays keeps its strength."""
-        kept = dict(zip(before, values, strict=False))
-        updates = [
-            gr.Slider(visible=True, label=f"Strength of {id}", value=kept.get(id, 1.0))
-            for id in picked[:MAX_ADAPTERS]
-        ]
-        hidden = [gr.Slider(visible=False, value=1.0) for _ in range(MAX_ADAPTERS - len(updates))]
-        return [picked[:MAX_ADAPTERS], *updates, *hidden]
+    paint: gr.Button
+    cancel: gr.Button
+    rows: AdapterRows
+    drop: gr.File
+    init: gr.Image
+    sizes: gr.Dropdown
+    live: gr.Image
+    result: gr.Gallery
+    note: gr.HTML
+    kept: gr.State
+    """Ids of the pictures in the result, in order."""
+    selected: gr.State
+    send: gr.Button
+    compare: gr.Button
+    reuse: gr.Button
+    remembered: gr.BrowserState
+    search: gr.Textbox
+    look: gr.Button
+    past: gr.Gallery
+    past_ids: gr.State
+    past_chosen: gr.State
+    past_note: gr.HTML
+    restore: gr.Button
+    past_send: gr.Button
+    preset: gr.Dropdown
+    preset_load: gr.Button
+    preset_delete: gr.Button
+    preset_name: gr.Textbox
+    preset_save: gr.Button
 
-    def take_upload(path: str | None, picked: list[str]) -> Any:
-        """Check a dropped file, list it and choose it."""
-        if not path:
-            return gr.skip()
-        try:
-            entry = studio.library.add(Path(path))
-        except AtomError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return gr.Dropdown(choices=list_choices(studio), value=[*picked, entry.id][-MAX_ADAPTERS:])
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.fields: dict[str, Any] = {}
+        """Setting → component, in the order of `DEFAULTS`."""
 
-    def run(
-        prompt: str,
-        negative: str,
-        steps: int,
-        guidance: float,
-        scheduler: str,
-        seed: int,
-        shuffle: bool,
-        picked: list[str],
-        *values: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, Any, str, int]:
-        """Paint the prompt with the base and with the chosen atom files, from the same seed."""
-        seed = random.randint(0, MAX_SEED) if shuffle else int(seed)
-        strengths = dict(zip(picked, map(float, values), strict=False))
+    def list_inputs(self) -> list[Any]:
+        """What `read` reads."""
+        return [*(self.fields[name] for name in DEFAULTS), *self.rows.inputs]
 
-        def tell(done: int, total: int) -> None:
-            progress((done, total), unit="steps")
+    def list_outputs(self) -> list[Any]:
+        """What `fill` updates."""
+        return [*(self.fields[name] for name in DEFAULTS), *self.rows.outputs]
 
-        try:
-            painted = studio.paint(
-                prompt,
-                negative_prompt=negative,
-                seed=seed,
-                num_inference_steps=int(steps),
-                guidance_scale=guidance,
-                scheduler=scheduler,
-                strengths=strengths,
-                callback=tell,
-            )
-        except AtomError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        files = (
-            ", ".join(f"{id} at {strength:g}" for id, strength in strengths.items()) or "no atoms"
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Settings from the values of `list_inputs`."""
+        settings = dict(zip(DEFAULTS, values, strict=False))
+        return settings | {"adapters": self.rows.read(values[len(DEFAULTS) :])}
+
+    def fill(self, settings: dict[str, Any]) -> tuple[list[Any], list[str]]:
+        """Updates of `list_outputs`, and remarks on what could not be taken over."""
+        clean, remarks = clean_settings(settings, self.studio)
+        side = self.studio.bases.find_side(clean["base"])
+        clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
+        values: list[Any] = [clean[name] for name in DEFAULTS]
+        values[list(DEFAULTS).index("base")] = gr.Dropdown(
+            choices=list_bases(self.studio), value=clean["base"]
         )
-        note = f"seed {seed}, {files}, {painted.seconds:.1f} s"
-        return painted.base, painted.adapted, note, seed
+        return [*values, *self.rows.show(clean["adapters"])], remarks
 
-    chosen.change(
-        show_sliders, [chosen, order, *sliders], [order, *sliders], api_visibility="private"
+
+def build_generate_tab(studio: Studio) -> GenerateTab:
+    """Lay the tab out and wire it to the studio; call inside `gr.Blocks`."""
+    tab = GenerateTab(studio)
+    with gr.Row(elem_id="generate-grid"):  # placed by style.py: on a phone, result before settings
+        with gr.Column(elem_id="ask"):
+            build_prompt(tab)
+        with gr.Column(elem_id="outcome"):
+            build_result(tab)
+            build_history_panel(tab)
+        with gr.Column(elem_id="details"):
+            build_form(tab)
+    wire_form(tab)
+    wire_painting(tab)
+    return tab
+
+
+def build_prompt(tab: GenerateTab) -> None:
+    """The prompt and the buttons."""
+    tab.fields["prompt"] = gr.Textbox(
+        label="Prompt",
+        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
+        value=DEFAULTS["prompt"],
+        lines=2,
+        max_lines=8,
+        elem_id="prompt",
     )
-    upload.upload(take_upload, [upload, chosen], chosen, api_name="upload", concurrency_limit=1)
-    refresh.click(
-        lambda: gr.Dropdown(choices=list_choices(studio)),
-        None,
-        chosen,
-        api_name="refresh",
-        api_description="List the atom files of the adapters folder anew.",
+    with gr.Row():
+        tab.paint = gr.Button("Paint", variant="primary", elem_id="paint", scale=3, min_width=120)
+        tab.cancel = gr.Button(
+            "Cancel", variant="stop", interactive=False, elem_id="cancel", scale=1, min_width=80
+        )
+
+
+def build_form(tab: GenerateTab) -> None:
+    """Atom files and settings."""
+    fields = tab.fields
+    tab.rows = AdapterRows(tab.studio)
+    tab.drop = gr.File(
+        label="Drop an atom file, or a picture made here to restore its settings",
+        height=160,
+        elem_id="drop",
     )
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        build_settings(tab)
+    with gr.Accordion("Start from a picture", open=False, elem_id="start-from"):
+        tab.init = gr.Image(
+            label="Picture to start from",
+            type="pil",
+            format="png",
+            sources=["upload", "clipboard"],
+            height=220,
+            elem_id="init-picture",
+        )
+        fields["denoising_strength"] = gr.Slider(
+            0.05,
+            1,
+            value=DEFAULTS["denoising_strength"],
+            step=0.05,
+            label="Share painted anew",
+            info="Small keeps the picture, 1 forgets it.",
+            elem_id="denoising-strength",
+        )
+    build_preset_panel(tab)
+
+
+def build_settings(tab: GenerateTab) -> None:
+    fields, studio = tab.fields, tab.studio
+    first = studio.bases.list()[0].id
+    side = studio.bases.find_side(first)
+    fields["negative_prompt"] = gr.Textbox(
+        label="Negative prompt", lines=1, max_lines=4, elem_id="negative"
+    )
+    fields["base"] = gr.Dropdown(
+        list_bases(studio),
+        value=first,
+        label="Base model",
+        info="A listed one, or a hub id (owner/name)." if studio.bases.hub else None,
+        allow_custom_value=studio.bases.hub,
+        elem_id="base",
+    )
+    with gr.Row():
+        fields["num_inference_steps"] = gr.Slider(
+            1, MAX_STEPS, value=25, step=1, label="Steps", elem_id="steps", min_width=140
+        )
+        fields["guidance_scale"] = gr.Slider(
+            0, 20, value=5, step=0.5, label="Guidance", elem_id="guidance", min_width=140
+        )
+    fields["scheduler"] = gr.Dropdown(
+        list(SCHEDULERS), value="DDIM", label="Scheduler", elem_id="scheduler"
+    )
+    tab.sizes = gr.Dropdown(
+        list_sizes(side), value=None, label="Size presets", elem_id="size-presets"
+    )
+    with gr.Row():
+        fields["width"] = pick_side("Width (px)", side, "width")
+        fields["height"] = pick_side("Height (px)", side, "height")
+    with gr.Row():
+        fields["seed"] = gr.Number(
+            label="Seed",
+            value=0,
+            precision=0,
+            minimum=0,
+            maximum=MAX_SEED,
+            elem_id="seed",
+            min_width=140,
+        )
+        fields["batch"] = gr.Slider(
+            1, MAX_BATCH, value=1, step=1, label="Pictures", elem_id="batch", min_width=140
+        )
+    fields["random_seed"] = gr.Checkbox(
+        label="Random seed",
+        info="A new seed for every painting; the last one stays in the field.",
+        value=False,
+        elem_id="random-seed",
+    )
+    fields["embed"] = gr.Checkbox(
+        label="Put the atom files inside the pictures",
+        info="A picture alone then brings its atoms along.",
+        value=False,
+        elem_id="embed",
+    )
+
+
+def pick_side(label: str, value: int, elem_id: str) -> gr.Number:
+    return gr.Number(
+        label=label,
+        value=value,
+        precision=0,
+        minimum=64,
+        maximum=MAX_SIDE,
+        step=8,
+        elem_id=elem_id,
+        min_width=120,
+    )
+
+
+def build_result(tab: GenerateTab) -> None:
+    """The picture and what can be done with it."""
+    tab.live = gr.Image(
+        label="While it is painted",
+        format="jpeg",
+        interactive=False,
+        visible=False,
+        height=420,
+        buttons=[],
+        elem_id="live",
+        elem_classes="picture",
+    )
+    tab.result = gr.Gallery(
+        label="Result",
+        interactive=False,
+        preview=True,
+        height=420,
+        columns=4,
+        object_fit="contain",
+        buttons=["download", "fullscreen"],
+        elem_id="result",
+        elem_classes="picture",
+    )
+    tab.note = gr.HTML(elem_id="note")
+    tab.kept = gr.State([])
+    tab.selected = gr.State(0)
+    with gr.Row():
+        tab.send = gr.Button("Start from this picture", size="sm", elem_id="send", min_width=140)
+        tab.compare = gr.Button(
+            "Compare without atoms", size="sm", elem_id="to-compare", min_width=140
+        )
+        tab.reuse = gr.Button("Keep this seed", size="sm", elem_id="reuse-seed", min_width=140)
+
+
+def wire_form(tab: GenerateTab) -> None:
+    """Everything but painting."""
+    fields, studio = tab.fields, tab.studio
+    tab.rows.wire(fields["prompt"])
+
+    def change_base(id: str) -> list[Any]:
+        side = studio.bases.find_side(id)
+        return [side, side, gr.Dropdown(choices=list_sizes(side), value=None)]
+
+    def change_size(text: str | None) -> list[Any]:
+        if not text:
+            return [gr.skip(), gr.skip()]
+        width, _, height = text.partition(" × ")
+        return [int(width), int(height)]
+
+    def drop(path: str | None, *values: Any) -> list[Any]:
+        if not path:
+            return [gr.skip() for _ in range(2 + len(tab.list_outputs()))]
+        return [None, *take_file(tab, Path(path), values)]
+
+    def send(ids: list[str], selected: int) -> Any:
+        if not ids:
+            raise gr.Error("Paint a picture first.", print_exception=False)
+        with Image.open(studio.history.find(ids[min(selected, len(ids) - 1)]).path) as picture:
+            return picture.convert("RGB")
+
+    def select(event: gr.SelectData) -> int:
+        return int(event.index) if isinstance(event.index, int) else 0
+
+    size = [fields["width"], fields["height"]]
+    fields["base"].input(change_base, fields["base"], [*size, tab.sizes], **QUIET)
+    tab.sizes.input(change_size, tab.sizes, size, **QUIET)
+    tab.drop.upload(
+        drop, [tab.drop, *tab.list_inputs()], [tab.drop, tab.note, *tab.list_outputs()], **QUIET
+    )
+    tab.result.select(select, None, tab.selected, **QUIET)
+    tab.send.click(send, [tab.kept, tab.selected], tab.init, **QUIET)
+    tab.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
+
+
+def wire_painting(tab: GenerateTab) -> None:
+    """Paint and Cancel, and what the page remembers over a reload."""
+    fields, studio = tab.fields, tab.studio
+    tab.remembered = gr.BrowserState({}, storage_key="sdatoms-form", secret="sdatoms")
+
+    def run(request: gr.Request, init: Image.Image | None, *values: Any) -> Iterator[list[Any]]:
+        """Yield the preview, the pictures so far, the progress or note, the seed, the ids."""
+        settings = tab.read(values)
+        if settings["random_seed"]:
+            settings["seed"] = random.randint(0, MAX_SEED)
+        kept: list[Kept] = []
+
+        def work(job: Job) -> None:
+            for picture in studio.paint(make_order(settings, init), job):
+                kept.append(picture)
+                job.tell(finished=tuple(kept))
+
+        job = studio.desk.start(f"{request.session_hash}/generate", work)
+        shown, update = 0, Update(0, 1, "starting")
+        yield [
+            gr.skip(),
+            gr.skip(),
+            draw_progress(update.done, update.total, update.message),
+            settings["seed"],
+            gr.skip(),
+        ]
+        try:
+            for update in job.watch():
+                live, gallery = gr.skip(), gr.skip()
+                if update.preview is not None:
+                    live = gr.Image(update.preview, visible=True)
+                    gallery = gr.Gallery(visible=bool(shown))
+                if len(update.finished) > shown:
+                    shown = len(update.finished)
+                    gallery = show_gallery(kept[:shown])
+                bar = draw_progress(update.done, update.total, update.message)
+                yield [live, gallery, bar, gr.skip(), [k.id for k in kept]]
+            note = describe(kept, update.remarks, cancelled=job.cancelled)
+        except AtomError as error:
+            note = draw_note(f"{error}.", alarm=True)
+        finally:
+            studio.desk.forget(f"{request.session_hash}/generate", job)
+        gallery = show_gallery(kept) if kept else gr.Gallery(visible=True)
+        yield [gr.Image(None, visible=False), gallery, note, gr.skip(), [k.id for k in kept]]
+
+    def start() -> list[Any]:
+        return [gr.Button(interactive=False), gr.Button(interactive=True), 0]
+
+    def stop() -> list[Any]:
+        return [gr.Button(interactive=True), gr.Button(interactive=False)]
+
+    def cancel(request: gr.Request) -> Any:
+        studio.desk.cancel(f"{request.session_hash}/generate")
+        return gr.Button(interactive=False)
+
+    buttons = [tab.paint, tab.cancel]
     gr.on(
-        [paint.click, prompt.submit],
+        [tab.paint.click, fields["prompt"].submit],
+        start,
+        None,
+        [*buttons, tab.selected],
+        queue=False,
+        **QUIET,
+    ).then(
         run,
-        [prompt, negative, steps, guidance, scheduler, seed, shuffle, chosen, *sliders],
-        [base, adapted, note, seed],
-        api_name="generate",
-        concurrency_limit=1,
-        concurrency_id="pipeline",
+        [tab.init, *tab.list_inputs()],
+        [tab.live, tab.result, tab.note, fields["seed"], tab.kept],
+        concurrency_limit=8,
+        **QUIET,
+    ).then(stop, None, buttons, queue=False, **QUIET).then(
+        lambda *values: tab.read(values), tab.list_inputs(), tab.remembered, queue=False, **QUIET
     )
+    tab.cancel.click(cancel, None, tab.cancel, queue=False, **QUIET)
 
 
-def list_choices(studio: Studio) -> list[tuple[str, str]]:
-    return [(entry.label, entry.id) for entry in studio.library.list()]
+def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
+    pictures = [(str(picture.path), picture.caption) for picture in kept]
+    return gr.Gallery(pictures, selected_index=len(pictures) - 1, visible=True)
+
+
+def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
+    """What is said under the pictures."""
+    if not kept:
+        return draw_note("Cancelled; nothing was kept." if cancelled else "")
+    recipe = kept[-1].recipe
+    atoms = ", ".join(f"{u.name} at {write_strength(u.strength)}" for u in recipe.adapters)
+    seeds = f"seed {kept[0].recipe.seed}" + (f" to {recipe.seed}" if len(kept) > 1 else "")
+    text = f"{seeds}, {atoms or 'no atoms'}, {recipe.scheduler}, {recipe.num_inference_steps} steps"
+    if cancelled:
+        text = f"Cancelled after {len(kept)} pictures. {text}"
+    return draw_note(text, remarks)
+
+
+def write_strength(strength: float | dict[str, float]) -> str:
+    if isinstance(strength, dict):
+        return "/".join(f"{number:g}" for number in strength.values())
+    return f"{strength:g}"
+
+
+def list_bases(studio: Studio) -> list[tuple[str, str]]:
+    return [(choice.label, choice.id) for choice in studio.bases.list()]
+
+
+def list_sizes(side: int) -> list[str]:
+    """Square, portrait and landscape around the base's own side."""
+    long = side * 3 // 2 // 8 * 8
+    pairs = ((side, side), (side, long), (long, side), (long, long))
+    return [f"{w} × {h}" for w, h in pairs]

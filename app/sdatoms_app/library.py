@@ -10,13 +10,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdatoms import AtomError, read_atoms
+from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.checkpoint import clip, write_whole
 
-__all__ = ["Entry", "Library"]
+__all__ = ["MAX_UPLOAD_BYTES", "Entry", "Library"]
 
 MAX_UPLOAD_BYTES = 256 << 20
 MAX_LISTED = 200
+CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,25 @@ class Entry:
     id: str
     path: Path
     trigger: str
+    """What calls the subject; empty where the file names nothing."""
     parameters: int
     bytes: int
+    sha256: str
+    base_model: str
+    """As the file tells it, untrusted like the other texts."""
+    thumbnail: str
+    """A data URI as stored, untrusted; empty where there is none."""
+    step: int | None = None
+    """Set for a checkpoint of a run."""
+
+    @property
+    def size(self) -> str:
+        return f"{self.bytes / 1000:.0f} kB" if self.bytes < 1e6 else f"{self.bytes / 1e6:.1f} MB"
 
     @property
     def label(self) -> str:
         """What the list shows: name, size, trigger."""
-        return f"{self.id} · {self.bytes / 1000:.0f} kB · {self.trigger}"
+        return f"{self.id} · {self.size} · {self.trigger or 'no trigger'}"
 
 
 class Library:
@@ -43,32 +56,29 @@ class Library:
         self._known: dict[tuple[Path, int, int], Entry | None] = {}
 
     def list(self) -> list[Entry]:
-        """All atom files, newest first; checkpoints of running trainings are passed over."""
-        entries = []
-        if not self.folder.is_dir():
-            return []
-        for path in self.folder.rglob("*.safetensors"):
-            inner = path.relative_to(self.folder)
-            if "checkpoints" in inner.parts or any(part.startswith(".") for part in inner.parts):
-                continue
-            if path.is_symlink() or not path.is_file():
-                continue
-            entry = self._read(path)
-            if entry:
-                entries.append((path.stat().st_mtime, entry))
-        entries.sort(key=lambda pair: (-pair[0], pair[1].id))
-        return [entry for _, entry in entries[:MAX_LISTED]]
+        """All atom files, newest first; checkpoints of runs are passed over."""
+        return [entry for entry in self._scan() if entry.step is None][:MAX_LISTED]
+
+    def list_checkpoints(self) -> list[Entry]:
+        """The checkpoints of all runs, by run and step; ids are `<run>@<step>`."""
+        found = [entry for entry in self._scan() if entry.step is not None]
+        return sorted(found, key=lambda e: (e.id.rpartition("@")[0], e.step or 0))[:MAX_LISTED]
 
     def find(self, id: str) -> Entry:
-        """The listed entry of that id.
+        """The listed entry of that id, a checkpoint's included.
 
         Raises:
             AtomError: nothing of that id is listed.
         """
-        for entry in self.list():
+        for entry in self._scan():
             if entry.id == id:
                 return entry
         raise AtomError(f"no atom file {clip(id)!r} is listed; refresh the list")
+
+    def find_hash(self, sha256: str) -> Entry | None:
+        """An entry with these tensors; finished files before checkpoints."""
+        found = [entry for entry in self._scan() if entry.sha256 == sha256]
+        return min(found, key=lambda e: e.step is not None, default=None)
 
     def add(self, upload: Path) -> Entry:
         """Check an uploaded file and keep a copy under a safe name.
@@ -82,12 +92,42 @@ class Library:
                 f"the upload has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES >> 20} MB are taken"
             )
         file = read_atoms(upload)
-        slug = re.sub(r"[^a-z0-9]+", "-", upload.stem.lower()).strip("-")[:40] or "atoms"
-        target = self.folder / "uploads" / f"{slug}-{file.sha256[:8]}.safetensors"
-        write_whole(target, upload.read_bytes())
-        entry = self._read(target)
+        write_whole(target := self._name(upload.stem, file), upload.read_bytes())
+        return self._list_new(target)
+
+    def add_file(self, file: AtomFile, name: str) -> Entry:
+        """Keep an atom file from memory, such as one that rode inside a picture."""
+        known = self.find_hash(file.sha256)
+        return known or self._list_new(file.save(self._name(name, file)))
+
+    def _name(self, stem: str, file: AtomFile) -> Path:
+        slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40] or "atoms"
+        return self.folder / "uploads" / f"{slug}-{file.sha256[:8]}.safetensors"
+
+    def _list_new(self, path: Path) -> Entry:
+        entry = self._read(path)
         assert entry is not None
         return entry
+
+    def _scan(self) -> list[Entry]:
+        """Every atom file below the folder, newest first."""
+        if not self.folder.is_dir():
+            return []
+        entries = []
+        for path in self.folder.rglob("*.safetensors"):
+            inner = path.relative_to(self.folder)
+            if (
+                any(part.startswith(".") for part in inner.parts)
+                or path.name == "state.safetensors"
+            ):
+                continue
+            if path.is_symlink() or not path.is_file():
+                continue
+            entry = self._read(path)
+            if entry:
+                entries.append((path.stat().st_mtime, entry))
+        entries.sort(key=lambda pair: (-pair[0], pair[1].id))
+        return [entry for _, entry in entries]
 
     def _read(self, path: Path) -> Entry | None:
         """The entry of a file, or None where it is no atom file; remembered while the file stays
@@ -100,9 +140,28 @@ class Library:
             except AtomError:
                 self._known[key] = None
             else:
-                inner = path.relative_to(self.folder)
-                run = inner.name == "atoms.safetensors" and len(inner.parts) > 1
-                name = (inner.parent if run else inner.with_suffix("")).as_posix()
-                shown = clip(file.trigger or "no trigger", 60)
-                self._known[key] = Entry(name, path, shown, file.num_parameters, stat.st_size)
+                id, step = name_entry(path.relative_to(self.folder))
+                self._known[key] = Entry(
+                    id=id,
+                    path=path,
+                    trigger=clip(file.trigger or "", 60),
+                    parameters=file.num_parameters,
+                    bytes=stat.st_size,
+                    sha256=file.sha256,
+                    base_model=clip(file.metadata.get("base_model", ""), 60),
+                    thumbnail=file.metadata.get("modelspec.thumbnail", ""),
+                    step=step,
+                )
         return self._known[key]
+
+
+def name_entry(inner: Path) -> tuple[str, int | None]:
+    """Id and step of a file: a run goes by its folder, a checkpoint by run and step."""
+    folder = inner.parent
+    step = CHECKPOINT.fullmatch(folder.name)
+    if step and folder.parent.name == "checkpoints":
+        run = folder.parent.parent.as_posix()
+        return f"{'run' if run == '.' else run}@{int(step[1])}", int(step[1])
+    if inner.name == "atoms.safetensors" and len(inner.parts) > 1:
+        return folder.as_posix(), None
+    return inner.with_suffix("").as_posix(), None

@@ -1,123 +1,288 @@
-"""One pipeline, one lock: paints a picture with the base and with atoms, from the same seed."""
+"""One pipeline, one lock: checks what a visitor asks for, paints it, keeps it with its recipe."""
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from sdatoms import AtomError, load_atoms
+from sdatoms import AdapterSet, AtomError, load_atoms, read_atoms
+from sdatoms.checkpoint import clip
+from sdatoms.compatibility import Fit, fingerprint_base, judge_fit
 from sdatoms.pipeline import SCHEDULERS, load_base, paint
-from sdatoms_app.library import Library
+from sdatoms.preview import Previewer
+from sdatoms.prompts import count_tokens, parse_prompt
+from sdatoms.recipes import Recipe, UsedAtoms, hash_picture, list_versions
+from sdatoms_app.bases import BaseChoice, Bases
+from sdatoms_app.history import History, Kept
+from sdatoms_app.jobs import Desk, Job
+from sdatoms_app.library import Entry, Library
+from sdatoms_app.presets import Presets
 
-__all__ = ["Painted", "Studio"]
+__all__ = ["MAX_ADAPTERS", "MAX_BATCH", "MAX_SEED", "MAX_SIDE", "MAX_STEPS", "Order", "Studio"]
 
 MAX_STEPS = 100
 MAX_PROMPT = 2000
+MAX_BATCH = 8
+MAX_SIDE = 1024
+MAX_ADAPTERS = 5
+MAX_SEED = 2**32 - 1
+MAX_STRENGTH = 10.0
+
+Strength = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Painted:
-    """The same seed without and with atoms; `adapted` is None when none were chosen."""
+class Order:
+    """What a visitor asks for; `Studio.check` says whether it can be had."""
 
-    base: Image.Image
-    adapted: Image.Image | None
-    seconds: float
-    paths: tuple[Path, ...]
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    batch: int = 1
+    """Pictures, with rising seeds."""
+    num_inference_steps: int = 25
+    guidance_scale: float = 5.0
+    scheduler: str = "DDIM"
+    width: int = 0
+    """px, a multiple of 8; 0: the base's own."""
+    height: int = 0
+    base: str = ""
+    """Id of a listed base; empty: the default."""
+    adapters: tuple[tuple[str, Strength], ...] = ()
+    """Ids of listed atom files, with their strengths."""
+    init_picture: Image.Image | None = None
+    denoising_strength: float = 0.6
+    embed: bool = False
+    """Put the atom files inside the PNGs."""
 
 
 class Studio:
     """Holds the pipeline, opened on first use and shared by all visitors one at a time."""
 
-    def __init__(self, base: str | None, library: Library, outputs: Path) -> None:
+    def __init__(
+        self,
+        base: str | None,
+        library: Library,
+        outputs: Path,
+        *,
+        models: Path | None = None,
+        hub: bool = False,
+    ) -> None:
         self.base = base
+        self.bases = Bases(base, models, hub=hub)
         self.library = library
         self.outputs = outputs
+        self.history = History(outputs)
+        self.presets = Presets(outputs / "presets")
+        self.desk = Desk()
+        self.lock = threading.Lock()
+        """Held by whoever uses the pipeline."""
         self._pipe: Any = None
-        self._lock = threading.Lock()
+        self._opened: BaseChoice | None = None
+        self._previewer: Previewer | None = None
+        self._prints: dict[str, list[float]] = {}
+        self._fits: dict[tuple[str, str], Fit] = {}
 
-    def open(self) -> Any:
-        """The pipeline; the first call reads it from disk."""
-        if self._pipe is None:
-            self._pipe = load_base(self.base)
-        return self._pipe
+    def open(self, base: str = "") -> Any:
+        """The pipeline of that base; reads it from disk unless it is the one at hand.
 
-    def paint(
-        self,
-        prompt: str,
-        *,
-        negative_prompt: str,
-        seed: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        scheduler: str,
-        strengths: Mapping[str, float],
-        callback: Callable[[int, int], None] | None = None,
-    ) -> Painted:
-        """Paint base and adapted picture and keep both as PNGs that carry their recipe.
+        Whoever calls this holds `lock`.
 
         Raises:
-            AtomError: the prompt is empty or too long, a number is out of range, a file is not
-            listed or does
-                not fit the base. The pipeline is left as the base.
+            AtomError: no such base is listed, or it does not open; the one at hand stays.
         """
-        if not prompt.strip() or len(prompt) > MAX_PROMPT:
+        choice = self.bases.find(base)
+        if self._pipe is None or choice != self._opened:
+            pipe = load_base(choice.where)
+            self._pipe, self._opened = pipe, choice
+            self._previewer = Previewer(pipe)
+            self._prints = fingerprint_base(pipe)
+        return self._pipe
+
+    def check(self, order: Order) -> list[tuple[Entry, Strength]]:
+        """The atom files of an order.
+
+        Raises:
+            AtomError: the prompt is empty or too long, a number is out of range, a base or file is
+                not listed.
+        """
+        for what, text in (("prompt", order.prompt), ("negative prompt", order.negative_prompt)):
+            if len(text) > MAX_PROMPT:
+                raise AtomError(f"the {what} has {len(text)} characters; it takes {MAX_PROMPT}")
+            parse_prompt(text)
+        if not order.prompt.strip():
+            raise AtomError("the prompt is empty; say what to paint")
+        for what, number, low, high in (
+            ("steps", order.num_inference_steps, 1, MAX_STEPS),
+            ("guidance", order.guidance_scale, 0, 30),
+            ("the seed", order.seed, 0, MAX_SEED),
+            ("the number of pictures", order.batch, 1, MAX_BATCH),
+            ("the share painted anew", order.denoising_strength, 0.01, 1),
+            ("the number of atom files", len(order.adapters), 0, MAX_ADAPTERS),
+            ("the width", order.width or 64, 64, MAX_SIDE),
+            ("the height", order.height or 64, 64, MAX_SIDE),
+        ):
+            if not low <= number <= high:  # NaN is refused too
+                raise AtomError(f"{what} is {number}; it goes from {low} to {high}")
+        if order.width % 8 or order.height % 8:
             raise AtomError(
-                f"the prompt has {len(prompt.strip())} characters; it takes 1 to {MAX_PROMPT}"
+                f"the size is {order.width}×{order.height} px; sides are multiples of 8"
             )
-        if not 1 <= num_inference_steps <= MAX_STEPS:
-            raise AtomError(f"steps are {num_inference_steps}; they take 1 to {MAX_STEPS}")
-        if scheduler not in SCHEDULERS:
-            raise AtomError(f"the scheduler is none of {', '.join(SCHEDULERS)}")
-        entries = {id: self.library.find(id) for id in strengths}
-        began = time.time()
-        passes = 2 if entries else 1
-        done = 0
+        if order.scheduler not in SCHEDULERS:
+            raise AtomError(
+                f"the scheduler is {clip(order.scheduler)!r}; known are {', '.join(SCHEDULERS)}"
+            )
+        self.bases.find(order.base)
+        ids = [id for id, _ in order.adapters]
+        if len(set(ids)) < len(ids):
+            raise AtomError("an atom file is listed twice; raise its strength instead")
+        for id, strength in order.adapters:
+            numbers = strength.values() if isinstance(strength, Mapping) else [strength]
+            if not all(abs(number) <= MAX_STRENGTH for number in numbers):
+                raise AtomError(
+                    f"the strength of {clip(id)!r} goes from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
+                )
+        return [(self.library.find(id), strength) for id, strength in order.adapters]
 
-        def tell(step: int, total: int) -> None:
-            if callback:
-                callback(done * total + step, passes * total)
+    def paint(self, order: Order, job: Job | None = None) -> Iterator[Kept]:
+        """Paint the pictures of an order and keep each as soon as it is done.
 
-        settings: dict[str, Any] = {
-            "negative_prompt": negative_prompt or None,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "scheduler": scheduler,
-            "callback": tell,
-        }
-        with self._lock:
-            pipe = self.open()
-            base = paint(pipe, [prompt], [seed], **settings)[0]
-            done, adapted = 1, None
-            if entries:
-                adapters = None
-                try:
-                    for id, entry in entries.items():
-                        adapters = load_atoms(pipe, entry.path, name=id, strength=strengths[id])
-                    adapted = paint(pipe, [prompt], [seed], **settings)[0]
-                finally:
-                    if adapters is not None:
-                        adapters.clear()
-        recipe = {k: v for k, v in settings.items() if k != "callback"} | {
-            "prompt": prompt,
-            "seed": seed,
-        }
-        paths = [self._keep(base, recipe)]
-        if adapted is not None:
-            paths.append(self._keep(adapted, recipe | {"atoms": dict(strengths)}))
-        return Painted(base, adapted, time.time() - began, tuple(paths))
+        `job` is told of every step and of previews, and cancels between two steps.
 
-    def _keep(self, picture: Image.Image, recipe: dict[str, Any]) -> Path:
-        self.outputs.mkdir(parents=True, exist_ok=True)
-        info = PngInfo()
-        info.add_text("sdatoms", json.dumps(recipe))
-        path = self.outputs / f"{time.time_ns()}.png"
-        picture.save(path, pnginfo=info)
-        return path
+        Raises:
+            AtomError: as `check`, or a file does not fit the base. The pipeline stays usable.
+        """
+        job = job or Job(lambda _: None)
+        entries = self.check(order)
+        job.tell(message="waiting for the pictures before")
+        job.take_turn(self.lock)
+        try:
+            job.tell(message="opening the base")
+            pipe = self.open(order.base)
+            job.check()
+            remarks = self._load(entries)
+            seen = count_tokens(pipe, order.prompt)
+            if seen.windows > 1:
+                remarks.append(
+                    f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
+                    f"{seen.window}."
+                )
+            job.tell(remarks=tuple(remarks))
+            for number in range(order.batch):
+                yield self._paint_one(pipe, order, entries, number, job)
+        finally:
+            self.lock.release()
+
+    def _paint_one(
+        self,
+        pipe: Any,
+        order: Order,
+        entries: list[tuple[Entry, Strength]],
+        number: int,
+        job: Job,
+    ) -> Kept:
+        previewer = self._previewer
+        assert previewer is not None and self._opened is not None
+        seed = (order.seed + number) % (MAX_SEED + 1)
+
+        def tell(done: int, total: int) -> None:
+            job.check()
+            which = f", picture {number + 1} of {order.batch}" if order.batch > 1 else ""
+            job.tell(
+                done=number * total + done,
+                total=order.batch * total,
+                message=f"step {done} of {total}{which}",
+            )
+            if job.wants_preview():
+                job.tell(preview=previewer.draw())
+
+        job.tell(message="starting")
+        picture = paint(
+            pipe,
+            [order.prompt],
+            [seed],
+            negative_prompt=order.negative_prompt or None,
+            num_inference_steps=order.num_inference_steps,
+            guidance_scale=order.guidance_scale,
+            scheduler=order.scheduler,
+            width=order.width or None,
+            height=order.height or None,
+            init_picture=order.init_picture,
+            denoising_strength=order.denoising_strength,
+            callback=tell,
+            previewer=previewer,
+        )[0]
+        anew = order.init_picture is not None
+        recipe = Recipe(
+            prompt=order.prompt,
+            negative_prompt=order.negative_prompt,
+            seed=seed,
+            num_inference_steps=order.num_inference_steps,
+            guidance_scale=float(order.guidance_scale),
+            scheduler=order.scheduler,
+            width=picture.width,
+            height=picture.height,
+            base_model=self._opened.id,
+            base_fingerprint=self._prints,
+            adapters=tuple(
+                UsedAtoms(
+                    entry.id,
+                    entry.sha256,
+                    dict(strength) if isinstance(strength, Mapping) else float(strength),
+                    entry.trigger,
+                )
+                for entry, strength in entries
+            ),
+            denoising_strength=order.denoising_strength if anew else None,
+            init_sha256=hash_picture(order.init_picture) if order.init_picture else None,
+            versions=list_versions(),
+        )
+        riders = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
+        return self.history.keep(picture, recipe, riders)
+
+    def _load(self, entries: list[tuple[Entry, Strength]]) -> list[str]:
+        """Make the pipeline carry these files and no others; files that stay are not read again.
+
+        Returns:
+            What the library warns of.
+        """
+        adapters = AdapterSet(self._pipe)
+        wanted = {f"{entry.id} {entry.sha256[:12]}": (entry, s) for entry, s in entries}
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for name in adapters.names:
+                    if name not in wanted:
+                        adapters.remove(name)
+                for name, (entry, strength) in wanted.items():
+                    if name in adapters.names:
+                        adapters.set_strengths({name: strength})
+                    else:
+                        load_atoms(self._pipe, entry.path, name=name, strength=strength)
+        except BaseException:
+            adapters.clear()
+            raise
+        return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+
+    def judge(self, entry: Entry) -> Fit | None:
+        """Whether a file fits the base at hand; None before the first base is opened."""
+        if self._pipe is None or self._opened is None:
+            return None
+        key = (self._opened.id, entry.sha256)
+        if key not in self._fits:
+            self._fits[key] = judge_fit(read_atoms(entry.path), self._pipe)
+        return self._fits[key]
+
+    def read_fingerprint(self, base: str) -> dict[str, list[float]]:
+        """The fingerprint of a base, opened for it unless it is the one at hand."""
+        if self._opened is not None and self.bases.find(base) == self._opened:
+            return self._prints  # without waiting for whoever paints
+        with self.lock:
+            self.open(base)
+            return self._prints

@@ -1,0 +1,240 @@
+"""What the Atoms tab does: opens files, shows layers, mutes atoms, compares, mixes, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from sdatoms import AtomError, AtomFile, load_atoms, read_atoms
+from sdatoms.adapters import AdapterSet
+from sdatoms.anatomy import (
+    count_atoms,
+    list_views,
+    measure_budget,
+    measure_changes,
+    mute_atom,
+    respond,
+    show_atoms,
+)
+from sdatoms.checkpoint import clip
+from sdatoms.compose import compose
+from sdatoms.likeness import compare_files
+from sdatoms.pipeline import paint
+from sdatoms_app.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
+from sdatoms_app.exports import export_file
+from sdatoms_app.queue import slugify
+from sdatoms_app.studio import Studio
+from sdatoms_app.train_page import say
+
+__all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEIGHT", "AtomsPage"]
+
+MAX_MIXED = 5
+MAX_MUTED = 9
+MAX_STEPS = 50
+MAX_PROMPT = 2000
+MAX_TILES = 64
+MIN_HEIGHT = 130
+"""px of a frame around a sheet of tiles."""
+EVERYWHERE, HERE = "in every layer", "in the chosen layer"
+
+
+class AtomsPage:
+    """The tab's handlers. Files are named by their id in the library, layers by
+    `<component>.<module path>.<view>`."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.library = studio.library
+
+    def list_files(self) -> list[tuple[str, str]]:
+        return [(entry.label, entry.id) for entry in self.library.list()]
+
+    def relist(self) -> tuple[Any, Any]:
+        """List the atom files of the folder anew."""
+        return gr.Dropdown(choices=self.list_files()), gr.Dropdown(choices=self.list_files())
+
+    def read(self, id: str | None) -> AtomFile:
+        if not id:
+            raise say(AtomError("choose an atom file first"))
+        try:
+            return read_atoms(self.library.find(id).path)
+        except AtomError as error:
+            raise say(error) from None
+
+    def open_file(self, id: str | None) -> list[Any]:
+        """What a listed file changes, layer by layer, what its bytes are for, and its atoms."""
+        file = self.read(id)
+        path = self.library.find(id or "").path
+        try:
+            with self.studio.lock:
+                changes = measure_changes(file, self.studio.open())
+            budget = measure_budget(path)
+        except AtomError as error:
+            raise say(error) from None
+        facts = {
+            "trigger": clip(file.trigger or "none", 80),
+            "variant": file.config.variant,
+            "base": clip(file.metadata.get("base_model", "unknown"), 60),
+            "layers": f"{len(changes)}",
+            "trained numbers": f"{file.num_parameters:,}",
+            "sha256 of the tensors": file.sha256[:16],
+        }
+        views = [".".join(view) for view in list_views(file)]
+        strongest = max(changes, key=lambda c: c.change)
+        first = next(v for v in views if v.startswith(f"{strongest.component}.{strongest.path}."))
+        atoms = [(f"atom {k}", str(k)) for k in range(count_atoms(file))]
+        return [
+            draw_heat_map(changes),
+            draw_budget(budget, facts),
+            gr.Dropdown(choices=views, value=first),
+            gr.Dropdown(choices=atoms, value=[]),
+            *self.show_layer(id, first, None),
+        ]
+
+    def show_layer(self, id: str | None, view: str | None, channel: float | None) -> list[Any]:
+        """The atoms of one layer's view as sheets of tiles: before, difference, after, spectrum."""
+        file = self.read(id)
+        component, path, name = split_view(view)
+        try:
+            tiles = show_atoms(
+                file, component, path, name, None if channel is None else int(channel)
+            )
+        except AtomError as error:
+            raise say(error) from None
+        before, difference, after = (
+            t[:MAX_TILES].numpy() for t in (tiles.before, tiles.difference, tiles.after)
+        )
+        whole, small = max(abs(before).max(), abs(after).max()), abs(difference).max()
+        waves = respond(tiles.after[:MAX_TILES], TILE).numpy()
+        spatial = tiles.kind == "spatial"
+        spectrum = draw_sheet(waves, waves.max(), signed=False) if spatial else None
+        some = f", the first {MAX_TILES} shown" if len(tiles.before) > MAX_TILES else ""
+        told = (
+            f"{len(tiles.before)} atoms of {before.shape[1]}×{before.shape[2]}{some}; full colour "
+            f"is {whole:.3g} before and after, {small:.3g} in the difference; orange above zero, "
+            "blue below"
+        )
+        return [
+            gr.Number(visible=tiles.channels is not None, maximum=(tiles.channels or 1) - 1),
+            frame(draw_sheet(before, whole)),
+            frame(draw_sheet(after, whole)),
+            frame(draw_sheet(difference, small)),
+            frame(spectrum),
+            told,
+        ]
+
+    def choose_cell(self, id: str | None, event: gr.SelectData) -> list[Any]:
+        views = [".".join(view) for view in list_views(self.read(id))]
+        found = [view for view in views if view.startswith(f"{event.value}.")]
+        if not found:
+            raise say(AtomError("this layer is not of the chosen file; choose the file again"))
+        return [found[0], *self.show_layer(id, found[0], None)]
+
+    def paint_muted(
+        self,
+        id: str | None,
+        view: str | None,
+        prompt: str,
+        muted: list[str],
+        where: str,
+        seed: float,
+        steps: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[tuple[Any, str]]:
+        """Paint one seed with the base, with the file, and without each of the named atoms."""
+        file = self.read(id)
+        component, path, _ = split_view(view)
+        scope = {"component": component, "path": path} if where == HERE else {}
+        try:
+            if not prompt.strip() or len(prompt) > MAX_PROMPT:
+                raise AtomError(f"the prompt takes 1 to {MAX_PROMPT} characters")
+            if not 1 <= steps <= MAX_STEPS:
+                raise AtomError(f"steps are {steps}; they take 1 to {MAX_STEPS}")
+            files = [("with the file", file)]
+            for atom in muted[:MAX_MUTED]:
+                files.append((f"without atom {atom}", mute_atom(file, int(atom), **scope)))
+            return paint_each(self.studio, files, prompt, int(seed), int(steps), progress)
+        except AtomError as error:
+            raise say(error) from None
+
+    def compare(self, ids: list[str]) -> list[Any]:
+        """Cosines of the changes of all pairs of files."""
+        ids = ids[:MAX_MIXED]
+        files = [self.read(id) for id in ids]
+        table = draw_likeness(ids, compare_files(files)) if len(files) > 1 else ""
+        shown = [gr.Slider(visible=True, label=f"Strength of {id}") for id in ids]
+        return [table, *shown, *[gr.Slider(visible=False)] * (MAX_MIXED - len(shown))]
+
+    def save_mix(self, ids: list[str], title: str, *values: float) -> tuple[str, Any, Any]:
+        """Add up files at their strengths, exactly, and list the sum as one file."""
+        files = [self.read(id) for id in ids[:MAX_MIXED]]
+        try:
+            if len(files) < 2:
+                raise AtomError("a mix takes at least two files")
+            name = title.strip() or " + ".join(ids)
+            whole = compose(files, list(map(float, values[: len(files)])), title=clip(name, 60))
+            file = f"{slugify(name)}-{whole.sha256[:8]}.safetensors"
+            path = whole.save(self.library.folder / "mixes" / file)
+        except AtomError as error:
+            raise say(error) from None
+        told = f"{path.stem}: {whole.num_parameters:,} numbers, {path.stat().st_size:,} bytes"
+        return told, *self.relist()
+
+    def export(self, id: str | None, form: str, rank: float) -> tuple[str, Any]:
+        """Write the file in another tool's form and say how exact that is."""
+        file = self.read(id)
+        folder = self.studio.outputs / "exports"
+        try:
+            with self.studio.lock:
+                pipe = self.studio.open()
+                done = export_file(file, pipe, form, int(rank), folder, slugify(id or ""))
+        except AtomError as error:
+            raise say(error) from None
+        return done.text, gr.DownloadButton(value=done.download, visible=bool(done.download))
+
+
+def frame(sheet: Image.Image | None) -> Any:
+    """A sheet in a frame of its height; no frame without one."""
+    height = max(MIN_HEIGHT, sheet.height + 60) if sheet else MIN_HEIGHT
+    return gr.Image(sheet, height=height, visible=sheet is not None)
+
+
+def split_view(view: str | None) -> tuple[str, str, str]:
+    """Component, module path and view."""
+    component, _, rest = (view or "").partition(".")
+    path, _, name = rest.rpartition(".")
+    return component, path, name
+
+
+def paint_each(
+    studio: Studio,
+    files: Sequence[tuple[str, AtomFile]],
+    prompt: str,
+    seed: int,
+    steps: int,
+    progress: Any,
+) -> list[tuple[Any, str]]:
+    """The base and each file alone at strength 1, from one seed; the pipeline is left as the base.
+
+    Raises:
+        AtomError: a file does not fit the base.
+    """
+    wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
+    shown = []
+    with studio.lock:
+        pipe = studio.open()
+        adapters = AdapterSet(pipe)
+        adapters.clear()
+        for number, (label, file) in enumerate(wanted):
+            progress((number, len(wanted)), desc=label)
+            try:
+                if file is not None:
+                    load_atoms(pipe, file, name=label)
+                picture = paint(pipe, [prompt], [seed], num_inference_steps=steps)[0]
+            finally:
+                adapters.clear()
+            shown.append((picture, label))
+    return shown

@@ -1,0 +1,72 @@
+"""The look of the app: system fonts, Gradio's own colours (light and dark), a phone's width."""
+
+from __future__ import annotations
+
+from gradio import themes
+
+__all__ = ["STYLE", "THEME"]
+
+THEME = themes.Default(
+    primary_hue="indigo",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(  # the default greys are too faint to read
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_400",
+)
+
+STYLE = """
+#generate-grid {display: grid; gap: var(--layout-gap); align-items: start;
+  grid-template-columns: minmax(320px, 2fr) minmax(320px, 3fr); grid-template-rows: auto 1fr;
+  grid-template-areas: "ask outcome" "details outcome"}
+#ask {grid-area: ask} #details {grid-area: details}
+#outcome {grid-area: outcome; position: sticky; top: 8px}
+#ask, #outcome, #details {min-width: 0 !important}
+@media (max-width: 760px) {
+  #outcome {position: static}
+  #generate-grid {grid-template-columns: minmax(0, 1fr); grid-template-rows: auto;
+    grid-template-areas: "ask" "outcome" "details"}
+}
+.picture img {width: 100%; height: 100%; object-fit: contain}
+ul.cards {list-style: none; margin: 0; padding: 0; display: grid; gap: 8px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr))}
+li.card {display: flex; gap: 10px; align-items: center; padding: 8px; border-radius: 8px;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
+  color: var(--body-text-color)}
+li.card.picked {border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent)}
+li.card img, li.card .blank {width: 64px; height: 64px; flex: none; border-radius: 6px;
+  object-fit: cover; margin: 0}
+li.card .blank {display: grid; place-items: center; font-size: 28px;
+  background: var(--background-fill-secondary); color: var(--body-text-color-subdued)}
+li.card .about {display: flex; flex-direction: column; gap: 2px; align-items: flex-start;
+  min-width: 0; flex: 1; font-size: 13px; line-height: 1.35}
+li.card strong {max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
+li.card button {border: 1px solid var(--border-color-primary); border-radius: 6px;
+  background: var(--button-secondary-background-fill); color: var(--body-text-color);
+  cursor: pointer; padding: 4px 10px; font-size: 13px}
+li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap}
+li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
+.faint, .hint {color: var(--body-text-color-subdued)}
+.hint {margin: 4px 0 0; font-size: 13px}
+.fit {font-size: 12px}
+.fit::before {content: "● "}
+.fit.fits::before {color: #16a34a}
+.fit.other::before {color: #d97706}
+.fit.not::before {color: #dc2626}
+.progress {height: 8px; border-radius: 4px; overflow: hidden;
+  background: var(--border-color-primary)}
+.progress > div {height: 100%; background: var(--color-accent); transition: width .2s}
+.note {color: var(--body-text-color); overflow-wrap: anywhere}
+.note ul {margin: 4px 0 0; padding-left: 20px}
+.note.alarm {border-left: 3px solid #d97706; padding-left: 10px}
+.run-list .wrap {flex-direction: column; max-height: 70vh; overflow: auto}
+.run-list .wrap label {overflow-wrap: anywhere}
+#train-gallery .grid-wrap, #run-samples .grid-wrap {min-height: 0; height: auto}
+@media (max-width: 480px) {
+  .gradio-container {padding: 8px !important}
+  #result, #live {height: 330px !important}
+}
+"""
