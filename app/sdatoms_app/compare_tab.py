@@ -102,6 +102,7 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         type="filepath",
         interactive=False,
         buttons=["download", "fullscreen"],
+        alt_text="The grid of pictures",
         elem_id="grid",
         elem_classes="picture",
     )

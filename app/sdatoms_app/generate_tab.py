@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sdatoms_app.adapter_rows import AdapterRows
 from sdatoms_app.cards import draw_note, draw_progress
 from sdatoms_app.form import DEFAULTS, clean_settings, make_order
 from sdatoms_app.history import Kept
-from sdatoms_app.history_panel import build_history_panel, build_preset_panel, take_file
+from sdatoms_app.history_panel import build_history_panel, build_preset_panel, take_file, warn
 from sdatoms_app.jobs import Job, Update
 from sdatoms_app.studio import MAX_BATCH, MAX_SEED, MAX_SIDE, MAX_STEPS, Studio
 
@@ -32,6 +33,7 @@ class GenerateTab:
     cancel: gr.Button
     rows: AdapterRows
     drop: gr.File
+    start_from: gr.Accordion
     init: gr.Image
     sizes: gr.Dropdown
     live: gr.Image
@@ -132,7 +134,8 @@ def build_form(tab: GenerateTab) -> None:
     )
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         build_settings(tab)
-    with gr.Accordion("Start from a picture", open=False, elem_id="start-from"):
+    tab.start_from = gr.Accordion("Start from a picture", open=False, elem_id="start-from")
+    with tab.start_from:
         tab.init = gr.Image(
             label="Picture to start from",
             type="pil",
@@ -233,6 +236,7 @@ def build_result(tab: GenerateTab) -> None:
         visible=False,
         height=420,
         buttons=[],
+        alt_text="The picture while it is painted",
         elem_id="live",
         elem_classes="picture",
     )
@@ -274,15 +278,20 @@ def wire_form(tab: GenerateTab) -> None:
         return [int(width), int(height)]
 
     def drop(path: str | None, *values: Any) -> list[Any]:
+        empty = [gr.skip() for _ in range(1 + len(tab.list_outputs()))]
         if not path:
-            return [gr.skip() for _ in range(2 + len(tab.list_outputs()))]
-        return [None, *take_file(tab, Path(path), values)]
+            return [gr.skip(), *empty]
+        try:
+            return [None, *take_file(tab, Path(path), values)]
+        except AtomError as error:
+            gr.Warning(escape(str(error)))
+            return [None, draw_note(f"{error}.", alarm=True), *empty[1:]]
 
-    def send(ids: list[str], selected: int) -> Any:
+    def send(ids: list[str], selected: int) -> list[Any]:
         if not ids:
-            raise gr.Error("Paint a picture first.", print_exception=False)
+            raise AtomError("paint a picture first")
         with Image.open(studio.history.find(ids[min(selected, len(ids) - 1)]).path) as picture:
-            return picture.convert("RGB")
+            return [picture.convert("RGB"), gr.Accordion(open=True)]
 
     def select(event: gr.SelectData) -> int:
         return int(event.index) if isinstance(event.index, int) else 0
@@ -294,7 +303,7 @@ def wire_form(tab: GenerateTab) -> None:
         drop, [tab.drop, *tab.list_inputs()], [tab.drop, tab.note, *tab.list_outputs()], **QUIET
     )
     tab.result.select(select, None, tab.selected, **QUIET)
-    tab.send.click(send, [tab.kept, tab.selected], tab.init, **QUIET)
+    tab.send.click(warn(send), [tab.kept, tab.selected], [tab.init, tab.start_from], **QUIET)
     tab.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
 
 
@@ -349,7 +358,7 @@ def wire_painting(tab: GenerateTab) -> None:
     def stop() -> list[Any]:
         return [gr.Button(interactive=True), gr.Button(interactive=False)]
 
-    def cancel(request: gr.Request) -> Any:
+    def stop_painting(request: gr.Request) -> Any:
         studio.desk.cancel(f"{request.session_hash}/generate")
         return gr.Button(interactive=False)
 
@@ -370,7 +379,7 @@ def wire_painting(tab: GenerateTab) -> None:
     ).then(stop, None, buttons, queue=False, **QUIET).then(
         lambda *values: tab.read(values), tab.list_inputs(), tab.remembered, queue=False, **QUIET
     )
-    tab.cancel.click(cancel, None, tab.cancel, queue=False, **QUIET)
+    tab.cancel.click(stop_painting, None, tab.cancel, queue=False, **QUIET)
 
 
 def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
