@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Previewer:
         """Look on while `scheduler` walks in a `with` block; changes nothing of what it does."""
         self._clean, step = None, scheduler.step
 
+        @wraps(step)  # pipelines look at its signature before they hand it a generator
         def see(output: Tensor, time: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
             self._clean = guess_clean(scheduler, output[:1], time, sample[:1])
             return step(output, time, sample, *rest, **named)
