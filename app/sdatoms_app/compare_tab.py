@@ -107,7 +107,10 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         elem_classes="picture",
     )
     singles = gr.Files(
-        label="Single pictures, with their recipes", visible=False, elem_id="singles"
+        label="Single pictures, with their recipes",
+        visible=False,
+        interactive=False,
+        elem_id="singles",
     )
 
     def paint_both(

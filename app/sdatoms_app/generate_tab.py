@@ -128,7 +128,7 @@ def build_form(tab: GenerateTab) -> None:
     fields = tab.fields
     tab.rows = AdapterRows(tab.studio)
     tab.drop = gr.File(
-        label="Drop an atom file, or a picture made here to restore its settings",
+        label="Drop an atom file or a picture made here",
         height=160,
         elem_id="drop",
     )

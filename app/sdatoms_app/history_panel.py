@@ -171,7 +171,7 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
         return [presets, ready, *tab.fill(settings)[0]]
 
     form, history = tab.list_outputs(), [tab.past, tab.past_ids, tab.past_chosen, tab.past_note]
-    gr.on([tab.look.click, tab.search.submit], look, tab.search, history, **QUIET)
+    gr.on([tab.look.click, tab.search.submit, tab.kept.change], look, tab.search, history, **QUIET)
     tab.past.select(choose, tab.past_ids, [tab.past_chosen, tab.past_note], **QUIET)
     tab.restore.click(warn(restore), tab.past_chosen, [tab.note, *form], **QUIET)
     tab.past_send.click(warn(send), tab.past_chosen, [tab.init, tab.start_from], **QUIET)
