@@ -187,7 +187,7 @@ def train_denoiser(
     *,
     steps: int,
     start: int = 0,
-    batch_size: int = 128,
+    batch_size: int = 96,
     learning_rate: float = 8e-4,
     snr_gamma: float = 5.0,
     drop_caption: float = 0.1,

@@ -1,7 +1,9 @@
 """Train the bundled base model from the emoji packages: `python scripts/train_base.py STAGE
 [--steps N]`.
 
-Stages in order: autoencoder, latents, denoiser, export. Each is seeded, resumable (run it again),
+Stages in order: autoencoder, latents, denoiser, export; `decoder` then sharpens the autoencoder's
+second half for the latents as they are. With `--from_export`, training goes on from the exported
+pipeline where the run directory has no state of its own. Each is seeded, resumable (run it again),
 logs to `runs/base/<stage>.jsonl` and paints a grid of samples on the way.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import base_export
 import base_models as models
 import torch
 from base_data import fetch_packages, load_concepts, load_pictures, write_caption
+from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 
 HERE = Path(__file__).parent
@@ -26,11 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("autoencoder", "latents", "denoiser", "export"))
+    parser.add_argument(
+        "stage", choices=("autoencoder", "latents", "denoiser", "decoder", "export")
+    )
     parser.add_argument("--run_dir", type=Path, default=HERE.parent / "runs" / "base")
     parser.add_argument("--output_dir", type=Path, default=HERE.parent / "assets" / "emoji-sd")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--from_export", action="store_true")
     args = parser.parse_args()
     args.run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -43,10 +50,10 @@ def read_data(args):
     return packages, load_concepts(packages, held_out)
 
 
-def run_autoencoder(args) -> None:
-    packages, concepts = read_data(args)
+def read_shown(packages, concepts):
+    """Pictures of two vendors without the held-out concepts, and Google's held-out ones."""
     hidden = {c.key for c in concepts if c.held_out}
-    shown, pictures = [], []
+    pictures = []
     for vendor in ("google", "twitter"):
         keys, found = load_pictures(packages, vendor)
         keep = [
@@ -54,30 +61,57 @@ def run_autoencoder(args) -> None:
             for i, key in enumerate(keys)
             if not any(key == h or key.startswith(h + "-") for h in hidden)
         ]
-        shown += keep
         pictures.append(found[keep])
     _, held = load_pictures(packages, "google", sorted(hidden))
-    model = models.build_autoencoder()
+    return torch.cat(pictures), held
+
+
+def run_autoencoder(args) -> None:
+    pictures, held = read_shown(*read_data(args))
+    fit_autoencoder(args, models.build_autoencoder(), pictures, held, args.run_dir / "autoencoder")
+
+
+def run_decoder(args) -> None:
+    pictures, held = read_shown(*read_data(args))
+    model = AutoencoderKL.from_pretrained(find_part(args, "vae")).float()
+    for part in (model.encoder, model.quant_conv):
+        part.requires_grad_(False)
+    fit_autoencoder(args, model, pictures, held, args.run_dir / "decoder")
+    base_export.load_ema(model, args.run_dir / "decoder.pt").save_pretrained(args.run_dir / "vae")
+
+
+def find_part(args, name: str) -> Path:
+    """A part of the pipeline in the run directory, or in the export where that is wished."""
+    here = args.run_dir / name
+    return args.output_dir / name if args.from_export and not here.exists() else here
+
+
+def fit_autoencoder(args, model, pictures, held, path: Path) -> None:
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
+    trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        trained, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     loop = lambda start: models.train_autoencoder(
         model,
         optimizer,
         ema,
-        torch.cat(pictures),
+        pictures,
         steps=args.steps or 4000,
         start=start,
         seed=args.seed,
     )
-    show = lambda: base_export.score_autoencoder(model, held, args.run_dir / "autoencoder.png")
-    train(args.run_dir / "autoencoder.pt", {"model": model}, optimizer, ema, loop, show, every=250)
+    show = lambda: base_export.score_autoencoder(model, held, path.with_suffix(".png"))
+    train(path.with_suffix(".pt"), {"model": model}, optimizer, ema, loop, show, every=250)
 
 
 def run_latents(args) -> None:
     packages, concepts = read_data(args)
-    model = base_export.load_ema(models.build_autoencoder(), args.run_dir / "autoencoder.pt")
+    state = args.run_dir / "autoencoder.pt"
+    if state.exists():
+        model = base_export.load_ema(models.build_autoencoder(), state)
+    else:
+        model = AutoencoderKL.from_pretrained(find_part(args, "vae")).float()
     _, pictures = load_pictures(packages, "google", [c.key for c in concepts if not c.held_out])
     models.standardize_latents(model, base_export.encode(model, pictures))
     latents = base_export.encode(model, pictures)
@@ -89,8 +123,14 @@ def run_latents(args) -> None:
 def run_denoiser(args) -> None:
     _, concepts = read_data(args)
     concepts = [c for c in concepts if not c.held_out]
+    if not (args.run_dir / "tokenizer").exists() and args.from_export:
+        shutil.copytree(args.output_dir / "tokenizer", args.run_dir / "tokenizer")
     tokenizer = base_export.train_tokenizer(concepts, args.run_dir / "tokenizer")
     unet, text_encoder = models.build_unet(), models.build_text_encoder(len(tokenizer))
+    if args.from_export and not (args.run_dir / "denoiser.pt").exists():
+        for part, name in ((unet, "unet"), (text_encoder, "text_encoder")):
+            exported = type(part).from_pretrained(args.output_dir / name)
+            part.load_state_dict(exported.float().state_dict())
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     ema = EMAModel(parameters, decay=0.9995, use_ema_warmup=True, inv_gamma=10, power=0.75)
     optimizer = torch.optim.AdamW(
@@ -127,7 +167,7 @@ def run_denoiser(args) -> None:
         ema,
         loop,
         show,
-        500,
+        400,
     )
 
 

@@ -12,6 +12,7 @@ from sdatoms.bake import Adapter, BakedModule, Strength, check_untouched, find_l
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint, matches
 from sdatoms.inject import carries_atoms
+from sdatoms.weights import LayerWeight
 
 __all__ = ["plan_adapter", "warn_of_base"]
 
@@ -21,7 +22,8 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
 
     Raises:
         AtomError: a layer is missing, of another layout, or shares its weight; the module carries
-            injected atoms, or somebody wrote to its baked weights.
+            injected atoms, or somebody wrote to its baked weights; the atoms are sparse and were
+            trained on other weights.
     """
     if carries_atoms(module):
         raise AtomError(
@@ -29,49 +31,63 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
         )
     state = module.__dict__.get("_sdatoms_baked") or BakedModule(component)
     check_untouched(module, state)
-    holders = {id(layer.weight): path for path, layer in state.layers.items()}
+    holders = {layer.base.place: path for path, layer in state.layers.items()}
     maps = file.maps(component)
     for path, views in maps.items():
         layer = find_layer(module, path)
         check_fit(path, layer, views)
-        holder = holders.setdefault(id(layer.weight), path)
+        holder = holders.setdefault(layer.place, path)
         if holder != path:
             raise AtomError(
                 f"the layers {clip(holder)!r} and {clip(path)!r} share one weight; atoms fit it "
                 "only once"
             )
-    differing = []
-    for path, stored in file.fingerprints.get(component, {}).items():
+    prints = file.fingerprints.get(component, {})
+    differing, unknown = [], [path for path in maps if path not in prints]
+    for path, stored in prints.items():
         if path in maps:
             baked = state.layers.get(path)
             weight = baked.pristine if baked else find_layer(module, path).weight
             if not matches(stored, fingerprint(weight)):
                 differing.append(path)
+    if file.config.decomposition == "sparse" and (differing or unknown):
+        # Codes of other weights are other numbers: the delta would be noise, not a shifted style.
+        base = clip(file.metadata.get("base_model", "unknown"))
+        raise AtomError(
+            f"the weights of {len(differing) + len(unknown)} of {len(maps)} layers are not those "
+            f"these sparse atoms were trained on ({base}), first "
+            f"{clip((differing + unknown)[0])!r}; load the file on its own base"
+        )
     return Adapter(file.sha256, maps, strength, tuple(differing))
 
 
-def check_fit(path: str, layer: nn.Conv2d | nn.Linear, views: list[LayerMap]) -> None:
-    """Refuse a layer whose weight is not there, not floating-point, or of another layout."""
-    weight, where = layer.weight, f"the layer {clip(path)!r}"
-    if weight.is_meta:
+def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
+    """Refuse a layer whose weight is not there, neither floating-point nor quantized by
+    bitsandbytes, or of another layout.
+    """
+    held, where = layer.held, f"the layer {clip(path)!r}"
+    if held is None or held.is_meta:
         raise AtomError(
             f"the weight of {where} lies on the meta device; load the model's weights (or disable "
             "offload) first"
         )
-    if not weight.is_floating_point():
+    if layer.quantized == held.is_floating_point():
         raise AtomError(
-            f"the weight of {where} is stored as {weight.dtype}; atoms bake into floating-point "
-            "weights only"
+            f"the weight of {where} is stored as {held.dtype}; atoms fit floating-point weights "
+            "and those that bitsandbytes has quantized"
         )
-    kernel = tuple(weight.shape[2:])
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    if layer.quantized and any(m.book for m in views):
+        raise AtomError(
+            f"the weight of {where} is quantized; sparse atoms fit floating-point weights only"
+        )
+    kernel, groups, shape = layer.shape[2:], layer.groups, layer.shape
     for m in views:
         if kernel != m.kernel or groups != m.groups:
             raise AtomError(
                 f"{where} has kernel {kernel} in {groups} groups where the file's atoms have "
                 f"{m.kernel} in {m.groups}"
             )
-        (o, i), (bo, bi) = (weight.shape[0] // groups, weight.shape[1]), m.block
+        (o, i), (bo, bi) = (shape[0] // groups, shape[1]), m.block
         if o % bo or i % bi:
             raise AtomError(f"{where} has {o}×{i} channels, which {bo}×{bi} blocks do not divide")
         if m.channels not in (None, groups * i):

@@ -22,6 +22,7 @@ from sdatoms.adapter_plan import plan_adapter, warn_of_base
 from sdatoms.atom_file import AtomFile, clip
 from sdatoms.atom_reader import read_atoms
 from sdatoms.bake import (
+    BakedLayer,
     BakedModule,
     Strength,
     all_or_nothing,
@@ -33,6 +34,7 @@ from sdatoms.bake import (
 )
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
+from sdatoms.tokens import add_word, check_word, list_words, remove_word
 
 __all__ = ["AdapterSet", "Strength", "bake_injection", "load_atoms"]
 
@@ -96,6 +98,9 @@ class AdapterSet:
                 f"an adapter named {name!r} is already loaded; remove it or give another name"
             )
         modules = choose_modules(self.target, file, component)
+        brings = component is None and bool(file.embeddings)
+        if brings:
+            check_word(self.target, file.metadata["tokens"], file.embeddings)
         plans = {c: plan_adapter(file, c, module, strength) for c, module in modules.items()}
         warn_of_base(file, list(plans.values()))
         states = {owner: (module, open_state(module, owner)) for owner, module in modules.items()}
@@ -104,10 +109,12 @@ class AdapterSet:
             for owner, (module, state) in states.items():
                 for layer in plans[owner].maps:
                     if layer not in state.origins:
-                        state.origins[layer] = checksum(find_layer(module, layer).weight)
+                        state.origins[layer] = checksum(find_layer(module, layer).bits)
                 state.adapters[name] = plans[owner]
                 lost = max(lost, rebake(module, state, plans[owner].maps))
             warn_of_rounding(lost)
+            if brings:
+                add_word(self.target, name, file.metadata["tokens"], file.embeddings)
         return self
 
     def set_strengths(self, strengths: Mapping[str, Strength]) -> AdapterSet:
@@ -136,6 +143,7 @@ class AdapterSet:
             for module, state in states:
                 if name in state.adapters:
                     rebake(module, state, state.adapters.pop(name).maps)
+        remove_word(self.target, name)
         return self
 
     def clear(self) -> None:
@@ -145,6 +153,8 @@ class AdapterSet:
             for module, state in states:
                 state.adapters.clear()
                 rebake(module, state, state.layers)
+        for name in list_words(self.target):
+            remove_word(self.target, name)
 
     def delta(self, name: str, path: str) -> Tensor:
         """Unit-strength `ΔW` of one layer in float32.
@@ -183,8 +193,9 @@ class AdapterSet:
         for module, state in self._check_states():
             for path, origin in state.origins.items():
                 baked = state.layers.get(path)
-                weight = baked.pristine if baked else find_layer(module, path).weight
-                if checksum(weight) != origin:
+                plain = not isinstance(baked, BakedLayer)
+                bits = find_layer(module, path).bits if plain else baked.pristine
+                if checksum(bits) != origin:
                     return False
         return True
 
@@ -262,7 +273,7 @@ def fetch_file(
         return path, clip(path.trigger or "atoms")
     local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
     if local.is_dir():
-        local = local / filename
+        local = local / (hub.get("subfolder") or "") / filename
     looks_like_hub = hub or str(path).count("/") == 1
     if not local.exists() and looks_like_hub and not str(path).endswith(".safetensors"):
         # Imported here: only hub ids need the client, and `import sdatoms` stays torch and little

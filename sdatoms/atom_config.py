@@ -12,6 +12,7 @@ from sdatoms.errors import AtomError
 __all__ = ["AtomConfig", "Variant"]
 
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
+Decomposition = Literal["linear", "sparse"]
 BlockView = Literal["channel", "joint"]
 
 
@@ -33,10 +34,13 @@ class AtomConfig:
 
     variant: Variant = "overcomplete"
     """Which tensors are trained; the four settings of the paper, in its order."""
-    decomposition: Literal["linear"] = "linear"
-    """How coefficients are found: `linear` is exact, deterministic and stores none."""
+    decomposition: Decomposition = "linear"
+    """How coefficients are found: `linear` is exact, deterministic and stores none; `sparse` is the
+    paper's sparse coding, with more atoms than filters have entries if asked; while it trains, it
+    holds m/p codes for every weight."""
     num_atoms: int | None = None
-    """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w)."""
+    """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w; h·w with
+    `sparse`)."""
     num_inner_atoms: int = LOWERED["num_inner_atoms"]
     """m1, inner atoms behind each atom in `overcomplete` and `full`."""
     block_atoms: int | None = None
@@ -45,12 +49,17 @@ class AtomConfig:
     """b, the side of a channel block; the largest divisor not above it is taken per side."""
     block_view: BlockView = "joint"
     """A convolution's block atoms are shared over kernel positions (`channel`) or hold them."""
+    sparsity: float = 0.15
+    """λ of `sparse`, in units of the root mean square of the weight's entries; between 0 and 1.
+    A complete dictionary loses about this share of white filters. On the 3×3 filters of a trained
+    ResNet-56 the default sets 22 % of the codes of 9 atoms and 41 % of 12 to zero, at an error of
+    13 %: twice as much loses a quarter of the weight, a third as much hardly any code is zero."""
     target_modules: tuple[str, ...] | None = None
     """fnmatch patterns on module paths; None takes the model family's default."""
     exclude_modules: tuple[str, ...] | None = None
     """fnmatch patterns on module paths to leave out; None takes the model family's default."""
     seed: int = 0
-    """Seeds the inner coefficients."""
+    """Seeds the inner coefficients, and the rows that `sparse` learns its atoms from."""
     defaults: tuple[str, ...] | None = None
     """The numbers left at their defaults, which the budget rule may lower; None: those not given.
     Kept so that a config read from a file asks for the same layers as the one that was saved."""
@@ -58,7 +67,7 @@ class AtomConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("variant", get_args(Variant)),
-            ("decomposition", ("linear",)),
+            ("decomposition", get_args(Decomposition)),
             ("block_view", get_args(BlockView)),
         ):
             value = getattr(self, name)
@@ -72,6 +81,11 @@ class AtomConfig:
                 raise AtomError(
                     f"AtomConfig.{name} is {value!r}; it takes a whole number of at least {least}"
                 )
+        number = isinstance(self.sparsity, int | float) and not isinstance(self.sparsity, bool)
+        if not number or not 0 < self.sparsity < 1:
+            raise AtomError(
+                f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
+            )
         for name in ("target_modules", "exclude_modules", "defaults"):
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():

@@ -1,19 +1,21 @@
 """`AtomFile`: the trained tensors, encoders and header of one adapter, in memory and on disk.
 
-Keys are `<component>.<module path>.<view>.<tensor>`. The header holds the config, the layout of
-every layer, fingerprints of the base weights and the `modelspec.*` keys that model browsers read.
+Keys are `<component>.<module path>.<view>.<tensor>`; base atoms of the sparse decomposition stand
+under `<component>.<module path>.sparse`, those of a block view as `block_base_atoms`. The header
+holds the config, the layout of every layer, fingerprints of the base weights and the `modelspec.*`
+keys that model browsers read.
 Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,39 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
+from sdatoms.codes import CodeBook
 from sdatoms.decompose import Kind, View
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import hash_tensors
+from sdatoms.sparse import Solver
 
 __all__ = [
     "FORMAT",
+    "FROZEN",
+    "TOKENS",
     "AtomFile",
     "LayerMap",
     "clip",
+    "describe_books",
     "find_blocks",
     "group_tensors",
+    "hash_content",
+    "is_word",
+    "join_key",
     "list_maps",
     "split_key",
     "write_whole",
 ]
 
 FORMAT = "sdatoms/1"
-KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|block(?:_[2-9][0-9]*)?)\.([a-z_]+)")
+KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
+FROZEN = (".encoder", "base_atoms")
+"""Ends of the keys of tensors that no training changes."""
+BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
+"""View → what its base atoms are called under `sparse`."""
+
+TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
+"""Key of the embeddings of a new word; the header's `tokens` names the word."""
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
@@ -47,14 +64,18 @@ Views = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class LayerMap:
-    """One view's unit-strength map of one layer: `ΔX = X T`."""
+    """One view's unit-strength delta of one layer: `ΔX = X T`, or `ΔX = A ΔD` of sparse codes."""
 
     kind: Kind
     block: tuple[int, int]
     groups: int
     kernel: tuple[int, ...]
     tensors: Mapping[str, Tensor]
-    """The encoder and the trained tensors of the view."""
+    """The encoder, or the base atoms, and the trained tensors of the view."""
+    book: CodeBook | None = None
+    """What decides the codes A; None with the linear decomposition."""
+    codes: Tensor | None = None
+    """A, where it is known already."""
 
     @property
     def channels(self) -> int | None:
@@ -62,21 +83,25 @@ class LayerMap:
         names = [n for n in ("inner_coefficients", "channel_atoms") if n in self.tensors]
         return len(self.tensors[names[0]]) if names else None
 
-    @cached_property
-    def transform(self) -> Tensor:
-        """`T = E ΔD (p, p)` or `(g·i, p, p)`, float64 on the CPU.
+    @property
+    def delta(self) -> Tensor:
+        """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where every channel has its own; float64 on the CPU.
 
-        Formed when it is first used: a file is checked against the model before it may ask for
-        maps, which are larger than the tensors they come from.
+        Formed anew each time, as `transform` is: both may be a thousand times larger than the
+        tensors they come from, and a file is checked against the model before it may ask for them.
         """
-        t = {name: v.detach().to("cpu", torch.float64) for name, v in self.tensors.items()}
-        if "atoms" in t:
-            delta = t["atoms"]
-        elif "channel_atoms" in t:
-            delta = t["channel_atoms"]
-        else:
-            delta = torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
-        return t["encoder"] @ delta
+        t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
+        if "inner_atoms" in t:
+            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+        return t["atoms"] if "atoms" in t else t["channel_atoms"]
+
+    @property
+    def transform(self) -> Tensor:
+        """What filters or codes are multiplied by, float64 on the CPU: `T = E ΔD (p, p)` or
+        `(g·i, p, p)`, with sparse codes ΔD itself."""
+        if self.book:
+            return self.delta
+        return self.tensors["encoder"].detach().to("cpu", torch.float64) @ self.delta
 
     def view(self, weight: Tensor) -> View:
         return View(self.kind, tuple(weight.shape), self.groups, self.block)
@@ -94,12 +119,19 @@ class AtomFile:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components the file holds atoms for, such as `unet`."""
-        return tuple(dict.fromkeys(split_key(key)[0] for key in self.tensors))
+        keys = [key for key in self.tensors if not TOKENS.fullmatch(key)]
+        return tuple(dict.fromkeys(split_key(key)[0] for key in keys))
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """Text encoder → embeddings `(n, width)` of the word the file brings; see tokens.py."""
+        found = {TOKENS.fullmatch(key): tensor for key, tensor in self.tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers; encoders do not count."""
-        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(".encoder"))
+        """Trained numbers; encoders and base atoms do not count."""
+        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(FROZEN))
 
     @property
     def sha256(self) -> str:
@@ -147,9 +179,43 @@ def list_maps(
                     groups=layout["groups"],
                     kernel=tuple(layout["kernel"]),
                     tensors=tensors,
+                    book=read_book(layout, view, tensors),
                 )
             )
     return found
+
+
+def is_word(text: str) -> bool:
+    """Whether a file may bring this word: lower case, since tokenizers lower prompts, and in angle
+    brackets, so that it is found inside no other word."""
+    return re.fullmatch(r"<[^<>\s]{1,60}>", text) is not None and text == text.lower()
+
+
+def read_book(
+    layout: Mapping[str, Any], view: str, tensors: Mapping[str, Tensor]
+) -> CodeBook | None:
+    """The code book of a view of the sparse decomposition; None with the linear one."""
+    if "base_atoms" not in tensors:
+        return None
+    facts = layout["sparse"]
+    solver = Solver(facts["solver"], facts["iterations"], facts["tolerance"])
+    return CodeBook(tensors["base_atoms"], facts["penalties"][view], solver)
+
+
+def describe_books(books: Mapping[str, CodeBook]) -> dict[str, Any]:
+    """What a layout says about the code books of a layer by view, the inverse of `read_book`;
+    nothing about no books."""
+    if not books:
+        return {}
+    solver = next(iter(books.values())).solver
+    return {
+        "sparse": {
+            "solver": solver.name,
+            "iterations": solver.iterations,
+            "tolerance": solver.tolerance,
+            "penalties": {view: book.penalty for view, book in books.items()},
+        }
+    }
 
 
 def find_blocks(layout: Mapping[str, Any], view: str) -> Any:
@@ -167,6 +233,8 @@ def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:
     """component → module path → view → tensor name → tensor."""
     grouped: dict[str, dict[str, Views]] = {}
     for key, tensor in tensors.items():
+        if TOKENS.fullmatch(key):
+            continue
         component, path, view, name = split_key(key)
         views = grouped.setdefault(component, {}).setdefault(path, {})
         views.setdefault(view, {})[name] = tensor
@@ -185,7 +253,27 @@ def split_key(key: str) -> tuple[str, str, str, str]:
             f"the tensor {clip(key)!r} is not named "
             "<component>.<module path>.<spatial|block>.<tensor>"
         )
+    if match[3] == "sparse":
+        view = next((view for view, name in BASE_ATOMS.items() if name == match[4]), None)
+        if view is None:
+            raise AtomError(
+                f"the tensor {clip(key)!r} is none of the base atoms "
+                f"sparse.{' | sparse.'.join(BASE_ATOMS.values())}"
+            )
+        return match[1], match[2], view, "base_atoms"
     return match[1], match[2], match[3], match[4]
+
+
+def join_key(view: str, name: str) -> str:
+    """The end of a tensor's key, after the module path; the inverse of `split_key`."""
+    return f"sparse.{BASE_ATOMS[view]}" if name == "base_atoms" else f"{view}.{name}"
+
+
+def hash_content(tensors: Mapping[str, Tensor]) -> str:
+    """`modelspec.hash_sha256`: SHA-256 of a file's bytes after its header, with `0x` in front."""
+    data = save_tensors(dict(tensors))
+    start = 8 + int.from_bytes(data[:8], "little")
+    return "0x" + hashlib.sha256(memoryview(data)[start:]).hexdigest()
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:

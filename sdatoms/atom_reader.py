@@ -19,7 +19,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
-from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors
+from sdatoms.atom_file import FORMAT, AtomFile, clip, find_blocks, group_tensors, is_word
+from sdatoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.decompose import MAX_WIDTH
 from sdatoms.errors import AtomError
 
@@ -28,8 +29,15 @@ __all__ = ["read_atoms"]
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
 MAX_TENSORS = 100_000
+MAX_MAPS = 1 << 26
+"""The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
-"""The sets of trained tensors a view may hold beside its encoder; a block view takes the first."""
+"""The sets of trained tensors a view may hold beside its encoder or base atoms; a block view takes
+the first."""
+BASES = {"linear": "encoder", "sparse": "base_atoms"}
+"""Decomposition → the frozen tensor of every view."""
+MAX_ITERATIONS = 10_000
+"""The most iterations of a solver a file may ask for."""
 
 
 def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
@@ -63,8 +71,10 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
     except (AtomError, TypeError) as error:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
     check_fingerprints(prints, where)
-    check_tensors(tensors, layers, where)
-    return AtomFile(parsed, metadata, tensors)
+    check_tensors(tensors, layers, BASES[parsed.decomposition], where)
+    file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
+    check_word(file, where)
+    return file
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
@@ -131,13 +141,19 @@ def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
             if not (
                 isinstance(numbers, list)
                 and len(numbers) == 4
-                and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+                and all(type(v) in (int, float) and abs(v) < 1e30 for v in numbers)
             ):
                 raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
 
 
-def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, Any], where: str) -> None:
-    """Refuse tensors that are not finite, of another dtype, or contradict the layout."""
+def check_tensors(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, Any], basis: str, where: str
+) -> None:
+    """Refuse tensors that are not finite, of another dtype, or contradict the layout.
+
+    Args:
+        basis: the frozen tensor of every view, by the config's decomposition.
+    """
     if not tensors:
         raise AtomError(f"{where} holds no tensors")
     for key, tensor in tensors.items():
@@ -155,19 +171,36 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, Any], wher
         for path, views in paths.items():
             layout = layers.get(f"{component}.{path}")
             for view, found in views.items():
-                problem = check_layout(layout, view) or check_shapes(found, layout or {}, view)
+                problem = check_layout(layout, view) or check_shapes(
+                    found, layout or {}, view, basis
+                )
+                if not problem and basis == BASES["sparse"]:
+                    problem = check_book(found[basis], (layout or {}).get("sparse"), view)
                 if problem:
                     raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
 
 
+def check_word(file: AtomFile, where: str) -> None:
+    """Refuse embeddings without a word, a word without embeddings, and what is no word."""
+    word, rows = file.metadata.get("tokens"), list(file.embeddings.values())
+    if (word is None) != (not rows):
+        raise AtomError(f"{where} needs both or none of embeddings and the header entry 'tokens'")
+    if word is None:
+        return
+    if not is_word(word):
+        raise AtomError(f"{where} brings {clip(word)!r}, which is no word such as <dog>")
+    if any(t.dim() != 2 or not t.numel() or len(t) != len(rows[0]) for t in rows):
+        raise AtomError(f"{where} has embeddings that are no matrices of as many rows")
+
+
 def check_layout(layout: Any, view: str) -> str:
     """What is wrong with a layer's layout, or an empty string."""
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v < 1 << 31
     if not isinstance(layout, dict):
         return "has no layout in the header"
     kernel = layout.get("kernel")
-    if not isinstance(kernel, list) or len(kernel) not in (0, 2) or not all(map(whole, kernel)):
-        return "has a layout without a kernel of two whole numbers, or none for a linear layer"
+    if not isinstance(kernel, list) or len(kernel) > 3 or not all(map(whole, kernel)):
+        return "has a layout without a kernel of up to three whole numbers, none for a linear layer"
     if not whole(layout.get("groups")):
         return "has a layout without a number of groups"
     if view == "spatial":
@@ -181,13 +214,41 @@ def check_layout(layout: Any, view: str) -> str:
     return ""
 
 
-def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str) -> str:
+def check_book(atoms: Tensor, facts: Any, view: str) -> str:
+    """What is wrong with a view's base atoms and what the layout says of their codes, or an empty
+    string."""
+    penalties = facts.get("penalties") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or not isinstance(penalties, dict):
+        return "has a layout without the penalties of its sparse codes"
+    penalty, tolerance = penalties.get(view), facts.get("tolerance")
+    if not is_between(penalty, 1e-38, 1e38):
+        return "has a layout whose penalty is no number above 0"
+    if facts.get("solver") != "fista":
+        return f"has codes of the solver {clip(str(facts.get('solver')))!r} where 'fista' fits"
+    iterations = facts.get("iterations")
+    if not isinstance(iterations, int) or not is_between(iterations, 1, MAX_ITERATIONS):
+        return f"has a solver whose iterations are no whole number from 1 to {MAX_ITERATIONS}"
+    if not is_between(tolerance, 0, 1):
+        return "has a solver whose tolerance is no number from 0 to 1"
+    return "" if unit_atoms(atoms) else "has base atoms that are not of unit norm"
+
+
+def is_between(value: Any, least: float, most: float) -> bool:
+    """Whether the value is a number in that range."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= most
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str, basis: str
+) -> str:
     """What is wrong with one view's tensors, or an empty string."""
-    names = set(found) - {"encoder"}
+    names = set(found) - {basis}
     blocks = find_blocks(layout, view)
-    if "encoder" not in found or names not in (TRAINED[:1] if blocks else TRAINED):
+    if basis not in found or names not in (TRAINED[:1] if blocks else TRAINED):
         held = clip(", ".join(sorted(found)))
-        return f"holds {held}: not one encoder with one set of trained tensors"
+        kind = "one encoder" if basis == "encoder" else "base atoms"
+        return f"holds {held}: not {kind} with one set of trained tensors"
     p = math.prod(blocks["block"]) if blocks else 1
     if not blocks or blocks["view"] == "joint":
         p *= math.prod(layout["kernel"])
@@ -196,13 +257,20 @@ def check_shapes(found: Mapping[str, Tensor], layout: Mapping[str, Any], view: s
     if any(not tensor.numel() for tensor in found.values()):
         return "holds an empty tensor"
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if len(shapes["encoder"]) != 2 or shapes["encoder"][0] != p or shapes["encoder"][1] > p:
-        return f"has an encoder of shape {shapes['encoder']} where ({p}, at most {p}) fits"
-    m = shapes["encoder"][1]
+    frozen = shapes[basis]
+    if basis == "encoder":
+        if len(frozen) != 2 or frozen[0] != p or frozen[1] > p:
+            return f"has an encoder of shape {frozen} where ({p}, at most {p}) fits"
+    elif len(frozen) != 2 or frozen[1] != p or frozen[0] > OVERCOMPLETE * p:
+        return f"has base atoms of shape {frozen} where (at most {OVERCOMPLETE * p}, {p}) fits"
+    m = frozen[1 if basis == "encoder" else 0]
     channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    if channels * p * p > MAX_MAPS:
+        return f"asks for {channels} maps of {p}×{p} numbers where {MAX_MAPS} numbers fit in all"
     inner = shapes.get("inner_atoms", ())
     expected = {
         "encoder": (p, m),
+        "base_atoms": (m, p),
         "atoms": (m, p),
         "channel_atoms": (channels, m, p),
         "inner_coefficients": (channels, m, *inner[1:2]),

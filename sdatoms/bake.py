@@ -1,29 +1,37 @@
 """Sums of maps baked into plain weights: `W' = W + Σ_k s_k ΔW_k`, always from the pristine weight.
 
-Maps of one view are summed first, in float64 and in the order of the files' hashes, so the order of
-loading changes no bit and K adapters cost what one costs; the sum is formed in float32 and cast
-once. What is baked lives on the root module, as `BakedModule`: whoever shares the module shares it.
+Maps of one view (deltas of one code book) are summed first, in float64 and in the order of the
+files' hashes, so the order of loading changes no bit and K adapters cost what one costs; the sum is
+formed in float32 and cast once, a few output channels at a time, so that nothing weight-sized is
+held beside the pristine weights (sparse codes are: those of one weight at a time). What is baked
+lives on the root module, as `BakedModule`: whoever shares the module shares it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sdatoms.atom_file import LayerMap, clip, group_tensors, list_maps
+from sdatoms.attach import AttachedLayer, list_map_deltas
 from sdatoms.checkpoint import describe_layout
-from sdatoms.decompose import View
-from sdatoms.deltas import apply_map
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.inject import Injection
+from sdatoms.layers import TunedWeight
+from sdatoms.summed_maps import list_pairs, sum_transforms
+from sdatoms.weights import LayerWeight, list_weights, unwrap
 
 __all__ = [
     "Adapter",
+    "BakedLayer",
     "BakedModule",
     "Strength",
     "all_or_nothing",
@@ -44,6 +52,10 @@ BLOCKS = {
     "conv_out": "up",
 }
 """First part of a module path → the block whose strength counts."""
+CHUNK = 1 << 18
+"""Weights whose change is formed at once: small enough for a processor's own cache."""
+SIDE_BY_SIDE = 1 << 22
+"""Weights from which on several threads are worth starting."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Adapter:
 class BakedLayer:
     """A layer some adapter changes now."""
 
-    module: nn.Module
+    base: LayerWeight
     pristine: Tensor
     """Its weight without adapters."""
     current: int
@@ -77,7 +89,7 @@ class BakedLayer:
 
     @property
     def weight(self) -> Tensor:
-        return read_weight(self.module)
+        return self.base.weight
 
 
 @dataclass
@@ -87,7 +99,7 @@ class BakedModule:
     component: str
     """What the module is called in keys, such as `unet`."""
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    layers: dict[str, BakedLayer] = field(default_factory=dict)
+    layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
     origins: dict[str, int] = field(default_factory=dict)
     """Checksums of the pristine weights since the first load; they outlive the last adapter."""
 
@@ -96,29 +108,31 @@ class BakedModule:
         return bool(self.adapters)
 
 
-def find_layer(module: nn.Module, path: str) -> nn.Conv2d | nn.Linear:
-    """The layer at `path`, seen through wrappers that hold it as their `base_layer`.
+def find_layer(module: nn.Module, path: str) -> LayerWeight:
+    """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
 
     Raises:
-        AtomError: there is no convolution or linear layer with a weight of its own.
+        AtomError: there is no convolution, linear layer or attention projection with a weight of
+            its own.
     """
     layer: nn.Module | None = module
-    for part in path.split("."):
+    found: LayerWeight | None = None
+    *parents, last = path.split(".")
+    for part in parents:
         layer = layer._modules.get(part) if layer is not None else None
-        while layer is not None and layer._modules.get("base_layer") is not None:
-            layer = layer._modules["base_layer"]
-    if not isinstance(layer, nn.Conv2d | nn.Linear) or layer._parameters.get("weight") is None:
+        layer = unwrap(layer) if layer is not None else None
+    if isinstance(layer, nn.MultiheadAttention):
+        found = list_weights(layer).get(last)
+    elif layer is not None and (child := layer._modules.get(last)) is not None:
+        layer = unwrap(child)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            found = LayerWeight(layer)
+    if found is None or found.held is None:
         raise AtomError(
             f"this {type(module).__name__} has no layer {clip(path)!r} that the file's atoms "
             "could fit"
         )
-    return layer
-
-
-def read_weight(layer: nn.Module) -> Tensor:
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return weight
+    return found
 
 
 def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
@@ -127,7 +141,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     Returns:
         The share of the change that rounding to 16-bit weights loses, over these layers.
     """
-    lost, whole = 0.0, 0.0
+    jobs: list[tuple[BakedLayer, list[tuple[float, LayerMap]]]] = []
     order = sorted(state.adapters.values(), key=lambda a: (a.hash, str(a.strength)))
     for path in list(paths):
         terms = [(a.strength_at(path), m) for a in order for m in a.maps.get(path, [])]
@@ -137,24 +151,88 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             if not terms:
                 continue
             base = find_layer(root, path)
-            pristine = base.weight.detach().clone()
-            layer = state.layers[path] = BakedLayer(base, pristine, checksum(pristine))
+            if base.quantized:
+                layer = AttachedLayer(base)
+            else:
+                layer = BakedLayer(base, copy_weight(base.weight), 0)
+            state.layers[path] = layer
+        if isinstance(layer, AttachedLayer):
+            if terms:
+                layer.attach(root, list_pairs(layer.pristine, terms))
+            else:
+                layer.detach(root)
+                del state.layers[path]
+            continue
         weight = layer.weight
         layer.pristine = layer.pristine.to(weight.device)
-        with torch.no_grad():
-            if terms:
-                delta = sum_maps(layer.pristine, terms)
-                exact = layer.pristine + delta
-                baked = exact.to(weight.dtype)
-                if baked.element_size() < 4:
-                    lost += float((baked - exact).norm()) ** 2
-                    whole += float(delta.norm()) ** 2
-                weight.copy_(baked)
-                layer.current = checksum(baked)
-            else:
+        if terms:
+            jobs.append((layer, terms))
+        else:
+            with torch.no_grad():
                 weight.copy_(layer.pristine)
-                del state.layers[path]
+            del state.layers[path]
+    written = write_sums([(layer.weight, layer.pristine, terms) for layer, terms in jobs])
+    for (layer, _), (_, _, found) in zip(jobs, written, strict=True):
+        layer.current = found
+    lost, whole = (sum(row[part] for row in written) for part in (0, 1))
     return (lost / whole) ** 0.5 if whole else 0.0
+
+
+Job = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
+"""Where to write, the pristine weight, and the maps to add."""
+
+
+def write_sums(jobs: Sequence[Job]) -> list[tuple[float, float, int]]:
+    """`write_sum` for every job, and the checksum of what was written.
+
+    Layers are worked on side by side, each by one thread: no thread waits for another, and no bit
+    depends on how many there are.
+    """
+    threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def work(job: Job) -> tuple[float, float, int]:
+        with torch.inference_mode(mode):  # a thread of its own knows nothing of the caller's
+            return *write_sum(*job), checksum(job[0])
+
+    large = sum(weight.numel() for weight, _, _ in jobs) >= SIDE_BY_SIDE
+    try:
+        if threads > 1 and large and all(w.device.type == "cpu" for w, _, _ in jobs):
+            with ThreadPoolExecutor(threads, "bake", torch.set_num_threads, (1,)) as pool:
+                return list(pool.map(work, jobs))
+        torch.set_num_threads(1)
+        return [work(job) for job in jobs]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def copy_weight(weight: Tensor) -> Tensor:
+    """A copy on the weight's device, `contiguous` in memory."""
+    if weight.device.type != "cpu":
+        return weight.detach().clone(memory_format=torch.contiguous_format)
+    # numpy's allocator asks for huge pages: half the time where gigabytes are touched first.
+    raw = torch.from_numpy(np.empty(weight.numel() * weight.element_size(), np.uint8))
+    return raw.view(weight.dtype).view(weight.shape).copy_(weight.detach())
+
+
+@torch.no_grad()
+def write_sum(
+    weight: Tensor, pristine: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> tuple[float, float]:
+    """Write `pristine + Σ s ΔW` into `weight`, summed in float32 (or what is wider), cast once.
+
+    Returns:
+        For 16-bit weights the squared norms of what the cast lost and of the change, else zeros.
+    """
+    lost, whole = 0.0, 0.0
+    for rows, delta in walk_sum(pristine, terms):
+        if weight.element_size() >= 4:
+            torch.add(pristine[rows], delta, out=weight[rows])
+            continue
+        exact = pristine[rows] + delta
+        weight[rows] = exact
+        lost += float((weight[rows] - exact).norm()) ** 2
+        whole += float(delta.norm()) ** 2
+    return lost, whole
 
 
 @contextmanager
@@ -171,18 +249,35 @@ def all_or_nothing(states: Iterable[tuple[nn.Module, BakedModule]]) -> Iterator[
         raise
 
 
+@torch.no_grad()
 def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
-    """`Σ s ΔW` in float32. Maps of one view are summed in float64 first, in the order given."""
-    sums: dict[tuple[View, int], Tensor] = {}
-    for strength, m in terms:
-        key = (m.view(weight), m.transform.dim())
-        part = strength * m.transform
-        sums[key] = sums[key] + part if key in sums else part
-    total = torch.zeros(weight.shape, device=weight.device)
-    with torch.autocast(weight.device.type, enabled=False):
-        for key in sorted(sums, key=lambda key: (key[0].kind, key[0].block, key[1])):
-            total = total + apply_map(weight, key[0], sums[key].float().to(weight.device))
+    """`Σ s ΔW` in float32."""
+    total = torch.empty(weight.shape, device=weight.device)
+    for rows, delta in walk_sum(weight, terms):
+        total[rows] = delta
     return total
+
+
+def walk_sum(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield output channels and `Σ s ΔW` for them, in float32."""
+    maps = sum_transforms(weight, terms)
+    step = len(weight)
+    if all(m.view.groups == 1 or m.transform.dim() == 2 for m in maps):
+        # Blocks cross no group, so a single map does not care where groups begin.
+        side = math.lcm(*(m.view.block[0] for m in maps))
+        step = max(1, CHUNK // max(1, weight.shape[1:].numel()) // side) * side
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step]
+        total = None
+        with torch.autocast(weight.device.type, enabled=False):
+            for m in maps:
+                delta = m.apply(part, start)
+                total = delta if total is None else total + delta
+        if total is None:
+            total = torch.zeros(part.shape, device=weight.device)
+        yield slice(start, start + step), total
 
 
 def check_untouched(root: nn.Module, state: BakedModule) -> None:
@@ -192,17 +287,20 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
             found = find_layer(root, path)
         except AtomError:
             found = None
-        if found is not layer.module:
+        stands = layer.layer if isinstance(layer, AttachedLayer) else layer.base.module
+        if found is None or found.module is not stands:
             raise AtomError(
                 f"the layer {path!r} was replaced by something else while adapters are baked in; "
                 "put it back, or reload the base model, before changing adapters"
             )
-        weight = layer.weight
-        if weight.is_meta:
+        if found.held is None or found.held.is_meta:
             raise AtomError(
                 f"the weight of {path!r} moved to the meta device (offload?); bring it back before "
                 "changing adapters"
             )
+        if isinstance(layer, AttachedLayer):
+            continue
+        weight = layer.weight
         if weight.dtype != layer.pristine.dtype:
             raise AtomError(
                 f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
@@ -229,24 +327,41 @@ def bake_injection(
     Raises:
         AtomError: a tensor fits no injected layer; nothing is changed.
     """
-    layouts = {path: describe_layout(layer) for path, layer in injection.layers.items()}
+    layouts = {path: describe_layout(weight) for path, weight in injection.weights.items()}
     grouped = group_tensors(tensors).get(component, {})
     for path in grouped:
         if path not in layouts:
             raise AtomError(f"there is no injected layer {clip(path)!r} for the given tensors")
-    kept: list[tuple[nn.Module, Tensor, nn.Module, Tensor]] = []
+    kept: list[tuple[TunedWeight, dict[str, nn.Module], Tensor | None]] = []
     try:
-        with torch.no_grad():
-            for path, maps in list_maps(grouped, layouts).items():
-                layer = injection.layers[path]
-                pristine = layer.weight.detach().clone()
-                kept.append((layer, layer.weight, layer.deltas, pristine))
-                delta = sum_maps(pristine, [(1.0, m) for m in maps])
-                layer.weight.copy_((pristine + delta).to(pristine.dtype))
-                layer.deltas = nn.ModuleDict()
+        jobs: list[Job] = []
+        for path, maps in list_maps(grouped, layouts).items():
+            tuned = injection.weights[path]
+            terms = [(1.0, lend_codes(m, tuned)) for m in maps]
+            live, deltas = tuned.base.weight, dict(tuned.deltas.items())
+            if tuned.base.quantized:
+                kept.append((tuned, deltas, None))
+                tuned.deltas.clear()
+                tuned.deltas.update(list_map_deltas(list_pairs(live, terms)))
+            else:
+                pristine = copy_weight(live)
+                kept.append((tuned, deltas, pristine))
+                jobs.append((live, pristine, terms))
+                tuned.deltas.clear()
+        write_sums(jobs)
         yield
     finally:
         with torch.no_grad():
-            for layer, weight, deltas, pristine in kept:
-                layer._modules["deltas"] = deltas
-                weight.copy_(pristine)
+            for tuned, deltas, pristine in kept:
+                tuned.deltas.clear()
+                tuned.deltas.update(deltas)
+                if pristine is not None:
+                    tuned.base.weight.copy_(pristine)
+
+
+def lend_codes(map: LayerMap, tuned: TunedWeight) -> LayerMap:
+    """The map with the weight's own codes, where its base atoms are the weight's."""
+    delta = tuned.views.get("spatial" if map.kind == "spatial" else "block")
+    if not map.book or not delta or not delta.book or delta.book.hash != map.book.hash:
+        return map
+    return replace(map, codes=delta.codes)

@@ -9,9 +9,10 @@ atoms, is taken at their word, and complete atoms stay complete. All of it is no
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdatoms.atom_config import AtomConfig
+from sdatoms.codes import OVERCOMPLETE, Codes, fit_codes
 from sdatoms.decompose import (
     MAX_WIDTH,
     Kind,
@@ -24,6 +25,7 @@ from sdatoms.decompose import (
 from sdatoms.deltas import AtomDelta, Delta, OvercompleteDelta
 from sdatoms.errors import AtomError
 from sdatoms.targets import is_spatial
+from sdatoms.weights import LayerWeight
 
 __all__ = ["build_deltas"]
 
@@ -32,19 +34,20 @@ BUDGET = 4
 
 
 def build_deltas(
-    path: str, module: nn.Conv2d | nn.Linear, config: AtomConfig, named: bool
+    path: str, source: LayerWeight, config: AtomConfig, named: bool
 ) -> tuple[dict[str, Delta], str, float]:
     """The deltas of one layer by view, what was cut, and the worst relative reconstruction error.
 
     Args:
-        path: seeds the inner coefficients together with `config.seed`.
+        path: seeds inner coefficients and sparse atoms together with `config.seed`.
         named: a pattern of the caller's chose this layer, so that a layer without spatial filters
             takes block atoms in every variant.
     """
-    weight = module.weight
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    shape = tuple(weight.shape)
-    spatial = is_spatial(module)
+    weight, groups, shape = source.weight, source.groups, source.shape
+    if config.decomposition == "sparse" and source.quantized:
+        # Files of sparse atoms load only by baking.
+        return {}, "left out: sparse atoms do not fit quantized weights; linear ones do", 0.0
+    spatial = is_spatial(source.module)
     wants_spatial = spatial and config.variant != "coefficients"
     wants_block = config.variant in ("coefficients", "full") or (named and not spatial)
     overcomplete = config.variant in ("overcomplete", "full")
@@ -58,32 +61,31 @@ def build_deltas(
     deltas: dict[str, Delta] = {}
     errors = [0.0]
     limit = weight.numel() // BUDGET
+    seed = seed_layer(config.seed, path)
     if wants_spatial:
         view = View("spatial", shape, groups)
         m, m1 = fit_spatial(view, config, overcomplete, limit)
-        if fitted := encode(weight, view, config.num_atoms, m, notes):
-            error, encoder = fitted
+        if fitted := encode(weight, view, config, config.num_atoms, m, seed, notes):
+            error, basis = fitted
             errors.append(error)
             if overcomplete:
                 if m1 < config.num_inner_atoms:
                     notes.append(f"budget: inner atoms {config.num_inner_atoms} → {m1}")
-                seed = seed_layer(config.seed, path)
-                deltas["spatial"] = OvercompleteDelta(view, encoder, m1, seed)
+                deltas["spatial"] = OvercompleteDelta(view, basis, m1, seed)
             else:
-                deltas["spatial"] = AtomDelta(view, encoder)
+                deltas["spatial"] = AtomDelta(view, basis)
     if wants_block:
         view, m = fit_block(shape, groups, config, limit, notes)
-        if fitted := encode(weight, view, config.block_atoms, m, notes):
-            error, encoder = fitted
+        if fitted := encode(weight, view, config, config.block_atoms, m, seed, notes):
+            error, basis = fitted
             errors.append(error)
-            deltas["block"] = AtomDelta(view, encoder)
+            deltas["block"] = AtomDelta(view, basis)
     return deltas, "; ".join(dict.fromkeys(notes)), max(errors)
 
 
 def fit_spatial(view: View, config: AtomConfig, overcomplete: bool, limit: int) -> tuple[int, int]:
     """Atoms m and inner atoms m1 of the spatial view; m is 0 where nothing fits."""
-    complete = min(view.width, view.height)
-    m, m1 = min(config.num_atoms or complete, complete), config.num_inner_atoms
+    m, m1 = count_atoms(view, config, config.num_atoms), config.num_inner_atoms
     if overcomplete and not config.may_lower("num_inner_atoms"):
         return m, m1
     each = view.channels + view.width if overcomplete else view.width
@@ -98,12 +100,12 @@ def fit_block(
 ) -> tuple[View, int]:
     """The block view and its atoms m; the side is lowered until complete atoms fit, then m is."""
     kind: Kind = config.block_view if torch.Size(shape[2:]).numel() > 1 else "channel"
-    asked = config.block_atoms or MAX_WIDTH
+    asked = config.block_atoms
     views = []
     for b in range(config.block_size, 0, -1):
         sides = (split_side(shape[0] // groups, b), split_side(shape[1], b))
         view = View(kind, shape, groups, sides)
-        m = min(asked, view.width, view.height)
+        m = count_atoms(view, config, asked)
         views.append(view)
         if not config.may_lower("block_size"):
             return view, m
@@ -113,14 +115,29 @@ def fit_block(
     if first.block != last.block:
         before, after = (f"{view.block[0]}x{view.block[1]}" for view in (first, last))
         notes.append(f"budget: block {before} → {after}")
-    m = min(asked, last.width, last.height)
-    return last, m if config.block_atoms else min(m, limit // last.width)
+    m = count_atoms(last, config, asked)
+    return last, m if asked else min(m, limit // last.width)
+
+
+def count_atoms(view: View, config: AtomConfig, asked: int | None) -> int:
+    """The atoms asked for, as far as the view can have them; complete ones when None."""
+    complete = min(view.width, view.height)
+    if asked is None or config.decomposition == "linear":
+        return min(asked or complete, complete)
+    return min(asked, view.height, OVERCOMPLETE * view.width)
 
 
 def encode(
-    weight: Tensor, view: View, asked: int | None, m: int, notes: list[str]
-) -> tuple[float, Tensor] | None:
-    """`(relative error, encoder (p, at most m))`; None, noted, where the view has no atoms.
+    weight: Tensor,
+    view: View,
+    config: AtomConfig,
+    asked: int | None,
+    m: int,
+    seed: int,
+    notes: list[str],
+) -> tuple[float, Tensor | Codes] | None:
+    """Relative error, and the encoder `(p, at most m)` or codes `(n, at most m)`; None, noted,
+    where the view has no atoms.
 
     Args:
         asked: the atoms the config asks for, None for all.
@@ -134,19 +151,26 @@ def encode(
     if m < 1:
         notes.append(f"{view.kind} left out: no atoms fit a quarter of its weights")
         return None
-    gram = measure_gram(weight, view)
     try:
-        encoder = fit_encoder(gram, m)
-    except AtomError as error:
-        notes.append(f"left out: {error}")
+        if config.decomposition == "sparse":
+            basis, error = fit_codes(weight, view, m, config.sparsity, seed)
+            found = len(basis.book.atoms)
+        else:
+            gram = measure_gram(weight, view)
+            basis = fit_encoder(gram, m)
+            error, found = relative_error(gram, basis), basis.shape[1]
+            basis = basis.to(weight.device)
+    except AtomError as problem:
+        notes.append(f"left out: {problem}")
         return None
     complete = min(view.width, view.height)
-    if m < min(asked or complete, complete):
+    if m < count_atoms(view, config, asked):
         notes.append(f"budget: {view.kind} atoms {asked or complete} → {m}")
         asked = m
-    if encoder.shape[1] < (asked or complete):
-        notes.append(f"rank: {view.kind} atoms {asked or complete} → {encoder.shape[1]}")
-    return relative_error(gram, encoder), encoder.to(weight.device)
+    if found < (asked or complete):
+        cause = "rank" if config.decomposition == "linear" else "filters"
+        notes.append(f"{cause}: {view.kind} atoms {asked or complete} → {found}")
+    return error, basis
 
 
 def seed_layer(seed: int, path: str) -> int:

@@ -1,19 +1,29 @@
-"""The subcommands of `sdatoms`. Each function adds its flags, and returns what runs it."""
+"""The subcommands of `sdatoms`: `add_…` gives one its flags, `run_…` is what it does."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
-import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from sdatoms.commands_evaluate import add_evaluate, run_evaluate
+from sdatoms.commands_files import (
+    add_compose,
+    add_export,
+    add_inspect,
+    run_compose,
+    run_export,
+    run_inspect,
+    split_strength,
+)
+from sdatoms.commands_inject import add_inject, run_inject
+from sdatoms.commands_train import add_demo, add_train, run_demo, run_train
 from sdatoms.errors import AtomError
-from sdatoms.options import LineParser, add_flags, build_config, read_config_file
+from sdatoms.options import LineParser
 
 __all__ = ["add_commands", "train_main"]
 
@@ -29,140 +39,15 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         ("generate", add_generate, run_generate),
         ("inspect", add_inspect, run_inspect),
         ("inject", add_inject, run_inject),
+        ("compose", add_compose, run_compose),
+        ("export", add_export, run_export),
+        ("evaluate", add_evaluate, run_evaluate),
         ("ui", add_ui, run_ui),
     ):
         text = (run.__doc__ or "").strip()
         command = commands.add_parser(name, help=text.splitlines()[0], description=text)
         add(command)
         command.set_defaults(run=run)
-
-
-def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subject", default="ink", help="a bundled subject (default: ink)")
-    parser.add_argument(
-        "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
-    )
-    parser.add_argument(
-        "--max_train_steps", type=int, default=300, help="optimizer steps (default: 300)"
-    )
-    parser.add_argument(
-        "--atom_variant",
-        default="overcomplete",
-        choices=("atoms", "overcomplete", "coefficients", "full"),
-    )
-
-
-def run_demo(args: argparse.Namespace) -> None:
-    """Personalize the bundled base on a bundled subject and draw a before/after grid."""
-    from tqdm import tqdm
-
-    from sdatoms.demo import run_demo
-
-    with tqdm(total=args.max_train_steps, unit="step") as bar:
-
-        def show(step: int, total: int, loss: float) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.3f}")
-
-        result = run_demo(
-            args.subject,
-            args.output_dir,
-            args.max_train_steps,
-            args.atom_variant,
-            say=tqdm.write,
-            progress=show,
-        )
-    print(f"parameters         {result.parameters:,}")
-    print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
-    print(f"training           {result.seconds} seconds, loading and samples included")
-    print(
-        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, "
-        "5 prompts x 4 seeds"
-    )
-    print(f"  base             {result.base_similarity:+.3f}")
-    print(f"  with atoms       {result.atoms_similarity:+.3f}")
-    print(f"  pictures given   {result.instances_similarity:+.3f} (among themselves)")
-    print(f"before and after   {result.grid}")
-
-
-def add_train(parser: argparse.ArgumentParser) -> None:
-    from sdatoms.train_config import TrainConfig
-
-    add_flags(parser, TrainConfig)
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="toml, yaml or json with any of these flags; the command line wins",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print parameters, bytes, memory, steps and minutes; train nothing",
-    )
-
-
-def run_train(args: argparse.Namespace) -> None:
-    """Train filter atoms on a folder of pictures (the same trainer as
-    scripts/train_dreambooth_atoms.py)."""
-    from sdatoms.train_config import TrainConfig
-
-    given = {
-        k: v for k, v in vars(args).items() if k not in ("command", "run", "config", "dry_run")
-    }
-    values = (read_config_file(Path(args.config)) if args.config else {}) | given
-    config = build_config(
-        TrainConfig,
-        values,
-        f"the config file {args.config!r}" if args.config else "the command line",
-    )
-    from tqdm import tqdm
-
-    from sdatoms.train import estimate, train
-
-    if args.dry_run:
-        for name, value in estimate(config).items():
-            print(f"{name:<12} {value}")
-        return
-    stop = StopFlag()
-    steps = train(config)
-    bar = None  # made with the first step: what is wrong with the input is said without a bar
-    for step in steps:
-        bar = bar or tqdm(
-            total=step.total, initial=step.step - 1, unit="step", disable=not is_main_process()
-        )
-        bar.update(step.step - bar.n)
-        bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
-        if stop.asked:
-            steps.close()
-            bar.close()
-            print(
-                f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
-                file=sys.stderr,
-            )
-            raise SystemExit(130)
-    if bar:
-        bar.close()
-
-
-def is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
-
-
-class StopFlag:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C
-    stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.ask)
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -254,106 +139,6 @@ def run_generate(args: argparse.Namespace) -> None:
         print(save_picture(picture, folder / f"{slug}-{seed}.png", recipe, riders))
 
 
-def split_strength(text: str) -> tuple[str, float]:
-    """`file.safetensors=0.8` → path and strength; 1 where none is given."""
-    path, mark, number = text.rpartition("=")
-    if not mark:
-        return text, 1.0
-    try:
-        return path, float(number)
-    except ValueError:
-        if Path(text).exists():
-            return text, 1.0
-        raise AtomError(
-            f"--atoms {text!r} ends in {number!r}, which is no strength; it takes FILE or FILE=0.8"
-        ) from None
-
-
-def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="an atom file")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-
-
-def run_inspect(args: argparse.Namespace) -> None:
-    """Show what an atom file holds; needs no model."""
-    from sdatoms.checkpoint import clip, read_atoms
-
-    file = read_atoms(args.file)
-    hidden = ("layers", "base_fingerprints", "config", "modelspec.thumbnail")
-    facts: dict[str, Any] = {
-        "file": args.file,
-        "bytes": Path(args.file).stat().st_size,
-        "parameters": file.num_parameters,
-        "components": list(file.components),
-        "layers": len(file.layers),
-        "sha256": file.sha256,
-        "config": file.config.to_dict(),
-        "metadata": {k: v for k, v in file.metadata.items() if k not in hidden},
-    }
-    if args.json:
-        print(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            for key, entry in value.items():
-                print(f"{name + '.' + key:<36} {clip(str(entry))}")
-        else:
-            print(f"{name:<36} {clip(str(value))}")
-
-
-def add_inject(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=None,
-        help="a diffusers pipeline directory; the bundled base by default",
-    )
-    parser.add_argument(
-        "--atom_variant",
-        default="overcomplete",
-        choices=("atoms", "overcomplete", "coefficients", "full"),
-    )
-    parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_view", choices=("channel", "joint"), default=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-
-
-def run_inject(args: argparse.Namespace) -> None:
-    """Inject atoms into a base's UNet and print what every layer got."""
-    from sdatoms.inject import AtomConfig, inject
-    from sdatoms.pipeline import load_base
-
-    names = ("num_atoms", "num_inner_atoms", "block_size", "block_view")
-    config = AtomConfig(
-        variant=args.atom_variant, **{n: getattr(args, n) for n in names if hasattr(args, n)}
-    )
-    pipe = load_base(args.model)
-    injection = inject(pipe.unet, config)
-    rows = injection.report()
-    weights = sum(p.numel() for p in pipe.unet.parameters()) - injection.num_parameters
-    totals = {
-        "variant": config.variant,
-        "layers": len(injection.layers),
-        "parameters": injection.num_parameters,
-        "weights": weights,
-    }
-    if args.json:
-        print(json.dumps(totals | {"report": [asdict(row) for row in rows]}))
-        return
-    for row in rows:
-        shape = "x".join(map(str, row.shape))
-        print(
-            f"{row.path:<58} {shape:<16} {row.view:<22} {row.atoms:>5} {row.parameters:>8} "
-            f"{row.error:8.1e}  {row.note}"
-        )
-    print(
-        f"{totals['parameters']:,} parameters in {totals['layers']} layers of a UNet of "
-        f"{weights:,} weights"
-    )
-
-
 def add_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", action="store_true", help="serve on all addresses instead of this machine only"
@@ -437,6 +222,8 @@ def run_guarded(run: Any, args: argparse.Namespace) -> None:
 
 def silence_libraries() -> None:
     """Keep the loading bars and advice of diffusers and transformers out of a command's output."""
+    # bitsandbytes tells of an optional kernel while diffusers imports it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers
     import transformers
 

@@ -1,11 +1,12 @@
 r"""Modules whose `forward(weight)` is a weight's delta: frozen encoders and trained atoms.
 
-Every delta is a small map applied to the weight's own filters: `ΔX = X T`.
+Every delta is `ΔX = A ΔD`. With the linear decomposition `A = X E`, so it is a small map applied to
+the weight's own filters, `ΔX = X T`, `T = E ΔD`. With the sparse one A are stored codes, a buffer
+that no state dict holds. The subclasses differ in what `ΔD` is made of:
 
-- `AtomDelta`: `T = E ΔD`, one map a layer: variant `atoms` in the spatial view, `coefficients` in a
-  block view.
+- `AtomDelta`: one ΔD a layer: variant `atoms` in the spatial view, `coefficients` in a block view.
 - `OvercompleteDelta`: every absolute input channel c has its own atoms,
-  `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`, so `T_c = E ΔD_c`: variant `overcomplete`.
+  `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`: variant `overcomplete`.
 - `ChannelDelta`: the same with `ΔD_c` stored outright, the form that sums of several `overcomplete`
   adapters take.
 
@@ -25,41 +26,84 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from sdatoms.codes import CodeBook, Codes, encode_weight
 from sdatoms.decompose import View
 
-__all__ = ["AtomDelta", "ChannelDelta", "Delta", "OvercompleteDelta", "apply_map"]
+__all__ = ["AtomDelta", "ChannelDelta", "Delta", "OvercompleteDelta", "apply_map", "map_rows"]
 
 
 def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
     """`ΔW` in float32 for one map `(p, p)`, or one a channel `(g·i, p, p)` in the spatial view."""
-    w = weight.float()
+    return map_rows(view.rows(weight.float()), view, transform)
+
+
+def map_rows(rows: Tensor, view: View, transform: Tensor) -> Tensor:
+    """`(n, k)` rows of filters or codes through `(k, p)`, or `(g·i, k, p)`: a weight's shape."""
     if transform.dim() == 2:
-        return view.fold(view.rows(w) @ transform)
-    x = rearrange(w.reshape(w.shape[0], w.shape[1], -1), "(g o) i p -> (g i) o p", g=view.groups)
-    return rearrange(x @ transform, "(g i) o p -> (g o) i p", g=view.groups).reshape(view.shape)
+        return view.fold(rows @ transform)
+    i = view.shape[1]
+    x = rearrange(rows, "(g o i) k -> (g i) o k", g=view.groups, i=i) @ transform
+    return rearrange(x, "(g i) o p -> (g o) i p", g=view.groups).reshape(view.shape)
 
 
 class Delta(nn.Module):
-    """A view, its encoder `(p, m)` and trained tensors; `transform()` is the map they stand for."""
+    """A view, its encoder `(p, m)` or codes, and trained tensors, which `delta_atoms()` combines.
+
+    Args:
+        basis: the encoder of the linear decomposition, or the codes of the sparse one.
+    """
 
     encoder: Tensor
+    """E `(p, m)`; with the linear decomposition only."""
+    base_atoms: Tensor
+    """D `(m, p)`; with the sparse decomposition only, like `codes`."""
+    codes: Tensor
+    """A `(n, m)`."""
 
-    def __init__(self, view: View, encoder: Tensor) -> None:
+    def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__()
         self.view = view
-        self.register_buffer("encoder", encoder.to(torch.float32))
+        self.sparse = isinstance(basis, Codes)
+        if isinstance(basis, Codes):
+            self.penalty, self.solver = basis.book.penalty, basis.book.solver
+            self.register_buffer("base_atoms", basis.book.atoms.to(torch.float32))
+            self.register_buffer("codes", basis.values, persistent=False)
+        else:
+            self.register_buffer("encoder", basis.to(torch.float32))
 
     @property
     def num_atoms(self) -> int:
-        return self.encoder.shape[1]
+        return len(self.base_atoms) if self.sparse else self.encoder.shape[1]
+
+    @property
+    def book(self) -> CodeBook | None:
+        """What decides the codes; None with the linear decomposition."""
+        return CodeBook(self.base_atoms, self.penalty, self.solver) if self.sparse else None
+
+    def encode(self, weight: Tensor, base_atoms: Tensor) -> Tensor:
+        """The codes of `weight` against other base atoms, at this delta's λ."""
+        atoms = base_atoms.to(self.base_atoms)
+        return encode_weight(weight, self.view, CodeBook(atoms, self.penalty, self.solver))
+
+    @property
+    def basis(self) -> Tensor:
+        """The encoder, or the base atoms."""
+        return self.base_atoms if self.sparse else self.encoder
+
+    def delta_atoms(self) -> Tensor:
+        """`ΔD (m, p)` or `(g·i, m, p)` in the dtype of the trained tensors."""
+        raise NotImplementedError
 
     def transform(self) -> Tensor:
-        """`T (p, p)` or `(g·i, p, p)` in the dtype of the trained tensors."""
-        raise NotImplementedError
+        """`T = E ΔD`, `(p, p)` or `(g·i, p, p)`; with the linear decomposition only."""
+        delta = self.delta_atoms()
+        return self.encoder.to(delta) @ delta
 
     def forward(self, weight: Tensor) -> Tensor:
         """`ΔW`, float32, in the shape of `weight`; no autocast reaches this sum."""
         with torch.autocast(weight.device.type, enabled=False):
+            if self.sparse:
+                return map_rows(self.codes, self.view, self.delta_atoms())
             return apply_map(weight, self.view, self.transform())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -71,8 +115,9 @@ class Delta(nn.Module):
         trained = sum(p.numel() for p in self.parameters())
         bo, bi = self.view.block
         block = "" if self.view.kind == "spatial" else f" {bo}x{bi}"
+        sparse = "sparse " if self.sparse else ""
         return (
-            f"{self.view.kind}{block}, atoms={self.num_atoms}, width={self.view.width}, "
+            f"{self.view.kind}{block}, {sparse}atoms={self.num_atoms}, width={self.view.width}, "
             f"parameters={trained}"
         )
 
@@ -82,44 +127,51 @@ def move_only(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
+def make_zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in float32, whatever the default dtype, on the device of `like`."""
+    return torch.zeros(shape, dtype=torch.float32, device=like.device)
+
+
 class AtomDelta(Delta):
-    """`T = E ΔD` with trained `atoms` = ΔD `(m, p)`."""
+    """Trained `atoms` = ΔD `(m, p)`."""
 
-    def __init__(self, view: View, encoder: Tensor) -> None:
-        super().__init__(view, encoder)
-        self.atoms = nn.Parameter(torch.zeros(self.num_atoms, view.width, device=encoder.device))
+    def __init__(self, view: View, basis: Tensor | Codes) -> None:
+        super().__init__(view, basis)
+        self.atoms = nn.Parameter(make_zeros(self.basis, self.num_atoms, view.width))
 
-    def transform(self) -> Tensor:
-        return self.encoder.to(self.atoms) @ self.atoms
+    def delta_atoms(self) -> Tensor:
+        return self.atoms
 
 
 class OvercompleteDelta(Delta):
-    """`T_c = E ΔD_c`, `ΔD_c[a] = Σ_j inner_coefficients[c,a,j] inner_atoms[a,j]`.
+    """`ΔD_c[a] = Σ_j inner_coefficients[c,a,j] inner_atoms[a,j]`.
 
     `inner_coefficients` β `(g·i, m, m1)` start as N(0, 1)/√m1, so that an RMS of r in `inner_atoms`
     D1 `(m, m1, p)`, which start at zero, is a relative weight change of about r.
     """
 
-    def __init__(self, view: View, encoder: Tensor, num_inner_atoms: int, seed: int = 0) -> None:
-        super().__init__(view, encoder)
+    def __init__(
+        self, view: View, basis: Tensor | Codes, num_inner_atoms: int, seed: int = 0
+    ) -> None:
+        super().__init__(view, basis)
         m, m1 = self.num_atoms, num_inner_atoms
         # Drawn on the CPU, so that a seed means the same numbers on every device.
-        beta = torch.randn(view.channels, m, m1, generator=torch.Generator().manual_seed(seed))
-        self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(encoder.device))
-        self.inner_atoms = nn.Parameter(torch.zeros(m, m1, view.width, device=encoder.device))
+        generator = torch.Generator().manual_seed(seed)
+        beta = torch.randn(view.channels, m, m1, generator=generator, dtype=torch.float32)
+        self.inner_coefficients = nn.Parameter((beta / m1**0.5).to(self.basis.device))
+        self.inner_atoms = nn.Parameter(make_zeros(self.basis, m, m1, view.width))
 
-    def transform(self) -> Tensor:
-        delta = torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
-        return self.encoder.to(delta) @ delta
+    def delta_atoms(self) -> Tensor:
+        return torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
 
 
 class ChannelDelta(Delta):
-    """`T_c = E ΔD_c` with `channel_atoms` = ΔD_c `(g·i, m, p)`."""
+    """`channel_atoms` = ΔD_c `(g·i, m, p)`."""
 
-    def __init__(self, view: View, encoder: Tensor) -> None:
-        super().__init__(view, encoder)
+    def __init__(self, view: View, basis: Tensor | Codes) -> None:
+        super().__init__(view, basis)
         shape = (view.channels, self.num_atoms, view.width)
-        self.channel_atoms = nn.Parameter(torch.zeros(shape, device=encoder.device))
+        self.channel_atoms = nn.Parameter(make_zeros(self.basis, *shape))
 
-    def transform(self) -> Tensor:
-        return self.encoder.to(self.channel_atoms) @ self.channel_atoms
+    def delta_atoms(self) -> Tensor:
+        return self.channel_atoms

@@ -24,7 +24,7 @@ from sdatoms.train_config import TrainConfig
 
 __all__ = ["DemoResult", "list_subjects", "run_demo"]
 
-STYLE_PROMPTS = ("cat face", "red apple", "frog face", "crown", "rocket")
+STYLE_PROMPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
 SUBJECT_PROMPTS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
 SEEDS = (0, 1, 2, 3)
 

@@ -1,5 +1,4 @@
-"""Instance and class pictures as cached latents and prompt embeddings, and the batches drawn from
-them.
+"""Batches of instance and class pictures, and the class pictures themselves.
 
 Batches are a function of the seed and their number alone: a resumed run sees what the uninterrupted
 run would have, and N processes share one batch as one process would have drawn it.
@@ -7,123 +6,138 @@ run would have, and N processes share one batch as one process would have drawn 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdatoms.errors import AtomError
-from sdatoms.pictures import crop_to, find_pictures, read_picture, to_tensor
+from sdatoms.denoising import Denoising
+from sdatoms.encodings import Encoded
 from sdatoms.pipeline import paint
+from sdatoms.preflight import PICTURE_SUFFIXES
 
-__all__ = ["Batch", "Examples", "draw_batch", "encode_examples", "make_class_pictures"]
-
-CAPTION_LIMIT = 2000
-
-
-class Batch(NamedTuple):
-    """One step's worth of training input for one process."""
-
-    latents: Tensor
-    """`(B, c, h, w)`, scaled as the UNet expects them."""
-    context: Tensor
-    """Prompt embeddings `(B, tokens, width)`."""
-    noise: Tensor
-    timesteps: Tensor
-    """`(B,)`, whole numbers in [0, num_train_timesteps)."""
-    weights: Tensor
-    """`(B,)`, 1 for instance rows and the prior's weight for class rows."""
+__all__ = ["Batch", "Draw", "draw_batches", "make_class_pictures"]
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Cached latent distributions and prompt embeddings of a set of pictures."""
+class Batch:
+    """Rows of one size for one process, of instances or of their class."""
 
     names: tuple[str, ...]
-    mean: Tensor
-    """`(n, c, h, w)`, scaled."""
-    deviation: Tensor
-    context: Tensor
-    """`(n, tokens, width)`."""
+    prompts: tuple[str, ...]
+    latents: Tensor
+    """`(B, c, h, w)`, scaled as the UNet expects them."""
+    mask: Tensor | None
+    """`(B, 1, h, w)`, ones for rows without a mask; None when no row has one."""
+    time_ids: Tensor
+    """`(B, 6)` whole numbers."""
+    noise: Tensor
+    input_noise: Tensor
+    """The noise mixed in, which input perturbation makes differ from `noise`."""
+    timesteps: Tensor
+    """`(B,)` whole numbers."""
+    prior: bool = False
+    """Whether these rows keep the class rather than teach the subject."""
+    from_base: bool = False
+    """Whether the target is the base's own prediction."""
 
-    def __len__(self) -> int:
-        return len(self.mean)
-
-
-def read_prompt(picture: Path, prompt: str) -> str:
-    """The picture's own caption from a `.txt` beside it, else the prompt all share."""
-    sidecar = picture.with_suffix(".txt")
-    text = (
-        sidecar.read_text(encoding="utf-8", errors="replace").strip()[:CAPTION_LIMIT]
-        if sidecar.is_file()
-        else ""
-    )
-    return text or prompt
-
-
-def is_caption(path: Path, pictures: list[Path]) -> bool:
-    return path.suffix == ".txt" and any(p.stem == path.stem for p in pictures)
-
-
-@torch.no_grad()
-def encode_examples(
-    pipe: Any,
-    folder: Path,
-    prompt: str,
-    resolution: int,
-    log: Callable[[str], None],
-    flip: bool = False,
-) -> Examples:
-    """Read a folder's pictures, cover and crop them to `resolution` px, and encode them and their
-    prompts.
-
-    Raises:
-        AtomError: the folder holds no usable picture.
-    """
-    pictures, others = find_pictures(folder)
-    ignored = [p.name for p in others if not is_caption(p, pictures)]
-    if ignored:
-        log(
-            f"ignored {len(ignored)} files that are no pictures in {folder.name}: "
-            f"{', '.join(ignored[:10])}"
+    def share(self, process: int, size: int) -> Batch:
+        """The rows of one process."""
+        mine = slice(process * size, (process + 1) * size)
+        return replace(
+            self,
+            names=self.names[mine],
+            prompts=self.prompts[mine],
+            latents=self.latents[mine],
+            mask=None if self.mask is None else self.mask[mine],
+            time_ids=self.time_ids[mine],
+            noise=self.noise[mine],
+            input_noise=self.input_noise[mine],
+            timesteps=self.timesteps[mine],
         )
-    tensors = torch.stack([to_tensor(crop_to(read_picture(p), resolution)) for p in pictures])
-    prompts = [read_prompt(p, prompt) for p in pictures]
-    if flip:
-        tensors, prompts, pictures = (
-            torch.cat([tensors, tensors.flip(-1)]),
-            prompts * 2,
-            pictures * 2,
-        )
-    vae, device = pipe.vae, pipe.device
-    means, deviations = [], []
-    for part in tensors.split(8):
-        posterior = vae.encode(part.to(device, vae.dtype)).latent_dist
-        means.append(posterior.mean.float() * vae.config.scaling_factor)
-        deviations.append(posterior.std.float() * vae.config.scaling_factor)
-    contexts = {p: encode_prompt(pipe, p) for p in dict.fromkeys(prompts)}
-    return Examples(
-        names=tuple(p.name for p in pictures),
-        mean=torch.cat(means).cpu(),
-        deviation=torch.cat(deviations).cpu(),
-        context=torch.cat([contexts[p] for p in prompts]).float().cpu(),
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How batches are drawn; the same for the whole run."""
+
+    denoising: Denoising
+    seed: int
+    batch_size: int
+    num_processes: int = 1
+    process: int = 0
+    proportion_empty_prompts: float = 0.0
+    class_prompt: str | None = None
+    """With it and without class pictures, the base's prediction for this prompt is a target."""
+
+
+def draw_batches(
+    instances: Sequence[Encoded], classes: Sequence[Encoded] | None, index: int, draw: Draw
+) -> list[Batch]:
+    """The `index`-th batch of the run for one process: instance rows and, if kept, class rows."""
+    generator = torch.Generator().manual_seed(draw.seed * 1_000_003 + index)
+    whole = [draw_rows(instances, index, draw.seed, draw, generator)]
+    if classes is not None:
+        whole.append(replace(draw_rows(classes, index, draw.seed + 1, draw, generator), prior=True))
+    elif draw.class_prompt is not None:
+        # The instances' own noisy latents, read as their class.
+        own = whole[0]
+        prompts = (draw.class_prompt,) * len(own.names)
+        whole.append(replace(own, prompts=prompts, mask=None, prior=True, from_base=True))
+    return [batch.share(draw.process, draw.batch_size) for batch in whole]
+
+
+def draw_rows(
+    examples: Sequence[Encoded], index: int, seed: int, draw: Draw, generator: torch.Generator
+) -> Batch:
+    """The rows of all processes."""
+    count = draw.batch_size * draw.num_processes
+    rows = pick_rows(examples, index, count, seed)
+    mean = torch.stack([row.mean for row in rows])
+    deviation = torch.stack([row.deviation for row in rows])
+    latents = mean + deviation * torch.randn(mean.shape, generator=generator)
+    noise, input_noise = draw.denoising.draw_noise(tuple(latents.shape), generator)
+    timesteps = draw.denoising.draw_timesteps(count, generator)
+    empty = torch.zeros(count, dtype=torch.bool)
+    if draw.proportion_empty_prompts:
+        empty = torch.rand(count, generator=generator) < draw.proportion_empty_prompts
+    masked = any(row.mask is not None for row in rows)
+    blank = torch.ones(1, *mean.shape[-2:])
+    return Batch(
+        names=tuple(row.name for row in rows),
+        prompts=tuple("" if e else row.prompt for row, e in zip(rows, empty, strict=True)),
+        latents=latents,
+        mask=torch.stack([blank if r.mask is None else r.mask for r in rows]) if masked else None,
+        time_ids=torch.tensor([row.time_ids for row in rows]),
+        noise=noise,
+        input_noise=input_noise,
+        timesteps=timesteps,
     )
 
 
-@torch.no_grad()
-def encode_prompt(pipe: Any, prompt: str) -> Tensor:
-    """`(1, tokens, width)` as the pipeline itself encodes it."""
-    ids = pipe.tokenizer(
-        prompt,
-        padding="max_length",
-        max_length=pipe.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return pipe.text_encoder(ids.to(pipe.device))[0]
+def pick_rows(examples: Sequence[Encoded], index: int, count: int, seed: int) -> list[Encoded]:
+    """Rows of one size. Within a size every example comes once before any comes again, in a seeded
+    order; sizes are drawn in proportion to their examples."""
+    sizes: dict[torch.Size, list[Encoded]] = {}
+    for example in examples:
+        sizes.setdefault(example.mean.shape, []).append(example)
+    groups, place = list(sizes.values()), index
+    group = groups[0]
+    if len(groups) > 1:
+        # Replayed from the start: which sizes came before is a function of the seed as well.
+        draw = random.Random(seed * 104_729 + 1)
+        drawn = draw.choices(range(len(groups)), [len(g) for g in groups], k=index + 1)
+        group, place = groups[drawn[-1]], drawn[:-1].count(drawn[-1])
+    rows = []
+    for k in range(place * count, (place + 1) * count):
+        epoch, offset = divmod(k, len(group))
+        generator = torch.Generator().manual_seed(seed * 7919 + epoch)
+        rows.append(group[int(torch.randperm(len(group), generator=generator)[offset])])
+    return rows
 
 
 def make_class_pictures(
@@ -135,76 +149,24 @@ def make_class_pictures(
     seed: int,
     batch_size: int,
     log: Callable[[str], None],
+    tell: Callable[[], None] = lambda: None,
 ) -> int:
     """Paint class pictures with the base until `folder` holds `count`; returns how many were
     painted."""
     folder.mkdir(parents=True, exist_ok=True)
-    present = [p for p in folder.iterdir() if p.suffix in (".png", ".jpg", ".jpeg", ".webp")]
+    present = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
     missing = count - len(present)
     if missing <= 0:
         return 0
     log(f"painting {missing} class pictures of {prompt!r}")
     seeds = [seed * 100_003 + len(present) + k for k in range(missing)]
     for start in range(0, missing, batch_size):
+        tell()
         part = seeds[start : start + batch_size]
         pictures = paint(pipe, [prompt] * len(part), part, batch_size=batch_size)
         for number, picture in zip(part, pictures, strict=True):
-            picture.save(folder / f"class-{number:09d}.png")
+            # Renamed when whole: a run killed here must not leave half a picture.
+            unfinished = folder / f".class-{number:09d}.tmp"
+            picture.save(unfinished, format="PNG")
+            unfinished.replace(folder / f"class-{number:09d}.png")
     return missing
-
-
-def draw_batch(
-    instances: Examples,
-    classes: Examples | None,
-    *,
-    index: int,
-    batch_size: int,
-    num_processes: int,
-    process: int,
-    num_train_timesteps: int,
-    prior_loss_weight: float,
-    seed: int,
-) -> Batch:
-    """The `index`-th batch of the run for one process, a function of `seed` and `index` alone."""
-    whole = batch_size * num_processes
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-    rows = [pick_rows(instances, index * whole, whole, seed, generator)]
-    weights = [torch.ones(whole)]
-    if classes is not None:
-        rows.append(pick_rows(classes, index * whole, whole, seed + 1, generator))
-        weights.append(torch.full((whole,), prior_loss_weight))
-    mine = slice(process * batch_size, (process + 1) * batch_size)
-    parts = []
-    for (latents, context), weight in zip(rows, weights, strict=True):
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(num_train_timesteps, (whole,), generator=generator)
-        parts.append(
-            Batch(latents[mine], context[mine], noise[mine], timesteps[mine], weight[mine])
-        )
-    return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def pick_rows(
-    examples: Examples, first: int, count: int, seed: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Sampled latents and contexts: every example once before any comes again, in a seeded order
-    per epoch."""
-    index = []
-    for place in range(first, first + count):
-        epoch, offset = divmod(place, len(examples))
-        order = torch.randperm(
-            len(examples), generator=torch.Generator().manual_seed(seed * 7919 + epoch)
-        )
-        index.append(int(order[offset]))
-    noise = torch.randn(count, *examples.mean.shape[1:], generator=generator)
-    return examples.mean[index] + examples.deviation[index] * noise, examples.context[index]
-
-
-def check_folders(instance_data_dir: Path, with_prior: bool, class_prompt: str | None) -> None:
-    """Refuse, before any model is loaded, what cannot be trained on."""
-    find_pictures(instance_data_dir)
-    if with_prior and not class_prompt:
-        raise AtomError(
-            "--with_prior_preservation needs --class_prompt, the words for the class, such as "
-            "'a dog'"
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ __all__ = ["checksum", "fingerprint", "hash_tensors", "matches"]
 PROJECTION_PERIOD = 65_521
 TOLERANCE = 2e-2
 """How far norms (relative) and projections may lie apart: casts do not reach it."""
-ROW = 1 << 17
-"""Words of 64 bits that get multipliers of their own in a checksum."""
+ROW = 1 << 15
+"""Words of 64 bits that get multipliers of their own in a checksum; with them they fit a cache."""
 
 
 def fingerprint(weight: Tensor) -> list[float]:
@@ -37,9 +38,15 @@ def fingerprint(weight: Tensor) -> list[float]:
     if whole:
         folded += flat[:whole].reshape(-1, PROJECTION_PERIOD).sum(0)
     folded[: flat.numel() - whole] += flat[whole:]
-    signs = np.random.RandomState(0).randint(0, 2, (3, PROJECTION_PERIOD)) * 2 - 1
-    projections = signs.astype(np.float64) @ folded.double().cpu().numpy() / norm
+    projections = draw_signs() @ folded.double().cpu().numpy() / norm
     return [float(f"{v:.5g}") for v in (norm, *projections)]
+
+
+@cache
+def draw_signs() -> np.ndarray:
+    """The signs of the three projections, float64."""
+    signs = np.random.RandomState(0).randint(0, 2, (3, PROJECTION_PERIOD)) * 2 - 1
+    return signs.astype(np.float64)
 
 
 def matches(stored: Sequence[float], found: Sequence[float]) -> bool:
@@ -55,13 +62,23 @@ def checksum(tensor: Tensor) -> int:
     Odd multipliers make every change of one word visible; their places make reorderings visible.
     """
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
-    words = torch.nn.functional.pad(raw, (0, -len(raw) % 8)).view(torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, (ROW,), generator=generator).to(words.device) * 2 + 1
+    words = torch.nn.functional.pad(raw, (0, -len(raw) % 8)) if len(raw) % 8 else raw
+    words, odd = words.view(torch.int64), draw_multipliers(raw.device)
     total = 0
     for row in words.split(ROW):
-        total = (3 * total + int((row * odd[: len(row)]).sum())) % 2**64
+        # `dot` keeps no products; of whole numbers only the CPU's knows them.
+        factors = odd[: len(row)]
+        row_sum = torch.dot(row, factors) if row.device.type == "cpu" else (row * factors).sum()
+        total = (3 * total + int(row_sum)) % 2**64
     return total
+
+
+@cache
+def draw_multipliers(device: torch.device) -> Tensor:
+    """`ROW` odd numbers, the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-(2**62), 2**62, (ROW,), generator=generator, device="cpu")
+    return numbers.to(device) * 2 + 1
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

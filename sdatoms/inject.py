@@ -8,19 +8,23 @@ and hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdatoms.adopt import adopt
 from sdatoms.atom_config import AtomConfig
+from sdatoms.atom_file import join_key
+from sdatoms.attention import switch_off_fused
 from sdatoms.budget import build_deltas
+from sdatoms.codes import unit_atoms
 from sdatoms.deltas import Delta
 from sdatoms.errors import AtomError
-from sdatoms.layers import AtomConv2d, AtomLayer, AtomLinear, adopt
-from sdatoms.targets import Places, choose_targets
+from sdatoms.layers import AtomLayer, TunedWeight, replace_modules
+from sdatoms.targets import Target, choose_targets, count_holders, refuse_target
 
 __all__ = ["AtomConfig", "Injection", "LayerReport", "carries_atoms", "inject"]
 
@@ -37,7 +41,8 @@ class LayerReport:
     """Atoms over all views of the layer."""
     parameters: int
     error: float
-    """Relative reconstruction error `‖W − A D‖/‖W‖` of the worst view; 0 for complete atoms."""
+    """Relative reconstruction error `‖W − A D‖/‖W‖` of the worst view; 0 for complete atoms of the
+    linear decomposition."""
     note: str
     """What the rank or the budget rule cut, or why the layer was left out."""
 
@@ -48,22 +53,26 @@ class Injection:
     def __init__(self, model: nn.Module, config: AtomConfig) -> None:
         self.model = model
         self.config = config
-        self.layers: dict[str, AtomConv2d | AtomLinear] = {}
+        self.layers: dict[str, AtomLayer] = {}
         """Module path → the atom layer that stands there."""
         self.bases: dict[str, nn.Module] = {}
         """Module path → the base layer it stands in for."""
+        self.weights: dict[str, TunedWeight] = {}
+        """Path of a weight, as files name it → its base and deltas. A layer of one weight goes by
+        its module path; nn.MultiheadAttention has `<path>.q_proj` and the like."""
         self._reports: list[LayerReport] = []
         modules = list(model.modules())
         self._modes = [(module, module.training) for module in modules]
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
+        self._switch_on_fused: Callable[[], None] = lambda: None
         self._hooks = [(table, dict(table)) for module in modules for table in find_hooks(module)]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every encoder and trained tensor as `<module path>.<view>.<tensor>`."""
-        for path, layer in self.layers.items():
-            for view, delta in layer.views().items():
+        """Every encoder or base atom and trained tensor as `<module path>.<view>.<tensor>`."""
+        for path, weight in self.weights.items():
+            for view, delta in weight.views.items():
                 for name, tensor in delta.state_dict(keep_vars=True).items():
-                    yield f"{path}.{view}.{name}", tensor
+                    yield f"{path}.{join_key(view, name)}", tensor
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trained tensors by name."""
@@ -72,25 +81,33 @@ class Injection:
                 yield name, tensor
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trained tensors, for an optimizer."""
+        """The trained tensors, for an optimizer.
+
+        Raises:
+            AtomError: somebody cast them: half precision swallows the steps of training.
+        """
+        self._check_dtypes()
         return (parameter for _, parameter in self.named_parameters())
 
     @property
     def num_parameters(self) -> int:
         """Trained numbers over all layers; encoders and heads do not count."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for _, parameter in self.named_parameters())
 
     def report(self) -> list[LayerReport]:
         """One row per targeted layer, those left out included."""
         return list(self._reports)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all encoders and trained tensors, by `<module path>.<view>.<tensor>`."""
+        """Copies of all encoders (or base atoms) and trained tensors, by `<module path>.<view>.
+        <tensor>`; codes are not among them."""
         return {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy tensors in. All keys and shapes must fit, else nothing is changed.
+
+        Where sparse atoms differ from those here, codes are found anew at this injection's λ.
 
         Raises:
             AtomError: names the first key that is missing, unknown, of another shape, or not
@@ -107,18 +124,43 @@ class Injection:
                 problem = f"has shape {came} where {fits} fits"
             elif not torch.isfinite(state[name]).all():
                 problem = "holds NaN or infinite numbers"
+            elif name.endswith("base_atoms") and not unit_atoms(state[name]):
+                problem = "holds atoms that are not of unit norm"
             else:
                 continue
             raise AtomError(f"the tensor {name!r} {problem}; nothing was loaded")
+        recoded = []
+        for path, weight in self.weights.items():
+            for view, delta in weight.views.items():
+                given = state.get(f"{path}.{join_key(view, 'base_atoms')}")
+                if given is not None and not torch.equal(
+                    delta.base_atoms, given.to(delta.base_atoms)
+                ):
+                    recoded.append((delta, delta.encode(weight.base.weight, given)))
         for name, tensor in own.items():
             tensor.copy_(state[name])
+        for delta, codes in recoded:
+            delta.codes = codes
 
     def train_atoms(self) -> None:
-        """Let gradients reach the atoms and nothing else, whatever others froze or thawed."""
+        """Let gradients reach the atoms and nothing else, whatever others froze or thawed.
+
+        Raises:
+            AtomError: somebody cast the atoms; nothing is changed.
+        """
+        self._check_dtypes()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters():
             parameter.requires_grad_(True)
+
+    def _check_dtypes(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise AtomError(
+                    f"the trained tensor {name!r} was cast to {parameter.dtype}; atoms train in "
+                    "float32 whatever the base is stored in, so leave them out of the cast"
+                )
 
     def eject(self) -> None:
         """Put the base modules back wherever their atom layers stand now, everything as it was.
@@ -127,13 +169,9 @@ class Injection:
         """
         if not self.layers:
             return
-        back: dict[nn.Module | None, nn.Module] = {
-            layer: self.bases[path] for path, layer in self.layers.items()
-        }
-        for parent in list(self.model.modules()):
-            for name, child in parent._modules.items():
-                if child in back:
-                    parent._modules[name] = back[child]
+        back = {layer: self.bases[path] for path, layer in self.layers.items()}
+        replace_modules(self.model, back)
+        self._switch_on_fused()
         for table, kept in self._hooks:
             table.clear()
             table.update(kept)
@@ -141,7 +179,7 @@ class Injection:
             module.training = mode
         for parameter, flag in self._grads:
             parameter.requires_grad_(flag)
-        self.layers, self.bases = {}, {}
+        self.layers, self.bases, self.weights = {}, {}, {}
 
 
 def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
@@ -161,37 +199,43 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         raise AtomError(
             f"this {kind} has baked adapters; call AdapterSet.clear() before injecting atoms"
         )
-    places = Places(model)
+    holders = count_holders(model)
     injection = Injection(model, config)
-    layers: dict[nn.Module, AtomConv2d | AtomLinear] = {}
-    for path, module, named in choose_targets(model, config):
-        deltas, note, error = {}, places.refuse(module), 0.0
+    adopted: dict[nn.Module, AtomLayer] = {}
+    for target in choose_targets(model, config):
+        deltas, note, error = {}, refuse_target(target, holders), 0.0
         if not note:
-            deltas, note, error = build_deltas(path, module, config, named)
-        injection._reports.append(describe(path, module, deltas, note, error))
+            deltas, note, error = build_deltas(target.path, target.weight, config, target.named)
+        injection._reports.append(describe(target, deltas, note, error))
         if deltas:
-            layer = adopt(module)
-            layer.deltas.update(deltas)
-            injection.layers[path], injection.bases[path] = layer, module
-            layers[module] = layer
-    if not layers:
+            if target.module not in adopted:
+                adopted[target.module] = adopt(target.module)
+                injection.layers[target.layer_path] = adopted[target.module]
+                injection.bases[target.layer_path] = target.module
+            table = adopted[target.module].carry(target.name, deltas)
+            injection.weights[target.path] = TunedWeight(target.weight, table)
+    if not adopted:
         asked = ", ".join(config.target_modules or ()) or "the default targets"
+        reasons = [row.note for row in injection._reports] or [
+            "linear layers and 1x1 convolutions take the variants 'coefficients' and 'full', or "
+            "have to be named in target_modules"
+        ]
         raise AtomError(
-            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}"
+            f"no layer of this {kind} takes atoms of variant {config.variant!r} under {asked}; "
+            f"{reasons[0]}"
         )
-    for module, layer in layers.items():
-        for parent, name in places.parents[module]:
-            parent._modules[name] = layer
-        if places.inside(module, nn.TransformerEncoderLayer):
-            # Its fused path reads the weight without calling the layer, unless there are hooks.
-            layer.register_forward_hook(lambda *_: None)
+    replace_modules(model, adopted)
+    injection._switch_on_fused = switch_off_fused(model)
     injection.train_atoms()
     return injection
 
 
 def carries_atoms(model: nn.Module) -> bool:
-    """Whether atoms are injected anywhere in the model."""
-    return any(isinstance(module, AtomLayer) and module.deltas for module in model.modules())
+    """Whether atoms that train are injected anywhere in the model."""
+    return any(
+        isinstance(module, AtomLayer) and next(module.deltas.parameters(), None) is not None
+        for module in model.modules()
+    )
 
 
 def find_hooks(module: nn.Module) -> Iterator[dict[Any, Any]]:
@@ -201,17 +245,14 @@ def find_hooks(module: nn.Module) -> Iterator[dict[Any, Any]]:
             yield table
 
 
-def describe(
-    path: str, module: nn.Module, deltas: dict[str, Delta], note: str, error: float
-) -> LayerReport:
+def describe(target: Target, deltas: dict[str, Delta], note: str, error: float) -> LayerReport:
     names = []
     for delta in deltas.values():
         (bo, bi), kind = delta.view.block, delta.view.kind
         names.append(kind if kind == "spatial" else f"{kind} {bo}x{bi}")
-    weight = module.weight
     return LayerReport(
-        path=path,
-        shape=tuple(weight.shape) if isinstance(weight, Tensor) else (),
+        path=target.path,
+        shape=target.weight.shape,
         view=" + ".join(names),
         atoms=sum(delta.num_atoms for delta in deltas.values()),
         parameters=sum(p.numel() for delta in deltas.values() for p in delta.parameters()),

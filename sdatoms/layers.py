@@ -1,4 +1,4 @@
-"""`AtomConv2d` and `AtomLinear`: the base layer itself, plus its deltas, with one convolution.
+"""Atom layers: the base layer itself, plus its deltas, with one convolution or product.
 
 An atom layer shares the base layer's `weight` and `bias` Parameter objects under the same
 state-dict keys, and all its other attributes. Built with the base constructor, it has no deltas and
@@ -7,22 +7,72 @@ state-dict keys, and all its other attributes. Built with the base constructor, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sdatoms.deltas import Delta
-from sdatoms.errors import AtomError
+from sdatoms.weights import LayerWeight
 
-__all__ = ["AtomConv2d", "AtomLayer", "AtomLinear", "adopt"]
+__all__ = [
+    "AtomConv1d",
+    "AtomConv2d",
+    "AtomConv3d",
+    "AtomLayer",
+    "AtomLinear",
+    "OneWeightLayer",
+    "TunedWeight",
+    "add_deltas",
+    "replace_modules",
+    "sum_deltas",
+]
+
+
+def sum_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor | None:
+    """`ΔW` in float32, the sum of the deltas of all views; None without deltas."""
+    total = None
+    for delta in deltas.values():
+        part = delta(weight)
+        total = part if total is None else total + part
+    return total
+
+
+def add_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor:
+    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
+    delta = sum_deltas(weight, deltas)
+    return weight if delta is None else (weight + delta).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class TunedWeight:
+    """One weight of an injected model and the deltas it carries."""
+
+    base: LayerWeight
+    deltas: nn.ModuleDict
+
+    @property
+    def views(self) -> dict[str, Delta]:
+        """View (`spatial` or `block`) → `Delta`."""
+        return {view: delta for view, delta in self.deltas.items() if isinstance(delta, Delta)}
 
 
 class AtomLayer(nn.Module):
-    """What both atom layers add to their base: `deltas`, and the weight with them applied."""
+    """What every atom layer adds to its base."""
 
     deltas: nn.ModuleDict
-    """View (`spatial` or `block`) → `Delta`."""
+    """View (`spatial` or `block`) → `Delta`; in attention, projection → such a table."""
+
+    def carry(self, name: str, deltas: Mapping[str, nn.Module]) -> nn.ModuleDict:
+        """Take up deltas for the weight `name` (empty where there is one); return their table."""
+        self.deltas.update(deltas)
+        return self.deltas
+
+
+class OneWeightLayer(AtomLayer):
+    """An atom layer over one `weight`."""
+
     weight: Tensor
 
     def views(self) -> dict[str, Delta]:
@@ -31,19 +81,25 @@ class AtomLayer(nn.Module):
 
     def delta_weight(self) -> Tensor | None:
         """`ΔW` in float32, the sum of this layer's deltas; None without deltas."""
-        total = None
-        for delta in self.views().values():
-            part = delta(self.weight)
-            total = part if total is None else total + part
-        return total
+        return sum_deltas(self.weight, self.deltas)
 
     def tuned_weight(self) -> Tensor:
         """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
-        delta = self.delta_weight()
-        return self.weight if delta is None else (self.weight + delta).to(self.weight.dtype)
+        return add_deltas(self.weight, self.deltas)
 
 
-class AtomConv2d(AtomLayer, nn.Conv2d):
+class AtomConv1d(OneWeightLayer, nn.Conv1d):
+    """`nn.Conv1d` with `y = conv(x, W + ΔW)` in one convolution."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.tuned_weight(), self.bias)
+
+
+class AtomConv2d(OneWeightLayer, nn.Conv2d):
     """`nn.Conv2d` with `y = conv(x, W + ΔW)` in one convolution."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +110,18 @@ class AtomConv2d(AtomLayer, nn.Conv2d):
         return self._conv_forward(input, self.tuned_weight(), self.bias)
 
 
-class AtomLinear(AtomLayer, nn.Linear):
+class AtomConv3d(OneWeightLayer, nn.Conv3d):
+    """`nn.Conv3d` with `y = conv(x, W + ΔW)` in one convolution."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.tuned_weight(), self.bias)
+
+
+class AtomLinear(OneWeightLayer, nn.Linear):
     """`nn.Linear` with `y = x (W + ΔW)ᵀ + bias` in one product."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -65,28 +132,9 @@ class AtomLinear(AtomLayer, nn.Linear):
         return nn.functional.linear(input, self.tuned_weight(), self.bias)
 
 
-def adopt(base: nn.Module) -> AtomConv2d | AtomLinear:
-    """An atom layer sharing parameters, buffers, hooks and attributes with `base`, without deltas.
-
-    Raises:
-        AtomError: `base` is of another class, or another library has replaced its `forward`.
-    """
-    if type(base) is nn.Conv2d:
-        layer = AtomConv2d.__new__(AtomConv2d)
-    elif type(base) is nn.Linear:
-        layer = AtomLinear.__new__(AtomLinear)
-    else:
-        raise AtomError(f"filter atoms fit nn.Conv2d and nn.Linear, not {type(base).__name__}")
-    if "forward" in base.__dict__:
-        # A copied bound method would go on calling the base layer, without the deltas.
-        raise AtomError(
-            f"the forward of this {type(base).__name__} was replaced by another library (an "
-            "accelerate hook?); remove its hooks before injecting atoms"
-        )
-    # `_parameters` and `_buffers` are shared tables, one truth for both layers; `_modules` is not,
-    # since only the atom layer has deltas.
-    layer.__dict__.update(base.__dict__)
-    layer.__dict__["_modules"] = dict(base._modules)
-    layer.deltas = nn.ModuleDict()
-    torch.nn.Module.train(layer, base.training)
-    return layer
+def replace_modules(model: nn.Module, table: Mapping[Any, nn.Module]) -> None:
+    """Put other modules in the places of those in `table`, under every name, wrappers' included."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in table:
+                parent._modules[name] = table[child]

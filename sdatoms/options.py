@@ -78,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     hints, texts = get_type_hints(cls), read_field_help(cls)
     for field in fields(cls):
         kind = unwrap(hints[field.name])
-        shown = "" if field.default in (None, "", MISSING) else f" (default: {field.default})"
+        shown = "" if field.default in (None, "", (), MISSING) else f" (default: {field.default})"
         options: dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": (texts.get(field.name, "") + shown).replace("%", "%%"),
@@ -87,6 +87,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
+        elif get_origin(kind) is tuple:
+            options |= {"nargs": "+", "metavar": "TEXT"}
         else:
             options["type"] = kind
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
@@ -141,6 +143,12 @@ def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
             )
         kind = known[key]
         if value is None or get_origin(kind) is Literal:
+            continue
+        if get_origin(kind) is tuple:
+            words = [value] if isinstance(value, str) else value
+            if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+                raise AtomError(f"{where}: {key} is {value!r} where a list of texts fits")
+            values = values | {key: tuple(words)}
             continue
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             values = values | {key: float(value)}

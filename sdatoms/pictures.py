@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdatoms.errors import AtomError
 
-__all__ = ["crop_to", "draw_grid", "find_pictures", "make_thumbnail", "read_picture", "to_tensor"]
+__all__ = ["draw_grid", "find_pictures", "make_thumbnail", "read_picture", "to_tensor"]
 
 MAX_PIXELS = 100_000_000
 
@@ -66,11 +66,6 @@ def read_picture(path: Path) -> Image.Image:
         raise
     except Exception as error:
         raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
-
-
-def crop_to(picture: Image.Image, size: int) -> Image.Image:
-    """Scale so that the picture covers `size`×`size` px, then cut the middle out."""
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -48,9 +48,13 @@ def load_base(
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
+    load_in: str | None = None,
 ) -> Any:
     """Open a diffusers pipeline from a directory, a single-file checkpoint or the hub; safetensors
     only. None opens the bundled base.
+
+    Args:
+        load_in: "8bit" or "4bit" holds the UNet's linear layers so (bitsandbytes).
 
     Raises:
         AtomError: there is no such directory and the hub cannot be reached, or it holds no
@@ -64,7 +68,11 @@ def load_base(
         )
     if name_or_path is None and not local:
         raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
-    extras = {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
+    extras: dict[str, Any] = (
+        {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
+    )
+    if load_in:
+        extras["unet"] = load_small_unet(where, load_in, revision=revision, variant=variant)
     try:
         if Path(where).is_file():
             pipe = open_single_file(Path(where), dtype)
@@ -107,6 +115,27 @@ def open_single_file(path: Path, dtype: torch.dtype) -> Any:
     return StableDiffusionPipeline.from_single_file(
         str(path), torch_dtype=dtype, safety_checker=None, use_safetensors=True
     )
+
+
+def load_small_unet(where: str, load_in: str, **options: Any) -> Any:
+    """The UNet with its linear layers in 8 or 4 bits.
+
+    Raises:
+        AtomError: bitsandbytes or a GPU is missing, or the folder holds no UNet.
+    """
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.quantizers.quantization_config import BitsAndBytesConfig
+
+    try:
+        settings = BitsAndBytesConfig(**{f"load_in_{load_in}": True})  # pyright: ignore[reportArgumentType]
+        return UNet2DConditionModel.from_pretrained(
+            where, subfolder="unet", use_safetensors=True, quantization_config=settings, **options
+        )
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        reason = clip(str(error).strip().splitlines()[0], 200)
+        raise AtomError(
+            f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
+        ) from None
 
 
 def wants_safety_checker(folder: Path) -> bool:

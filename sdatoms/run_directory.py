@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from sdatoms.errors import AtomError
 __all__ = ["RunDirectory", "write_toml"]
 
 STEP = re.compile(r"^step-(\d{6,})$")
+SAMPLE = re.compile(r"^(base|step-\d{6,})-\d+\.png$")
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -36,12 +38,31 @@ class RunDirectory:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self._last_beat = 0.0
+        self._stale: list[int] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AtomError(
                 f"the output folder {str(path)!r} cannot be made: {error.strerror}"
             ) from None
+
+    def clean(self) -> None:
+        """Take away what a killed run left half-done."""
+        for path in self.checkpoints.glob(".step-*"):
+            kept = self.checkpoints / path.name[1:].removesuffix(".old")
+            if path.suffix == ".old" and not kept.exists():
+                path.rename(kept)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def start_afresh(self) -> None:
+        """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
+        new one."""
+        self.trim_metrics(-1)
+        for path in self.samples.glob("*.png"):
+            if SAMPLE.match(path.name):
+                path.unlink()
+        self._stale = self.list_checkpoints()
 
     def log(self, text: str) -> None:
         """Append one line with the time to `log.txt`."""
@@ -86,20 +107,36 @@ class RunDirectory:
         write_whole(self.path / "config.toml", write_toml(values).encode())
 
     def save_checkpoint(
-        self, step: int, files: dict[str, bytes], state: dict[str, Tensor], limit: int | None
+        self,
+        step: int,
+        files: dict[str, bytes],
+        state: dict[str, Tensor],
+        places: str,
+        limit: int | None,
     ) -> Path:
-        """Write `checkpoints/step-…`, complete or absent, then delete the oldest beyond `limit`."""
+        """Write `checkpoints/step-…`, complete or absent, then delete the oldest beyond `limit`.
+
+        Args:
+            places: JSON text that says where the tensors of `state` belong.
+        """
         target = self.checkpoints / f"step-{step:06d}"
         staging = self.checkpoints / f".{target.name}.tmp"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        for name, data in {**files, "state.safetensors": save(state, {"step": str(step)})}.items():
+        held = {**files, "state.safetensors": save(state, {"step": str(step), "state": places})}
+        for name, data in held.items():
             write_whole(staging / name, data)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-        if limit:
-            for old in self.list_checkpoints()[:-limit]:
-                shutil.rmtree(self.checkpoints / f"step-{old:06d}")
+        if target.exists():
+            old = self.checkpoints / f".{target.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        staging.rename(target)
+        sync_folder(self.checkpoints)
+        shutil.rmtree(self.checkpoints / f".{target.name}.old", ignore_errors=True)
+        steps = [s for s in self.list_checkpoints() if s not in self._stale or s == step]
+        for old in {*self.list_checkpoints()} - {*(steps[-limit:] if limit else steps)}:
+            shutil.rmtree(self.checkpoints / f"step-{old:06d}")
+        self._stale = []
         return target
 
     def list_checkpoints(self) -> list[int]:
@@ -123,8 +160,29 @@ class RunDirectory:
             )
         return int(match[1]), path
 
-    def load_state(self, checkpoint: Path) -> dict[str, Tensor]:
-        return load_file(checkpoint / "state.safetensors")
+    def load_state(self, checkpoint: Path) -> tuple[dict[str, Tensor], str]:
+        """The tensors and the JSON text that `save_checkpoint` was given.
+
+        Raises:
+            AtomError: the checkpoint is of an older version or damaged.
+        """
+        path = checkpoint / "state.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                places = (file.metadata() or {})["state"]
+            return load_file(path), places
+        except (OSError, SafetensorError, KeyError) as error:
+            raise AtomError(f"the checkpoint {checkpoint.name!r} cannot be read: {error}") from None
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_step(line: str) -> int:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from sdatoms.adopt import find_kind
 from sdatoms.atom_config import AtomConfig
 from sdatoms.errors import AtomError
+from sdatoms.weights import LayerWeight, list_layers, list_weights
 
-__all__ = ["Places", "choose_targets", "is_spatial"]
+__all__ = ["Target", "choose_targets", "count_holders", "is_spatial", "refuse_target"]
+
+FAMILY_TARGETS = {
+    "CLIPTextModel": ("*.self_attn.*", "*.mlp.*"),
+    "CLIPTextModelWithProjection": ("*.self_attn.*", "*.mlp.*"),
+    "T5EncoderModel": ("*.SelfAttention.*", "*.DenseReluDense.*"),
+    "SD3Transformer2DModel": ("transformer_blocks.*.attn*", "transformer_blocks.*.ff*"),
+    "FluxTransformer2DModel": (
+        "transformer_blocks.*.attn.*",
+        "transformer_blocks.*.ff*",
+        "single_transformer_blocks.*.attn.*",
+        "single_transformer_blocks.*.proj_*",
+    ),
+}
+"""Layers a model family without spatial filters tunes while `target_modules` is None: attention and
+feed-forward, with block atoms in every variant; no embedder, modulation or output layer."""
 
 FAMILY_EXCLUDES = {
     "UNet2DConditionModel": (
@@ -22,88 +41,128 @@ FAMILY_EXCLUDES = {
         "class_embedding.*",
     ),
     "UNet2DModel": ("time_embedding.*", "*.time_emb_proj"),
+    "ConvNextForImageClassification": ("classifier",),
+    "ViTForImageClassification": ("classifier",),
+    "ViTModel": ("pooler.*",),
+    "ResNetForImageClassification": ("classifier.*",),
+    "SwinForImageClassification": ("classifier",),
+    "CifarResNet": ("linear",),
+    # The same class names in timm and torchvision, whose heads are called differently.
+    "ConvNeXt": ("head.*", "classifier.*"),
+    "VisionTransformer": ("head", "heads.*"),
+    "ResNet": ("fc",),
+    "SwinTransformer": ("head", "head.*"),
 }
-"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None."""
+"""Layers a model family leaves out while `target_modules` and `exclude_modules` are None: the time
+embeddings of UNets, which hold no pictures, and the heads of classifiers, which are trained whole.
+"""
 
 
-class Places:
-    """Where the modules of a model stand, and how often its parameters are held."""
+@dataclass(frozen=True)
+class Target:
+    """One weight that was asked for."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-        """Module → the parents that hold it and the names they hold it under."""
-        self.holders: Counter[int] = Counter()
-        for parent in model.modules():
-            self.holders.update(id(p) for p in parent._parameters.values() if p is not None)
-            for name, child in parent._modules.items():
-                if child is not None:
-                    self.parents.setdefault(child, []).append((parent, name))
-
-    def inside(self, module: nn.Module, kind: type[nn.Module]) -> bool:
-        """Whether a module of class `kind` holds this one directly."""
-        return any(isinstance(parent, kind) for parent, _ in self.parents.get(module, []))
-
-    def refuse(self, module: nn.Conv2d | nn.Linear) -> str:
-        """Why this layer cannot carry atoms, or an empty string.
-
-        Raises:
-            AtomError: the layer has no weights yet.
-        """
-        if self.inside(module, nn.MultiheadAttention):
-            return "left out: nn.MultiheadAttention reads this weight without calling the layer"
-        weight = module._parameters.get("weight")
-        if weight is None:
-            return "left out: its weight is computed from others (weight_norm, pruning?)"
-        if is_lazy(weight):
-            raise AtomError("the model has no weights yet; run it once before injecting")
-        if weight.is_meta:
-            raise AtomError(
-                "the model lies on the meta device and has no weights yet; load its weights "
-                "before injecting"
-            )
-        if type(module) not in (nn.Conv2d, nn.Linear):
-            return f"left out: {type(module).__name__} is a layer of another library"
-        if not weight.is_floating_point():
-            return f"left out: its weight is stored as {weight.dtype}"
-        if not weight.numel():
-            return "left out: its weight is empty"
-        if self.holders[id(weight)] > 1:
-            return "left out: its weight is tied to another layer"
-        return ""
+    path: str
+    """The weight's; the layer's own where it has one weight."""
+    layer_path: str
+    name: str
+    """The weight's within its layer; empty where there is one."""
+    module: nn.Module
+    weight: LayerWeight
+    named: bool
+    """Whether a pattern of the caller's chose it."""
 
 
-def choose_targets(
-    model: nn.Module, config: AtomConfig
-) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, bool]]:
-    """Yield `(path, module, named)` for the layers asked for; `named` when a pattern chose it.
+def count_holders(model: nn.Module) -> Counter[int]:
+    """Parameter (by `id`) → the modules that hold it."""
+    return Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+
+
+def refuse_target(target: Target, holders: Counter[int]) -> str:
+    """Why this weight cannot carry atoms, or an empty string.
+
+    Patterns are the config's, else those of the model's family.
 
     Raises:
-        AtomError: a pattern of `target_modules` matches no convolution or linear layer.
+        AtomError: the layer has no weights yet.
+    """
+    module, held = target.module, target.weight.held
+    kind = type(module).__name__
+    if held is None:
+        return "left out: its weight is computed from others (weight_norm, pruning?)"
+    if is_lazy(held):
+        raise AtomError("the model has no weights yet; run it once before injecting")
+    if isinstance(module, _ConvTransposeNd):
+        return f"left out: {kind} spreads its input, and filter atoms fit plain convolutions only"
+    if find_kind(module) is None:
+        return f"left out: {kind} is a layer of another library"
+    if held.is_meta:
+        raise AtomError(
+            "the model lies on the meta device and has no weights yet; load its weights "
+            "before injecting"
+        )
+    if type(held.data) is not Tensor:
+        return f"left out: its weight is stored as {type(held.data).__name__}"
+    if target.weight.quantized:
+        if held.is_floating_point():
+            return "left out: its weight is not quantized yet; move the model to its device first"
+    elif not held.is_floating_point():
+        return f"left out: its weight is stored as {held.dtype}"
+    if not held.numel():
+        return "left out: its weight is empty"
+    if holders[id(held)] > 1:
+        return "left out: its weight is tied to another layer"
+    return ""
+
+
+def choose_targets(model: nn.Module, config: AtomConfig) -> Iterator[Target]:
+    """Yield the weights asked for, those that cannot carry atoms included.
+
+    A pattern may name a layer or, in nn.MultiheadAttention, one of its projections.
+
+    Raises:
+        AtomError: a pattern of `target_modules` matches no layer that has filters.
     """
     targets, excludes = config.target_modules, config.exclude_modules
     if excludes is None:
         excludes = () if targets is not None else FAMILY_EXCLUDES.get(type(model).__name__, ())
-    layers = [
-        (path, module)
-        for path, module in model.named_modules()
-        if path and isinstance(module, nn.Conv2d | nn.Linear)
+    layers = [(path, layer) for path, layer in list_layers(model) if has_filters(layer)]
+    weights = [
+        (path, f"{path}.{name}" if name else path, name, layer, weight)
+        for path, layer in layers
+        for name, weight in list_weights(layer).items()
     ]
     for pattern in targets or ():
-        if not any(fnmatchcase(path, pattern) for path, _ in layers):
+        if not any(fnmatchcase(p, pattern) for row in weights for p in row[:2]):
             raise AtomError(
-                f"target_modules pattern {pattern!r} matches no convolution or linear layer of "
-                f"this {type(model).__name__}"
+                f"target_modules pattern {pattern!r} matches no convolution, linear layer or "
+                f"nn.MultiheadAttention of this {type(model).__name__}"
             )
-    for path, module in layers:
-        if any(fnmatchcase(path, pattern) for pattern in excludes):
+    if targets is None:
+        targets = FAMILY_TARGETS.get(type(model).__name__)
+    for layer_path, path, name, layer, weight in weights:
+        matches = lambda pattern, names=(layer_path, path): any(
+            fnmatchcase(p, pattern) for p in names
+        )
+        if any(map(matches, excludes)):
             continue
         if targets is not None:
-            if any(fnmatchcase(path, pattern) for pattern in targets):
-                yield path, module, True
-        elif is_spatial(module) or config.variant in ("coefficients", "full"):
-            yield path, module, False
+            if any(map(matches, targets)):
+                yield Target(path, layer_path, name, layer, weight, True)
+        elif is_spatial(layer) or config.variant in ("coefficients", "full"):
+            yield Target(path, layer_path, name, layer, weight, False)
+
+
+def has_filters(module: nn.Module) -> bool:
+    """Whether the layer is of a kind whose weight one would look for atoms in."""
+    if isinstance(module, _ConvNd | nn.Linear | nn.MultiheadAttention):
+        return True
+    # GPT-2's linear layer, whose weight is the transpose of nn.Linear's.
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def is_spatial(module: nn.Module) -> bool:
     """Whether the layer has spatial filters: a convolution larger than 1×1."""
-    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    return isinstance(module, _ConvNd) and max(module.kernel_size) > 1

@@ -1,5 +1,6 @@
 """Laws of the atom file: what is saved comes back, and nothing else is believed."""
 
+import hashlib
 import json
 import pickle
 import resource
@@ -7,12 +8,14 @@ import resource
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms, save_atoms
 from sdatoms.checkpoint import clip, fingerprint, pack_atoms, write_whole
-from sdatoms.fingerprint import checksum, hash_tensors, matches
+from sdatoms.fingerprint import checksum, matches
+from sdatoms.pictures import make_thumbnail
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,10 +130,48 @@ def test_the_header_holds_what_readers_and_browsers_look_for(tmp_path, make_unet
         "modelspec.thumbnail": "data:image/png;base64,AA==",
         "modelspec.resolution": "64x64",
         "modelspec.prediction_type": "v",
-        "modelspec.hash_sha256": "0x" + hash_tensors(tensors),
+        "modelspec.hash_sha256": "0x" + hashlib.sha256(path.read_bytes()[start:]).hexdigest(),
         "modelspec.author": "me",
     }
     assert path.stat().st_size - start == sum(t.numel() for t in tensors.values()) * 4
+
+
+def test_thumbnails_are_pictures_inside_a_uri(tmp_path, make_unet):
+    injection = inject(make_unet())
+    picture = make_thumbnail(Image.new("RGB", (300, 200), "red"))
+    path = save_atoms(tmp_path / "dog.safetensors", {"unet": injection}, thumbnail=picture)
+    assert read_atoms(path).metadata["modelspec.thumbnail"] == picture
+    for bad in (
+        "https://somewhere/else.png",
+        "data:text/html;base64,AA==",
+        'data:image/png;base64,AA=="><script>',
+        "data:image/png;base64," + "A" * (1 << 20),
+    ):
+        with pytest.raises(AtomError, match=r"the thumbnail '.*is no 'data:image/jpeg;base64"):
+            save_atoms(path, {"unet": injection}, thumbnail=bad)
+    assert read_atoms(path).metadata["modelspec.thumbnail"] == picture
+
+
+@pytest.mark.parametrize(
+    ("width", "prediction", "name", "kind"),
+    [
+        (768, "epsilon", "stable-diffusion-v1", "epsilon"),
+        (1024, "epsilon", "stable-diffusion-v2-512", "epsilon"),
+        (1024, "v_prediction", "stable-diffusion-v2-768-v", "v"),
+        (2048, "epsilon", "stable-diffusion-xl-v1-base", "epsilon"),
+    ],
+)
+def test_model_browsers_are_told_the_family(make_unet, width, prediction, name, kind):
+    unet = make_unet()
+    unet.register_to_config(cross_attention_dim=width)
+    injection = inject(unet, AtomConfig("atoms"))
+    meta = pack_atoms({"unet": injection}, base_model="b", prediction_type=prediction).metadata
+    assert meta["modelspec.architecture"] == f"{name}/filter-atoms"
+    assert meta["modelspec.prediction_type"] == kind
+    assert (
+        f"variant atoms, {injection.num_parameters:,} parameters on b"
+        in (meta["modelspec.description"])
+    )
 
 
 def test_a_plain_reader_gets_the_same_delta(make_unet, make_file):
@@ -306,7 +347,7 @@ BAD = {
     "no layout": (spoil_entry("layers", lambda l: l.pop("unet.conv_in")), "has no layout"),
     "kernel": (
         spoil_entry("layers", lambda l: l["unet.conv_in"].update(kernel=[3, -3])),
-        "without a kernel of two whole numbers",
+        "without a kernel of up to three whole numbers",
     ),
     "groups": (
         spoil_entry("layers", lambda l: l["unet.conv_in"].pop("groups")),

@@ -252,18 +252,16 @@ def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
     model.grouped.weight.data[0] = torch.nan
     model.tied = nn.Conv2d(16, 16, 7, groups=16)
     model.tied.weight = model.depthwise.weight
-    model.attention = nn.MultiheadAttention(8, 2)
     model.computed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
     model.good = nn.Conv2d(8, 8, 3)
 
     rows = rows_of(inject(model, AtomConfig("coefficients")))
 
     notes = {path: row.note for path, row in rows.items() if not row.view}
-    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "attention.out_proj", "computed"}
+    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed"}
     assert "zero everywhere" in notes["stem"]
     assert "NaN" in notes["grouped"]
     assert "tied to another layer" in notes["tied"]
-    assert "MultiheadAttention reads this weight" in notes["attention.out_proj"]
     assert "computed from others" in notes["computed"]
     assert all(rows[path].parameters == 0 for path in notes)
 
@@ -280,7 +278,7 @@ def test_the_fused_transformer_path_does_not_pass_atoms_by(rng, perturb, toleran
 
     torch.testing.assert_close(inferred, trained, **tolerance[torch.float32])
     injection.eject()
-    assert not model.layers[0].linear1._forward_hooks
+    assert not model.layers[0]._forward_hooks
 
 
 @pytest.mark.parametrize("variant", ["overcomplete", "full"])

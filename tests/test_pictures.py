@@ -1,12 +1,10 @@
 """Whatever people bring as a picture is read upright, in RGB, or refused by name."""
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.pictures import (
-    crop_to,
     draw_grid,
     find_pictures,
     make_thumbnail,
@@ -48,15 +46,6 @@ def test_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_crop_covers_and_cuts_the_middle():
-    picture = Image.new("RGB", (300, 100), "white")
-    picture.paste("red", (100, 0, 200, 100))
-    cropped = crop_to(picture, 64)
-    assert cropped.size == (64, 64) and np.array(cropped)[:, 4:60].reshape(-1, 3).min(
-        0
-    ).tolist() == [255, 0, 0]
 
 
 def test_tensor_range_and_shape():

@@ -1,4 +1,4 @@
-"""Laws of the trainer, on the bundled base and a bundled subject."""
+"""Laws of a training run: what it writes, resuming, samples, stopping. On a tiny base."""
 
 import json
 import os
@@ -11,41 +11,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 import sdatoms
-from sdatoms.pipeline import find_assets, load_base, paint
+from sdatoms.pipeline import load_base, paint
 from sdatoms.run_directory import RunDirectory
-from sdatoms.train import Trainer, estimate, train
-from sdatoms.train_config import TrainConfig
+from sdatoms.train import Run, Trainer, estimate, train
 
-INK = find_assets() / "subjects" / "ink"
-
-
-@pytest.fixture
-def config(tmp_path):
-    return TrainConfig(
-        instance_data_dir=str(INK),
-        instance_prompt="an emoji in sks style",
-        output_dir=str(tmp_path / "run"),
-        max_train_steps=6,
-        train_batch_size=2,
-        lr_warmup_steps=0,
-        checkpointing_steps=3,
-        validation_steps=0,
-        checkpoints_total_limit=None,
-    )
+WORD = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
 
 
 def read_metrics(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_run_directory_is_complete(config):
-    steps = list(train(replace(config, validation_steps=6, num_validation_images=1)))
+def read_tensors(folder):
+    return sdatoms.read_atoms(Path(folder) / "atoms.safetensors").tensors
+
+
+def assert_same_atoms(one, other):
+    one, other = read_tensors(one), read_tensors(other)
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
+def measure_brightness(pipe, pictures, prompts, instances):
+    assert len(pictures) == len(prompts) and len(instances) == 4
+    return {"brightness": float(np.mean([np.asarray(p).mean() for p in pictures]))}
+
+
+def test_run_directory_is_complete(train_config):
+    config = train_config(validation_steps=4)
+    steps = list(train(config))
     run = Path(config.output_dir)
-    assert [s.step for s in steps] == [1, 2, 3, 4, 5, 6]
+    assert [s.step for s in steps] == [1, 2, 3, 4]
     assert sorted(p.name for p in run.iterdir()) == [
+        "README.md",
         "atoms.safetensors",
         "checkpoints",
         "config.toml",
@@ -57,24 +61,21 @@ def test_run_directory_is_complete(config):
         "status.json",
     ]
     status = json.loads((run / "status.json").read_text())
-    assert (status["phase"], status["step"], status["total"]) == ("done", 6, 6)
+    assert (status["phase"], status["step"], status["total"]) == ("done", 4, 4)
     assert status["pid"] == os.getpid() and status["heartbeat"] > 0
-    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
     report = json.loads((run / "report.json").read_text())
     file = sdatoms.read_atoms(run / "atoms.safetensors")
     assert report["parameters"] == file.num_parameters
     assert report["bytes"] == (run / "atoms.safetensors").stat().st_size
     assert report["seconds"] > 0 and report["peak_memory_bytes"] > 0
-    assert file.trigger == "an emoji in sks style"
-    assert file.metadata["step"] == "6"
+    assert (file.trigger, file.metadata["step"]) == ("sks cat", "4")
     assert file.metadata["modelspec.thumbnail"].startswith("data:image/jpeg")
-    log = (run / "log.txt").read_text()
-    assert "ignored 2 files that are no pictures in ink: LICENSE, subject.json" in log
 
 
 @pytest.mark.parametrize("variant", ["atoms", "overcomplete", "coefficients", "full"])
-def test_training_lowers_the_loss_on_a_fixed_batch(config, variant):
-    trainer = Trainer(replace(config, atom_variant=variant, learning_rate=1e-2))
+def test_training_lowers_the_loss_on_a_fixed_batch(train_config, variant):
+    trainer = Trainer(train_config(atom_variant=variant, learning_rate=1e-2))
     losses = []
     for _ in range(8):
         trainer.step = 0  # the same batch every time
@@ -82,191 +83,400 @@ def test_training_lowers_the_loss_on_a_fixed_batch(config, variant):
     assert losses[-1] < 0.99 * losses[0]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"atom_variant": "full", "gradient_accumulation_steps": 2, "lr_scheduler": "cosine"},
-        {
-            "with_prior_preservation": True,
-            "class_prompt": "an emoji",
-            "class_data_dir": str(INK),
-            "num_class_images": 8,
-            "snr_gamma": 5.0,
-        },
-    ],
-    ids=["plain", "accumulated", "prior"],
-)
-def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(config, tmp_path, changes):
-    whole = replace(config, output_dir=str(tmp_path / "whole"), **changes)
+RESUMED = {
+    "plain": {},
+    "accumulated": {
+        "atom_variant": "full",
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler": "cosine_with_restarts",
+        "lr_num_cycles": 2,
+    },
+    "prior": {
+        "with_prior_preservation": True,
+        "class_prompt": "cat",
+        "num_class_images": 2,
+        "snr_gamma": 5.0,
+        "proportion_empty_prompts": 0.3,
+        "random_flip": True,
+        "color_jitter": 0.2,
+    },
+    "prediction": {
+        "with_prior_preservation": True,
+        "prior_preservation_mode": "prediction",
+        "class_prompt": "cat",
+        "loss_type": "huber",
+        "noise_offset": 0.1,
+        "input_perturbation": 0.1,
+        "timestep_bias_strategy": "later",
+        "timestep_bias_multiplier": 2.0,
+    },
+    "averaged": {
+        "use_ema": True,
+        "lr_scheduler": "piecewise_constant",
+        "lr_step_rules": "1:2,0.1:3,0.01",
+        "aspect_ratio_buckets": "auto",
+    },
+    "adafactor": {"optimizer": "adafactor", "atom_variant": "coefficients"},
+    "sgd": {"optimizer": "torch.optim.SGD", "optimizer_args": ("momentum=0.9",)},
+    "8-bit": {"use_8bit_adam": True, "atom_variant": "full"},
+    "text": {"train_text_encoder": True, "text_encoder_lr": 1e-3, "lr_scheduler": "polynomial"},
+    "fp16": {"mixed_precision": "fp16"},
+    "word": {
+        "train_text_encoder_ti": True,
+        "instance_prompt": "a <new> cat",
+        "train_text_encoder": True,
+        "use_ema": True,
+    },
+    "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(train_config, tmp_path, name):
+    whole = train_config(output_dir=str(tmp_path / "whole"), learning_rate=1e-2, **RESUMED[name])
     list(train(whole))
-    parts = replace(config, output_dir=str(tmp_path / "parts"), **changes)
+    parts = replace(whole, output_dir=str(tmp_path / "parts"))
     steps = train(parts)
     for step in steps:
-        if step.step == 4:  # one step past the checkpoint at 3
+        if step.step == 3:  # one step past the checkpoint at 2
             steps.close()
     assert json.loads((tmp_path / "parts" / "status.json").read_text())["phase"] == "interrupted"
-    assert RunDirectory(tmp_path / "parts").list_checkpoints() == [3, 4]
+    assert RunDirectory(tmp_path / "parts").list_checkpoints() == [2, 3]
     torch.manual_seed(99)  # whatever happened in between must not matter
-    list(train(replace(parts, resume_from_checkpoint="step-000003")))
-    a = sdatoms.read_atoms(tmp_path / "whole" / "atoms.safetensors")
-    b = sdatoms.read_atoms(tmp_path / "parts" / "atoms.safetensors")
-    assert a.tensors.keys() == b.tensors.keys()
-    for key, tensor in a.tensors.items():
-        assert torch.equal(tensor, b.tensors[key]), key
-    first, second = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / name)]
-        for name in ("whole", "parts")
-    )
-    assert first == second
+    list(train(replace(parts, resume_from_checkpoint="step-000002")))
+    assert_same_atoms(tmp_path / "whole", tmp_path / "parts")
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
+    start = sdatoms.read_atoms(tmp_path / "whole" / "checkpoints" / "step-000002/atoms.safetensors")
+    moved = [
+        not torch.equal(start.tensors[key], tensor)
+        for key, tensor in read_tensors(tmp_path / "whole").items()
+        if not key.endswith("encoder")
+    ]
+    assert any(moved)
 
 
-def test_resume_latest_in_an_empty_directory_starts_afresh(config):
-    steps = list(train(replace(config, max_train_steps=1, resume_from_checkpoint="latest")))
+def test_resume_latest_in_an_empty_directory_starts_afresh(train_config):
+    steps = list(train(train_config(max_train_steps=1, resume_from_checkpoint="latest")))
     assert [s.step for s in steps] == [1]
 
 
-def test_sample_in_training_equals_the_picture_from_the_saved_file(config):
-    prompt = "dog face in sks style"
-    sampled = replace(
-        config,
-        max_train_steps=4,
-        learning_rate=1e-2,
+def test_resuming_with_another_optimizer_or_averages_is_refused(train_config):
+    config = train_config(max_train_steps=2)
+    list(train(config))
+    again = replace(config, max_train_steps=3, resume_from_checkpoint="latest")
+    with pytest.raises(sdatoms.AtomError, match="was made with AdamW, not SGD"):
+        next(train(replace(again, optimizer="torch.optim.SGD")))
+    with pytest.raises(sdatoms.AtomError, match="another --use_ema"):
+        next(train(replace(again, use_ema=True)))
+    with pytest.raises(sdatoms.AtomError, match="step 2, past --max_train_steps 1"):
+        next(train(replace(again, max_train_steps=1)))
+
+
+def test_a_fresh_start_forgets_old_checkpoints_only_when_it_has_its_own(train_config):
+    config = train_config()
+    list(train(replace(config, validation_steps=4)))
+    run = RunDirectory(Path(config.output_dir))
+    own = run.samples / "holiday-1.png"
+    own.write_bytes(b"kept")
+    steps = train(replace(config, max_train_steps=3, checkpointing_steps=3))
+    next(steps)
+    assert run.list_checkpoints() == [2, 4]
+    assert list(run.samples.iterdir()) == [own]
+    list(steps)
+    assert run.list_checkpoints() == [3]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("changes", [{}, {"train_text_encoder": True}, {"use_ema": True, **WORD}])
+def test_sample_in_training_equals_the_picture_from_the_saved_file(train_config, kind, changes):
+    config = train_config(
+        kind,
+        learning_rate=5e-2,
         validation_steps=4,
-        validation_prompt=prompt,
-        num_validation_images=2,
+        validation_prompts=("a <new> cat", "a dog"),
         seed=5,
+        **changes,
     )
-    list(train(sampled))
+    list(train(config))
     run = Path(config.output_dir)
-    pipe = load_base()
-    base = paint(pipe, [prompt] * 2, [5, 6])
-    sdatoms.load_atoms(pipe, run / "atoms.safetensors")
-    again = paint(pipe, [prompt] * 2, [5, 6])
+    jobs = ["a <new> cat", "a dog"], [5, 5]
+    pipe = load_base(config.pretrained_model_name_or_path)
+    base = paint(pipe, *jobs)
+    adapters = sdatoms.load_atoms(pipe, run / "atoms.safetensors")
+    again = paint(pipe, *jobs)
+    adapters.clear()
+    for before, after in zip(base, paint(pipe, *jobs), strict=True):
+        assert np.array_equal(before, after)
     for k in range(2):
         picture = np.array(Image.open(run / "samples" / f"step-000004-{k}.png"))
         assert np.array_equal(picture, np.array(again[k]))
-        assert np.array_equal(Image.open(run / "samples" / f"base-{k}.png"), base[k])
+        if k == 1 or "train_text_encoder_ti" not in changes:  # the base's <new> is another word
+            assert np.array_equal(Image.open(run / "samples" / f"base-{k}.png"), base[k])
         assert not np.array_equal(picture, np.array(base[k]))
 
 
-def test_sampling_does_not_change_the_training(config, tmp_path):
-    list(train(config))
-    painted = replace(
-        config, output_dir=str(tmp_path / "painted"), validation_steps=2, num_validation_images=1
-    )
-    list(train(painted))
-    a = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors").tensors
-    b = sdatoms.read_atoms(tmp_path / "painted" / "atoms.safetensors").tensors
-    assert all(torch.equal(a[key], b[key]) for key in a)
+def test_sampling_and_measuring_do_not_change_the_training(train_config, tmp_path):
+    list(train(train_config()))
+    painted = train_config(output_dir=str(tmp_path / "painted"), validation_steps=2)
+    list(train(painted, evaluate=measure_brightness))
+    assert_same_atoms(tmp_path / "run", tmp_path / "painted")
 
 
-def test_class_pictures_are_painted_once(config):
-    prior = replace(
-        config,
-        with_prior_preservation=True,
-        class_prompt="an emoji",
-        num_class_images=3,
-        max_train_steps=1,
+def test_averages_are_what_samples_and_the_file_hold(train_config):
+    config = train_config(use_ema=True, learning_rate=1e-2)
+    run = Run(config, None, ())
+    values = [run.trainer.live()]
+    for _ in run.walk():
+        values.append({key: tensor.clone() for key, tensor in run.trainer.live().items()})
+    key = next(k for k in values[0] if k.endswith("inner_atoms"))
+    expected = torch.zeros_like(values[1][key])  # inner atoms start at zero
+    for k, value in enumerate(values[1:]):
+        decay = min(0.99, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * value[key]
+    torch.testing.assert_close(read_tensors(config.output_dir)[key], expected)
+    folder = Path(config.output_dir) / "checkpoints" / "step-000004"
+    kept = sdatoms.read_atoms(folder / "atoms-ema.safetensors").tensors[key]
+    assert torch.equal(kept, read_tensors(config.output_dir)[key])
+    live = sdatoms.read_atoms(folder / "atoms.safetensors").tensors[key]
+    assert torch.equal(live, values[-1][key])
+    list(train(replace(config, ema_output=False)))
+    assert torch.equal(read_tensors(config.output_dir)[key], live)
+
+
+def test_best_step_is_kept_and_training_stops_when_it_does_not_improve(train_config, tmp_path):
+    curve = iter([0.0, 0.3, 0.5, 0.4, 0.45, 0.9])  # the base first
+
+    def evaluate(pipe, pictures, prompts, instances):
+        return {"fidelity": next(curve)}
+
+    config = train_config(
+        max_train_steps=10,
+        validation_steps=1,
+        checkpointing_steps=1,
+        best_metric="fidelity",
+        early_stopping_patience=2,
     )
-    steps = list(train(prior))
+    steps = list(train(config, evaluate=evaluate))
+    assert [s.step for s in steps] == [1, 2, 3, 4]  # best at 2, then two that are no better
+    file = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
+    second = Path(config.output_dir) / "checkpoints" / "step-000002" / "atoms.safetensors"
+    assert file.metadata["step"] == "2"
+    for key, tensor in sdatoms.read_atoms(second).tensors.items():
+        assert torch.equal(tensor, file.tensors[key])
+    report = json.loads((Path(config.output_dir) / "report.json").read_text())
+    assert report["chosen_step"] == 2 and report["metrics"]["base"] == {"fidelity": 0.0}
+    assert [row["fidelity"] for row in read_metrics(config.output_dir)] == [0.3, 0.5, 0.4, 0.45]
+    # What the patience has counted and which step was best outlive an interruption.
+    curve = iter([0.45])
+    again = replace(config, resume_from_checkpoint="step-000003")
+    assert [s.step for s in train(again, evaluate=evaluate)] == [4]
+    again = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
+    assert again.metadata["step"] == "2"
+
+
+def test_a_best_metric_that_nothing_measures_is_refused(train_config):
+    config = train_config(validation_steps=1, best_metric="fidelity")
+    with pytest.raises(sdatoms.AtomError, match="needs something that measures"):
+        next(train(config))
+    with pytest.raises(sdatoms.AtomError, match="fidelity is not measured; measured are bright"):
+        list(train(config, evaluate=measure_brightness))
+
+
+def test_class_pictures_are_painted_once(train_config):
+    config = train_config(
+        with_prior_preservation=True, class_prompt="cat", num_class_images=3, max_train_steps=1
+    )
+    steps = list(train(config))
     folder = Path(config.output_dir) / "class_images"
     painted = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert len(painted) == 3 and steps[0].prior_loss is not None
-    list(train(prior))
+    list(train(config))
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == painted
 
 
-def test_prior_weight_weighs_the_class_rows(config):
-    prior = replace(
-        config,
-        with_prior_preservation=True,
-        class_prompt="an emoji",
-        class_data_dir=str(INK),
-        num_class_images=8,
-        prior_loss_weight=0.25,
+def test_checkpoints_are_limited_in_number(train_config):
+    list(train(train_config(checkpointing_steps=1, checkpoints_total_limit=2)))
+    run = RunDirectory(Path(train_config().output_dir))
+    assert run.list_checkpoints() == [3, 4]
+    # A smaller limit later takes away several at once, as in diffusers' own test.
+    list(
+        train(
+            train_config(
+                max_train_steps=5,
+                checkpointing_steps=1,
+                checkpoints_total_limit=1,
+                resume_from_checkpoint="latest",
+            )
+        )
     )
-    step = Trainer(prior).take_step()
-    assert step.prior_loss is not None
-    assert step.loss == pytest.approx(step.instance_loss + 0.25 * step.prior_loss, rel=1e-5)
+    assert run.list_checkpoints() == [5]
 
 
-def test_captions_beside_pictures_are_the_prompts(config, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.new("RGB", (80, 60), "red").save(folder / "a.png")
-    Image.new("RGB", (60, 80), "blue").save(folder / "b.png")
-    (folder / "b.txt").write_text("a blue wall")
-    trainer = Trainer(replace(config, instance_data_dir=str(folder), instance_prompt="a red wall"))
-    ids = trainer.pipe.tokenizer(
-        ["a red wall", "a blue wall"],
-        padding="max_length",
-        return_tensors="pt",
-        max_length=trainer.pipe.tokenizer.model_max_length,
-    ).input_ids
-    with torch.no_grad():
-        expected = trainer.pipe.text_encoder(ids)[0]
-    torch.testing.assert_close(trainer.instances.context, expected)
+def test_a_killed_save_leaves_the_last_checkpoint(train_config):
+    config = train_config()
+    list(train(config))
+    run = RunDirectory(Path(config.output_dir))
+    half = run.checkpoints / ".step-000006.tmp"
+    half.mkdir()
+    (half / "atoms.safetensors").write_bytes(b"half")
+    (run.checkpoints / "step-000004").rename(run.checkpoints / ".step-000004.old")
+    again = replace(config, max_train_steps=5, resume_from_checkpoint="latest")
+    assert [s.step for s in train(again)] == [5]
+    assert not [p.name for p in run.checkpoints.iterdir() if p.name.startswith(".")]
 
 
-def test_atoms_stay_in_float32_under_autocast(config):
-    trainer = Trainer(replace(config, mixed_precision="bf16"))
-    trainer.take_step()
-    assert {p.dtype for p in trainer.injection.parameters()} == {torch.float32}
-    assert all(torch.isfinite(p).all() for p in trainer.injection.parameters())
-
-
-def test_checkpoints_are_limited_in_number(config):
-    list(train(replace(config, checkpointing_steps=1, checkpoints_total_limit=2)))
-    assert RunDirectory(Path(config.output_dir)).list_checkpoints() == [5, 6]
-
-
-def test_loss_that_is_not_finite_stops_by_name_and_leaves_the_last_checkpoint(config):
-    steps = train(replace(config, checkpointing_steps=1, learning_rate=1e30, max_train_steps=5))
-    with pytest.raises(sdatoms.AtomError, match=r"the loss became .* at step \d; lower --learning"):
-        list(steps)
+def test_loss_that_is_not_finite_stops_by_name(train_config):
+    config = train_config(checkpointing_steps=1, learning_rate=1e30)
+    words = r"the loss became .* at step \d on \d.png at timestep \d+.*; lower --learning_rate"
+    with pytest.raises(sdatoms.AtomError, match=words):
+        list(train(config))
     run = RunDirectory(Path(config.output_dir))
     assert run.list_checkpoints()
     assert json.loads((run.path / "status.json").read_text())["phase"] == "failed"
 
 
-def test_dry_run_measures_and_writes_nothing(config):
+def test_a_gradient_that_is_not_finite_leaves_the_atoms_alone(train_config):
+    trainer = Trainer(train_config())
+    trainer.take_step()
+    before = {key: tensor.clone() for key, tensor in trainer.live().items()}
+    trainer.parameters[0].register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(sdatoms.AtomError, match=r"a gradient became (nan|inf) at step 2"):
+        trainer.take_step()
+    for key, tensor in trainer.live().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_full_memory_saves_the_last_whole_step(train_config):
+    config = train_config(checkpointing_steps=100)
+    steps = train(config)
+    next(steps)
+    trainer = steps.gi_frame.f_locals["run"].trainer
+
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = trainer.pipe.unet.conv_in.register_forward_hook(fill)
+    with pytest.raises(sdatoms.AtomError, match="out of memory at step 2; the state of step 1"):
+        next(steps)
+    handle.remove()
+    assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [2, 3, 4]
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config, monkeypatch):
+    config = train_config()
+    steps = train(config)
+    next(steps), next(steps)
+    write = os.fsync
+
+    def fill(handle):
+        raise OSError(28, "No space left on device")
+
+    next(steps)
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(sdatoms.AtomError, match=r"No space left on device; .* is step-000002"):
+        list(steps)
+    monkeypatch.setattr(os, "fsync", write)
+    assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [3, 4]
+
+
+def test_full_memory_and_disk_before_the_first_step_are_one_sentence(train_config, monkeypatch):
+    def fail(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    config = train_config(encoding_cache_dir=str(Path(train_config().output_dir) / "cache"))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("sdatoms.encodings.write_whole", fail(full))
+    with pytest.raises(sdatoms.AtomError, match=r"run' cannot be written: .*No space left"):
+        next(train(config))
+    assert json.loads((Path(config.output_dir) / "status.json").read_text())["phase"] == "failed"
+    memory = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+    monkeypatch.setattr("sdatoms.encodings.to_tensor", fail(memory))
+    with pytest.raises(sdatoms.AtomError, match="out of memory before the first step"):
+        next(train(train_config()))
+
+
+def test_trackers_see_numbers_and_the_end(train_config):
+    seen = []
+
+    class Notebook(GeneralTracker):
+        name = "notebook"
+        requires_logging_directory = False
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            seen.append(("config", values["max_train_steps"]))
+
+        def log(self, values, step=None, **_):
+            seen.append((step, sorted(values)))
+
+        def finish(self):
+            seen.append("end")
+
+    list(train(train_config(max_train_steps=2), trackers=[Notebook()]))
+    names = ["instance_loss", "loss", "lr", "seconds", "total"]
+    assert seen == [("config", 2), (1, names), (2, names), "end"]
+
+
+def test_missing_and_unknown_trackers_are_refused(train_config):
+    with pytest.raises(sdatoms.AtomError, match="--report_to is 'paper'; it takes all, "):
+        next(train(train_config(report_to="paper")))
+    with pytest.raises(sdatoms.AtomError, match="--report_to aim needs its package"):
+        next(train(train_config(report_to="aim")))
+
+
+def test_dry_run_measures_and_writes_nothing(train_config):
+    config = train_config(validation_steps=2, num_validation_images=4)
     facts = estimate(config)
-    assert facts["steps"] == 6 and facts["bytes"] > 4 * facts["parameters"] > 0
+    assert facts["steps"] == 4 and facts["bytes"] > 4 * facts["parameters"] > 0
     assert not Path(config.output_dir).exists()
 
 
+def start_training(config):
+    """`sdatoms train` in a process of its own, with many more steps than it will get to take."""
+    flags = {"max_train_steps": 50000, "train_batch_size": 1, "checkpointing_steps": 1}
+    for name in ("instance_data_dir", "output_dir", "pretrained_model_name_or_path"):
+        flags[name] = getattr(config, name)
+    flags |= {"instance_prompt": "x", "validation_steps": 0, "checkpoints_total_limit": 3}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "sdatoms", "train", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while b"| 3/50000" not in seen:
+        byte = process.stderr.read(1)
+        assert byte, seen.decode()
+        seen += byte
+    return process
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_130(config, number):
-    command = [
-        sys.executable,
-        "-m",
-        "sdatoms",
-        "train",
-        "--instance_data_dir",
-        str(INK),
-        "--instance_prompt",
-        "x",
-        "--output_dir",
-        config.output_dir,
-        "--max_train_steps",
-        "5000",
-        "--train_batch_size",
-        "1",
-        "--validation_steps",
-        "0",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        seen = b""
-        while b"| 2/5000" not in seen:
-            byte = process.stderr.read(1)
-            assert byte, seen.decode()
-            seen += byte
+def test_a_signal_saves_and_exits_130(train_config, number):
+    config = train_config()
+    with start_training(config) as process:
         process.send_signal(number)
         rest = process.stderr.read().decode()
     assert process.returncode == 130
     assert "continue with --resume_from_checkpoint latest" in rest and "Traceback" not in rest
     run = RunDirectory(Path(config.output_dir))
-    assert len(run.list_checkpoints()) == 1
-    assert json.loads((run.path / "status.json").read_text())["phase"] == "interrupted"
+    status = json.loads((run.path / "status.json").read_text())
+    assert (status["phase"], status["step"]) == ("interrupted", run.list_checkpoints()[-1])
+
+
+def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
+    config = train_config()
+    with start_training(config) as process:
+        process.kill()
+    run = RunDirectory(Path(config.output_dir))
+    last = run.list_checkpoints()[-1]
+    assert last >= 2  # three steps were seen, and each is saved before it is shown
+    again = replace(
+        config, max_train_steps=last + 1, train_batch_size=1, resume_from_checkpoint="latest"
+    )
+    assert [s.step for s in train(again)] == [last + 1]
+    assert [row["step"] for row in read_metrics(run.path)] == list(range(1, last + 2))

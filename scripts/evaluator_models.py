@@ -1,0 +1,229 @@
+r"""The bundled evaluator's networks, its three contrastive losses and its training loop.
+
+Every loss is the supervised contrastive one on unit rows z with temperature τ: for an anchor i with
+positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
+
+- concept: positives are all pictures of the same concept, whoever drew them, and its captions;
+- instance: the positive is the other view of the same picture. The same concept by another vendor
+  is always in the batch: the hard negative;
+- style: positives are *other* pictures in the same drawing style: same vendor, same restyling.
+
+Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
+equation 2.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from base_models import MAX_TOKENS, Step, scale_lr
+from evaluator_data import Collection
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from sdatoms.evaluator import StyleHead
+
+__all__ = ["blur", "build_evaluator", "contrast", "make_view", "train_evaluator"]
+
+SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
+TEMPERATURE = 0.1
+
+
+def build_evaluator(vocab_size: int) -> tuple[CLIPModel, StyleHead]:
+    text = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        projection_dim=128,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=WIDTH // 64,
+        hidden_act="gelu",  # one kernel where CLIP's own quick_gelu is three
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128
+    )
+    # At 65 tokens plain matrix products are the fastest attention on a CPU.
+    return CLIPModel._from_config(config, attn_implementation="eager"), StyleHead(WIDTH)
+
+
+def contrast(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
+    """Supervised contrastive loss, averaged over the anchors (rows) that have a positive.
+
+    `logits (a, k)`; `positive` and `allowed` `(a, k)` bool: what attracts, and what the sum in the
+    denominator runs over.
+    """
+    positive = positive & allowed
+    scores = logits.masked_fill(~allowed, -torch.inf)
+    scores = scores - scores.logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    has = count > 0
+    return -(scores.masked_fill(~positive, 0).sum(1)[has] / count[has]).mean()
+
+
+def pick_pictures(
+    collection: Collection, by_concept: list[Tensor], count: int, generator: torch.Generator
+) -> Tensor:
+    """Indices of `2 · count` pictures: two vendors' of each of `count` concepts."""
+    order = torch.randperm(len(by_concept), generator=generator)[:count].tolist()
+    picks = []
+    for k in order:
+        found = by_concept[k]
+        picks.append(found[torch.randperm(len(found), generator=generator)[:2]])
+    return torch.cat(picks)
+
+
+def restyle(x: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:
+    """Recolour pictures `(n, 3, 64, 64)` in [0, 1], the same way within a group; group 0 stays.
+
+    A random mixing of the colour channels and a curve, ink on white paper kept white. It gives the
+    style head thousands of drawing styles to tell apart instead of seven.
+    """
+    groups = int(group.max()) + 1
+    mix = torch.eye(3) + 0.9 * torch.randn(groups, 3, 3, generator=generator)
+    mix = mix / mix.sum(2, keepdim=True).abs().clamp(min=0.5)
+    power = torch.exp(0.5 * torch.randn(groups, generator=generator))
+    ink = torch.einsum("nij,njhw->nihw", mix[group], 1 - x).clamp(0, 1)
+    changed = 1 - ink ** power[group][:, None, None, None]
+    return torch.where((group > 0)[:, None, None, None], changed, x)
+
+
+def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One augmented view of each picture `(n, 3, 64, 64)` in [0, 1].
+
+    Turned by up to 12°, scaled by 0.8 to 1.2, moved by up to 6 px, mirrored half of the time;
+    light, contrast and saturation changed by up to 20 %; blur, coarseness and noise such as an
+    autoencoder leaves.
+    """
+    n = len(x)
+    uniform = lambda low, high: low + (high - low) * torch.rand(n, generator=generator)
+    angle, scale = uniform(-0.21, 0.21), uniform(0.85, 1.25)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror, -sin, uniform(-0.19, 0.19)], 1),
+            torch.stack([sin * mirror, cos, uniform(-0.19, 0.19)], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = 1 - F.grid_sample(1 - x, grid, align_corners=False)
+    light, contrast, colour = (uniform(0.8, 1.2)[:, None, None, None] for _ in range(3))
+    x = 1 - (1 - x) * contrast
+    grey = x.mean(1, keepdim=True)
+    x = (grey + (x - grey) * colour) * light
+    soft = uniform(-1, 1).clamp(min=0)[:, None, None, None]
+    x = x + (blur(x) - x) * soft
+    coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    x = torch.where((uniform(0, 1) < 0.2)[:, None, None, None], coarse, x)
+    noise = torch.randn(x.shape, generator=generator)
+    x = x + noise * 0.06 * uniform(-1, 1).clamp(min=0)[:, None, None, None]
+    return x.clamp(0, 1)
+
+
+def blur(x: Tensor) -> Tensor:
+    """A binomial 5×5 blur."""
+    line = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = (line[:, None] * line).expand(3, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+
+
+def train_evaluator(
+    model: CLIPModel,
+    head: StyleHead,
+    optimizer: torch.optim.Optimizer,
+    ema,
+    collection: Collection,
+    write_tokens,
+    *,
+    steps: int,
+    start: int = 0,
+    concepts_per_batch: int = 64,
+    learning_rate: float = 1e-3,
+    restyled: float = 0.3,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Fit image tower, text tower and style head to a collection without held-out concepts.
+
+    A batch is two vendors' pictures of each of `concepts_per_batch` concepts, two views each, and a
+    caption a picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`. Restyled pictures
+    train the style head alone: recolouring makes a red heart a green one.
+    """
+    shown = collection.concept.unique().tolist()
+    by_concept = [(collection.concept == c).nonzero()[:, 0] for c in shown]
+    parameters = [*model.parameters(), *head.parameters()]
+    model.train(), head.train()
+    for step in range(start, steps):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rng = random.Random(seed * 1_000_003 + step)
+        pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
+        concept, vendor = collection.concept[pick], collection.vendor[pick]
+        plain = torch.rand(len(pick), generator=generator) >= restyled
+        group = torch.where(plain, 0, vendor + 1)
+        x = restyle(collection.pictures[pick].float() / 255, group, generator)
+        views = torch.cat([make_view(x, generator), make_view(x, generator)]) * 2 - 1
+        tokens = write_tokens(concept.tolist(), rng)
+        lr = learning_rate * scale_lr(step, steps)
+        for entry in optimizer.param_groups:
+            entry["lr"] = lr
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = model.vision_model(pixel_values=views, output_hidden_states=True)
+            images = model.visual_projection(states.pooler_output)
+            texts = model.get_text_features(input_ids=tokens).pooler_output
+            styles = head(states.hidden_states)
+        images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
+        loss = match_concepts(model.logit_scale, images, texts, concept, plain)
+        loss = loss + match_styles(styles * 2**0.5, vendor + (~plain) * 100)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        ema.step(parameters)
+        yield Step(step + 1, float(loss.detach()), lr)
+
+
+def match_concepts(
+    logit_scale: Tensor, images: Tensor, texts: Tensor, concept: Tensor, plain: Tensor
+) -> Tensor:
+    """Pictures with pictures, pictures with captions and captions with pictures, at CLIP's learned
+    temperature. `images (2n, d)` are two views of n pictures, `texts (n, d)` their captions."""
+    rows = plain.repeat(2)
+    images, label = images[rows], concept.repeat(2)[rows]
+    texts, concept = texts[plain], concept[plain]
+    scale = logit_scale.exp()
+    apart = ~torch.eye(len(label), dtype=torch.bool)
+    among = contrast(scale * images @ images.T, label[:, None] == label, apart)
+    logits, same = scale * images @ texts.T, label[:, None] == concept
+    everything = torch.ones_like(same)
+    return (
+        among + contrast(logits, same, everything) + contrast(logits.T, same.T, everything.T)
+    ) / 2
+
+
+def match_styles(styles: Tensor, style: Tensor) -> Tensor:
+    """The instance half's and the style half's losses. `styles (2n, e)`: two views of n pictures,
+    each half of length 1; `style (n,)` numbers the drawing styles."""
+    n = len(style)
+    instance, drawing = (half / TEMPERATURE @ half.T for half in styles.chunk(2, 1))
+    number, style = torch.arange(n).repeat(2), style.repeat(2)
+    same, itself = number[:, None] == number, torch.eye(2 * n, dtype=torch.bool)
+    return contrast(instance, same, ~itself) + contrast(drawing, style[:, None] == style, ~same)

@@ -1,0 +1,161 @@
+"""`sdatoms demo` and `sdatoms train`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sdatoms.options import add_flags, build_config, read_config_file
+
+if TYPE_CHECKING:
+    from sdatoms.train_config import TrainConfig
+    from sdatoms.validation import Evaluate
+
+__all__ = ["add_demo", "add_train", "run_demo", "run_train"]
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subject", default="ink", help="a bundled subject (default: ink)")
+    parser.add_argument(
+        "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
+    )
+    parser.add_argument(
+        "--max_train_steps", type=int, default=300, help="optimizer steps (default: 300)"
+    )
+    parser.add_argument(
+        "--atom_variant",
+        default="overcomplete",
+        choices=("atoms", "overcomplete", "coefficients", "full"),
+    )
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Personalize the bundled base on a bundled subject and draw a before/after grid."""
+    from tqdm import tqdm
+
+    from sdatoms.demo import run_demo
+
+    with tqdm(total=args.max_train_steps, unit="step") as bar:
+
+        def show(step: int, total: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}")
+
+        result = run_demo(
+            args.subject,
+            args.output_dir,
+            args.max_train_steps,
+            args.atom_variant,
+            say=tqdm.write,
+            progress=show,
+        )
+    print(f"parameters         {result.parameters:,}")
+    print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
+    print(f"training           {result.seconds} seconds, loading and samples included")
+    print(
+        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, "
+        "5 prompts x 4 seeds"
+    )
+    print(f"  base             {result.base_similarity:+.3f}")
+    print(f"  with atoms       {result.atoms_similarity:+.3f}")
+    print(f"  pictures given   {result.instances_similarity:+.3f} (among themselves)")
+    print(f"before and after   {result.grid}")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    from sdatoms.train_config import TrainConfig
+
+    add_flags(parser, TrainConfig)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="toml, yaml or json with any of these flags; the command line wins",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print parameters, bytes, memory, steps and minutes; train nothing",
+    )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train filter atoms on a folder of pictures (the same trainer as
+    scripts/train_dreambooth_atoms.py)."""
+    from sdatoms.train_config import TrainConfig
+
+    given = {
+        k: v for k, v in vars(args).items() if k not in ("command", "run", "config", "dry_run")
+    }
+    values = (read_config_file(Path(args.config)) if args.config else {}) | given
+    config = build_config(
+        TrainConfig,
+        values,
+        f"the config file {args.config!r}" if args.config else "the command line",
+    )
+    from tqdm import tqdm
+
+    from sdatoms.processes import agree
+    from sdatoms.train import estimate, train
+
+    if args.dry_run:
+        for name, value in estimate(config).items():
+            print(f"{name:<12} {value}")
+        return
+    stop = StopFlag()
+    steps = train(config, evaluate=find_measure(config))
+    bar = None  # made with the first step: what is wrong with the input is said without a bar
+    for step in steps:
+        bar = bar or tqdm(
+            total=step.total, initial=step.step - 1, unit="step", disable=not is_main_process()
+        )
+        bar.update(step.step - bar.n)
+        bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
+        if agree(stop.asked):
+            steps.close()
+            bar.close()
+            print(
+                f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
+                file=sys.stderr,
+            )
+            raise SystemExit(130)
+    if bar:
+        bar.close()
+
+
+def find_measure(config: TrainConfig) -> Evaluate | None:
+    """What measures the samples: the evaluator asked for, or the bundled one where it is there."""
+    from sdatoms.evaluate import measure_samples
+    from sdatoms.evaluator import load_evaluator
+    from sdatoms.pipeline import find_assets
+
+    bundled = config.evaluator is None and config.style_evaluator is None
+    if not config.validation_steps or not config.num_validation_images:
+        return None
+    if bundled and not (find_assets() / "emoji-clip").is_dir():
+        return None
+    return measure_samples(load_evaluator(config.evaluator, config.style_evaluator))
+
+
+def is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+class StopFlag:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C
+    stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.ask)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,253 @@
+"""Score atom files on their base, beside rows that tell whether the scores can be believed.
+
+Every file paints the same prompts with the same seeds as the base without atoms. The sanity rows:
+the base itself; the instance pictures among themselves, the most that imitation can reach; the same
+or other things drawn by another vendor, which fidelity must put below them; and the base's pictures
+of other prompts, which alignment must put below the base's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdatoms.adapters import load_atoms
+from sdatoms.checkpoint import AtomFile
+from sdatoms.errors import AtomError
+from sdatoms.evaluator import Evaluator
+from sdatoms.metrics import (
+    measure_alignment,
+    measure_diversity,
+    measure_drift,
+    measure_fidelity,
+)
+from sdatoms.pictures import find_pictures, read_picture
+from sdatoms.pipeline import find_assets, paint
+from sdatoms.preflight import read_sidecar
+from sdatoms.validation import Evaluate
+
+__all__ = [
+    "Row",
+    "Subject",
+    "evaluate",
+    "measure_samples",
+    "read_subject_pictures",
+    "score_subject",
+    "write_prompts",
+]
+
+STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
+SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
+UNRELATED_PROMPTS = (
+    "birthday cake",
+    "earth globe americas",
+    "alarm clock",
+    "banana",
+    "airplane",
+    "open book",
+    "wrapped present",
+    "mushroom",
+    "butterfly",
+    "violin",
+)
+RARE_WORD = r"(?:\b(?:sks|zwx|ohwx|qvx|vbn|xjy|tkz|wqp)\b|<[^<>\s]+>)"
+"""Words that mean nothing, or that were learned: no evaluator can read them."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures of a subject or a style, as embeddings."""
+
+    name: str
+    styles: Tensor
+    """`(k, e)`."""
+    concepts: Tensor
+    """`(k, d)`."""
+    captions: Tensor | None
+    """Their own captions, `(k, d)`; None where a picture has none beside it."""
+    package: str | None
+    """Where the pictures come from, when `subject.json` says so."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; None where a figure has no meaning."""
+
+    name: str
+    pictures: int
+    fidelity: float | None = None
+    alignment: float | None = None
+    diversity: float | None = None
+    drift: float | None = None
+
+
+def evaluate(
+    pipe: Any,
+    files: Sequence[tuple[str, AtomFile]],
+    evaluator: Evaluator,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    subject: Path | None = None,
+    strength: float = 1.0,
+    batch_size: int = 8,
+    say: Callable[[str], None] = lambda text: None,
+    **painting: Any,
+) -> list[Row]:
+    """One row for each `(name, file)`, then the sanity rows. `painting` goes to `paint`.
+
+    Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds. Drift is
+    taken on ten prompts that have nothing to do with any bundled subject. The pipeline comes back
+    as it was.
+
+    Raises:
+        AtomError: there is no prompt or seed, or a file does not fit the base.
+    """
+    if not prompts or not seeds:
+        raise AtomError(
+            f"{len(prompts)} prompts came with {len(seeds)} seeds; at least 1 of each is needed"
+        )
+    given = read_subject_pictures(subject, evaluator) if subject else None
+    asked = [(prompt, seed) for prompt in prompts for seed in seeds]
+    asked += [(prompt, seed) for prompt, seed in zip(UNRELATED_PROMPTS, range(10), strict=True)]
+    count = len(prompts) * len(seeds)
+    texts = evaluator.embed_texts([clean_prompt(prompt) for prompt, _ in asked[:count]])
+
+    def look() -> tuple[Tensor, Tensor]:
+        pictures = paint(
+            pipe, [p for p, _ in asked], [s for _, s in asked], batch_size=batch_size, **painting
+        )
+        return evaluator.embed_concepts(pictures), evaluator.embed_styles(pictures)
+
+    def score(name: str, concepts: Tensor, styles: Tensor) -> Row:
+        by_prompt = styles[:count].unflatten(0, (len(prompts), len(seeds)))
+        return Row(
+            name,
+            count,
+            fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
+            alignment=mean(measure_alignment(concepts[:count], texts)),
+            diversity=mean(measure_diversity(by_prompt)) if len(seeds) > 1 else None,
+            drift=mean(measure_drift(styles[count:], base_styles[count:])),
+        )
+
+    say(f"painting {len(asked)} pictures with the base")
+    base_concepts, base_styles = look()
+    rows = []
+    for name, file in files:
+        say(f"painting {len(asked)} pictures with {name}")
+        adapters = load_atoms(pipe, file, name=name, strength=strength)
+        try:
+            rows.append(score(name, *look()))
+        finally:
+            adapters.remove(name)
+    rows.append(score("base without atoms", base_concepts, base_styles))
+    if given:
+        rows += score_subject(given, evaluator)
+    others = texts[torch.arange(len(asked) - count) * len(seeds) % count]
+    rows.append(
+        Row(
+            "wrong concept: base, other prompts",
+            len(asked) - count,
+            fidelity=mean(measure_fidelity(base_styles[count:], given.styles)) if given else None,
+            alignment=mean(measure_alignment(base_concepts[count:], others)),
+        )
+    )
+    return rows
+
+
+def measure_samples(evaluator: Evaluator) -> Evaluate:
+    """What the trainer calls on its samples: their mean fidelity to the instance pictures, and the
+    mean alignment with their prompts, both in [-1, 1]."""
+
+    def measure(
+        pipe: Any,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        instances: Sequence[Image.Image],
+    ) -> dict[str, float]:
+        styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
+        texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+        return {
+            "fidelity": mean(measure_fidelity(styles, given)),
+            "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+        }
+
+    return measure
+
+
+def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
+    """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
+    rows = [score_pictures("pictures given, among themselves", given)]
+    if given.captions is not None:
+        shifted = mean(measure_alignment(given.concepts, given.captions.roll(1, 0)))
+        rows.append(
+            Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
+        )
+    for folder in sorted((find_assets() / "subjects").glob("*/subject.json")):
+        other = read_subject_pictures(folder.parent, evaluator)
+        if other.package != given.package:
+            rows.append(score_pictures(f"wrong vendor: {other.name}", other, given))
+    return rows
+
+
+def score_pictures(name: str, shown: Subject, given: Subject | None = None) -> Row:
+    few = given is None and len(shown.styles) < 2
+    return Row(
+        name,
+        len(shown.styles),
+        fidelity=None if few else mean(measure_fidelity(shown.styles, given and given.styles)),
+        alignment=None
+        if shown.captions is None
+        else mean(measure_alignment(shown.concepts, shown.captions)),
+    )
+
+
+def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
+    """Embed a folder's pictures and, where each has a caption beside it, the captions.
+
+    Raises:
+        AtomError: there is no such folder, or a file in it is broken.
+    """
+    paths, _ = find_pictures(folder)
+    pictures: list[Image.Image] = [read_picture(path) for path in paths]
+    captions = [clean_prompt(read_sidecar(path)) for path in paths]
+    about = folder / "subject.json"
+    try:
+        package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""
+    except (ValueError, KeyError, TypeError):
+        raise AtomError(f"{str(about)!r} is no JSON object that names a package") from None
+    return Subject(
+        name=folder.name,
+        styles=evaluator.embed_styles(pictures),
+        concepts=evaluator.embed_concepts(pictures),
+        captions=evaluator.embed_texts(captions) if all(captions) else None,
+        package=package or None,
+    )
+
+
+def write_prompts(trigger: str) -> list[str]:
+    """Five prompts that no training saw: `an emoji in sks style` → `cat face in sks style`, …;
+    `a sks cat` → `a sks cat, winking face`, …"""
+    style = re.search(r"\bin \S+ style\b|\bin the style of .+", trigger)
+    if style:
+        return [f"{concept} {style.group()}" for concept in STYLE_CONCEPTS]
+    return [f"{trigger}, {addition}" for addition in SUBJECT_ADDITIONS]
+
+
+def clean_prompt(prompt: str) -> str:
+    """The prompt as an evaluator reads it: without rare words, and without their `in … style`."""
+    word = RARE_WORD
+    text = re.sub(rf"\bin (?:{word} style\b|the style of {word})|{word}", "", prompt)
+    return re.sub(r"\s+", " ", text).strip(" ,")
+
+
+def mean(values: Tensor) -> float:
+    return float(values.mean())

@@ -1,0 +1,150 @@
+"""bitsandbytes layers as frozen bases: `y = x (dequantize(W) + ΔW)ᵀ + bias` in one product.
+
+Nothing weight-sized is kept between calls: the backward pass dequantizes again. An 8-bit layer
+multiplies with its weight as stored and the input as it comes; where bitsandbytes multiplies whole
+numbers it rounds the input to 8 bits too, and a fresh injection differs from it by that rounding.
+
+Imported only where a layer of bitsandbytes is met; `import sdatoms` does without the package.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from bitsandbytes.functional import (
+    dequantize_4bit,
+    dequantize_blockwise,
+    int8_vectorwise_dequant,
+)
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, LinearFP4, LinearNF4
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sdatoms.layers import AtomLayer, OneWeightLayer, sum_deltas
+
+__all__ = [
+    "KINDS",
+    "AtomLinear4bit",
+    "AtomLinear8bitLt",
+    "AtomLinearFP4",
+    "AtomLinearNF4",
+    "dequantize",
+    "read_bits",
+]
+
+
+@torch.no_grad()
+def dequantize(module: nn.Module) -> Tensor:
+    """The weight `(o, i)` as floating-point numbers, a fresh tensor in the dtype it came from."""
+    if isinstance(module, Linear4bit):
+        data, state = read_codes(module)
+        return dequantize_4bit(data.reshape(-1, 1), state)
+    return int8_vectorwise_dequant(*read_rows(module))
+
+
+@torch.no_grad()
+def read_bits(module: nn.Module) -> Tensor:
+    """The stored numbers as bytes, equal in all the layouts bitsandbytes keeps them in.
+
+    Scales count in bfloat16, which is all that is left of them in the layout for some CPUs.
+    """
+    if isinstance(module, Linear4bit):
+        codes, state = read_codes(module)
+        scales = state.absmax
+        if state.nested:
+            scales = dequantize_blockwise(scales, state.state2) + state.offset
+    else:
+        codes, scales = read_rows(module)
+    parts = [codes.contiguous(), scales.to(torch.bfloat16)]
+    return torch.cat([part.flatten().view(torch.uint8) for part in parts])
+
+
+def read_rows(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Codes `(o, i)` and scales `(o,)` of an 8-bit layer; its first call moves the scales."""
+    assert isinstance(module, Linear8bitLt)
+    scales = getattr(module.weight, "SCB", None)
+    scales = module.state.SCB if scales is None else scales
+    assert scales is not None
+    return module.weight.data, scales
+
+
+def read_codes(module: nn.Module) -> tuple[Tensor, Any]:
+    """Codes and quantization state of a 4-bit layer, in their common order."""
+    state = getattr(module.weight, "quant_state", None) or module.quant_state
+    data = module.weight.data
+    assert isinstance(data, Tensor)
+    packed = getattr(state, "packing_format_for_cpu", False)
+    return unpack(data, state) if packed else (data, state)
+
+
+def unpack(data: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Codes in their common order from the one some CPUs compute in.
+
+    bitsandbytes' own way back re-quantizes the scales of doubly quantized weights and leaves
+    others transposed; here they stay what they are.
+    """
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+    state = copy.copy(state)
+    scales = state.absmax.T.reshape(-1).float().contiguous()
+    state.original_nested = False
+    data, state = _convert_weight_packed_for_cpu_inverse(data, state)
+    state.absmax = scales
+    return data, state
+
+
+class QuantizedAtomLayer(OneWeightLayer):
+    """What the atom layers over bitsandbytes share."""
+
+    bias: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def delta_weight(self) -> Tensor | None:
+        return sum_deltas(dequantize(self), self.deltas)
+
+    def tuned_weight(self) -> Tensor:
+        """`dequantize(W) + ΔW` in float32."""
+        weight = dequantize(self).float()
+        delta = sum_deltas(weight, self.deltas)
+        return weight if delta is None else weight + delta
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.deltas:
+            return super().forward(x)
+        return checkpoint(self.multiply, x, use_reentrant=False, preserve_rng_state=False)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        dtype = getattr(self, "compute_dtype", None) or x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        weight = self.tuned_weight().to(dtype)
+        return nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+class AtomLinear4bit(QuantizedAtomLayer, Linear4bit):
+    """bitsandbytes' `Linear4bit` (nf4 or fp4) with atoms."""
+
+
+class AtomLinearNF4(QuantizedAtomLayer, LinearNF4):
+    """bitsandbytes' `LinearNF4` with atoms."""
+
+
+class AtomLinearFP4(QuantizedAtomLayer, LinearFP4):
+    """bitsandbytes' `LinearFP4` with atoms."""
+
+
+class AtomLinear8bitLt(QuantizedAtomLayer, Linear8bitLt):
+    """bitsandbytes' `Linear8bitLt` with atoms."""
+
+
+KINDS: dict[type[nn.Module], type[AtomLayer]] = {
+    Linear4bit: AtomLinear4bit,
+    LinearNF4: AtomLinearNF4,
+    LinearFP4: AtomLinearFP4,
+    Linear8bitLt: AtomLinear8bitLt,
+}
+"""bitsandbytes' layer → the one with atoms."""
