@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from sdatoms.pictures import crop_to, to_tensor
+from sdatoms.pictures import to_tensor
 
 __all__ = ["Previewer", "fit_colours"]
 
@@ -103,7 +103,9 @@ def fit_colours(
     generator = torch.Generator().manual_seed(seed)
     size = 8 * 2 ** (len(vae.config.block_out_channels) - 1)
     if pictures:
-        fields = torch.stack([to_tensor(crop_to(p, size)) for p in pictures[:NUM_FIELDS]])
+        fields = torch.stack(
+            [to_tensor(ImageOps.fit(p, (size, size))) for p in pictures[:NUM_FIELDS]]
+        )
     else:
         coarse = torch.rand(NUM_FIELDS, 3, 3, 3, generator=generator) * 2 - 1
         fields = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
