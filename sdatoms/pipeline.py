@@ -4,6 +4,7 @@ through here."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def paint(
         init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
         denoising_strength: how much of it is painted anew, above 0 to 1.
         callback: is told `(done, total)` denoising steps and may raise to cancel.
-        previewer: is shown the latents of every step, before `callback` is told of it.
+        previewer: looks on, and has drawn each step before `callback` is told of it.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.
@@ -199,27 +200,24 @@ def paint(
     batches = -(-len(prompts) // batch_size)
     for index in range(batches):
         part = slice(index * batch_size, (index + 1) * batch_size)
-        if previewer:
-            previewer.start(painter.scheduler)
 
         def tell(
             running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
         ) -> dict[str, Any]:
             steps = running.num_timesteps
-            if previewer:
-                previewer.see(kwargs["latents"], steps - step - 1)
             if callback:
                 callback(index * steps + step + 1, batches * steps)
             return kwargs
 
-        result = painter(
-            **encode_prompts(pipe, prompts[part], negative_prompt),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
-            callback_on_step_end=tell,
-            **settings,
-        )
+        with previewer.watch(painter.scheduler) if previewer else nullcontext():
+            result = painter(
+                **encode_prompts(pipe, prompts[part], negative_prompt),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
+                callback_on_step_end=tell,
+                **settings,
+            )
         pictures.extend(result.images)
     return pictures
 

@@ -1,22 +1,26 @@
 """See a picture while it is being painted, without decoding it: one linear map from latents to RGB.
 
-The map `rgb = latents · F + b` is fitted by least squares on smooth colour fields that the base's
-own autoencoder encodes; Stable Diffusion 1.x and 2.x share one autoencoder, whose map is known.
+The map `rgb = latents · F + b` is fitted by least squares on pictures that the base's own
+autoencoder encodes; Stable Diffusion 1.x and 2.x share one autoencoder, whose map is known.
 
-What is shown is not the noisy latent but the clean one it heads for. In the coordinates
-`y = x/√ᾱ`, `σ = √((1-ᾱ)/ᾱ)` a deterministic sampler walks along `dy/dσ`, so two consecutive latents
-give `x₀ ≈ y' + σ' (y' - y)/(σ - σ')`, whatever the sampler's order.
+What is shown is not the noisy latent but the clean one the UNet believes in at that step,
+`x₀ = (x - √(1-ᾱ) ε)/√ᾱ`, or `√ᾱ x - √(1-ᾱ) v`, the same for every sampler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from sdatoms.pictures import to_tensor
 
 __all__ = ["Previewer", "fit_colours"]
 
@@ -33,32 +37,36 @@ NUM_FIELDS = 24
 
 
 class Previewer:
-    """Draws the latents of one painting after another; fitted to a pipeline once."""
+    """Draws the latents of one painting after another; fitted to a pipeline once.
 
-    def __init__(self, pipe: Any) -> None:
-        self.scheduler: Any = None
+    Args:
+        pictures: examples of what the base paints, to fit the colours on; smooth colour fields
+            where there are none.
+    """
+
+    def __init__(self, pipe: Any, pictures: Sequence[Image.Image] = ()) -> None:
         vae = pipe.vae
         if vae.config.latent_channels == 4 and abs(vae.config.scaling_factor - SD_SCALING) < 1e-6:
             self.factors, self.bias = torch.tensor(SD_FACTORS), torch.zeros(3)
         else:
-            self.factors, self.bias = fit_colours(vae)
-        self._before: tuple[Tensor, float] | None = None
+            self.factors, self.bias = fit_colours(vae, pictures)
         self._clean: Tensor | None = None
 
-    def start(self, scheduler: Any) -> None:
-        """Forget the last painting; `scheduler` walks the next."""
-        self.scheduler, self._before, self._clean = scheduler, None, None
+    @contextmanager
+    def watch(self, scheduler: Any) -> Iterator[None]:
+        """Look on while `scheduler` walks in a `with` block; changes nothing of what it does."""
+        self._clean, step = None, scheduler.step
 
-    def see(self, latents: Tensor, remaining: int) -> None:
-        """Take the latents `(B, c, h, w)` before the last `remaining` steps; costs next to
-        nothing."""
-        sigma, scale = find_noise(self.scheduler, remaining)
-        y = latents[:1].detach().float() * scale
-        clean = y / (1 + sigma**2) ** 0.5 if self._before is None else y
-        if self._before is not None and sigma > 0 and self._before[1] > sigma:
-            before, above = self._before
-            clean = y + sigma * (y - before) / (above - sigma)
-        self._before, self._clean = (y, sigma), clean
+        @wraps(step)  # pipelines look at its signature before they hand it a generator
+        def see(output: Tensor, time: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+            self._clean = guess_clean(scheduler, output[:1], time, sample[:1])
+            return step(output, time, sample, *rest, **named)
+
+        scheduler.step = see
+        try:
+            yield
+        finally:
+            del scheduler.step
 
     def draw(self, size: int = 512) -> Image.Image | None:
         """The first picture of the batch, its longer side `size` px or a little less; None before
@@ -74,24 +82,33 @@ class Previewer:
         return picture.resize(wide, Image.Resampling.BILINEAR)
 
 
-def find_noise(scheduler: Any, remaining: int) -> tuple[float, float]:
-    """`σ` before the last `remaining` steps, and the factor from the sampler's latents to `y`."""
-    if not remaining:
-        return 0.0, 1.0
-    if type(scheduler).__name__.startswith("Euler"):  # walks in y, with sigmas of its own
-        return float(scheduler.sigmas[-1 - remaining]), 1.0
-    kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[-remaining])])
-    return ((1 - kept) / kept) ** 0.5, kept**-0.5
+def guess_clean(scheduler: Any, output: Tensor, time: Any, sample: Tensor) -> Tensor:
+    """`x₀` from what the UNet said of `sample` at `time`."""
+    output, sample = output.detach().float(), sample.detach().float()
+    kept = float(scheduler.alphas_cumprod[round(float(time))])
+    if type(scheduler).__name__.startswith("Euler"):  # keeps its latents divided by √ᾱ
+        sample = sample * kept**0.5
+    if scheduler.config.prediction_type == "v_prediction":
+        return kept**0.5 * sample - (1 - kept) ** 0.5 * output
+    if scheduler.config.prediction_type == "sample":
+        return output
+    return (sample - (1 - kept) ** 0.5 * output) / kept**0.5
 
 
 @torch.no_grad()
-def fit_colours(vae: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
+def fit_colours(
+    vae: Any, pictures: Sequence[Image.Image] = (), seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Least-squares factors `(c, 3)` and bias `(3,)` from latents to RGB in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    ratio = 2 ** (len(vae.config.block_out_channels) - 1)
-    size = 8 * ratio
-    coarse = torch.rand(NUM_FIELDS, 3, 3, 3, generator=generator) * 2 - 1
-    fields = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
+    size = 8 * 2 ** (len(vae.config.block_out_channels) - 1)
+    if pictures:
+        fields = torch.stack(
+            [to_tensor(ImageOps.fit(p, (size, size))) for p in pictures[:NUM_FIELDS]]
+        )
+    else:
+        coarse = torch.rand(NUM_FIELDS, 3, 3, 3, generator=generator) * 2 - 1
+        fields = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
     fields = fields.to(vae.device, vae.dtype)
     latents = vae.encode(fields).latent_dist.mean.float().cpu() * vae.config.scaling_factor
     colours = F.adaptive_avg_pool2d(fields.float().cpu(), tuple(latents.shape[2:]))

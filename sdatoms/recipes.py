@@ -14,12 +14,9 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
-from importlib.metadata import version
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as save_tensors
 
-import sdatoms
 from sdatoms.atom_file import AtomFile, clip, write_whole
 from sdatoms.atom_reader import read_atoms
-from sdatoms.compatibility import same_base
 from sdatoms.errors import AtomError
+from sdatoms.recipe import Recipe, UsedAtoms, compare_recipe, hash_picture, list_versions
+from sdatoms.recipe_text import format_parameters, parse_parameters
 
 __all__ = [
     "Recipe",
@@ -53,42 +50,6 @@ MAX_FILE = 64 << 20
 MAX_TEXT = 1 << 20
 MAX_ADAPTERS = 16
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FIELD = re.compile(r'\s*([\w][\w ./+-]*?):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
-
-
-@dataclass(frozen=True)
-class UsedAtoms:
-    """One atom file that took part."""
-
-    name: str
-    sha256: str
-    strength: float | dict[str, float]
-    """One number, or numbers for the UNet's `down`, `mid` and `up` blocks."""
-    trigger: str = ""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a picture depends on."""
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    num_inference_steps: int = 25
-    guidance_scale: float = 5.0
-    scheduler: str = "DDIM"
-    width: int = 0
-    """px; 0: the base's own."""
-    height: int = 0
-    base_model: str = ""
-    base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
-    """A few layers of the UNet, see `fingerprint_base`; empty where another tool painted."""
-    adapters: tuple[UsedAtoms, ...] = ()
-    denoising_strength: float | None = None
-    """Set where the picture was painted over another."""
-    init_sha256: str | None = None
-    """`hash_picture` of that other."""
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def save_picture(
@@ -233,122 +194,6 @@ def check_versions(versions: Any, where: str) -> dict[str, str]:
 
 def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def format_parameters(recipe: Recipe) -> str:
-    """The text A1111 writes: prompt, negative prompt, and one line of settings."""
-    settings: dict[str, Any] = {
-        "Steps": recipe.num_inference_steps,
-        "Sampler": recipe.scheduler,
-        "CFG scale": f"{recipe.guidance_scale:g}",
-        "Seed": recipe.seed,
-        "Size": f"{recipe.width}x{recipe.height}",
-    }
-    if recipe.base_fingerprint:
-        prints = json.dumps(recipe.base_fingerprint, sort_keys=True)
-        settings["Model hash"] = sha256(prints.encode()).hexdigest()[:10]
-    if recipe.base_model:
-        settings["Model"] = Path(recipe.base_model).name
-    if recipe.denoising_strength is not None:
-        settings["Denoising strength"] = f"{recipe.denoising_strength:g}"
-    if recipe.adapters:
-        named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
-        settings["Atoms"] = ", ".join(f"{n}: {write_strength(u.strength)}" for n, u in named)
-        settings["Atoms hashes"] = ", ".join(f"{n}: {u.sha256[:12]}" for n, u in named)
-    settings["Version"] = f"sdatoms {recipe.versions.get('sdatoms', sdatoms.__version__)}"
-    lines = [recipe.prompt]
-    if recipe.negative_prompt:
-        lines.append(f"Negative prompt: {recipe.negative_prompt}")
-    lines.append(", ".join(f"{name}: {quote(value)}" for name, value in settings.items()))
-    return "\n".join(lines)
-
-
-def write_strength(strength: float | Mapping[str, float]) -> str:
-    if isinstance(strength, Mapping):
-        return " ".join(f"{block}={number:g}" for block, number in strength.items())
-    return f"{strength:g}"
-
-
-def quote(value: Any) -> str:
-    text = str(value)
-    special = any(c in text for c in ",:\n")
-    return json.dumps(text, ensure_ascii=False) if special else text
-
-
-def parse_parameters(text: str) -> Recipe:
-    """Read A1111's text, whoever wrote it; settings it lacks keep their defaults."""
-    lines = text.strip().split("\n")
-    found = {k.strip(): v.strip() for k, v in FIELD.findall(lines[-1])}
-    settings = found if len(found) >= 3 and "Steps" in found else {}
-    body = "\n".join(lines[:-1] if settings else lines)
-    prompt, _, negative = body.partition("Negative prompt:")
-    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", ""))
-    recipe = Recipe(prompt.strip(), negative.strip(), base_model=clip(settings.get("Model", "")))
-    changes: dict[str, Any] = {}
-    for name, setting, kind in (
-        ("seed", "Seed", int),
-        ("num_inference_steps", "Steps", int),
-        ("guidance_scale", "CFG scale", float),
-        ("denoising_strength", "Denoising strength", float),
-    ):
-        try:
-            value = kind(settings[setting])
-        except (KeyError, ValueError):
-            continue
-        changes |= {name: value} if math.isfinite(value) else {}
-    if "Sampler" in settings:
-        changes["scheduler"] = clip(settings["Sampler"], 40)
-    if size:
-        changes |= {"width": int(size[1]), "height": int(size[2])}
-    return replace(recipe, **changes)
-
-
-def compare_recipe(
-    recipe: Recipe,
-    *,
-    base_fingerprint: Mapping[str, Sequence[float]],
-    hashes: Iterable[str],
-) -> list[str]:
-    """What would make the picture differ if it were painted here: one sentence each.
-
-    Args:
-        base_fingerprint: of the base at hand.
-        hashes: sha256 of the atom files at hand.
-    """
-    remarks = []
-    stored, found = recipe.base_fingerprint, {k: list(v) for k, v in base_fingerprint.items()}
-    if not stored:
-        remarks.append("The picture does not say which weights its base had.")
-    elif not same_base(stored, found):
-        remarks.append(f"The base differs from the picture's ({clip(recipe.base_model)}).")
-    held = set(hashes)
-    remarks += [
-        f"The atom file {used.name} ({used.sha256[:12]}) is not here."
-        for used in recipe.adapters
-        if used.sha256 not in held
-    ]
-    here = list_versions()
-    other = [f"{k} {v}" for k, v in recipe.versions.items() if here.get(k) != v]
-    if other:
-        remarks.append(f"It was painted with {', '.join(other)}; pixels may differ a little.")
-    if recipe.denoising_strength is not None:
-        remarks.append("It was painted over another picture, which is not inside it.")
-    return remarks
-
-
-def list_versions() -> dict[str, str]:
-    """Versions that pixels depend on."""
-    return {
-        "sdatoms": sdatoms.__version__,
-        "diffusers": version("diffusers"),
-        "torch": version("torch"),
-    }
-
-
-def hash_picture(picture: Image.Image) -> str:
-    """SHA-256 of size and RGB pixels."""
-    rgb = picture.convert("RGB")
-    return sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 
 def read_passengers(path: Path) -> list[AtomFile]:

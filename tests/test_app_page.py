@@ -27,7 +27,8 @@ NAMELESS = """() => {
   const shown = (e) => e.offsetParent !== null || getComputedStyle(e).position === 'fixed';
   const named = (e) => [
     e.getAttribute('aria-label'), e.title, e.innerText, e.alt,
-    e.placeholder, ...[...(e.labels || [])].map((l) => l.innerText),
+    e.placeholder, ...[...e.querySelectorAll('img[alt]')].map((i) => i.alt),
+    ...[...(e.labels || [])].map((l) => l.innerText),
     ...(e.getAttribute('aria-labelledby') || '').split(' ').map(
       (id) => document.getElementById(id)?.innerText),
   ].some((text) => text && text.trim());

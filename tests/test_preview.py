@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_base import save_tiny_base
 
 from sdatoms.pipeline import SCHEDULERS, load_base, paint
@@ -27,43 +28,48 @@ class LinearCoder(torch.nn.Module):
         return type("Encoded", (), {"latent_dist": mean})()
 
 
-def test_the_fit_inverts_a_linear_coder():
+@pytest.mark.parametrize("number", [0, 9])
+def test_the_fit_inverts_a_linear_coder(number):
     coder = LinearCoder()
-    factors, bias = fit_colours(coder)
+    noise = np.random.default_rng(0).integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
+    factors, bias = fit_colours(coder, [Image.fromarray(pixels) for pixels in noise])
     colours = torch.tensor([[1.0, -0.5, 0.2], [0.0, 0.3, -1.0]])
     latents = colours @ coder.weight.T * coder.config.scaling_factor
     torch.testing.assert_close(latents @ factors + bias, colours, atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("scheduler", ["DDIM", "Euler", "DPM++ 2M", "UniPC"])
-def test_the_guess_is_the_clean_latent_when_the_noise_is_known(scheduler, tmp_path):
-    """With a UNet that knows x₀, every step's guess is x₀; the last latents are x₀ as well."""
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_a_unet_that_knows_the_clean_latent_is_believed_at_every_step(
+    scheduler, prediction, tmp_path
+):
     pipe = load_base(str(save_tiny_base(tmp_path / "tiny")))
+    pipe.scheduler.register_to_config(prediction_type=prediction)
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     guesses = []
 
     def know(sample, t, **_):
-        kept = pipe.scheduler.alphas_cumprod[int(t)]
-        return ((sample - kept**0.5 * clean) / (1 - kept) ** 0.5,)
-
-    class Watcher(Previewer):
-        def see(self, latents, remaining):
-            super().see(latents, remaining)
-            guesses.append(self._clean)
+        kept = pipe.scheduler.alphas_cumprod[round(float(t))]
+        noise = (sample - kept**0.5 * clean) / (1 - kept) ** 0.5
+        if prediction == "epsilon":
+            return (noise,)
+        return (kept**0.5 * noise - (1 - kept) ** 0.5 * clean,)
 
     pipe.unet.forward = know
+    previewer = Previewer(pipe)
     paint(
         pipe,
         ["a"],
         [0],
-        num_inference_steps=6,
+        num_inference_steps=5,
         guidance_scale=1.0,
         scheduler=scheduler,
-        previewer=Watcher(pipe),
+        previewer=previewer,
+        callback=lambda done, total: guesses.append(previewer._clean),
     )
-    assert len(guesses) == 6
-    for guess in guesses[1:-1]:
-        torch.testing.assert_close(guess, clean, atol=0.05, rtol=0)
+    assert len(guesses) == 5 and "step" not in vars(pipe.scheduler)
+    for guess in guesses:
+        torch.testing.assert_close(guess, clean, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))

@@ -148,10 +148,8 @@ class AdapterRows:
                 return [insert_words(text, self.find_trigger(str(id))), *skip_all(self.outputs)]
             if action == "add" and id not in ids:
                 if len(ids) == MAX_ADAPTERS:
-                    raise gr.Error(
-                        f"At most {MAX_ADAPTERS} atom files at once; remove one first.",
-                        print_exception=False,
-                    )
+                    gr.Warning(f"At most {MAX_ADAPTERS} atom files at once; remove one first.")
+                    return [gr.skip(), *skip_all(self.outputs)]
                 ids.append(str(id))
             if action == "remove":
                 ids = [other for other in ids if other != id]

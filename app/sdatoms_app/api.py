@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import gradio as gr
+from gradio.events import api
 
 from sdatoms import AtomError
 from sdatoms.recipes import read_passengers, read_recipe
@@ -219,10 +220,10 @@ def build_api(studio: Studio) -> None:
 
     painting = {"concurrency_limit": 8, "concurrency_id": "api-painting"}
     for endpoint in (generate, compare, grid):
-        gr.api(speak(endpoint), api_name=endpoint.__name__, **painting)
-    gr.api(cancel, api_name="cancel", queue=False)
+        api(speak(endpoint), api_name=endpoint.__name__, **painting)
+    api(cancel, api_name="cancel", queue=False)
     for endpoint in (list_bases, list_atoms, list_pictures):
-        gr.api(speak(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+        api(speak(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
     for endpoint in (add_atoms, read_picture):
         # uploads come through a component: only files that were uploaded pass it
         button, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")

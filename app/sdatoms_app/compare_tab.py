@@ -102,11 +102,15 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         type="filepath",
         interactive=False,
         buttons=["download", "fullscreen"],
+        alt_text="The grid of pictures",
         elem_id="grid",
         elem_classes="picture",
     )
     singles = gr.Files(
-        label="Single pictures, with their recipes", visible=False, elem_id="singles"
+        label="Single pictures, with their recipes",
+        visible=False,
+        interactive=False,
+        elem_id="singles",
     )
 
     def paint_both(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.pipeline import SCHEDULERS
 from sdatoms_app.adapter_rows import AdapterRows
 from sdatoms_app.cards import draw_note, draw_progress
 from sdatoms_app.form import DEFAULTS, clean_settings, make_order
+from sdatoms_app.generate_layout import (
+    build_form,
+    build_prompt,
+    build_result,
+    list_bases,
+    list_sizes,
+)
 from sdatoms_app.history import Kept
-from sdatoms_app.history_panel import build_history_panel, build_preset_panel, take_file
+from sdatoms_app.history_panel import build_history_panel, take_file, warn
 from sdatoms_app.jobs import Job, Update
-from sdatoms_app.studio import MAX_BATCH, MAX_SEED, MAX_SIDE, MAX_STEPS, Studio
+from sdatoms_app.studio import MAX_SEED, Studio
 
 __all__ = ["GenerateTab", "build_generate_tab"]
 
@@ -32,6 +39,7 @@ class GenerateTab:
     cancel: gr.Button
     rows: AdapterRows
     drop: gr.File
+    start_from: gr.Accordion
     init: gr.Image
     sizes: gr.Dropdown
     live: gr.Image
@@ -104,160 +112,6 @@ def build_generate_tab(studio: Studio) -> GenerateTab:
     return tab
 
 
-def build_prompt(tab: GenerateTab) -> None:
-    """The prompt and the buttons."""
-    tab.fields["prompt"] = gr.Textbox(
-        label="Prompt",
-        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
-        value=DEFAULTS["prompt"],
-        lines=2,
-        max_lines=8,
-        elem_id="prompt",
-    )
-    with gr.Row():
-        tab.paint = gr.Button("Paint", variant="primary", elem_id="paint", scale=3, min_width=120)
-        tab.cancel = gr.Button(
-            "Cancel", variant="stop", interactive=False, elem_id="cancel", scale=1, min_width=80
-        )
-
-
-def build_form(tab: GenerateTab) -> None:
-    """Atom files and settings."""
-    fields = tab.fields
-    tab.rows = AdapterRows(tab.studio)
-    tab.drop = gr.File(
-        label="Drop an atom file, or a picture made here to restore its settings",
-        height=160,
-        elem_id="drop",
-    )
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
-        build_settings(tab)
-    with gr.Accordion("Start from a picture", open=False, elem_id="start-from"):
-        tab.init = gr.Image(
-            label="Picture to start from",
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            height=220,
-            elem_id="init-picture",
-        )
-        fields["denoising_strength"] = gr.Slider(
-            0.05,
-            1,
-            value=DEFAULTS["denoising_strength"],
-            step=0.05,
-            label="Share painted anew",
-            info="Small keeps the picture, 1 forgets it.",
-            elem_id="denoising-strength",
-        )
-    build_preset_panel(tab)
-
-
-def build_settings(tab: GenerateTab) -> None:
-    fields, studio = tab.fields, tab.studio
-    first = studio.bases.list()[0].id
-    side = studio.bases.find_side(first)
-    fields["negative_prompt"] = gr.Textbox(
-        label="Negative prompt", lines=1, max_lines=4, elem_id="negative"
-    )
-    fields["base"] = gr.Dropdown(
-        list_bases(studio),
-        value=first,
-        label="Base model",
-        info="A listed one, or a hub id (owner/name)." if studio.bases.hub else None,
-        allow_custom_value=studio.bases.hub,
-        elem_id="base",
-    )
-    with gr.Row():
-        fields["num_inference_steps"] = gr.Slider(
-            1, MAX_STEPS, value=25, step=1, label="Steps", elem_id="steps", min_width=140
-        )
-        fields["guidance_scale"] = gr.Slider(
-            0, 20, value=5, step=0.5, label="Guidance", elem_id="guidance", min_width=140
-        )
-    fields["scheduler"] = gr.Dropdown(
-        list(SCHEDULERS), value="DDIM", label="Scheduler", elem_id="scheduler"
-    )
-    tab.sizes = gr.Dropdown(
-        list_sizes(side), value=None, label="Size presets", elem_id="size-presets"
-    )
-    with gr.Row():
-        fields["width"] = pick_side("Width (px)", side, "width")
-        fields["height"] = pick_side("Height (px)", side, "height")
-    with gr.Row():
-        fields["seed"] = gr.Number(
-            label="Seed",
-            value=0,
-            precision=0,
-            minimum=0,
-            maximum=MAX_SEED,
-            elem_id="seed",
-            min_width=140,
-        )
-        fields["batch"] = gr.Slider(
-            1, MAX_BATCH, value=1, step=1, label="Pictures", elem_id="batch", min_width=140
-        )
-    fields["random_seed"] = gr.Checkbox(
-        label="Random seed",
-        info="A new seed for every painting; the last one stays in the field.",
-        value=False,
-        elem_id="random-seed",
-    )
-    fields["embed"] = gr.Checkbox(
-        label="Put the atom files inside the pictures",
-        info="A picture alone then brings its atoms along.",
-        value=False,
-        elem_id="embed",
-    )
-
-
-def pick_side(label: str, value: int, elem_id: str) -> gr.Number:
-    return gr.Number(
-        label=label,
-        value=value,
-        precision=0,
-        minimum=64,
-        maximum=MAX_SIDE,
-        step=8,
-        elem_id=elem_id,
-        min_width=120,
-    )
-
-
-def build_result(tab: GenerateTab) -> None:
-    """The picture and what can be done with it."""
-    tab.live = gr.Image(
-        label="While it is painted",
-        format="jpeg",
-        interactive=False,
-        visible=False,
-        height=420,
-        buttons=[],
-        elem_id="live",
-        elem_classes="picture",
-    )
-    tab.result = gr.Gallery(
-        label="Result",
-        interactive=False,
-        preview=True,
-        height=420,
-        columns=4,
-        object_fit="contain",
-        buttons=["download", "fullscreen"],
-        elem_id="result",
-        elem_classes="picture",
-    )
-    tab.note = gr.HTML(elem_id="note")
-    tab.kept = gr.State([])
-    tab.selected = gr.State(0)
-    with gr.Row():
-        tab.send = gr.Button("Start from this picture", size="sm", elem_id="send", min_width=140)
-        tab.compare = gr.Button(
-            "Compare without atoms", size="sm", elem_id="to-compare", min_width=140
-        )
-        tab.reuse = gr.Button("Keep this seed", size="sm", elem_id="reuse-seed", min_width=140)
-
-
 def wire_form(tab: GenerateTab) -> None:
     """Everything but painting."""
     fields, studio = tab.fields, tab.studio
@@ -274,15 +128,20 @@ def wire_form(tab: GenerateTab) -> None:
         return [int(width), int(height)]
 
     def drop(path: str | None, *values: Any) -> list[Any]:
+        empty = [gr.skip() for _ in range(1 + len(tab.list_outputs()))]
         if not path:
-            return [gr.skip() for _ in range(2 + len(tab.list_outputs()))]
-        return [None, *take_file(tab, Path(path), values)]
+            return [gr.skip(), *empty]
+        try:
+            return [None, *take_file(tab, Path(path), values)]
+        except AtomError as error:
+            gr.Warning(escape(str(error)))
+            return [None, draw_note(f"{error}.", alarm=True), *empty[1:]]
 
-    def send(ids: list[str], selected: int) -> Any:
+    def send(ids: list[str], selected: int) -> list[Any]:
         if not ids:
-            raise gr.Error("Paint a picture first.", print_exception=False)
+            raise AtomError("paint a picture first")
         with Image.open(studio.history.find(ids[min(selected, len(ids) - 1)]).path) as picture:
-            return picture.convert("RGB")
+            return [picture.convert("RGB"), gr.Accordion(open=True)]
 
     def select(event: gr.SelectData) -> int:
         return int(event.index) if isinstance(event.index, int) else 0
@@ -294,7 +153,7 @@ def wire_form(tab: GenerateTab) -> None:
         drop, [tab.drop, *tab.list_inputs()], [tab.drop, tab.note, *tab.list_outputs()], **QUIET
     )
     tab.result.select(select, None, tab.selected, **QUIET)
-    tab.send.click(send, [tab.kept, tab.selected], tab.init, **QUIET)
+    tab.send.click(warn(send), [tab.kept, tab.selected], [tab.init, tab.start_from], **QUIET)
     tab.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
 
 
@@ -349,7 +208,7 @@ def wire_painting(tab: GenerateTab) -> None:
     def stop() -> list[Any]:
         return [gr.Button(interactive=True), gr.Button(interactive=False)]
 
-    def cancel(request: gr.Request) -> Any:
+    def stop_painting(request: gr.Request) -> Any:
         studio.desk.cancel(f"{request.session_hash}/generate")
         return gr.Button(interactive=False)
 
@@ -370,7 +229,7 @@ def wire_painting(tab: GenerateTab) -> None:
     ).then(stop, None, buttons, queue=False, **QUIET).then(
         lambda *values: tab.read(values), tab.list_inputs(), tab.remembered, queue=False, **QUIET
     )
-    tab.cancel.click(cancel, None, tab.cancel, queue=False, **QUIET)
+    tab.cancel.click(stop_painting, None, tab.cancel, queue=False, **QUIET)
 
 
 def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
@@ -395,14 +254,3 @@ def write_strength(strength: float | dict[str, float]) -> str:
     if isinstance(strength, dict):
         return "/".join(f"{number:g}" for number in strength.values())
     return f"{strength:g}"
-
-
-def list_bases(studio: Studio) -> list[tuple[str, str]]:
-    return [(choice.label, choice.id) for choice in studio.bases.list()]
-
-
-def list_sizes(side: int) -> list[str]:
-    """Square, portrait and landscape around the base's own side."""
-    long = side * 3 // 2 // 8 * 8
-    pairs = ((side, side), (side, long), (long, side), (long, long))
-    return [f"{w} × {h}" for w, h in pairs]

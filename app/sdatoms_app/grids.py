@@ -99,7 +99,7 @@ def plan_grid(
             for number, seed in enumerate(seeds):
                 changed = replace(order, adapters=adapters, seed=seed, batch=1)
                 cells.append(Cell(first + number, column, changed))
-    columns = tuple(f"strength {s:g}" if files else f"× {s:g}" for s in strengths)
+    columns = tuple(f"strength {s:g}" if files else f"strengths x {s:g}" for s in strengths)
     return Grid(tuple(rows), columns, tuple(cells))
 
 

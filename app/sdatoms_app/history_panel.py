@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from sdatoms_app.studio import MAX_ADAPTERS
 if TYPE_CHECKING:
     from sdatoms_app.generate_tab import GenerateTab
 
-__all__ = ["build_history_panel", "build_preset_panel", "take_file", "wire_panels"]
+__all__ = ["build_history_panel", "build_preset_panel", "take_file", "warn", "wire_panels"]
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -77,17 +78,13 @@ def take_file(tab: GenerateTab, path: Path, values: Sequence[Any]) -> list[Any]:
     """Updates of the note and the form for a dropped file, judged by its content.
 
     Raises:
-        gr.Error: it is neither an atom file nor a picture with a recipe.
+        AtomError: it is neither an atom file nor a picture with a recipe.
     """
-    library = tab.studio.library
-    try:
-        with path.open("rb") as file:
-            is_picture = file.read(4) == b"\x89PNG"
-        if is_picture:
-            return restore_picture(tab, path)
-        entry = library.add(path)
-    except AtomError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+    with path.open("rb") as file:
+        is_picture = file.read(4) == b"\x89PNG"
+    if is_picture:
+        return restore_picture(tab, path)
+    entry = tab.studio.library.add(path)
     settings = tab.read(values)
     rows = [row for row in settings["adapters"] if row["id"] != entry.id]
     settings["adapters"] = [*rows, {"id": entry.id, **ROW}][-MAX_ADAPTERS:]
@@ -142,9 +139,9 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
     def restore(id: str) -> list[Any]:
         return restore_picture(tab, find_path(id))
 
-    def send(id: str) -> Image.Image:
+    def send(id: str) -> list[Any]:
         with Image.open(find_path(id)) as picture:
-            return picture.convert("RGB")
+            return [picture.convert("RGB"), gr.Accordion(open=True)]
 
     def find_path(id: str) -> Path:
         if not id:
@@ -174,26 +171,27 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
         return [presets, ready, *tab.fill(settings)[0]]
 
     form, history = tab.list_outputs(), [tab.past, tab.past_ids, tab.past_chosen, tab.past_note]
-    gr.on([tab.look.click, tab.search.submit], look, tab.search, history, **QUIET)
+    gr.on([tab.look.click, tab.search.submit, tab.kept.change], look, tab.search, history, **QUIET)
     tab.past.select(choose, tab.past_ids, [tab.past_chosen, tab.past_note], **QUIET)
-    tab.restore.click(say(restore), tab.past_chosen, [tab.note, *form], **QUIET)
-    tab.past_send.click(say(send), tab.past_chosen, tab.init, **QUIET)
+    tab.restore.click(warn(restore), tab.past_chosen, [tab.note, *form], **QUIET)
+    tab.past_send.click(warn(send), tab.past_chosen, [tab.init, tab.start_from], **QUIET)
     tab.preset_save.click(
-        say(save), [tab.preset_name, *tab.list_inputs()], [tab.preset, tab.preset_name], **QUIET
+        warn(save), [tab.preset_name, *tab.list_inputs()], [tab.preset, tab.preset_name], **QUIET
     )
-    tab.preset_load.click(say(use), tab.preset, [tab.note, *form], **QUIET)
-    tab.preset_delete.click(say(delete), tab.preset, tab.preset, **QUIET)
+    tab.preset_load.click(warn(use), tab.preset, [tab.note, *form], **QUIET)
+    tab.preset_delete.click(warn(delete), tab.preset, tab.preset, **QUIET)
     load(open_page, tab.remembered, [tab.preset, tab.note, *form], **QUIET)
     load(look, tab.search, history, **QUIET)
 
 
-def say(handler: Any) -> Any:
-    """The handler, its `AtomError` turned into a message on the page."""
+def warn(handler: Any) -> Any:
+    """The handler, its `AtomError` turned into a message that leaves everything else as it is."""
 
     def handle(*values: Any) -> Any:
         try:
             return handler(*values)
         except AtomError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            gr.Warning(escape(str(error)))  # messages may hold names from files, and are markup
+            return gr.skip()
 
     return handle

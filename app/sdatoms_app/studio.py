@@ -14,7 +14,8 @@ from PIL import Image
 from sdatoms import AdapterSet, AtomError, load_atoms, read_atoms
 from sdatoms.checkpoint import clip
 from sdatoms.compatibility import Fit, fingerprint_base, judge_fit
-from sdatoms.pipeline import SCHEDULERS, load_base, paint
+from sdatoms.pictures import read_picture
+from sdatoms.pipeline import SCHEDULERS, find_assets, load_base, paint
 from sdatoms.preview import Previewer
 from sdatoms.prompts import count_tokens, parse_prompt
 from sdatoms.recipes import Recipe, UsedAtoms, hash_picture, list_versions
@@ -101,7 +102,7 @@ class Studio:
         if self._pipe is None or choice != self._opened:
             pipe = load_base(choice.where)
             self._pipe, self._opened = pipe, choice
-            self._previewer = Previewer(pipe)
+            self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
         return self._pipe
 
@@ -286,3 +287,9 @@ class Studio:
         with self.lock:
             self.open(base)
             return self._prints
+
+
+def list_examples() -> list[Image.Image]:
+    """A few bundled pictures, to fit the colours of previews on."""
+    paths = sorted(find_assets().glob("subjects/*/*.png"))
+    return [read_picture(path) for path in paths[:: max(1, len(paths) // 24)]]
