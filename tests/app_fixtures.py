@@ -1,5 +1,6 @@
 """Fixtures of the app's tests: a tiny base on disk, a folder of atom files, a studio, a server."""
 
+import gc
 import shutil
 import warnings
 
@@ -94,8 +95,9 @@ def serve():
         return url.rstrip("/")
 
     yield start
-    for app in apps:
-        app.close()
+    while apps:
+        apps.pop().close()
+    gc.collect()  # gradio leaves loops and sockets to the collector: here, not in another test
 
 
 @pytest.fixture(scope="module")
