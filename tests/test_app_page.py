@@ -164,7 +164,7 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     expect(fresh.locator("#note")).to_contain_text("is ready", timeout=WAIT)
     expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
     fresh.locator("#drop input[type=file]").set_input_files(adapters_dir / "old.safetensors")
-    expect(fresh.get_by_text(re.compile("no safetensors file"))).to_be_visible(timeout=WAIT)
+    expect(fresh.get_by_text(re.compile("no safetensors file")).first).to_be_visible(timeout=WAIT)
     unfold(fresh, "history")
     fresh.locator("#history-search input, #history-search textarea").fill("123 ink")
     fresh.locator("#history-look").click()

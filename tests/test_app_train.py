@@ -161,6 +161,7 @@ def test_exports_over_http_state_their_error(client, studio):  # noqa: F811
     }
 
 
+@pytest.mark.slow
 def test_train_stop_look_and_use_in_a_browser(address, studio, pictures):  # noqa: F811
     """Upload, caption, reload, start, reload while it trains, stop; train again and use it."""
     if CHROMIUM is None:
