@@ -66,9 +66,10 @@ def run_demo(
     atom_variant: Any = "overcomplete",
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
+    **settings: Any,
 ) -> DemoResult:
     """Train on `assets/subjects/<subject>`, write the atom file and `before-after.png`, and
-    measure."""
+    measure. `settings` are further fields of `TrainConfig`."""
     folder, about = read_subject(subject)
     began = time.time()
     config = TrainConfig(
@@ -79,6 +80,7 @@ def run_demo(
         atom_variant=atom_variant,
         validation_steps=max(1, max_train_steps // 3),
         checkpointing_steps=max(1, max_train_steps),
+        **settings,
     )
     say(
         f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of "
