@@ -19,7 +19,7 @@ __all__ = ["add_demo", "add_train", "run_demo", "run_train"]
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subject", default="ink", help="a bundled subject (default: ink)")
+    parser.add_argument("--subject", default="octopus", help="a bundled subject (default: octopus)")
     parser.add_argument(
         "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
     )
@@ -28,8 +28,9 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--atom_variant",
-        default="overcomplete",
+        default="full",
         choices=("atoms", "overcomplete", "coefficients", "full"),
+        help="which tensors are trained (default: full)",
     )
 
 
@@ -57,7 +58,7 @@ def run_demo(args: argparse.Namespace) -> None:
     print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
     print(f"training           {result.seconds} seconds, loading and samples included")
     print(
-        "style similarity   Gram statistics of the autoencoder's features, to the pictures given, "
+        "similarity         Gram statistics of the autoencoder's features, to the pictures given, "
         "5 prompts x 4 seeds"
     )
     print(f"  base             {result.base_similarity:+.3f}")
