@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 import sdatoms
 from sdatoms.checkpoint import pack_atoms, write_whole
-from sdatoms.demo import SEEDS, STYLE_PROMPTS, SUBJECT_PROMPTS, describe_prompts, read_subject
+from sdatoms.demo import SEEDS, read_subject
 from sdatoms.denoising import Denoising
 from sdatoms.dreambooth import Draw, draw_batches
+from sdatoms.evaluate import write_prompts
 from sdatoms.material import Material, check_pictures
 from sdatoms.metrics import gram_similarity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
@@ -121,8 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     folder, about = read_subject(args.subject)
-    style = "style" in about["instance_prompt"]
-    prompts = describe_prompts(about, STYLE_PROMPTS if style else SUBJECT_PROMPTS)
+    prompts = write_prompts(about["instance_prompt"])
     pipe = load_base()
     config = TrainConfig(
         instance_data_dir=str(folder),

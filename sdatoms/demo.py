@@ -15,6 +15,7 @@ from PIL import Image
 from sdatoms.adapters import load_atoms
 from sdatoms.checkpoint import read_atoms
 from sdatoms.errors import AtomError
+from sdatoms.evaluate import write_prompts
 from sdatoms.metrics import gram_similarity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.pipeline import find_assets, load_base, paint
@@ -24,8 +25,6 @@ from sdatoms.train_config import TrainConfig
 
 __all__ = ["DemoResult", "list_subjects", "run_demo"]
 
-STYLE_PROMPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
-SUBJECT_PROMPTS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {"full": {"block_size": 2, "learning_rate": 6e-3}}
 """What the demo gives a variant beside the trainer's defaults: small blocks learn fast."""
@@ -94,9 +93,7 @@ def run_demo(
     trained = time.time() - began
     run = Path(output_dir)
     atoms = run / "atoms.safetensors"
-    prompts = describe_prompts(
-        about, STYLE_PROMPTS if "style" in about["instance_prompt"] else SUBJECT_PROMPTS
-    )
+    prompts = write_prompts(about["instance_prompt"])
     pipe = load_base()
     jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
     words, seeds = [p for p, _ in jobs], [s for _, s in jobs]
@@ -126,12 +123,6 @@ def run_demo(
         "demo.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
     )
     return result
-
-
-def describe_prompts(about: dict[str, Any], concepts: tuple[str, ...]) -> list[str]:
-    if "style" in about["instance_prompt"]:
-        return [f"{concept} in sks style" for concept in concepts]
-    return [f"{about['instance_prompt']}, {concept}" for concept in concepts]
 
 
 def compare(
