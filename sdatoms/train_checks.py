@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from sdatoms.atom_file import is_word
 from sdatoms.errors import AtomError
+from sdatoms.prompt_words import UNRELATED_PROMPTS
 
 if TYPE_CHECKING:
     from sdatoms.train_config import TrainConfig
@@ -24,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoints_total_limit": (1, inf),
     "validation_steps": (0, inf),
     "num_validation_images": (0, inf),
+    "num_drift_images": (0, len(UNRELATED_PROMPTS)),
     "early_stopping_patience": (1, inf),
     "lr_warmup_steps": (0, inf),
     "lr_num_cycles": (1, inf),
@@ -121,7 +123,8 @@ def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         "--early_stopping_patience needs --best_metric, the measured name it watches",
     )
     yield (
-        bool(config.best_metric) and not (config.validation_steps and config.num_validation_images),
+        config.best_metric not in (None, "auto")
+        and not (config.validation_steps and config.num_validation_images),
         "--best_metric is measured on samples; it needs --validation_steps and "
         "--num_validation_images above 0",
     )

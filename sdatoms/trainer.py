@@ -26,6 +26,7 @@ from sdatoms.checkpoint import AtomFile, pack_atoms
 from sdatoms.denoising import Denoising
 from sdatoms.dreambooth import Batch, Draw, draw_batches
 from sdatoms.errors import AtomError
+from sdatoms.first_step import check_gradients
 from sdatoms.inject import Injection, inject
 from sdatoms.material import Material, check_pictures
 from sdatoms.optimizers import group_parameters, make_optimizer, make_schedule
@@ -133,6 +134,8 @@ class Trainer:
         )
         self.torn = False
         """Whether an optimizer step began and has not ended."""
+        self.checked = False
+        """Whether a step's gradients were looked at."""
 
     def prepare_optimizer(self) -> None:
         config = self.config
@@ -207,7 +210,8 @@ class Trainer:
         """One optimizer step over `gradient_accumulation_steps` batches.
 
         Raises:
-            AtomError: the loss or a gradient is no longer finite; the atoms are as before.
+            AtomError: the loss or a gradient is no longer finite, or atoms have no gradient in
+                the first step; the atoms are as before.
         """
         config, began = self.config, time.perf_counter()
         for component in self.injections:
@@ -235,6 +239,8 @@ class Trainer:
                 f"the loss became {loss} at step {self.step + 1}{bad}; lower --learning_rate "
                 f"({self.optimizer.param_groups[0]['lr']:g} now); the last checkpoint is whole"
             )
+        if not self.checked and loss:
+            self.check_first_step()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
@@ -256,6 +262,14 @@ class Trainer:
         kept = prior if config.with_prior_preservation else None
         seconds = time.perf_counter() - began
         return TrainStep(self.step, config.max_train_steps, loss, instance, kept, lr, seconds)
+
+    def check_first_step(self) -> None:
+        backend = self.config.dynamo_backend
+        compiled = None if backend == "no" else backend
+        silent = check_gradients(self.injections["unet"], self.parameters, compiled)
+        if silent:
+            self.log(f"no gradient reaches {len(silent)} tensors of atoms, first {silent[0]}")
+        self.checked = True
 
     def gather_gradients(self) -> list[Tensor]:
         """Every trained tensor's gradient; zeros where this process's rows gave none."""

@@ -15,7 +15,10 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 import sdatoms
+from sdatoms.evaluate import measure_samples
+from sdatoms.evaluator import load_evaluator
 from sdatoms.pipeline import load_base, paint
+from sdatoms.prompt_words import UNRELATED_PROMPTS
 from sdatoms.run_directory import RunDirectory
 from sdatoms.train import Run, Trainer, estimate, train
 
@@ -38,7 +41,7 @@ def assert_same_atoms(one, other):
         assert torch.equal(tensor, other[key]), key
 
 
-def measure_brightness(pipe, pictures, prompts, instances):
+def measure_brightness(pipe, pictures, prompts, instances, unrelated):
     assert len(pictures) == len(prompts) and len(instances) == 4
     return {"brightness": float(np.mean([np.asarray(p).mean() for p in pictures]))}
 
@@ -246,7 +249,7 @@ def test_averages_are_what_samples_and_the_file_hold(train_config):
 def test_best_step_is_kept_and_training_stops_when_it_does_not_improve(train_config, tmp_path):
     curve = iter([0.0, 0.3, 0.5, 0.4, 0.45, 0.9])  # the base first
 
-    def evaluate(pipe, pictures, prompts, instances):
+    def evaluate(pipe, pictures, prompts, instances, unrelated):
         return {"fidelity": next(curve)}
 
     config = train_config(
@@ -272,6 +275,52 @@ def test_best_step_is_kept_and_training_stops_when_it_does_not_improve(train_con
     assert [s.step for s in train(again, evaluate=evaluate)] == [4]
     again = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
     assert again.metadata["step"] == "2"
+
+
+def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
+    train_config, evaluator_folder, tmp_path
+):
+    evaluate = measure_samples(load_evaluator(str(evaluator_folder)))
+    config = train_config(
+        output_dir=str(tmp_path / "whole"),
+        learning_rate=5e-2,
+        validation_steps=2,
+        num_validation_images=2,
+        num_drift_images=3,
+        best_metric="auto",
+    )
+    list(train(config, evaluate=evaluate))
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    base, second, last = report["metrics"].values()
+    assert base["drift"] == pytest.approx(0, abs=1e-6) < second["drift"] and last["drift"] > 1e-4
+    assert all(found["diversity"] > 0 for found in (base, second, last))
+    best = max(("step-000002", "step-000004"), key=lambda name: report["metrics"][name]["balance"])
+    assert report["chosen_step"] == int(best[-6:])
+    adapters = sdatoms.load_atoms(
+        pipe := load_base(config.pretrained_model_name_or_path),
+        tmp_path / "whole" / "checkpoints" / "step-000002" / "atoms.safetensors",
+    )
+    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.sample_batch_size)
+    adapters.clear()
+    for k, picture in enumerate(again):
+        kept = tmp_path / "whole" / "samples" / "unrelated" / f"step-000002-{k}.png"
+        assert np.array_equal(Image.open(kept), picture)
+    # A resumed run measures against the same pictures of the base.
+    parts = replace(config, output_dir=str(tmp_path / "parts"))
+    steps = train(parts, evaluate=evaluate)
+    next(steps), next(steps), next(steps)
+    steps.close()
+    list(train(replace(parts, resume_from_checkpoint="step-000002"), evaluate=evaluate))
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_without_an_evaluator_auto_keeps_the_last_step(train_config):
+    config = train_config(validation_steps=2, best_metric="auto", early_stopping_patience=1)
+    assert len(list(train(config))) == 4
+    file = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
+    assert file.metadata["step"] == "4"
+    log = (Path(config.output_dir) / "log.txt").read_text()
+    assert "nothing measures the samples: --best_metric auto keeps the last step" in log
 
 
 def test_a_best_metric_that_nothing_measures_is_refused(train_config):

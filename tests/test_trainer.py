@@ -183,6 +183,33 @@ def test_checkpointing_and_compiling_change_no_gradient(train_config, changes):
         torch.testing.assert_close(changed.live()[key], tensor, msg=key)
 
 
+def change_base(config, folder, **scales):
+    """The config on a copy of its base, some of whose convolutions are scaled."""
+    base = load_base(config.pretrained_model_name_or_path, device="cpu")
+    with torch.no_grad():
+        for path, scale in scales.items():
+            base.unet.get_submodule(path.replace("__", ".")).weight.mul_(scale)
+    base.save_pretrained(folder)
+    return replace(config, pretrained_model_name_or_path=str(folder))
+
+
+def test_atoms_that_no_gradient_reaches_stop_the_first_step(train_config, tmp_path):
+    trainer = Trainer(change_base(train_config(), tmp_path / "deaf", conv_out=0))
+    before = {key: tensor.clone() for key, tensor in trainer.live().items()}
+    words = r"no gradient reaches (\d+) of \1 tensors of atoms in the first step, first conv_in"
+    with pytest.raises(sdatoms.AtomError, match=words):
+        trainer.take_step()
+    assert all(torch.equal(t, before[k]) for k, t in trainer.live().items())
+
+
+def test_a_single_silent_layer_is_named_in_the_log(train_config, tmp_path):
+    dead = "mid_block.resnets.0.conv2".replace(".", "__")
+    trainer = Trainer(change_base(train_config(), tmp_path / "half", **{dead: 0}))
+    trainer.take_step()
+    log = (trainer.run.path / "log.txt").read_text()
+    assert "no gradient reaches 1 tensors of atoms, first mid_block.resnets.0.conv1" in log
+
+
 def test_encoders_are_freed_when_nothing_is_painted(train_config):
     assert Trainer(train_config()).pipe.vae is None
     trainer = Trainer(train_config(train_text_encoder=True))
