@@ -17,8 +17,8 @@ WAITING = "inner_coefficients"
 def check_gradients(unet: Injection, held: list[nn.Parameter], compiled: str | None) -> list[str]:
     """Names of the UNet's trained tensors whose gradient is zero.
 
-    Some kernels lose gradients without a word: torch 2.13's inductor gives none at all through
-    diffusers' UNet under autocast in bfloat16 on the CPU.
+    Compiled kernels have been seen to lose gradients without a word, torch 2.13's inductor under
+    autocast in bfloat16 on the CPU among them.
 
     Args:
         held: what the optimizer trains; others are not looked at.

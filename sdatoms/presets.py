@@ -58,7 +58,7 @@ PRESETS: dict[str, Preset] = {
         SMALL_BLOCKS
         | {
             "learning_rate": 4e-3,
-            "max_train_steps": 800,
+            "max_train_steps": 600,
             "validation_steps": 100,
             "checkpointing_steps": 100,
             "use_ema": True,
@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
         SMALL_BLOCKS
         | KEEP_CLASS
         | {
-            "max_train_steps": 300,
+            "max_train_steps": 200,
             "validation_steps": 100,
             "checkpointing_steps": 100,
             "random_flip": True,
@@ -84,9 +84,9 @@ PRESETS: dict[str, Preset] = {
         SMALL_BLOCKS
         | KEEP_CLASS
         | {
-            "max_train_steps": 250,
-            "validation_steps": 125,
-            "checkpointing_steps": 125,
+            "max_train_steps": 200,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
             "prior_loss_weight": 0.3,
         },
     ),
@@ -94,9 +94,9 @@ PRESETS: dict[str, Preset] = {
         "A way to draw: longer, mirrored, and every picture under its own caption",
         SMALL_BLOCKS
         | {
-            "max_train_steps": 500,
-            "validation_steps": 125,
-            "checkpointing_steps": 125,
+            "max_train_steps": 400,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
             "random_flip": True,
         },
     ),

@@ -7,11 +7,6 @@ for step in train(config):
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import os
-import platform
-import resource
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -26,12 +21,13 @@ from sdatoms.atom_file import write_whole
 from sdatoms.bake import bake_injection
 from sdatoms.card import push_run, write_card
 from sdatoms.errors import AtomError
+from sdatoms.failures import is_closed_disk, is_full_memory, mark_failed
 from sdatoms.pictures import make_thumbnail, read_picture
-from sdatoms.pipeline import find_base, paint
+from sdatoms.pipeline import paint
 from sdatoms.processes import agree
 from sdatoms.prompt_words import UNRELATED_PROMPTS
 from sdatoms.resume import resume, save_checkpoint
-from sdatoms.run_directory import RunDirectory
+from sdatoms.run_report import describe_run
 from sdatoms.trackers import Trackers
 from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import Trainer, TrainStep
@@ -93,15 +89,6 @@ def train(
         run.trackers.close()
         with contextlib.suppress(OSError):  # a full disk must not hide why the run failed
             run.trainer.tell(phase, 0.0)
-
-
-def mark_failed(config: TrainConfig) -> None:
-    """Say in status.json that this process's run did not come to its first step."""
-    path = Path(config.output_dir) / "status.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(path.read_text())["pid"] == os.getpid():
-            run = RunDirectory(path.parent)
-            run.set_status("failed", 0, config.max_train_steps, None)
 
 
 class Run:
@@ -308,48 +295,6 @@ def explain_failures(run: Run) -> Iterator[None]:
             f"the run directory {str(trainer.run.path)!r} cannot be written at step "
             f"{trainer.step}: {error.strerror}; the last whole checkpoint is {kept}"
         ) from None
-
-
-def is_full_memory(error: BaseException) -> bool:
-    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
-
-
-def is_closed_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room or permission."""
-    closed = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    return isinstance(error, OSError) and error.errno in closed
-
-
-def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
-    import diffusers
-    import transformers
-
-    import sdatoms
-
-    names = dict.fromkeys(row.name for row in trainer.instances)
-    return {
-        "parameters": trainer.num_parameters,
-        "bytes": path.stat().st_size,
-        "seconds": round(time.time() - trainer.began, 2),
-        "steps": trainer.step,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024),
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        "base_model": find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
-        "instance_pictures": list(names),
-        "picture_notes": list(trainer.notes),
-        "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
-        "versions": {
-            "sdatoms": sdatoms.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def estimate(config: TrainConfig) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class TrainConfig:
     """Batches per optimizer step."""
     learning_rate: float | None = None
     """Peak learning rate; by default the variant's own."""
+    scale_lr: bool = False
+    """Multiply the learning rate by pictures a step: batch, accumulated batches and processes."""
     spatial_learning_rate: float | None = None
     """Rate of the spatial atoms, where it is another; 0 does not train them."""
     block_learning_rate: float | None = None
@@ -186,6 +188,8 @@ class TrainConfig:
     # Memory and speed
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the base; atoms stay in float32."""
+    allow_tf32: bool = False
+    """Let the GPU multiply float32 matrices in TF32, which is faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     load_in: Literal["8bit", "4bit"] | None = None

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdatoms.averages import Averages
 from sdatoms.checkpoint import AtomFile, pack_atoms
 from sdatoms.denoising import Denoising
-from sdatoms.dreambooth import Batch, Draw, draw_batches
+from sdatoms.dreambooth import Batch, Draw, draw_batches, name_bad_rows
 from sdatoms.errors import AtomError
 from sdatoms.first_step import check_gradients
 from sdatoms.inject import Injection, inject
@@ -74,6 +74,8 @@ class Trainer:
         AcceleratorState._reset_state()  # one process may train twice, with another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.device = self.accelerator.device
+        if config.allow_tf32:
+            torch.set_float32_matmul_precision("high")
         self.main = self.accelerator.is_main_process
         self.run = RunDirectory(Path(config.output_dir))
         self.step = 0
@@ -336,13 +338,6 @@ def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
     check_word(pipe, word, start)
     add_word(pipe, "training", word, start)
     return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
-
-
-def name_bad_rows(batch: Batch, errors: Tensor) -> str:
-    """The pictures and timesteps whose loss is not finite, for an error's sentence."""
-    rows = (~torch.isfinite(errors)).nonzero().flatten().tolist()
-    words = [f"{batch.names[row]} at timestep {int(batch.timesteps[row])}" for row in rows]
-    return f" on {', '.join(words[:3])}" if words else ""
 
 
 def choose_attention(device: torch.device) -> Any:
