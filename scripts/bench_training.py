@@ -7,15 +7,14 @@ Each method runs in a process of its own: peak memory is that process's, and `se
 median after the first step, of one UNet with random latents and text in AdamW. Cases are the
 bundled base and Stable Diffusion 1.5's UNet (random weights) at 256 px, on a CPU in float32; where
 there is a GPU, the latter at 512 px in bfloat16 autocast too. Ratios are to the LoRA on the layers
-that the variant tunes. `--presets` trains each preset on a bundled subject, from its command to its
-atom file, and takes the figures of its report.
+that the variant tunes. `--presets` trains each preset on a bundled subject, from the command to
+its atom file. `core_seconds` are processor time: with one thread, wall time on a machine not shared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import resource
 import statistics
@@ -24,10 +23,12 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save as save_tensors
@@ -35,10 +36,13 @@ from torch import nn
 
 import sdatoms
 from sdatoms.checkpoint import pack_atoms, write_whole
+from sdatoms.commands_train import find_measure
 from sdatoms.demo import read_subject
 from sdatoms.models import build_model
 from sdatoms.pipeline import load_base
-from sdatoms.presets import PRESETS
+from sdatoms.presets import PRESETS, expand_preset
+from sdatoms.train import train
+from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import choose_attention
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
@@ -46,6 +50,8 @@ FULL = "full fine-tuning"
 RIVALS = {"atoms": SPATIAL, "overcomplete": SPATIAL, "coefficients": ALL, "full": ALL}
 """Variant → the LoRA that tunes the same layers."""
 METHODS = (*RIVALS, SPATIAL, ALL, FULL)
+TIMES = ("seconds_per_step", "core_seconds_per_step")
+"""By the clock, and of all processors together, which a shared machine does not blur."""
 SUBJECTS = {"style": "ink", "pet": "cat"}
 """Preset → bundled subject; the others take the octopus."""
 
@@ -78,14 +84,23 @@ def main() -> None:
     ]
     parser.add_argument("--cases", nargs="+", default=here, choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--steps", type=int, default=None, help="of every method and case")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=None,
+        help="of every method and case; of a preset, whose cost is then scaled to its own steps",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--presets", nargs="*", default=None, choices=list(PRESETS))
     parser.add_argument("--evaluator", default=None, help="measures the presets' samples")
     parser.add_argument("--output", type=Path, default=None, help="JSON file; else only printed")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # case, method, steps
+    parser.add_argument("--one-preset", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.one_preset:
+        print(json.dumps(bench_preset(args.one_preset, args.steps, args.evaluator)))
+        return
     if args.one:
         case, method, steps = args.one
         print(json.dumps(bench(CASES[case], method, int(steps))))
@@ -148,7 +163,7 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
         if "seconds_per_step" in row and "seconds_per_step" in other:
             row["to_lora"] = {
                 key: round(row[key] / other[key], 3)
-                for key in ("parameters", "bytes", "seconds_per_step", "peak_bytes")
+                for key in ("parameters", "bytes", *TIMES, "peak_bytes")
             }
 
 
@@ -168,12 +183,12 @@ def bench(case: Case, method: str, steps: int) -> dict[str, Any]:
     draw = lambda *shape: torch.randn(*shape, generator=generator).to(device)
     side, channels = case.px // 8, unet.config.in_channels
     forget_peak(device)
-    held, seconds = read_peak(device), []
+    held, seconds, used = read_peak(device), [], []
     for _ in range(steps):
         latents, noise = (draw(case.batch, channels, side, side) for _ in range(2))
         context = draw(case.batch, 77, unet.config.cross_attention_dim)
         timesteps = torch.randint(1000, (case.batch,), generator=generator).to(device)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         half = torch.autocast("cuda", torch.bfloat16) if case.device == "cuda" else nullcontext()
         with half, choose_attention(device):
             predicted = unet(latents, timesteps, context, return_dict=False)[0]
@@ -184,10 +199,12 @@ def bench(case: Case, method: str, steps: int) -> dict[str, Any]:
         if case.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+        used.append(time.process_time() - worked)
     return {
         "parameters": sum(p.numel() for p in parameters),
         "bytes": save(),
         "seconds_per_step": round(statistics.median(seconds[1:] or seconds), 3),
+        "core_seconds_per_step": round(statistics.median(used[1:] or used), 3),
         "peak_bytes": read_peak(device),
         "held_before_bytes": held,
         "batch": case.batch,
@@ -241,22 +258,48 @@ def read_peak(device: torch.device) -> int:
 
 
 def run_preset(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one preset on a bundled subject, as its user would."""
+    """`bench_preset` in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--one-preset", name]
+    command += ["--evaluator", args.evaluator] if args.evaluator else []
+    command += ["--steps", str(args.steps)] if args.steps else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(name, done.stdout.strip(), file=sys.stderr)
+    return json.loads(done.stdout)
+
+
+def bench_preset(name: str, steps: int | None, evaluator: str | None) -> dict[str, Any]:
+    """Train one preset on a bundled subject, from the command to its atom file.
+
+    Args:
+        steps: train so many only, with one round of samples, and count the rest as more of the
+            same; what is measured on the samples is then left out.
+    """
     folder, about = read_subject(SUBJECTS.get(name, "octopus"))
+    given = {"instance_data_dir": str(folder), "instance_prompt": about["instance_prompt"]}
+    full = TrainConfig(**expand_preset(name, given), evaluator=evaluator)
+    config = replace(full, max_train_steps=steps, validation_steps=steps) if steps else full
+    clocks = (time.time, time.process_time)
+    marks = [[psutil.Process().create_time(), 0.0]]  # starting Python and loading count as well
     with tempfile.TemporaryDirectory() as run:
-        command = [sys.executable, "-m", "sdatoms", "train", "--preset", name]
-        command += ["--instance_data_dir", str(folder), "--output_dir", run]
-        command += ["--instance_prompt", about["instance_prompt"]]
-        command += ["--evaluator", args.evaluator] if args.evaluator else []
-        began = time.perf_counter()
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)})
-        seconds = time.perf_counter() - began
+        config = replace(config, output_dir=run)
+        for _ in train(config, evaluate=find_measure(config)):
+            marks.append([clock() for clock in clocks])
+        marks.append([clock() for clock in clocks])
         report = json.loads((Path(run) / "report.json").read_text())
-    kept = ("parameters", "bytes", "steps", "chosen_step", "peak_memory_bytes", "peak_gpu_bytes")
-    row = {"subject": folder.name, "seconds": round(seconds, 1)} | {k: report[k] for k in kept}
-    row |= {"settings": dict(PRESETS[name].settings), "measured": report["metrics"]}
-    print(name, json.dumps(row), file=sys.stderr)
-    return row
+    row: dict[str, Any] = {"subject": folder.name, "settings": dict(PRESETS[name].settings)}
+    for which, key in enumerate(("seconds", "core_seconds")):
+        spent = [after[which] - before[which] for before, after in pairwise(marks)]
+        total = sum(spent)
+        if steps:
+            step = statistics.median(spent[1:-2])
+            rounds = full.max_train_steps // full.validation_steps
+            total += (full.max_train_steps - steps) * step + (rounds - 1) * (spent[-2] - step)
+        row[key] = round(total, 1)
+    kept = ("parameters", "bytes", "peak_memory_bytes", "peak_gpu_bytes")
+    row |= {key: report[key] for key in kept} | {"steps": full.max_train_steps}
+    if steps:
+        return row | {"scaled_from_steps": steps}
+    return row | {"chosen_step": report["chosen_step"], "measured": report["metrics"]}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,14 @@ GROUPS = {
     ),
     "Keeping the class what it was": ("with_prior", "prior_", "class_", "num_class", "sample_"),
     "Pictures": ("resolution", "random_flip", "color_", "center_crop", "instance_", "trigger"),
-    "Samples and checkpoints": ("validation_", "num_validation", "checkpoint"),
+    "Samples and checkpoints": (
+        "validation_",
+        "num_validation",
+        "num_drift",
+        "best_",
+        "early_",
+        "checkpoint",
+    ),
     "Loss": ("loss_", "huber", "snr_", "noise_", "input_", "rescale_", "timestep_"),
     "Optimizer": ("adam_", "prodigy_", "max_grad", "use_8bit", "use_ema", "ema_"),
     "Memory and speed": (

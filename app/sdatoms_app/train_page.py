@@ -87,7 +87,7 @@ class TrainPage:
         if self.studio.base or not row:
             return ""
         memory = row["peak_memory_bytes"] / 2**30
-        return f" · {row['seconds'] / 60:.1f} min, {memory:.1f} GiB on {row['threads']} cores"
+        return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         base = self.studio.base
