@@ -8,7 +8,8 @@ median after the first step, of one UNet with random latents and text in AdamW. 
 bundled base and Stable Diffusion 1.5's UNet (random weights) at 256 px, on a CPU in float32; where
 there is a GPU, the latter at 512 px in bfloat16 autocast too. Ratios are to the LoRA on the layers
 that the variant tunes. `--presets` trains each preset on a bundled subject, from the command to
-its atom file. `core_seconds` are processor time: with one thread, wall time on a machine not shared.
+its atom file. `core_seconds` are processor time: with one thread, and on a machine not shared, the
+time by the clock.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def group_parameters(
             rates[label] = rate if own is None else own
             found.setdefault(label, []).append(parameter)
     if embeddings:
-        found["tokens"], rates["tokens"] = list(embeddings), config.token_lr
+        own = rate if config.optimizer == "prodigy" else config.token_lr  # it takes one for all
+        found["tokens"], rates["tokens"] = list(embeddings), own
     return [
         {"params": parameters, "lr": rates[label], "name": label}
         for label, parameters in found.items()

@@ -117,6 +117,8 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
         raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
     settings = {**PRESETS[name].settings, **given}
+    if given.get("optimizer") == "prodigy" and "learning_rate" not in given:
+        del settings["learning_rate"]  # it finds its own
     if "with_prior_preservation" in given or settings.get("class_prompt"):
         return settings
     if settings.get("with_prior_preservation"):

@@ -105,6 +105,12 @@ def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         f"--use_8bit_adam and --optimizer {config.optimizer} name two optimizers; leave one out",
     )
     yield (
+        config.optimizer == "prodigy"
+        and any((config.spatial_learning_rate, config.block_learning_rate, config.text_encoder_lr)),
+        "--optimizer prodigy finds one rate for all; leave --spatial_learning_rate, "
+        "--block_learning_rate and --text_encoder_lr out, or set them to 0",
+    )
+    yield (
         config.text_encoder_lr is not None and not config.train_text_encoder,
         "--text_encoder_lr needs --train_text_encoder",
     )

@@ -213,18 +213,18 @@ class TrainConfig:
     num_validation_images: int = 4
     """Sample pictures of each prompt each time."""
     num_drift_images: int = 4
-    """Pictures of unrelated prompts, painted beside the samples where these are measured: how far
-    they move from the base's is the drift; 0 paints none."""
+    """Pictures of unrelated prompts whose way from the base's is the drift, where samples are
+    measured."""
     validation_steps: int = 100
     """Steps between samples; 0 paints none."""
     evaluator: str | None = None
-    """CLIP model, folder or hub id, that measures the samples; by default the bundled one for the
-    bundled base, and none for others."""
+    """CLIP model, folder or hub id, that measures the samples; for the bundled base, the bundled
+    one."""
     style_evaluator: str | None = None
     """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
     best_metric: str | None = None
-    """Measured name by which the final file is chosen among the samples' steps: fidelity,
-    alignment, diversity, drift or balance; auto is balance where the samples are measured."""
+    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance;
+    or auto."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None

@@ -104,7 +104,8 @@ def test_dreambooth_sdxl_custom_captions(flags, tmp_path, text):
 
 def test_dreambooth_checkpointing(flags, tmp_path):
     run, base = tmp_path / "run", flags()[2]
-    train_main(flags(max_train_steps=5, checkpointing_steps=2, seed=0))
+    often = {"checkpointing_steps": 2, "checkpoints_total_limit": 9, "seed": 0}
+    train_main(flags(max_train_steps=5, **often))
     assert list_checkpoints(run) == {2, 4, 5}
     pipe = load_base(base, device="cpu")
     before = paint(pipe, ["photo"], [0], num_inference_steps=2)[0]
@@ -114,8 +115,7 @@ def test_dreambooth_checkpointing(flags, tmp_path):
         assert paint(pipe, ["photo"], [0], num_inference_steps=2)[0].size == before.size
         adapters.clear()
     shutil.rmtree(run / "checkpoints" / "step-000002")
-    again = {"checkpointing_steps": 2, "resume_from_checkpoint": "step-000004", "seed": 0}
-    train_main(flags(max_train_steps=7, **again))
+    train_main(flags(max_train_steps=7, resume_from_checkpoint="step-000004", **often))
     assert list_checkpoints(run) >= {4, 6, 7} and 2 not in list_checkpoints(run)
     assert sdatoms.read_atoms(run / "atoms.safetensors").metadata["step"] == "7"
 

@@ -29,6 +29,12 @@ def test_what_is_given_wins(name):
     TrainConfig(**settings)
 
 
+def test_prodigy_finds_its_own_rate_under_a_preset():
+    assert "learning_rate" not in expand_preset("quick", {"optimizer": "prodigy"})
+    own = expand_preset("quick", {"optimizer": "prodigy", "learning_rate": 0.5})
+    assert own["learning_rate"] == 0.5
+
+
 def test_the_class_is_the_prompt_without_its_rare_words():
     assert expand_preset("pet", SUBJECT)["class_prompt"] == "a dog"
     assert expand_preset("pet", SUBJECT | {"class_prompt": "a pet"})["class_prompt"] == "a pet"
