@@ -9,7 +9,6 @@ of other prompts, which alignment must put below the base's own.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from sdatoms.metrics import (
 from sdatoms.pictures import find_pictures, read_picture
 from sdatoms.pipeline import find_assets, paint
 from sdatoms.preflight import read_sidecar
+from sdatoms.prompt_words import UNRELATED_PROMPTS, clean_prompt, write_prompts
 from sdatoms.validation import Evaluate
 
 __all__ = [
@@ -44,23 +44,6 @@ __all__ = [
     "score_subject",
     "write_prompts",
 ]
-
-STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
-SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
-UNRELATED_PROMPTS = (
-    "birthday cake",
-    "earth globe americas",
-    "alarm clock",
-    "banana",
-    "airplane",
-    "open book",
-    "wrapped present",
-    "mushroom",
-    "butterfly",
-    "violin",
-)
-RARE_WORD = r"(?:\b(?:sks|zwx|ohwx|qvx|vbn|xjy|tkz|wqp)\b|<[^<>\s]+>)"
-"""Words that mean nothing, or that were learned: no evaluator can read them."""
 
 
 @dataclass(frozen=True)
@@ -197,21 +180,38 @@ def evaluate(
 
 
 def measure_samples(evaluator: Evaluator) -> Evaluate:
-    """What the trainer calls on its samples: their mean fidelity to the instance pictures, and the
-    mean alignment with their prompts, both in [-1, 1]."""
+    """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
+    alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
+    drift, where there are pictures of unrelated prompts, both in [0, 2].
+
+    `balance` is fidelity and alignment less drift: up as the subject is learnt, down as the prompt
+    or the rest of the base is lost.
+    """
 
     def measure(
         pipe: Any,
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
         instances: Sequence[Image.Image],
+        unrelated: Sequence[tuple[Image.Image, Image.Image]],
     ) -> dict[str, float]:
         styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
         texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-        return {
+        found = {
             "fidelity": mean(measure_fidelity(styles, given)),
             "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
         }
+        rows: dict[str, list[int]] = {}
+        for k, prompt in enumerate(prompts):
+            rows.setdefault(prompt, []).append(k)
+        groups = [measure_diversity(styles[k][None]) for k in rows.values() if len(k) > 1]
+        if groups:
+            found["diversity"] = mean(torch.cat(groups))
+        if unrelated:
+            now, base = (evaluator.embed_styles(group) for group in zip(*unrelated, strict=True))
+            found["drift"] = mean(measure_drift(now, base))
+        balance = found["fidelity"] + found["alignment"] - found.get("drift", 0.0)
+        return {**found, "balance": balance}
 
     return measure
 
@@ -265,22 +265,6 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
         captions=evaluator.embed_texts(captions) if all(captions) else None,
         package=package or None,
     )
-
-
-def write_prompts(trigger: str) -> list[str]:
-    """Five prompts that no training saw: `an emoji in sks style` → `cat face in sks style`, …;
-    `a sks cat` → `a sks cat, winking face`, …"""
-    style = re.search(r"\bin \S+ style\b|\bin the style of .+", trigger)
-    if style:
-        return [f"{concept} {style.group()}" for concept in STYLE_CONCEPTS]
-    return [f"{trigger}, {addition}" for addition in SUBJECT_ADDITIONS]
-
-
-def clean_prompt(prompt: str) -> str:
-    """The prompt as an evaluator reads it: without rare words, and without their `in … style`."""
-    word = RARE_WORD
-    text = re.sub(rf"\bin (?:{word} style\b|the style of {word})|{word}", "", prompt)
-    return re.sub(r"\s+", " ", text).strip(" ,")
 
 
 def mean(values: Tensor) -> float:

@@ -136,6 +136,30 @@ def test_every_set_on_a_module_is_the_same_set(make_convnet, make_atoms):
     assert first.verify_base()
 
 
+def test_swapping_adapters_compiles_nothing_anew(make_convnet, make_atoms, rng):
+    """Weights are changed in place, so that a compiled model goes on as it is."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model, x = make_convnet(), torch.randn(2, 3, 12, 12, generator=rng)
+    run = torch.compile(model, backend=count)
+    with torch.no_grad():
+        outputs = [run(x)]
+        graphs = len(compiled)
+        adapters = load_atoms(model, make_atoms(1), name="a")
+        outputs.append(run(x))
+        adapters.load(make_atoms(2, variant="full"), name="b", strength=0.5).remove("a")
+        outputs.append(run(x))
+        assert torch.equal(run(x), model(x))
+        adapters.clear()
+        assert torch.equal(run(x), outputs[0])
+    assert len(compiled) == graphs > 0
+    assert not torch.equal(outputs[1], outputs[0]) and not torch.equal(outputs[2], outputs[1])
+
+
 def test_failed_calls_change_nothing(make_convnet, make_atoms):
     model, file = make_convnet(), make_atoms()
     adapters = load_atoms(model, file, name="dog", strength=0.5)
