@@ -12,7 +12,7 @@ import random
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,7 +24,16 @@ from sdatoms.checkpoint import clip
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
 
-__all__ = ["Item", "Pool", "Split", "Task", "draw_task", "read_pool"]
+__all__ = [
+    "Item",
+    "Pool",
+    "Split",
+    "Task",
+    "check_classes",
+    "draw_task",
+    "keep_test",
+    "read_pool",
+]
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -272,12 +281,8 @@ def draw_task(
         AtomError: too few pictures for three splits, or more than memory should hold.
     """
     numbers = random.Random(seed)
-    train = numbers.sample(pool.items["train"], len(pool.items["train"]))
-    test = pool.items.get("test")
-    if test is None:
-        train, test = part(train, TEST_SHARE, len(pool.classes), numbers)
-    else:
-        test = numbers.sample(test, len(test))
+    pool = keep_test(pool, seed)
+    train, test = (numbers.sample(pool.items[s], len(pool.items[s])) for s in ("train", "test"))
     validation = pool.items.get("validation")
     if num_train is not None:
         train = train[:num_train]
@@ -298,6 +303,14 @@ def draw_task(
         )
     splits = (decode(items, size) for items in (train, validation, test))
     return Task(pool.name, pool.classes, *splits, flips=pool.flips)
+
+
+def keep_test(pool: Pool, seed: int = 0) -> Pool:
+    """The pool with a test split: its own, or one drawn from the training pictures by `seed`."""
+    if "test" in pool.items:
+        return pool
+    kept, test = part(pool.items["train"], TEST_SHARE, len(pool.classes), random.Random(seed))
+    return replace(pool, items={**pool.items, "train": kept, "test": test})
 
 
 def part(

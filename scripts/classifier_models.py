@@ -80,7 +80,7 @@ def open_classifier(
     elif path.is_file():
         model = open_model(path).model
     else:
-        model, processor = open_transformers(where, classes)
+        model, processor = open_transformers(where)
         size, mean, spread = read_processor(processor)
     head_path = find_head(model, where)
     old = model.get_submodule(head_path)
@@ -90,6 +90,8 @@ def open_classifier(
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()
     model.set_submodule(head_path, head)
+    if hasattr(model, "config"):
+        model.config.num_labels = classes
     size = resolution or size or guess_size(model)
     return Classifier(model.float().eval(), head_path, size, mean, spread, where)
 
@@ -111,13 +113,11 @@ def open_from_set(library: str, name: str) -> nn.Module:
         raise AtomError(f"{library} opens no model {clip(name)!r}: {reason}") from None
 
 
-def open_transformers(where: str, classes: int) -> tuple[nn.Module, Mapping[str, Any]]:
+def open_transformers(where: str) -> tuple[nn.Module, Mapping[str, Any]]:
     from transformers import AutoModelForImageClassification, BaseImageProcessor
 
     try:
-        model = AutoModelForImageClassification.from_pretrained(
-            where, num_labels=classes, ignore_mismatched_sizes=True, use_safetensors=True
-        )
+        model = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
         raise AtomError(

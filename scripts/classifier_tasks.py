@@ -9,14 +9,19 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from classifier_data import Item, Pool, read_pool
+from base_data import Concept, fetch_packages, load_concepts, load_pictures
+from classifier_data import Item, Pool, check_classes, read_pool
+from evaluator_data import VENDORS, load_collection
 from PIL import Image
+from torch import Tensor
 
 from sdatoms.errors import AtomError
 
 __all__ = ["TASKS", "read_task"]
 
 TASKS = ("emoji-category", "emoji-vendor", "cifar-rotation")
+BITMAPS = {"noto": "google", "twemoji": "twitter"}
+"""Vendor → its name in the packages that hold pictures, not drawings."""
 QUARTERS = (0, 90, 180, 270)
 
 
@@ -51,22 +56,52 @@ def read_task(
 def read_emoji(
     name: str, packages: Path, cache: Path, wanted: tuple[str, ...] | None = None
 ) -> Pool:
-    from evaluator_data import VENDORS, load_collection
-
-    collection = load_collection(packages, cache)
-    vendors, concepts = list(VENDORS), collection.concepts
-    categories = sorted({concept.category for concept in concepts})
-    labels = [categories.index(concept.category) for concept in concepts]
+    """Emoji by category or by vendor; two vendors come as bitmaps and need no drawing."""
+    if wanted and set(wanted) <= set(BITMAPS):
+        drawn = read_bitmaps(packages, wanted)
+    else:
+        drawn = read_collection(packages, cache, wanted)
+    categories = sorted({concept.category for _, concept, _ in drawn} - {"component"})
+    vendors = [vendor for vendor in VENDORS if not wanted or vendor in wanted]
     items = []
-    rows = zip(collection.vendor.tolist(), collection.concept.tolist(), strict=True)
-    for n, (v, c) in enumerate(rows):
-        if wanted and vendors[v] not in wanted:
-            continue
-        opener = lambda n=n: Image.fromarray(collection.pictures[n].permute(1, 2, 0).numpy())
-        label = v if name == "emoji-vendor" else labels[c]
-        items.append(Item(opener, label, concepts[c].key))
+    for vendor, concept, picture in drawn:
+        if name == "emoji-category" and concept.category not in categories:
+            continue  # five patches of skin colour
+        known = vendors if name == "emoji-vendor" else categories
+        label = known.index(vendor if name == "emoji-vendor" else concept.category)
+        opener = lambda picture=picture: Image.fromarray(picture.permute(1, 2, 0).numpy())
+        items.append(Item(opener, label, concept.key))
     classes = vendors if name == "emoji-vendor" else categories
+    check_classes(name, classes)
     return Pool(name, tuple(classes), {"train": items})
+
+
+Drawn = list[tuple[str, Concept, Tensor]]
+"""Vendor, concept and picture `(3, 64, 64)` uint8."""
+
+
+def read_bitmaps(packages: Path, wanted: tuple[str, ...]) -> Drawn:
+    folders = fetch_packages(packages)
+    concepts = {concept.key: concept for concept in load_concepts(folders, set())}
+    drawn = []
+    for vendor in wanted:
+        keys, pictures = load_pictures(folders, BITMAPS[vendor])
+        rows = zip(keys, pictures, strict=True)
+        drawn += [(vendor, concepts[key], picture) for key, picture in rows if key in concepts]
+    return drawn
+
+
+def read_collection(packages: Path, cache: Path, wanted: tuple[str, ...] | None) -> Drawn:
+    for vendor in wanted or ():
+        if vendor not in VENDORS:
+            raise AtomError(f"there is no vendor {vendor!r:.60}; known are {', '.join(VENDORS)}")
+    collection, names = load_collection(packages, cache), list(VENDORS)
+    rows = zip(collection.vendor.tolist(), collection.concept.tolist(), strict=True)
+    return [
+        (names[v], collection.concepts[c], collection.pictures[n])
+        for n, (v, c) in enumerate(rows)
+        if not wanted or names[v] in wanted
+    ]
 
 
 def read_rotations(cifar: Path) -> Pool:

@@ -92,7 +92,7 @@ def fit(
     """Train in place; returns the seconds it took, from where it continued.
 
     Args:
-        rate: learning rate of the method's parameters.
+        rate: learning rate of the method's parameters; of the head where that is all there is.
         ratios: kind of parameter → multiple of `rate`; 1 where none is given.
         state: what `save` was given last, to continue from there.
         save: called with all that continuing needs, at the end of every `checkpointing_epochs`.
@@ -160,7 +160,8 @@ def make_optimizer(
         decay = settings.weight_decay if whole else 0.0
         full = rate * ratios.get(kind, 1.0)
         groups.append({"params": list(named.values()), "full_rate": full, "weight_decay": decay})
-    head = {"params": list(tuned.head.values()), "full_rate": settings.head_learning_rate}
+    full = settings.head_learning_rate if tuned.groups else rate
+    head = {"params": list(tuned.head.values()), "full_rate": full}
     groups.append({**head, "weight_decay": settings.weight_decay})
     return torch.optim.AdamW(groups, lr=rate)
 

@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packages", type=Path, default=ROOT / "runs" / "base" / "packages")
     parser.add_argument("--emoji", type=Path, default=ROOT / "runs" / "evaluator" / "pictures.pt")
     parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
+    parser.add_argument("--vendors", nargs="+", default=None, help="whose emoji; all by default")
     add_flags(parser, TrainSettings)
 
 
@@ -89,7 +90,13 @@ def finetune(args: argparse.Namespace) -> None:
     for name in ("num_train", "num_test", "resolution"):
         if given[name] is not None and given[name] < 1:
             raise AtomError(f"--{name} is {given[name]}; it takes at least 1")
-    pool = read_task(args.data, packages=args.packages, emoji=args.emoji, cifar=args.cifar)
+    pool = read_task(
+        args.data,
+        packages=args.packages,
+        emoji=args.emoji,
+        cifar=args.cifar,
+        vendors=tuple(args.vendors or ()),
+    )
     classifier = open_classifier(
         args.model, len(pool.classes), seed=settings.seed, resolution=args.resolution
     )
@@ -109,7 +116,7 @@ def finetune(args: argparse.Namespace) -> None:
         statistics=args.train_batch_norm,
     )
     facts = {name: given[name] for name in ("model", "data", "method", "rank", "num_train")}
-    facts |= {"resolution": classifier.size, "num_test": args.num_test}
+    facts |= {"resolution": classifier.size, "num_test": args.num_test, "vendors": args.vendors}
     facts |= {"train_norms": args.train_norms, "train_batch_norm": args.train_batch_norm}
     experiment = Experiment(
         rates=tuple(args.learning_rate),
