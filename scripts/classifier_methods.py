@@ -14,7 +14,6 @@ from typing import get_args
 
 import torch
 from classifier_models import Classifier, list_norms
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -95,6 +94,8 @@ class Tuned:
             )
             return "atoms.safetensors", save_tensors(file.tensors, file.metadata)
         if self.method.startswith("lora"):
+            from peft import get_peft_model_state_dict
+
             tensors = get_peft_model_state_dict(model)
         else:
             named = {**self.groups.get("trained", {})}
@@ -184,6 +185,9 @@ def list_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def add_lora(classifier: Classifier, convolutions: bool, rank: int) -> dict[str, nn.Parameter]:
+    # Imported here: it is slow to import and only LoRA needs it.
+    from peft import LoraConfig, inject_adapter_in_model
+
     if rank < 1:
         raise AtomError(f"--rank is {rank}; it takes at least 1")
     model = classifier.model
