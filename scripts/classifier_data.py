@@ -158,7 +158,7 @@ def is_hidden(entry: zipfile.ZipInfo) -> bool:
 def check_entry(name: str, entry: zipfile.ZipInfo) -> None:
     parts = PurePosixPath(entry.filename.replace("\\", "/"))
     shown = f"the zip {name!r} holds {clip(entry.filename, 60)!r}"
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0][:2]:
+    if parts.is_absolute() or ".." in parts.parts or ":" in entry.filename[:2]:
         raise AtomError(f"{shown}, which points outside of it; it is not read")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise AtomError(f"{shown}, a link; it is not read")
@@ -193,7 +193,7 @@ def build_pool(name: str, found: Iterable[Found]) -> Pool:
     Raises:
         AtomError: fewer than two classes, or one without pictures.
     """
-    rows = list(found)
+    rows = [row for row in found if row[0]]
     with_splits = any(len(parts) > 1 and parts[0] in SPLITS for parts, _ in rows)
     classes: dict[str, set[str]] = {}
     files: list[tuple[str, str, str, Callable[[], Image.Image]]] = []

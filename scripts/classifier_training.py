@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from classifier_models import Classifier, classify
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError
-from sdatoms.training_state import read_rng, restore_rng
+from sdatoms.processes import agree, average
 
 __all__ = ["TrainSettings", "Verdict", "augment", "evaluate", "fit"]
 
@@ -105,13 +105,13 @@ def fit(
     per_epoch = math.ceil(len(train) / settings.train_batch_size)
     total = per_epoch * settings.epochs
     start, earlier = 0, 0.0
+    accelerator.free_memory()  # of an earlier optimizer
     prepared: Any = accelerator.prepare_optimizer(optimizer, device_placement=True)
     if state is not None:
         tuned.restore(state["tensors"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        restore_rng(state["rng"])
         start, earlier = state["step"], state["seconds"]
     rates = [group["full_rate"] for group in optimizer.param_groups]
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -119,20 +119,27 @@ def fit(
     for step in range(start, total):
         for group, full in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = full * schedule(step, total, settings.warmup)
-        pictures, labels = draw_batch(train, step, per_epoch, settings, accelerator, flips)
+        pictures, labels, size = draw_batch(train, step, per_epoch, settings, accelerator, flips)
+        # Dropout draws from here: from the step alone, differently in each process.
+        torch.manual_seed(mix(settings.seed, step, 3 + accelerator.process_index))
         x = tuned.classifier.normalize(pictures.to(device))
         x = x.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             logits = classify(tuned.classifier.model, x)
         loss = nn.functional.cross_entropy(
-            logits.float(), labels.to(device), label_smoothing=settings.label_smoothing
+            logits.float(),
+            labels.to(device),
+            label_smoothing=settings.label_smoothing,
+            reduction="sum",
         )
-        if not torch.isfinite(loss):
+        # Shares of the last batch may differ in size; the mean over processes is the batch's mean.
+        loss = loss * accelerator.num_processes / size
+        if agree(not bool(torch.isfinite(loss))):
             raise AtomError(
                 f"the loss became {float(loss)} at step {step + 1}; lower --learning_rate {rate:g}"
             )
         accelerator.backward(loss)
-        average(accelerator, [p.grad for p in trained if p.grad is not None])
+        average([p.grad for p in trained if p.grad is not None])
         accelerator.clip_grad_norm_(trained, settings.max_grad_norm)
         prepared.step()
         prepared.zero_grad()
@@ -141,8 +148,7 @@ def fit(
             seconds = earlier + time.perf_counter() - began
             save(pack(tuned, optimizer, accelerator, done, seconds))
     if tuned.statistics:
-        average(accelerator, [t for t in tuned.moving() if not isinstance(t, nn.Parameter)])
-    accelerator.free_memory()
+        average([t for t in tuned.moving() if not isinstance(t, nn.Parameter)])
     return earlier + time.perf_counter() - began
 
 
@@ -181,8 +187,9 @@ def draw_batch(
     settings: TrainSettings,
     accelerator: Accelerator,
     flips: bool,
-) -> tuple[Tensor, Tensor]:
-    """This process's share of a step's pictures, augmented, and their labels."""
+) -> tuple[Tensor, Tensor, int]:
+    """This process's share of a step's pictures, augmented, their labels, and the whole batch's
+    size."""
     epoch, place = divmod(step, per_epoch)
     order = torch.randperm(len(train), generator=seeded(settings.seed, epoch, 1))
     chosen = order[place * settings.train_batch_size : (place + 1) * settings.train_batch_size]
@@ -191,14 +198,19 @@ def draw_batch(
         train.pictures[chosen], numbers, settings.random_shift, flips and settings.random_flip
     )
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    return pictures[share], train.labels[chosen][share]
+    return pictures[share], train.labels[chosen][share], len(chosen)
 
 
 def seeded(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*numbers))
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % 2**63
-    return torch.Generator().manual_seed(seed)
+    return seed
 
 
 def augment(pictures: Tensor, numbers: Tensor, shift: float, flip: bool) -> Tensor:
@@ -221,13 +233,6 @@ def augment(pictures: Tensor, numbers: Tensor, shift: float, flip: bool) -> Tens
     return pictures[every, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def average(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by its mean over the processes."""
-    if accelerator.num_processes > 1:
-        for tensor in tensors:
-            tensor.copy_(accelerator.reduce(tensor.float(), "mean"))
-
-
 def pack(
     tuned: Tuned, optimizer: torch.optim.Optimizer, accelerator: Accelerator, step: int, s: float
 ) -> dict[str, Any]:
@@ -237,7 +242,6 @@ def pack(
         "tensors": tuned.copy(),
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        "rng": read_rng(),
     }
 
 

@@ -16,6 +16,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
+from accelerate import PartialState
 from classifier_data import draw_task
 from classifier_experiment import Experiment, run_experiment
 from classifier_methods import METHODS, attach
@@ -127,7 +128,8 @@ def finetune(args: argparse.Namespace) -> None:
         facts=facts | {"atoms": config.to_dict()},
     )
     result = run_experiment(tuned, task, experiment)
-    print(json.dumps({k: v for k, v in result.items() if k not in ("confusion", "name")}))
+    if PartialState().is_main_process:
+        print(json.dumps({k: v for k, v in result.items() if k not in ("confusion", "name")}))
 
 
 def split_ratio(text: str) -> tuple[str, float]:

@@ -98,6 +98,8 @@ def test_a_zip_gives_what_its_folder_gives(scripts, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for file in sorted(folder.rglob("*")):
                 archive.write(file, wrap + str(file.relative_to(folder)))
+            if wrap:
+                archive.write(folder, wrap)
             archive.writestr("__MACOSX/x/._0.png", b"junk")
         first, second = (scripts.data.read_pool(str(p)) for p in (folder, path))
         assert first.classes == second.classes == ("x", "y")
