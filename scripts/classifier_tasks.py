@@ -10,7 +10,8 @@ import random
 from pathlib import Path
 
 from base_data import Concept, fetch_packages, load_concepts, load_pictures
-from classifier_data import Item, Pool, check_classes, read_pool
+from classifier_data import Item, Pool
+from classifier_sources import check_classes, read_pool
 from evaluator_data import VENDORS, load_collection
 from PIL import Image
 from torch import Tensor
@@ -33,7 +34,7 @@ def read_task(
     cifar: Path | None = None,
     vendors: tuple[str, ...] | None = None,
 ) -> Pool:
-    """A built-in task, or what `classifier_data.read_pool` makes of another name.
+    """A built-in task, or what `classifier_sources.read_pool` makes of another name.
 
     Args:
         packages: folder of npm packages, fetched as needed.

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def scripts():
     sys.path.append(str(SCRIPTS))
-    names = ("data", "models", "methods", "training", "experiment", "drawings")
+    names = ("data", "sources", "models", "methods", "training", "experiment", "drawings")
     yield SimpleNamespace(
         **{name: importlib.import_module(f"classifier_{name}") for name in names},
         command=importlib.import_module("finetune_classifier"),
@@ -77,7 +77,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def task(scripts, pictures):
-    return scripts.data.draw_task(scripts.data.read_pool(str(pictures)), 8)
+    return scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), 8)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_method_starts_at_the_base_and_moves_its_own_numbers_alone(
     # ResNets of 3×3 convolutions have no layer for LoRA without convolutions.
     opened = {"model": vit, "resolution": None} if method == "lora" else {}
     plain = prepare("linear_probe", **opened).classifier
-    task = scripts.data.draw_task(scripts.data.read_pool(str(pictures)), plain.size)
+    task = scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), plain.size)
     tuned = prepare(method, **opened)
     own = {id(p) for p in [*tuned.parameters, *tuned.head.values()]}
     assert torch.equal(show(tuned.classifier, task.test.pictures), show(plain, task.test.pictures))
@@ -252,7 +252,7 @@ def test_files_give_a_fresh_classifier_the_same_logits(
     opened = {"model": model, "resolution": 32}
     config = AtomConfig(target_modules=("*attention*",)) if kind == "vit" else None
     tuned = prepare(variant, config, train_norms=True, statistics=kind == "resnet", **opened)
-    task = scripts.data.draw_task(scripts.data.read_pool(str(pictures)), 32)
+    task = scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), 32)
     plan = scripts.experiment.Experiment((3e-2,), settings, folder=tmp_path / "run")
     scripts.experiment.run_experiment(tuned, task, plan)
     wanted = show(tuned.classifier, task.test.pictures)

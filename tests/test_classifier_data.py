@@ -24,6 +24,7 @@ def scripts():
     sys.path.append(str(SCRIPTS))
     yield SimpleNamespace(
         data=importlib.import_module("classifier_data"),
+        sources=importlib.import_module("classifier_sources"),
         tasks=importlib.import_module("classifier_tasks"),
         models=importlib.import_module("classifier_models"),
         command=importlib.import_module("finetune_classifier"),
@@ -51,7 +52,7 @@ def read_greys(split):
 
 
 def test_a_folder_is_split_without_overlap_and_every_class_is_everywhere(scripts, tmp_path):
-    pool = scripts.data.read_pool(str(fill(tmp_path / "a", "xyz")))
+    pool = scripts.sources.read_pool(str(fill(tmp_path / "a", "xyz")))
     task = scripts.data.draw_task(pool, 4)
     splits = [task.train, task.validation, task.test]
     greys = [read_greys(split) for split in splits]
@@ -70,7 +71,7 @@ def test_a_folder_is_split_without_overlap_and_every_class_is_everywhere(scripts
 def test_named_splits_are_kept_and_few_shots_follow_the_protocol(scripts, tmp_path):
     fill(tmp_path / "a" / "train", "xyz", 10)
     fill(tmp_path / "a" / "test", "xyz", 5, first=130)
-    pool = scripts.data.read_pool(str(tmp_path / "a"))
+    pool = scripts.sources.read_pool(str(tmp_path / "a"))
     task = scripts.data.draw_task(pool, 4, num_train=20, num_test=9)
     assert all(grey >= 130 for grey in read_greys(task.test)) and len(task.test) == 9
     assert all(grey < 130 for grey in read_greys(task.train) + read_greys(task.validation))
@@ -101,7 +102,7 @@ def test_a_zip_gives_what_its_folder_gives(scripts, tmp_path):
             if wrap:
                 archive.write(folder, wrap)
             archive.writestr("__MACOSX/x/._0.png", b"junk")
-        first, second = (scripts.data.read_pool(str(p)) for p in (folder, path))
+        first, second = (scripts.sources.read_pool(str(p)) for p in (folder, path))
         assert first.classes == second.classes == ("x", "y")
         tasks = [scripts.data.draw_task(pool, 4) for pool in (first, second)]
         assert torch.equal(tasks[0].train.pictures, tasks[1].train.pictures)
@@ -185,7 +186,7 @@ def test_bad_pictures_are_one_sentence(kind, scripts, tmp_path):
     if kind == "missing" and importlib.util.find_spec("datasets"):
         pytest.skip("would ask the hub")
     with pytest.raises(AtomError, match=BAD[kind]):
-        scripts.data.draw_task(scripts.data.read_pool(where), 4)
+        scripts.data.draw_task(scripts.sources.read_pool(where), 4)
 
 
 @pytest.fixture
