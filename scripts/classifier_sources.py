@@ -112,14 +112,15 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Image.Image:
             data = file.read(MAX_ENTRY_BYTES + 1)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
         raise AtomError(f"{clip(entry.filename, 60)!r} cannot be read: {error}") from None
-    return read_bytes(data, entry.filename)
+    return read_picture(NamedBytes(data, entry.filename))
 
 
-def read_bytes(data: bytes, name: str) -> Image.Image:
-    class Named(io.BytesIO):
-        name = clip(name, 60)
+class NamedBytes(io.BytesIO):
+    """Bytes with a name for error messages, as files have one."""
 
-    return read_picture(Named(data))
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = clip(name, 60)
 
 
 def build_pool(name: str, found: Iterable[Found]) -> Pool:
