@@ -60,6 +60,10 @@ METHODS = {
     "full fine-tuning": Method("full_finetune", (3e-4, 1e-3, 3e-3)),
     **{variant: Method(variant, ATOM_RATES) for variant in VARIANTS},
     **{
+        f"{variant} + norms": Method(variant, ATOM_RATES, options={"train_norms": True})
+        for variant in ("atoms", "overcomplete")
+    },
+    **{
         f"{variant}, sparse": Method(variant, ATOM_RATES, {"decomposition": "sparse"})
         for variant in VARIANTS
     },
