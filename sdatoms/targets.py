@@ -16,7 +16,14 @@ from sdatoms.atom_config import AtomConfig
 from sdatoms.errors import AtomError
 from sdatoms.weights import LayerWeight, list_layers, list_weights
 
-__all__ = ["Target", "choose_targets", "count_holders", "is_spatial", "refuse_target"]
+__all__ = [
+    "FAMILY_EXCLUDES",
+    "Target",
+    "choose_targets",
+    "count_holders",
+    "is_spatial",
+    "refuse_target",
+]
 
 FAMILY_TARGETS = {
     "CLIPTextModel": ("*.self_attn.*", "*.mlp.*"),
