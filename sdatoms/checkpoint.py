@@ -97,6 +97,9 @@ def pack_atoms(
             raise AtomError(f"the component name {component!r} is not a plain name such as 'unet'")
         if not injection.layers:
             raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")
+        kinds = {i.config.decomposition for i in injections.values()}
+        if len(kinds) > 1:
+            raise AtomError("the components' atoms are linear and sparse; a file holds one kind")
         stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
         prints[component] = {}
         for path, weight in injection.weights.items():
@@ -165,8 +168,8 @@ def save_atoms(
             entries), dtype (float32).
 
     Raises:
-        AtomError: nothing to save, a tensor is not finite, metadata names an entry of ours, or the
-            thumbnail is no picture's data URI.
+        AtomError: nothing to save, linear beside sparse atoms, a tensor is not finite, metadata
+            names an entry of ours, or the thumbnail is no picture's data URI.
     """
     return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
 

@@ -253,16 +253,19 @@ def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
     model.tied = nn.Conv2d(16, 16, 7, groups=16)
     model.tied.weight = model.depthwise.weight
     model.computed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    model.whole = nn.Conv2d(8, 8, 3)
+    model.whole.weight = nn.Parameter(torch.ones(8, 8, 3, 3).to(torch.int8), requires_grad=False)
     model.good = nn.Conv2d(8, 8, 3)
 
     rows = rows_of(inject(model, AtomConfig("coefficients")))
 
     notes = {path: row.note for path, row in rows.items() if not row.view}
-    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed"}
+    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed", "whole"}
     assert "zero everywhere" in notes["stem"]
     assert "NaN" in notes["grouped"]
     assert "tied to another layer" in notes["tied"]
     assert "computed from others" in notes["computed"]
+    assert "stored as torch.int8" in notes["whole"]
     assert all(rows[path].parameters == 0 for path in notes)
 
 
