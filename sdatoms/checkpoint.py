@@ -89,6 +89,8 @@ def pack_atoms(
         raise AtomError(
             "there is nothing to save: no component was given; pass {'unet': injection} or the like"
         )
+    if len({injection.config.decomposition for injection in injections.values()}) > 1:
+        raise AtomError("the components' atoms are linear and sparse; a file holds one kind")
     stored: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
     prints: dict[str, dict[str, list[float]]] = {}
@@ -97,9 +99,6 @@ def pack_atoms(
             raise AtomError(f"the component name {component!r} is not a plain name such as 'unet'")
         if not injection.layers:
             raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")
-        kinds = {i.config.decomposition for i in injections.values()}
-        if len(kinds) > 1:
-            raise AtomError("the components' atoms are linear and sparse; a file holds one kind")
         stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
         prints[component] = {}
         for path, weight in injection.weights.items():

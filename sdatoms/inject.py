@@ -24,7 +24,13 @@ from sdatoms.codes import unit_atoms
 from sdatoms.deltas import Delta
 from sdatoms.errors import AtomError
 from sdatoms.layers import AtomLayer, TunedWeight, replace_modules
-from sdatoms.targets import Target, choose_targets, count_holders, refuse_target
+from sdatoms.targets import (
+    Target,
+    choose_targets,
+    count_holders,
+    find_readers,
+    refuse_target,
+)
 from sdatoms.weights import unwrap
 
 __all__ = ["AtomConfig", "Injection", "LayerReport", "carries_atoms", "inject"]
@@ -203,11 +209,11 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         raise AtomError(
             f"this {kind} has baked adapters; call AdapterSet.clear() before injecting atoms"
         )
-    holders = count_holders(model)
+    holders, readers = count_holders(model), find_readers(model)
     injection = Injection(model, config)
     adopted: dict[nn.Module, AtomLayer] = {}
     for target in choose_targets(model, config):
-        deltas, note, error = {}, refuse_target(target, holders), 0.0
+        deltas, note, error = {}, refuse_target(target, holders, readers), 0.0
         if not note:
             deltas, note, error = build_deltas(target.path, target.weight, config, target.named)
         injection._reports.append(describe(target, deltas, note, error))
