@@ -156,7 +156,7 @@ def quantize_linears(model: nn.Module, bits: str) -> None:
     own way to load a model so wants a GPU.
 
     Args:
-        bits: "8bit", or "4bit" for nf4 with float32 products.
+        bits: "8bit", or "4bit" for nf4.
     """
     places: dict[nn.Module, nn.Module] = {}
     for linear in model.modules():
