@@ -1,12 +1,15 @@
 """Personalize the bundled base by filter atoms and by their peers, side by side, in one run.
 
-    python scripts/bench_personalization.py --subject ink --output_dir outputs/bench
+    python scripts/bench_personalization.py --subject octopus --output_dir outputs/bench
 
 Every method sees the same batches, noise and timesteps, the same number of steps and AdamW; each
-takes its learning rates from a list, since rates do not carry over between methods. Written as
-JSON: trained numbers, bytes of the file, seconds a step, loss, style similarity to the pictures
-given (on prompts not trained on, with the trigger), and drift of prompts without the trigger. A PNG
-shows the pictures, one row a method at its best rate.
+takes its learning rates from a list, since rates do not carry over between methods. JSON tells for
+every method and rate the trained numbers, the bytes of the file, seconds a step, loss, and what
+`sdatoms evaluate` measures, on prompts not trained on; a method's best rate is the one with the
+largest sum of fidelity, likeness and alignment. Run again, it goes on where it was stopped.
+
+A PNG shows the pictures given and one row a method at its best rate; `--strip FILE` writes a
+smaller one, for the methods named by `--strip_methods`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +39,17 @@ from sdatoms.checkpoint import pack_atoms, write_whole
 from sdatoms.demo import SEEDS, read_subject
 from sdatoms.denoising import Denoising
 from sdatoms.dreambooth import Draw, draw_batches
-from sdatoms.evaluate import write_prompts
+from sdatoms.evaluate import Scorer, write_prompts
+from sdatoms.evaluator import load_evaluator
 from sdatoms.material import Material, check_pictures
-from sdatoms.metrics import gram_similarity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.pipeline import load_base, paint
+from sdatoms.pipeline import load_base
 from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import choose_attention
 
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
-DRIFT_PROMPTS = ("cat face", "red apple", "pizza", "house building", "grinning face")
+MEASURED = ("fidelity", "likeness", "alignment", "diversity", "drift")
 
 
 @dataclass(frozen=True)
@@ -113,24 +116,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--subject", default="ink")
+    parser.add_argument("--subject", default="octopus")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--max_train_steps", type=int, default=300)
     parser.add_argument("--train_batch_size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
+    parser.add_argument("--strip", type=Path, default=None)
+    parser.add_argument(
+        "--strip_methods", nargs="*", default=["LoRA r4 attention", "atoms"], choices=list(METHODS)
+    )
     args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     folder, about = read_subject(args.subject)
+    results = args.output_dir / f"{args.subject}.json"
+    pictures_dir = args.output_dir / args.subject
+    pictures_dir.mkdir(parents=True, exist_ok=True)
     prompts = write_prompts(about["instance_prompt"])
     pipe = load_base()
+    material = prepare(pipe, folder, about["instance_prompt"], args)
+    scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
+    save_pictures(pictures_dir / "base", scorer.pictures)
+    asked = {"subject": args.subject, "steps": args.max_train_steps, "seed": args.seed}
+    asked |= {"train_batch_size": args.train_batch_size, "prompts": prompts}
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    rows = found["rows"] if {k: found.get(k) for k in asked} == asked else []
+    checks = [asdict(row) for row in scorer.check()]
+    for name in args.methods:
+        for rate in METHODS[name].rates:
+            if any((row["method"], row["rate"]) == (name, rate) for row in rows):
+                continue
+            fresh = load_base()
+            facts = run_method(fresh, METHODS[name], rate, material, args)
+            measured = asdict(scorer.score(name, fresh))
+            folder_name = f"{name} {rate:g}".replace(" ", "-")
+            save_pictures(pictures_dir / folder_name, scorer.pictures)
+            rows.append({"method": name, "rate": rate, "pictures_dir": folder_name} | facts)
+            rows[-1] |= {key: measured[key] for key in MEASURED}
+            print(json.dumps(rows[-1]), flush=True)
+            write_whole(results, json.dumps(asked | {"rows": rows, "checks": checks}).encode())
+    best = {name: pick_best(rows, name) for name in args.methods}
+    instances = [read_picture(p) for p in find_pictures(folder)[0]]
+    draw_rows(pictures_dir, instances, best.values()).save(args.output_dir / f"{args.subject}.png")
+    if args.strip:
+        shown = [best[name] for name in args.strip_methods]
+        draw_rows(pictures_dir, instances, shown, every=len(SEEDS)).save(args.strip)
+
+
+def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> Material:
+    """The pictures of a subject, encoded as the trainer encodes them."""
     config = TrainConfig(
         instance_data_dir=str(folder),
-        instance_prompt=about["instance_prompt"],
+        instance_prompt=prompt,
         train_batch_size=args.train_batch_size,
         seed=args.seed,
     )
-    material = Material(
+    return Material(
         pipe,
         config,
         check_pictures(config),
@@ -140,34 +180,31 @@ def main() -> None:
         log=print,
         tell=lambda phase: None,
     )
-    instances = [read_picture(p) for p in find_pictures(folder)[0]]
-    triggered = [(p, s) for p in prompts for s in SEEDS]
-    plain = [(p, s) for p in DRIFT_PROMPTS for s in SEEDS]
-    base = {name: paint_all(pipe, jobs) for name, jobs in (("with", triggered), ("without", plain))}
-    score = lambda group: float(gram_similarity(pipe.vae, group, instances, base["with"]).mean())
-    rows: list[dict[str, Any]] = [
-        {"method": "base", "similarity": score(base["with"]), "drift": 0.0, "parameters": 0}
-    ]
-    pictures = {"base": base["with"]}
-    for name in args.methods:
-        for rate in METHODS[name].rates:
-            fresh = load_base()
-            facts = run_method(fresh, METHODS[name], rate, material, args)
-            painted = {k: paint_all(fresh, j) for k, j in (("with", triggered), ("without", plain))}
-            drift = measure_change(painted["without"], base["without"])
-            facts |= {"method": name, "rate": rate, "drift": drift}
-            facts["similarity"] = score(painted["with"])
-            best = max((r["similarity"] for r in rows if r["method"] == name), default=-2.0)
-            if facts["similarity"] > best:
-                pictures[name] = painted["with"]
-            rows.append(facts)
-            print(json.dumps(facts), flush=True)
-            result = {"subject": args.subject, "steps": args.max_train_steps, "rows": rows}
-            write_whole(args.output_dir / f"{args.subject}.json", json.dumps(result).encode())
-    grid = [[group[i] for i in range(0, len(group), 2)] for group in pictures.values()]
-    draw_grid([instances, *grid], ["pictures given", *pictures], cell=96).save(
-        args.output_dir / f"{args.subject}.png"
-    )
+
+
+def pick_best(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    own = [row for row in rows if row["method"] == name]
+    return max(own, key=lambda row: row["fidelity"] + row["likeness"] + row["alignment"])
+
+
+def save_pictures(folder: Path, pictures: list[Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    for k, picture in enumerate(pictures):
+        picture.save(folder / f"{k:02d}.png")
+
+
+def draw_rows(
+    pictures_dir: Path, instances: list[Any], rows: Iterable[dict[str, Any]], every: int = 2
+) -> Any:
+    """The pictures given, the base's, and a row a method with the size of its file."""
+    read = lambda name: [read_picture(p) for p in sorted((pictures_dir / name).glob("*.png"))]
+    groups, labels = [instances[:10], read("base")[::every]], ["pictures given", "base"]
+    for row in rows:
+        groups.append(read(row["pictures_dir"])[::every])
+        size = row["bytes"]
+        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+        labels.append(f"{row['method']}, {shown}")
+    return draw_grid(groups, labels, cell=96)
 
 
 def run_method(
@@ -208,18 +245,6 @@ def take_step(unet: nn.Module, material: Material, step: int, draw: Draw) -> flo
     loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()
     return float(loss.detach())
-
-
-def paint_all(pipe: Any, jobs: list[tuple[str, int]]) -> list[Any]:
-    return paint(pipe, [p for p, _ in jobs], [s for _, s in jobs], batch_size=8)
-
-
-def measure_change(pictures: list[Any], before: list[Any]) -> float:
-    """Root mean square difference of the pixels, in [0, 1], over pairs of the same seed."""
-    read = lambda group: torch.stack(
-        [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).float() for p in group]
-    )
-    return float(((read(pictures) - read(before)) / 255).square().mean().sqrt())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,15 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 stamp=$(cat constraints.txt pyproject.toml scripts/setup.sh | cksum)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+    free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1024))
+    if [ ! -d .venv ] && [ "$free" -lt 3000 ]; then
+        echo "sdatoms installs 3,000 MB into $PWD/.venv; this disk has $free MB free" >&2
+        exit 2
+    fi
+    trap 'echo "the installation into $PWD/.venv stopped; nothing else was changed: run this again to go on" >&2' EXIT
     echo "installing into .venv (once)" >&2
-    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    # a run that was killed may have left half an environment: begin anew unless pip answers there
+    if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         rm -rf .venv
         "$PYTHON" -m venv .venv
     fi
@@ -22,5 +29,6 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     .venv/bin/python -m pip install --quiet --constraint constraints.txt torch
     .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
     echo "$stamp" >.venv/.installed
+    trap - EXIT
 fi
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_DISABLE_TELEMETRY=1

@@ -1,10 +1,10 @@
-"""Train the bundled evaluator: `python scripts/train_evaluator.py` (needs `npm`, and `resvg_py` the
-first time).
+"""Train the bundled evaluator: `python scripts/train_evaluator.py clip`, `… head` and `… export`
+(needs `npm`, and `resvg_py` the first time).
 
-Seeded and resumable (run it again); logs to `runs/evaluator/evaluator.jsonl`. It ends by writing
-`assets/emoji-clip/` and printing, as one JSON object, what that finds among the concepts in
-`held_out.txt`, which it has never seen: the same concept by another vendor, the vendor, the same
-picture, and the concept by its name.
+`clip` and `head` may run at the same time. Both are seeded and resumable (run them again) and log
+to `runs/evaluator/`. `export` writes `assets/emoji-clip/` and prints, as one JSON object, what that
+finds among the concepts in `held_out.txt`, which it has never seen: the same concept by another
+vendor, the vendor, the same picture, and the concept by its name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import evaluator_models as models
@@ -23,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from evaluator_data import VENDORS, Collection, load_collection
 from train_base import train
 
-from sdatoms.evaluator import Evaluator, load_evaluator, save_evaluator
+from sdatoms.evaluator import Evaluator, StyleHead, load_evaluator, save_evaluator
 
 HERE = Path(__file__).parent
 CARD = """# emoji-clip
@@ -63,27 +64,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     root = HERE.parent
+    parser.add_argument("stage", choices=("clip", "head", "export"))
     parser.add_argument("--run_dir", type=Path, default=root / "runs" / "evaluator")
     parser.add_argument("--packages", type=Path, default=root / "runs" / "base" / "packages")
     parser.add_argument("--output_dir", type=Path, default=root / "assets" / "emoji-clip")
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--concepts_per_batch", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--save_every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     everything = load_collection(args.packages, args.run_dir / "pictures.pt")
-    shown = everything.take(~everything.held_out)
     concepts = [c for c in everything.concepts if not c.held_out]
     tokenizer = train_tokenizer(concepts, args.run_dir / "tokenizer")
-    model, head = models.build_evaluator(len(tokenizer))
-    parts = torch.nn.ModuleList([model, head])
-    ema = EMAModel(parts.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
-    optimizer = torch.optim.AdamW(
-        sort_parameters(parts), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
-    )
+    stage = {"clip": run_clip, "head": run_head, "export": run_export}[args.stage]
+    stage(args, everything, tokenizer)
+
+
+def run_clip(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
+    model = models.build_clip(len(tokenizer))
 
     def write_tokens(numbers, rng):
         captions = [write_caption(everything.concepts[c], rng) for c in numbers]
@@ -95,39 +94,66 @@ def main() -> None:
             return_tensors="pt",
         ).input_ids
 
-    loop = lambda start: models.train_evaluator(
+    shown = everything.take(~everything.held_out)
+    held = everything.take(everything.held_out)
+    fit = lambda optimizer, ema, start: models.train_clip(
         model,
-        head,
         optimizer,
         ema,
         shown,
         write_tokens,
         steps=args.steps,
         start=start,
-        concepts_per_batch=args.concepts_per_batch,
-        learning_rate=args.learning_rate,
         seed=args.seed,
     )
-    export = lambda folder: save_all(folder, model, head, tokenizer, args.run_dir / "tokenizer")
 
     def show() -> dict:
-        export(args.run_dir / "latest")
-        found = score(load_evaluator(str(args.run_dir / "latest")), everything)
-        model.train(), head.train()
+        evaluator = make_evaluator(model, StyleHead(), tokenizer, args.run_dir)
+        found = score_concepts(evaluator, held, everything)
+        model.requires_grad_(True).train()
         return found
 
-    state = args.run_dir / "evaluator.pt"
-    train(state, {"model": model, "head": head}, optimizer, ema, loop, show, args.save_every)
-    load_ema(parts, state)
+    fit_part(args, "clip", model, fit, show)
+
+
+def run_head(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
+    head = StyleHead()
+    shown = everything.take(~everything.held_out)
+    fit = lambda optimizer, ema, start: models.train_head(
+        head, optimizer, ema, shown, steps=args.steps, start=start, seed=args.seed
+    )
+
+    def show() -> dict:
+        clip = models.build_clip(len(tokenizer))
+        found = score_styles(make_evaluator(clip, head, tokenizer, args.run_dir), everything)
+        head.requires_grad_(True).train()
+        return found
+
+    fit_part(args, "head", head, fit, show)
+
+
+def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, show) -> None:
+    ema = EMAModel(part.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
+    optimizer = torch.optim.AdamW(
+        sort_parameters(part), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
+    loop = lambda start: fit(optimizer, ema, start)
+    train(args.run_dir / f"{name}.pt", {name: part}, optimizer, ema, loop, show, args.save_every)
+
+
+def run_export(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
+    clip = load_ema(models.build_clip(len(tokenizer)), args.run_dir / "clip.pt")
+    head = load_ema(StyleHead(), args.run_dir / "head.pt")
     staging = args.output_dir.with_name(args.output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    export(staging)
-    figures = score(load_evaluator(str(staging)), everything)
+    evaluator = make_evaluator(clip, head, tokenizer, args.run_dir, staging)
+    held = everything.take(everything.held_out)
+    figures = score_concepts(evaluator, held, everything) | score_styles(evaluator, everything)
     (staging / "README.md").write_text(write_card(figures, everything))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     os.replace(staging, args.output_dir)
     size = sum(p.stat().st_size for p in args.output_dir.rglob("*") if p.is_file())
-    print(json.dumps(figures | {"bytes": size, "steps": args.steps}))
+    print(json.dumps(figures | {"bytes": size}))
 
 
 def sort_parameters(parts: torch.nn.Module) -> list[dict]:
@@ -137,33 +163,42 @@ def sort_parameters(parts: torch.nn.Module) -> list[dict]:
     return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
 
 
-def save_all(folder: Path, model, head, tokenizer, tokenizer_dir: Path) -> None:
-    save_evaluator(folder, model, head, tokenizer, models.SIZE)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(tokenizer_dir / name, folder / name)
+def make_evaluator(clip, head, tokenizer, run_dir: Path, folder: Path | None = None) -> Evaluator:
+    """Write both parts to `folder` and open them there, in float16 as they will be used."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder or Path(scratch)
+        save_evaluator(folder, clip, head, tokenizer, models.SIZE)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(run_dir / "tokenizer" / name, folder / name)
+        return load_evaluator(str(folder))
 
 
-def score(evaluator: Evaluator, everything: Collection) -> dict[str, float]:
-    """What the evaluator finds among held-out concepts; every figure is a share, in [0, 1]."""
+def score_concepts(
+    evaluator: Evaluator, held: Collection, everything: Collection
+) -> dict[str, float]:
+    """What the concept side finds among held-out concepts; shares in [0, 1]."""
+    seen = evaluator.embed_concepts(show_pictures(held))
+    numbers, own = held.concept.unique(return_inverse=True)
+    texts = evaluator.embed_texts([everything.concepts[c].name for c in numbers])
+    named = (texts @ seen.T).argmax(0) == own
+    return {
+        "concept_across_vendors": score_across(seen, held),
+        "concept_by_name": float(named.float().mean()),
+    }
+
+
+def score_styles(evaluator: Evaluator, everything: Collection) -> dict[str, float]:
+    """What the style side finds among held-out concepts; shares in [0, 1]."""
     held = everything.take(everything.held_out)
-    pictures = show_pictures(held)
-    seen = evaluator.embed_concepts(pictures)
-    texts = evaluator.embed_texts([everything.concepts[c].name for c in held.concept.unique()])
-    styles = evaluator.embed_styles(pictures)
+    styles = evaluator.embed_styles(show_pictures(held))
     generator = torch.Generator().manual_seed(0)
     views = models.make_view(held.pictures.float() / 255, generator) * 2 - 1
     again = evaluator.embed_styles(to_pictures(views))
+    found = (again @ styles.T).argmax(1) == torch.arange(len(styles))
+    vendor = find_vendor(evaluator, everything, styles)
     return {
-        "concept_across_vendors": score_across(seen, held),
-        "concept_by_name": float(
-            ((texts @ seen.T).argmax(0) == held.concept.unique(return_inverse=True)[1])
-            .float()
-            .mean()
-        ),
-        "vendor": float((find_vendor(evaluator, everything, styles) == held.vendor).float().mean()),
-        "same_picture": float(
-            ((again @ styles.T).argmax(1) == torch.arange(len(styles))).float().mean()
-        ),
+        "vendor": float((vendor == held.vendor).float().mean()),
+        "same_picture": float(found.float().mean()),
     }
 
 
@@ -180,16 +215,18 @@ def score_across(seen: torch.Tensor, held: Collection) -> float:
 
 
 def find_vendor(evaluator: Evaluator, everything: Collection, styles: torch.Tensor):
-    """The vendor whose mean style, over up to 128 pictures trained on, is nearest to each row."""
+    """The vendor whose mean drawing style, over up to 200 pictures trained on, is nearest to each
+    row: by the second half of the embedding."""
     shown = everything.take(~everything.held_out)
     means = []
     for v in range(len(VENDORS)):
         own = (shown.vendor == v).nonzero()[:, 0]
-        own = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(v))[:128]]
+        own = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(v))[:200]]
         mask = torch.zeros(len(shown.vendor), dtype=torch.bool)
         mask[own] = True
         means.append(evaluator.embed_styles(show_pictures(shown.take(mask))).mean(0))
-    return (styles @ torch.nn.functional.normalize(torch.stack(means), dim=1).T).argmax(1)
+    means, half = torch.stack(means), styles.shape[1] // 2
+    return (styles[:, half:] @ torch.nn.functional.normalize(means[:, half:], dim=1).T).argmax(1)
 
 
 def show_pictures(collection: Collection):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sdatoms.adapters import choose_modules, load_atoms
 from sdatoms.atom_file import TOKENS, AtomFile, LayerMap, clip, split_key
 from sdatoms.atom_reader import read_atoms, read_header
-from sdatoms.bake import BLOCKS, BakedModule, find_layer
+from sdatoms.baked import BLOCKS, read_pristine
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -153,7 +153,7 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
             for path, maps in file.maps(component).items():
                 where = path if isinstance(target, nn.Module) else f"{component}.{path}"
                 delta = adapters.delta(LOOKING, where)
-                norm = float(find_pristine(module, path).float().norm())
+                norm = float(read_pristine(module, path).float().norm())
                 change = float(delta.norm()) / max(norm, 1e-30)
                 parts = [t for m in maps for name, t in m.tensors.items() if name not in FROZEN]
                 trained = sum(t.numel() for t in parts)
@@ -166,16 +166,9 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
 def drop_word(file: AtomFile) -> AtomFile:
     """The file without the new word it may bring, which changes no layer."""
     tensors = {key: t for key, t in file.tensors.items() if not TOKENS.fullmatch(key)}
-    header = {k: v for k, v in file.metadata.items() if k != "tokens"}
+    gone = ("tokens", "modelspec.hash_sha256")
+    header = {k: v for k, v in file.metadata.items() if k not in gone}
     return replace(file, metadata=header, tensors=tensors)
-
-
-def find_pristine(module: nn.Module, path: str) -> Tensor:
-    """The weight at `path` without the adapters that are baked into it now."""
-    state = module.__dict__.get("_sdatoms_baked")
-    if isinstance(state, BakedModule) and path in state.layers:
-        return state.layers[path].pristine
-    return find_layer(module, path).weight.detach()
 
 
 def name_block(path: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_evaluate", "run_evaluate"]
 
-COLUMNS = ("fidelity", "alignment", "diversity", "drift")
+COLUMNS = ("fidelity", "likeness", "alignment", "diversity", "drift")
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

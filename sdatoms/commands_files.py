@@ -183,6 +183,8 @@ def run_export(args: argparse.Namespace) -> None:
             made = export.save_pipeline(file, pipe, args.output, dtype=dtype)
         if made.tensors:
             made.save(args.output)
+    if made.left_out:
+        print(made.left_out)
     worst = sorted(made.errors.items(), key=lambda pair: -pair[1])[:WORST]
     print(f"share of the change that is lost: {made.total_error:.3%} in all, by layer at most")
     for layer, error in worst:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from PIL import Image
 from sdatoms.adapters import load_atoms
 from sdatoms.checkpoint import read_atoms
 from sdatoms.errors import AtomError
-from sdatoms.evaluate import write_prompts
-from sdatoms.metrics import gram_similarity
+from sdatoms.evaluate import Row, Scorer, write_prompts
+from sdatoms.evaluator import load_evaluator
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.pipeline import find_assets, load_base, paint
+from sdatoms.pipeline import find_assets, load_base
 from sdatoms.run_directory import RunDirectory
 from sdatoms.train import train
 from sdatoms.train_config import TrainConfig
@@ -32,16 +32,14 @@ SETTINGS: dict[str, dict[str, Any]] = {"full": {"block_size": 2, "learning_rate"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured; similarities are means over prompts not trained on, five times four
-    seeds."""
+    """What the demo measured, on prompts not trained on: five times four seeds."""
 
     parameters: int
     bytes: int
     seconds: float
-    base_similarity: float
-    atoms_similarity: float
-    instances_similarity: float
-    """The instance pictures among themselves: what a perfect imitation would score."""
+    """Of the training."""
+    rows: list[Row]
+    """With atoms; then the base and the other rows that show how far to believe it."""
     grid: Path
     atoms: Path
 
@@ -95,45 +93,30 @@ def run_demo(
     atoms = run / "atoms.safetensors"
     prompts = write_prompts(about["instance_prompt"])
     pipe = load_base()
-    jobs = [(prompt, seed) for prompt in prompts for seed in SEEDS]
-    words, seeds = [p for p, _ in jobs], [s for _, s in jobs]
-    before = paint(pipe, words, seeds, batch_size=8)
+    scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
+    before = scorer.pictures
     adapters = load_atoms(pipe, atoms)
-    after = paint(pipe, words, seeds, batch_size=8)
+    rows = [scorer.score("atoms", pipe), *scorer.check()]
     adapters.clear()
-    pictures, _ = find_pictures(folder)
-    instances = [read_picture(p) for p in pictures]
-    scores = [compare(pipe.vae, group, instances, before) for group in (before, after, instances)]
     grid = run / "before-after.png"
-    rows = [before[i : i + 4] + after[i : i + 4] for i in range(0, len(jobs), 4)]
-    titles = [f"base, seed {s}" for s in SEEDS] + [f"atoms, seed {s}" for s in SEEDS]
-    draw_grid([instances[:8], *rows], ["pictures given", *prompts], titles).save(grid)
+    draw_before_after(folder, prompts, before, scorer.pictures).save(grid)
     file = read_atoms(atoms)
     result = DemoResult(
-        parameters=file.num_parameters,
-        bytes=atoms.stat().st_size,
-        seconds=round(trained, 1),
-        base_similarity=round(scores[0], 3),
-        atoms_similarity=round(scores[1], 3),
-        instances_similarity=round(scores[2], 3),
-        grid=grid,
-        atoms=atoms,
+        file.num_parameters, atoms.stat().st_size, round(trained, 1), rows, grid, atoms
     )
+    facts = vars(result) | {"rows": [asdict(row) for row in rows]}
     RunDirectory(run).write_json(
-        "demo.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
+        "demo.json", {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()}
     )
     return result
 
 
-def compare(
-    vae: Any, group: list[Image.Image], instances: list[Image.Image], reference: list[Image.Image]
-) -> float:
-    """Mean similarity to the instance pictures; a picture among the instances is not compared with
-    itself."""
-    if group is not instances:
-        return float(gram_similarity(vae, group, instances, reference).mean())
-    rest = [[q for q in instances if q is not p] for p in instances]
-    return sum(
-        float(gram_similarity(vae, [p], r, reference).mean())
-        for p, r in zip(instances, rest, strict=True)
-    ) / len(instances)
+def draw_before_after(
+    folder: Path, prompts: list[str], before: list[Image.Image], after: list[Image.Image]
+) -> Image.Image:
+    """The pictures given, then a row a prompt: the base's pictures and the atoms' by seed."""
+    instances = [read_picture(path) for path in find_pictures(folder)[0]]
+    n = len(SEEDS)
+    rows = [before[i : i + n] + after[i : i + n] for i in range(0, len(before), n)]
+    titles = [f"{who}, seed {s}" for who in ("base", "atoms") for s in SEEDS]
+    return draw_grid([instances[: 2 * n], *rows], ["pictures given", *prompts], titles)

@@ -20,7 +20,7 @@ from sdatoms.encodings import Encoded
 from sdatoms.pipeline import paint
 from sdatoms.preflight import PICTURE_SUFFIXES
 
-__all__ = ["Batch", "Draw", "draw_batches", "make_class_pictures"]
+__all__ = ["Batch", "Draw", "draw_batches", "make_class_pictures", "name_bad_rows"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,13 @@ def pick_rows(examples: Sequence[Encoded], index: int, count: int, seed: int) ->
         generator = torch.Generator().manual_seed(seed * 7919 + epoch)
         rows.append(group[int(torch.randperm(len(group), generator=generator)[offset])])
     return rows
+
+
+def name_bad_rows(batch: Batch, errors: Tensor) -> str:
+    """The pictures and timesteps whose loss is not finite, for an error's sentence."""
+    rows = (~torch.isfinite(errors)).nonzero().flatten().tolist()
+    words = [f"{batch.names[row]} at timestep {int(batch.timesteps[row])}" for row in rows]
+    return f" on {', '.join(words[:3])}" if words else ""
 
 
 def make_class_pictures(

@@ -9,7 +9,6 @@ of other prompts, which alignment must put below the base's own.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,12 @@ from sdatoms.metrics import (
 from sdatoms.pictures import find_pictures, read_picture
 from sdatoms.pipeline import find_assets, paint
 from sdatoms.preflight import read_sidecar
+from sdatoms.prompt_words import UNRELATED_PROMPTS, clean_prompt, write_prompts
 from sdatoms.validation import Evaluate
 
 __all__ = [
     "Row",
+    "Scorer",
     "Subject",
     "evaluate",
     "measure_samples",
@@ -43,23 +44,6 @@ __all__ = [
     "score_subject",
     "write_prompts",
 ]
-
-STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
-SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
-UNRELATED_PROMPTS = (
-    "birthday cake",
-    "earth globe americas",
-    "alarm clock",
-    "banana",
-    "airplane",
-    "open book",
-    "wrapped present",
-    "mushroom",
-    "butterfly",
-    "violin",
-)
-RARE_WORD = r"(?:\b(?:sks|zwx|ohwx|qvx|vbn|xjy|tkz|wqp)\b|<[^<>\s]+>)"
-"""Words that mean nothing, or that were learned: no evaluator can read them."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +68,87 @@ class Row:
     name: str
     pictures: int
     fidelity: float | None = None
+    likeness: float | None = None
     alignment: float | None = None
     diversity: float | None = None
     drift: float | None = None
+
+
+class Scorer:
+    """Paints the same prompts and seeds by every candidate, and scores what comes out."""
+
+    def __init__(
+        self,
+        base: Any,
+        evaluator: Evaluator,
+        *,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        subject: Path | None = None,
+        batch_size: int = 8,
+        **painting: Any,
+    ) -> None:
+        """`base` paints once, at once: drift is the distance from these pictures. `painting` goes
+        to `paint`.
+
+        Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds. Drift is
+        taken on ten prompts that have nothing to do with any bundled subject.
+
+        Raises:
+            AtomError: there is no prompt or seed.
+        """
+        if not prompts or not seeds:
+            raise AtomError(
+                f"{len(prompts)} prompts came with {len(seeds)} seeds; at least 1 of each is needed"
+            )
+        self.evaluator, self.shape = evaluator, (len(prompts), len(seeds))
+        self.given = read_subject_pictures(subject, evaluator) if subject else None
+        self.asked = [(prompt, seed) for prompt in prompts for seed in seeds]
+        self.count = len(self.asked)
+        self.asked += [(prompt, seed) for seed, prompt in enumerate(UNRELATED_PROMPTS)]
+        self.painting = {"batch_size": batch_size} | painting
+        self.texts = evaluator.embed_texts([clean_prompt(p) for p, _ in self.asked[: self.count]])
+        self.pictures: list[Image.Image] = []
+        """What the last candidate painted for the prompts, seed by seed; the base at first."""
+        self.base = self.look(base)
+
+    def look(self, pipe: Any) -> tuple[Tensor, Tensor]:
+        words, seeds = [p for p, _ in self.asked], [s for _, s in self.asked]
+        pictures = paint(pipe, words, seeds, **self.painting)
+        self.pictures = pictures[: self.count]
+        return self.evaluator.embed_concepts(pictures), self.evaluator.embed_styles(pictures)
+
+    def score(self, name: str, pipe: Any | None = None) -> Row:
+        """The row of a pipeline; without one, of the base."""
+        concepts, styles = self.look(pipe) if pipe else self.base
+        count, given = self.count, self.given
+        return Row(
+            name,
+            count,
+            fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
+            likeness=mean(measure_fidelity(concepts[:count], given.concepts)) if given else None,
+            alignment=mean(measure_alignment(concepts[:count], self.texts)),
+            diversity=mean(measure_diversity(styles[:count].unflatten(0, self.shape)))
+            if self.shape[1] > 1
+            else None,
+            drift=mean(measure_drift(styles[count:], self.base[1][count:])),
+        )
+
+    def check(self) -> list[Row]:
+        """The sanity rows: by them one sees whether the others can be believed."""
+        rows, given = [self.score("base without atoms")], self.given
+        if given:
+            rows += score_subject(given, self.evaluator)
+        concepts, styles = (part[self.count :] for part in self.base)
+        others = self.texts[torch.arange(len(styles)) * self.shape[1] % self.count]
+        wrong = Row(
+            "wrong concept: base, other prompts",
+            len(styles),
+            fidelity=mean(measure_fidelity(styles, given.styles)) if given else None,
+            likeness=mean(measure_fidelity(concepts, given.concepts)) if given else None,
+            alignment=mean(measure_alignment(concepts, others)),
+        )
+        return [*rows, wrong]
 
 
 def evaluate(
@@ -94,91 +156,62 @@ def evaluate(
     files: Sequence[tuple[str, AtomFile]],
     evaluator: Evaluator,
     *,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    subject: Path | None = None,
     strength: float = 1.0,
-    batch_size: int = 8,
     say: Callable[[str], None] = lambda text: None,
-    **painting: Any,
+    **asked: Any,
 ) -> list[Row]:
-    """One row for each `(name, file)`, then the sanity rows. `painting` goes to `paint`.
-
-    Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds. Drift is
-    taken on ten prompts that have nothing to do with any bundled subject. The pipeline comes back
-    as it was.
+    """One row for each `(name, file)`, then the sanity rows; `asked` goes to `Scorer`. The pipeline
+    comes back as it was.
 
     Raises:
         AtomError: there is no prompt or seed, or a file does not fit the base.
     """
-    if not prompts or not seeds:
-        raise AtomError(
-            f"{len(prompts)} prompts came with {len(seeds)} seeds; at least 1 of each is needed"
-        )
-    given = read_subject_pictures(subject, evaluator) if subject else None
-    asked = [(prompt, seed) for prompt in prompts for seed in seeds]
-    asked += [(prompt, seed) for prompt, seed in zip(UNRELATED_PROMPTS, range(10), strict=True)]
-    count = len(prompts) * len(seeds)
-    texts = evaluator.embed_texts([clean_prompt(prompt) for prompt, _ in asked[:count]])
-
-    def look() -> tuple[Tensor, Tensor]:
-        pictures = paint(
-            pipe, [p for p, _ in asked], [s for _, s in asked], batch_size=batch_size, **painting
-        )
-        return evaluator.embed_concepts(pictures), evaluator.embed_styles(pictures)
-
-    def score(name: str, concepts: Tensor, styles: Tensor) -> Row:
-        by_prompt = styles[:count].unflatten(0, (len(prompts), len(seeds)))
-        return Row(
-            name,
-            count,
-            fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
-            alignment=mean(measure_alignment(concepts[:count], texts)),
-            diversity=mean(measure_diversity(by_prompt)) if len(seeds) > 1 else None,
-            drift=mean(measure_drift(styles[count:], base_styles[count:])),
-        )
-
-    say(f"painting {len(asked)} pictures with the base")
-    base_concepts, base_styles = look()
+    say("painting with the base")
+    scorer = Scorer(pipe, evaluator, **asked)
     rows = []
     for name, file in files:
-        say(f"painting {len(asked)} pictures with {name}")
+        say(f"painting with {name}")
         adapters = load_atoms(pipe, file, name=name, strength=strength)
         try:
-            rows.append(score(name, *look()))
+            rows.append(scorer.score(name, pipe))
         finally:
             adapters.remove(name)
-    rows.append(score("base without atoms", base_concepts, base_styles))
-    if given:
-        rows += score_subject(given, evaluator)
-    others = texts[torch.arange(len(asked) - count) * len(seeds) % count]
-    rows.append(
-        Row(
-            "wrong concept: base, other prompts",
-            len(asked) - count,
-            fidelity=mean(measure_fidelity(base_styles[count:], given.styles)) if given else None,
-            alignment=mean(measure_alignment(base_concepts[count:], others)),
-        )
-    )
-    return rows
+    return rows + scorer.check()
 
 
 def measure_samples(evaluator: Evaluator) -> Evaluate:
-    """What the trainer calls on its samples: their mean fidelity to the instance pictures, and the
-    mean alignment with their prompts, both in [-1, 1]."""
+    """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
+    alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
+    drift, where there are pictures of unrelated prompts, both in [0, 2].
+
+    `balance` is fidelity and alignment less drift: up as the subject is learnt, down as the prompt
+    or the rest of the base is lost.
+    """
 
     def measure(
         pipe: Any,
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
         instances: Sequence[Image.Image],
+        unrelated: Sequence[tuple[Image.Image, Image.Image]],
     ) -> dict[str, float]:
         styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
         texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-        return {
+        found = {
             "fidelity": mean(measure_fidelity(styles, given)),
             "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
         }
+        rows: dict[str, list[int]] = {}
+        for k, prompt in enumerate(prompts):
+            rows.setdefault(prompt, []).append(k)
+        groups = [measure_diversity(styles[k][None]) for k in rows.values() if len(k) > 1]
+        if groups:
+            found["diversity"] = mean(torch.cat(groups))
+        if unrelated:
+            now, base = (evaluator.embed_styles(group) for group in zip(*unrelated, strict=True))
+            found["drift"] = mean(measure_drift(now, base))
+        balance = found["fidelity"] + found["alignment"] - found.get("drift", 0.0)
+        return {**found, "balance": balance}
 
     return measure
 
@@ -204,6 +237,7 @@ def score_pictures(name: str, shown: Subject, given: Subject | None = None) -> R
         name,
         len(shown.styles),
         fidelity=None if few else mean(measure_fidelity(shown.styles, given and given.styles)),
+        likeness=None if few else mean(measure_fidelity(shown.concepts, given and given.concepts)),
         alignment=None
         if shown.captions is None
         else mean(measure_alignment(shown.concepts, shown.captions)),
@@ -231,22 +265,6 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
         captions=evaluator.embed_texts(captions) if all(captions) else None,
         package=package or None,
     )
-
-
-def write_prompts(trigger: str) -> list[str]:
-    """Five prompts that no training saw: `an emoji in sks style` → `cat face in sks style`, …;
-    `a sks cat` → `a sks cat, winking face`, …"""
-    style = re.search(r"\bin \S+ style\b|\bin the style of .+", trigger)
-    if style:
-        return [f"{concept} {style.group()}" for concept in STYLE_CONCEPTS]
-    return [f"{trigger}, {addition}" for addition in SUBJECT_ADDITIONS]
-
-
-def clean_prompt(prompt: str) -> str:
-    """The prompt as an evaluator reads it: without rare words, and without their `in … style`."""
-    word = RARE_WORD
-    text = re.sub(rf"\bin (?:{word} style\b|the style of {word})|{word}", "", prompt)
-    return re.sub(r"\s+", " ", text).strip(" ,")
 
 
 def mean(values: Tensor) -> float:

@@ -3,7 +3,7 @@
 - *concept*: CLIP's image and text embeddings, one space for pictures and words; made to overlook
   who drew a thing and in which style.
 - *style*: made to overlook what is shown and to see the drawing instead. The bundled evaluator has
-  a small head for it on the same image tower; beside a real CLIP model a DINOv2 model does this.
+  a small head for it; beside a real CLIP model a DINOv2 model does this.
 
 Every embedding is a row of length 1, so that a product of two rows is their cosine, in [-1, 1].
 
@@ -36,30 +36,38 @@ BATCH = 64
 
 
 class StyleHead(nn.Module):
-    """Hidden states of a vision transformer → style embedding `(B, size)`, rows of length 1.
+    """Pictures → style embedding `(B, size)`, rows of length 1, by a few plain convolutions.
 
-    Reads mean and deviation over the patches after block `layer`, and the mean after the last one.
-    The first half of the embedding tells pictures apart, the second half drawing styles; each half
-    has length √½, so that a cosine is the mean of the two halves' cosines.
+    Who drew a thing shows in outlines, gradients and the palette, pixel by pixel, before a vision
+    transformer has cut its patches. The first half of the embedding, from a 4×4 map of the last
+    features, tells pictures apart; the second, from mean and deviation of every level's features,
+    tells drawing styles apart. Each half has length √½, so that a cosine is the mean of the two
+    halves' cosines.
     """
 
-    def __init__(self, width: int, size: int = 128, layer: int = 2) -> None:
+    def __init__(self, widths: Sequence[int] = (32, 64, 96, 128), size: int = 128) -> None:
+        """`widths` are the levels' channels; every level but the first halves the resolution."""
         super().__init__()
-        self.layer = layer
-        self.norm = nn.LayerNorm(3 * width)
-        self.hidden = nn.Linear(3 * width, 2 * width)
-        self.out = nn.Linear(2 * width, size)
+        steps = list(zip((3, *widths[:-1]), widths, strict=True))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2 if level else 1, padding=1)
+            for level, (i, o) in enumerate(steps)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(o // 4, o) for o in widths)
+        self.instance = nn.Linear(16 * widths[-1], size // 2)
+        self.drawing = nn.Linear(2 * sum(widths), size // 2)
 
-    def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
-        """`hidden_states`: `(B, 1 + patches, width)` before the first block and after each one."""
-        middle, last = hidden_states[self.layer][:, 1:], hidden_states[-1][:, 1:]
-        pooled = torch.cat([middle.mean(1), middle.std(1), last.mean(1)], 1)
-        embedding = self.out(F.gelu(self.hidden(self.norm(pooled))))
-        halves = [F.normalize(half.float(), dim=1) for half in embedding.chunk(2, 1)]
-        return torch.cat(halves, 1) / 2**0.5
-
-    def extra_repr(self) -> str:
-        return f"layer={self.layer}"
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values`: `(B, 3, height, width)` in [-1, 1], at least 32 px."""
+        x, pooled = pixel_values, []
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x)))
+            pooled += [x.mean((2, 3)), (x.var((2, 3)) + 1e-4).sqrt()]
+        halves = (
+            self.instance(F.adaptive_avg_pool2d(x, 4).flatten(1)),
+            self.drawing(torch.cat(pooled, 1)),
+        )
+        return torch.cat([F.normalize(half.float(), dim=1) for half in halves], 1) / 2**0.5
 
 
 class Evaluator:
@@ -111,8 +119,7 @@ class Evaluator:
 
     def read_styles(self, pixels: Tensor) -> Tensor:
         if isinstance(self.style, StyleHead):
-            states = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
-            return self.style(states.hidden_states)
+            return self.style(pixels)
         return self.style(pixel_values=pixels).pooler_output
 
 
@@ -185,7 +192,7 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
 
 
 def read_head(path: Path) -> StyleHead:
-    """A style head from its safetensors file; widths are the tensors', the layer is in the header.
+    """A style head from its safetensors file; its widths are the tensors'.
 
     Raises:
         AtomError: the file is no safetensors file of a style head.
@@ -193,9 +200,9 @@ def read_head(path: Path) -> StyleHead:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-            layer = int((file.metadata() or {})["layer"])
-        size, width = tensors["out.weight"].shape
-        head = StyleHead(width // 2, size, layer)
+        levels = sum(name.startswith("norms") for name in tensors) // 2
+        widths = [len(tensors[f"norms.{level}.weight"]) for level in range(levels)]
+        head = StyleHead(widths, 2 * len(tensors["drawing.weight"]))
         head.load_state_dict(tensors)
     except Exception as error:  # safetensors has an error class of its own for broken files
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -223,4 +230,4 @@ def save_evaluator(
         image_std=[0.5] * 3,
     ).save_pretrained(folder)
     tensors = {name: value.half().contiguous() for name, value in head.state_dict().items()}
-    save_file(tensors, folder / HEAD_FILE, metadata={"layer": str(head.layer)})
+    save_file(tensors, folder / HEAD_FILE)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdatoms.adapters import AdapterSet, choose_modules, load_atoms
 from sdatoms.atom_file import AtomFile, clip, write_whole
-from sdatoms.bake import find_layer
+from sdatoms.baked import find_layer
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -66,6 +66,8 @@ class Conversion:
     """`<component>.<module path>` → ‖ΔW − approximation‖/‖ΔW‖; 0 where exact."""
     total_error: float
     """The same over all layers together."""
+    left_out: str = ""
+    """A sentence about what the form has no place for; empty where it holds all."""
 
     @property
     def num_bytes(self) -> int:
@@ -125,6 +127,16 @@ def list_layers(file: AtomFile) -> dict[str, list[str]]:
     return {component: list(file.maps(component)) for component in file.components}
 
 
+def name_left_out(file: AtomFile) -> str:
+    """What differences of weights cannot say of the file."""
+    if not file.embeddings:
+        return ""
+    return (
+        f"the word {clip(file.metadata['tokens'])} is left out: its embedding is no change of a "
+        "weight; --format pipeline keeps it, and so does the atom file"
+    )
+
+
 def measure_diff(file: AtomFile, target: Any, *, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the tensors `convert_to_diff` will make."""
     return sum(shape.numel() * dtype.itemsize for shape in walk_shapes(file, target))
@@ -143,7 +155,7 @@ def convert_to_diff(
         stored = delta.to(dtype).contiguous()
         tensors[f"{name_kohya(component, path)}.diff"] = stored
         errors.add(f"{component}.{path}", delta, stored)
-    return Conversion(tensors, errors.layers, errors.total)
+    return Conversion(tensors, errors.layers, errors.total, name_left_out(file))
 
 
 def measure_lora(
@@ -209,7 +221,7 @@ def convert_to_lora(
             text = component.startswith("text_encoder")
             first, second = TEXT_PAIR if text else PAIR
             tensors |= {f"{prefix}.{first}.weight": down, f"{prefix}.{second}.weight": up}
-    return Conversion(tensors, errors.layers, errors.total)
+    return Conversion(tensors, errors.layers, errors.total, name_left_out(file))
 
 
 def check_lora(rank: int, names: str) -> None:

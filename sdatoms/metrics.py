@@ -1,10 +1,12 @@
-r"""What personalization is measured by: four figures from embeddings, and one that needs none.
+r"""What personalization is measured by: five figures from embeddings, and one that needs none.
 
 An `Evaluator` gives the embeddings, rows of length 1; a cosine of two of them is in [-1, 1].
 
 - fidelity (up): cosine of the style embeddings of generated and instance pictures; what the
   DreamBooth paper calls DINO where the embedding is DINO's (Ruiz et al., CVPR 2023,
   https://arxiv.org/abs/2208.12242, evaluation metrics).
+- likeness (up): the same of their concept embeddings; CLIP-I in that paper. Six drawings of one
+  octopus by six hands have high likeness and low fidelity.
 - alignment (up): cosine of a picture's concept embedding and its prompt's; CLIP-T in that paper.
 - diversity (up): mean distance between pictures painted for one prompt; that paper's DIV, with the
   embedding in the place of LPIPS.
@@ -42,7 +44,7 @@ __all__ = [
 
 def measure_fidelity(styles: Tensor, instances: Tensor | None = None) -> Tensor:
     """Mean cosine of each row of `styles (n, e)` to `instances (k, e)`: `(n,)` in [-1, 1], 1 for a
-    copy of a single instance picture.
+    copy of a single instance picture. Of concept embeddings, this is likeness.
 
     Without `instances` the rows are compared with each other, none with itself: what a perfect
     imitation of them would score.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers.optimization import SchedulerType, get_scheduler
 from torch import nn
 
@@ -27,9 +28,13 @@ SMALL = 4096
 
 def choose_rate(config: TrainConfig) -> float:
     """`--learning_rate`, or the variant's own; Prodigy finds its own and starts from 1."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return 1.0 if config.optimizer == "prodigy" else DEFAULT_RATES[config.atom_variant]
+    rate = config.learning_rate
+    if rate is None:
+        rate = 1.0 if config.optimizer == "prodigy" else DEFAULT_RATES[config.atom_variant]
+    if not config.scale_lr:
+        return rate
+    batches = config.gradient_accumulation_steps * PartialState().num_processes
+    return rate * config.train_batch_size * batches
 
 
 def group_parameters(
@@ -55,7 +60,8 @@ def group_parameters(
             rates[label] = rate if own is None else own
             found.setdefault(label, []).append(parameter)
     if embeddings:
-        found["tokens"], rates["tokens"] = list(embeddings), config.token_lr
+        own = rate if config.optimizer == "prodigy" else config.token_lr  # it takes one for all
+        found["tokens"], rates["tokens"] = list(embeddings), own
     return [
         {"params": parameters, "lr": rates[label], "name": label}
         for label, parameters in found.items()

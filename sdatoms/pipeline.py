@@ -72,7 +72,7 @@ def load_base(
         {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
     )
     if load_in:
-        extras["unet"] = load_small_unet(where, load_in, revision=revision, variant=variant)
+        extras["unet"] = load_small_unet(where, load_in, dtype, revision=revision, variant=variant)
     try:
         if Path(where).is_file():
             pipe = open_single_file(Path(where), dtype)
@@ -117,25 +117,27 @@ def open_single_file(path: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def load_small_unet(where: str, load_in: str, **options: Any) -> Any:
+def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any) -> Any:
     """The UNet with its linear layers in 8 or 4 bits.
 
     Raises:
-        AtomError: bitsandbytes or a GPU is missing, or the folder holds no UNet.
+        AtomError: bitsandbytes is missing, or the folder holds no UNet.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
     try:
-        settings = BitsAndBytesConfig(**{f"load_in_{load_in}": True})  # pyright: ignore[reportArgumentType]
-        return UNet2DConditionModel.from_pretrained(
-            where, subfolder="unet", use_safetensors=True, quantization_config=settings, **options
+        from sdatoms.quantized import quantize_linears
+
+        unet = UNet2DConditionModel.from_pretrained(
+            where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = clip(str(error).strip().splitlines()[0], 200)
         raise AtomError(
             f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
         ) from None
+    quantize_linears(unet, load_in)
+    return unet
 
 
 def wants_safety_checker(folder: Path) -> bool:

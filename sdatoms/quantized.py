@@ -18,11 +18,18 @@ from bitsandbytes.functional import (
     dequantize_blockwise,
     int8_vectorwise_dequant,
 )
-from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, LinearFP4, LinearNF4
+from bitsandbytes.nn.modules import (
+    Int8Params,
+    Linear4bit,
+    Linear8bitLt,
+    LinearFP4,
+    LinearNF4,
+    Params4bit,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdatoms.layers import AtomLayer, OneWeightLayer, sum_deltas
+from sdatoms.layers import AtomLayer, OneWeightLayer, replace_modules, sum_deltas
 
 __all__ = [
     "KINDS",
@@ -31,6 +38,7 @@ __all__ = [
     "AtomLinearFP4",
     "AtomLinearNF4",
     "dequantize",
+    "quantize_linears",
     "read_bits",
 ]
 
@@ -139,6 +147,35 @@ class AtomLinearFP4(QuantizedAtomLayer, LinearFP4):
 
 class AtomLinear8bitLt(QuantizedAtomLayer, Linear8bitLt):
     """bitsandbytes' `Linear8bitLt` with atoms."""
+
+
+def quantize_linears(model: nn.Module, bits: str) -> None:
+    """Put bitsandbytes' layers in the place of all plain linear ones, with their weights.
+
+    They quantize when they are next moved to a device, the CPU included. On any device: diffusers'
+    own way to load a model so wants a GPU.
+
+    Args:
+        bits: "8bit", or "4bit" for nf4 with float32 products.
+    """
+    places: dict[nn.Module, nn.Module] = {}
+    for linear in model.modules():
+        if type(linear) is not nn.Linear:
+            continue
+        shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+        if bits == "4bit":
+            small: Any = Linear4bit(*shape, bias=bias, quant_type="nf4", device="meta")
+            small.weight = Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", module=small
+            )
+        else:
+            small = Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, device="meta")
+            small.weight = Int8Params(
+                linear.weight.data, requires_grad=False, has_fp16_weights=False
+            )
+        small.bias = linear.bias
+        places[linear] = small.train(linear.training)
+    replace_modules(model, places)
 
 
 KINDS: dict[type[nn.Module], type[AtomLayer]] = {

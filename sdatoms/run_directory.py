@@ -59,7 +59,7 @@ class RunDirectory:
         """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
         new one."""
         self.trim_metrics(-1)
-        for path in self.samples.glob("*.png"):
+        for path in self.samples.rglob("*.png"):
             if SAMPLE.match(path.name):
                 path.unlink()
         self._stale = self.list_checkpoints()

@@ -7,11 +7,6 @@ for step in train(config):
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import os
-import platform
-import resource
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -26,16 +21,18 @@ from sdatoms.atom_file import write_whole
 from sdatoms.bake import bake_injection
 from sdatoms.card import push_run, write_card
 from sdatoms.errors import AtomError
+from sdatoms.failures import is_closed_disk, is_full_memory, mark_failed
 from sdatoms.pictures import make_thumbnail, read_picture
-from sdatoms.pipeline import find_base, paint
+from sdatoms.pipeline import paint
 from sdatoms.processes import agree
+from sdatoms.prompt_words import UNRELATED_PROMPTS
 from sdatoms.resume import resume, save_checkpoint
-from sdatoms.run_directory import RunDirectory
+from sdatoms.run_report import describe_run
 from sdatoms.trackers import Trackers
 from sdatoms.train_config import TrainConfig
 from sdatoms.trainer import Trainer, TrainStep
 from sdatoms.training_state import read_rng, restore_rng
-from sdatoms.validation import Best, Evaluate, draw_samples, list_jobs, save_samples
+from sdatoms.validation import Best, Evaluate, draw_samples, list_jobs, read_samples, save_samples
 
 __all__ = ["TrainStep", "Trainer", "estimate", "train"]
 
@@ -57,7 +54,7 @@ def train(
         AtomError: pictures, flags or base cannot be used; the loss is no longer finite; memory or
             disk is full. What is on disk is whole.
     """
-    if config.best_metric and evaluate is None:
+    if config.best_metric not in (None, "auto") and evaluate is None:
         raise AtomError(
             f"--best_metric {config.best_metric} needs something that measures the samples; none "
             "was given to train()"
@@ -94,15 +91,6 @@ def train(
             run.trainer.tell(phase, 0.0)
 
 
-def mark_failed(config: TrainConfig) -> None:
-    """Say in status.json that this process's run did not come to its first step."""
-    path = Path(config.output_dir) / "status.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(path.read_text())["pid"] == os.getpid():
-            run = RunDirectory(path.parent)
-            run.set_status("failed", 0, config.max_train_steps, None)
-
-
 class Run:
     """One run from its first step, or a checkpoint, to its atom file."""
 
@@ -114,10 +102,16 @@ class Run:
         self.trackers = Trackers(trainer.accelerator, trainer.run.path, config, trackers)
         prompts = config.validation_prompts or (config.validation_prompt or config.instance_prompt,)
         self.jobs = list_jobs(prompts, config.num_validation_images, config.seed)
+        self.unrelated = list(UNRELATED_PROMPTS[: config.num_drift_images if evaluate else 0])
         self.best: Best | None = None
-        if config.best_metric:
+        metric = config.best_metric
+        if metric == "auto":
+            metric = "balance" if evaluate else None
+            if metric is None:
+                trainer.log("nothing measures the samples: --best_metric auto keeps the last step")
+        if metric:
             patience = config.early_stopping_patience
-            self.best = Best(config.best_metric, config.best_metric_goal, patience)
+            self.best = Best(metric, config.best_metric_goal, patience)
         self.measured: dict[str, dict[str, float]] = {}
         """Name of the samples (`base`, `step-…`) → what was measured on them."""
         self.saved = -1
@@ -201,7 +195,7 @@ class Run:
                 seeds,
                 callback=lambda *_: trainer.tell("samples", force=False),
             )
-            metrics = self.measure(pictures, prompts)
+            metrics = self.measure(name, pictures, prompts)
         trainer.material.park()
         for module, mode in modes:
             module.training = mode
@@ -215,13 +209,37 @@ class Run:
             trainer.log(f"best {self.best.metric} so far at step {trainer.step}")
         return metrics
 
-    def measure(self, pictures: list[Image.Image], prompts: list[str]) -> dict[str, float]:
+    def measure(
+        self, name: str, pictures: list[Image.Image], prompts: list[str]
+    ) -> dict[str, float]:
+        """What the evaluator finds on samples, with the atoms still in place."""
         if self.evaluate is None:
             return {}
+        pairs = self.paint_unrelated(name)
         sources = self.trainer.material.sources
         instances = [read_picture(source.path) for source in sources]
-        found = self.evaluate(self.trainer.pipe, pictures, prompts, instances)
+        found = self.evaluate(self.trainer.pipe, pictures, prompts, instances, pairs)
         return {str(name): float(value) for name, value in found.items()}
+
+    def paint_unrelated(self, name: str) -> list[tuple[Image.Image, Image.Image]]:
+        """Pictures of unrelated prompts, each with the base's, which are kept from its turn."""
+        trainer, count = self.trainer, len(self.unrelated)
+        if not count:
+            return []
+        pictures = paint(
+            trainer.pipe,
+            self.unrelated,
+            range(count),
+            batch_size=self.config.sample_batch_size,
+            callback=lambda *_: trainer.tell("samples", force=False),
+        )
+        folder = trainer.run.samples / "unrelated"
+        save_samples(folder, name, pictures)
+        base = read_samples(folder, "base", count)
+        if not base:
+            trainer.log(f"drift is not measured: the base's pictures are missing from {folder}")
+            return []
+        return list(zip(pictures, base, strict=True))
 
     def finish(self) -> None:
         """Write `atoms.safetensors`, the grid of samples and `report.json`."""
@@ -277,48 +295,6 @@ def explain_failures(run: Run) -> Iterator[None]:
             f"the run directory {str(trainer.run.path)!r} cannot be written at step "
             f"{trainer.step}: {error.strerror}; the last whole checkpoint is {kept}"
         ) from None
-
-
-def is_full_memory(error: BaseException) -> bool:
-    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
-
-
-def is_closed_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room or permission."""
-    closed = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    return isinstance(error, OSError) and error.errno in closed
-
-
-def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
-    import diffusers
-    import transformers
-
-    import sdatoms
-
-    names = dict.fromkeys(row.name for row in trainer.instances)
-    return {
-        "parameters": trainer.num_parameters,
-        "bytes": path.stat().st_size,
-        "seconds": round(time.time() - trainer.began, 2),
-        "steps": trainer.step,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024),
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        "base_model": find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
-        "instance_pictures": list(names),
-        "picture_notes": list(trainer.notes),
-        "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
-        "versions": {
-            "sdatoms": sdatoms.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def estimate(config: TrainConfig) -> dict[str, Any]:

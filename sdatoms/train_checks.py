@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from sdatoms.atom_file import is_word
 from sdatoms.errors import AtomError
+from sdatoms.prompt_words import UNRELATED_PROMPTS
 
 if TYPE_CHECKING:
     from sdatoms.train_config import TrainConfig
@@ -24,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoints_total_limit": (1, inf),
     "validation_steps": (0, inf),
     "num_validation_images": (0, inf),
+    "num_drift_images": (0, len(UNRELATED_PROMPTS)),
     "early_stopping_patience": (1, inf),
     "lr_warmup_steps": (0, inf),
     "lr_num_cycles": (1, inf),
@@ -103,6 +105,12 @@ def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         f"--use_8bit_adam and --optimizer {config.optimizer} name two optimizers; leave one out",
     )
     yield (
+        config.optimizer == "prodigy"
+        and any((config.spatial_learning_rate, config.block_learning_rate, config.text_encoder_lr)),
+        "--optimizer prodigy finds one rate for all; leave --spatial_learning_rate, "
+        "--block_learning_rate and --text_encoder_lr out, or set them to 0",
+    )
+    yield (
         config.text_encoder_lr is not None and not config.train_text_encoder,
         "--text_encoder_lr needs --train_text_encoder",
     )
@@ -121,7 +129,8 @@ def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
         "--early_stopping_patience needs --best_metric, the measured name it watches",
     )
     yield (
-        bool(config.best_metric) and not (config.validation_steps and config.num_validation_images),
+        config.best_metric not in (None, "auto")
+        and not (config.validation_steps and config.num_validation_images),
         "--best_metric is measured on samples; it needs --validation_steps and "
         "--num_validation_images above 0",
     )

@@ -118,6 +118,8 @@ class TrainConfig:
     """Batches per optimizer step."""
     learning_rate: float | None = None
     """Peak learning rate; by default the variant's own."""
+    scale_lr: bool = False
+    """Multiply the learning rate by pictures a step: batch, accumulated batches and processes."""
     spatial_learning_rate: float | None = None
     """Rate of the spatial atoms, where it is another; 0 does not train them."""
     block_learning_rate: float | None = None
@@ -186,6 +188,8 @@ class TrainConfig:
     # Memory and speed
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the base; atoms stay in float32."""
+    allow_tf32: bool = False
+    """Let the GPU multiply float32 matrices in TF32, which is faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     load_in: Literal["8bit", "4bit"] | None = None
@@ -208,14 +212,19 @@ class TrainConfig:
     """Several prompts of sample pictures."""
     num_validation_images: int = 4
     """Sample pictures of each prompt each time."""
+    num_drift_images: int = 4
+    """Pictures of unrelated prompts whose way from the base's is the drift, where samples are
+    measured."""
     validation_steps: int = 100
     """Steps between samples; 0 paints none."""
     evaluator: str | None = None
-    """CLIP model, folder or hub id, that measures the samples; the bundled one when it is there."""
+    """CLIP model, folder or hub id, that measures the samples; for the bundled base, the bundled
+    one."""
     style_evaluator: str | None = None
     """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
     best_metric: str | None = None
-    """Measured name by which the final file is chosen among the samples' steps."""
+    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance;
+    or auto."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None

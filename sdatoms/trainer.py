@@ -24,8 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdatoms.averages import Averages
 from sdatoms.checkpoint import AtomFile, pack_atoms
 from sdatoms.denoising import Denoising
-from sdatoms.dreambooth import Batch, Draw, draw_batches
+from sdatoms.dreambooth import Batch, Draw, draw_batches, name_bad_rows
 from sdatoms.errors import AtomError
+from sdatoms.first_step import check_gradients
 from sdatoms.inject import Injection, inject
 from sdatoms.material import Material, check_pictures
 from sdatoms.optimizers import group_parameters, make_optimizer, make_schedule
@@ -73,6 +74,8 @@ class Trainer:
         AcceleratorState._reset_state()  # one process may train twice, with another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.device = self.accelerator.device
+        if config.allow_tf32:
+            torch.set_float32_matmul_precision("high")
         self.main = self.accelerator.is_main_process
         self.run = RunDirectory(Path(config.output_dir))
         self.step = 0
@@ -133,6 +136,8 @@ class Trainer:
         )
         self.torn = False
         """Whether an optimizer step began and has not ended."""
+        self.checked = False
+        """Whether a step's gradients were looked at."""
 
     def prepare_optimizer(self) -> None:
         config = self.config
@@ -207,7 +212,8 @@ class Trainer:
         """One optimizer step over `gradient_accumulation_steps` batches.
 
         Raises:
-            AtomError: the loss or a gradient is no longer finite; the atoms are as before.
+            AtomError: the loss or a gradient is no longer finite, or atoms have no gradient in
+                the first step; the atoms are as before.
         """
         config, began = self.config, time.perf_counter()
         for component in self.injections:
@@ -235,6 +241,8 @@ class Trainer:
                 f"the loss became {loss} at step {self.step + 1}{bad}; lower --learning_rate "
                 f"({self.optimizer.param_groups[0]['lr']:g} now); the last checkpoint is whole"
             )
+        if not self.checked and loss:
+            self.check_first_step()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
@@ -256,6 +264,14 @@ class Trainer:
         kept = prior if config.with_prior_preservation else None
         seconds = time.perf_counter() - began
         return TrainStep(self.step, config.max_train_steps, loss, instance, kept, lr, seconds)
+
+    def check_first_step(self) -> None:
+        backend = self.config.dynamo_backend
+        compiled = None if backend == "no" else backend
+        silent = check_gradients(self.injections["unet"], self.parameters, compiled)
+        if silent:
+            self.log(f"no gradient reaches {len(silent)} tensors of atoms, first {silent[0]}")
+        self.checked = True
 
     def gather_gradients(self) -> list[Tensor]:
         """Every trained tensor's gradient; zeros where this process's rows gave none."""
@@ -322,13 +338,6 @@ def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
     check_word(pipe, word, start)
     add_word(pipe, "training", word, start)
     return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
-
-
-def name_bad_rows(batch: Batch, errors: Tensor) -> str:
-    """The pictures and timesteps whose loss is not finite, for an error's sentence."""
-    rows = (~torch.isfinite(errors)).nonzero().flatten().tolist()
-    words = [f"{batch.names[row]} at timestep {int(batch.timesteps[row])}" for row in rows]
-    return f" on {', '.join(words[:3])}" if words else ""
 
 
 def choose_attention(device: torch.device) -> Any:

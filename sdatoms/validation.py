@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from sdatoms.errors import AtomError
-from sdatoms.pictures import draw_grid
+from sdatoms.pictures import draw_grid, read_picture
 
-__all__ = ["Best", "Evaluate", "draw_samples", "list_jobs", "save_samples"]
+__all__ = ["Best", "Evaluate", "draw_samples", "list_jobs", "read_samples", "save_samples"]
 
 
 class Evaluate(Protocol):
@@ -24,12 +24,15 @@ class Evaluate(Protocol):
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
         instances: Sequence[Image.Image],
+        unrelated: Sequence[tuple[Image.Image, Image.Image]],
     ) -> Mapping[str, float]:
         """Called with the atoms in place, so that `pipe` paints as the saved file would.
 
         Args:
             pictures: one for each of `prompts`.
             instances: the pictures trained on.
+            unrelated: pairs of pictures, now and by the base, of prompts that have nothing to do
+                with what is trained.
         """
         ...
 
@@ -93,9 +96,15 @@ def list_jobs(prompts: Sequence[str], count: int, seed: int) -> list[tuple[str, 
 
 def save_samples(folder: Path, name: str, pictures: Sequence[Image.Image]) -> None:
     """Write `<name>-0.png`, `<name>-1.png`, …"""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for k, picture in enumerate(pictures):
         picture.save(folder / f"{name}-{k}.png")
+
+
+def read_samples(folder: Path, name: str, count: int) -> list[Image.Image]:
+    """What `save_samples` wrote; empty where one of them is missing."""
+    paths = [folder / f"{name}-{k}.png" for k in range(count)]
+    return [read_picture(path) for path in paths] if all(p.is_file() for p in paths) else []
 
 
 def draw_samples(folder: Path, jobs: Sequence[tuple[str, int]]) -> Image.Image | None:

@@ -294,5 +294,5 @@ def evaluator_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluator") / "tiny"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_evaluator(path, CLIPModel(config), StyleHead(16, 12, layer=1), tokenizer, size=16)
+        save_evaluator(path, CLIPModel(config), StyleHead((8, 8), 12), tokenizer, size=16)
     return path

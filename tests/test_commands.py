@@ -1,6 +1,7 @@
 """The command line: what comes out, and one line with exit code 2 for wrong input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 import sdatoms
 from sdatoms.__main__ import main
 from sdatoms.commands import train_main
+from sdatoms.commands_train import find_measure
 from sdatoms.pipeline import find_assets, load_base
+from sdatoms.train_config import TrainConfig
 
 INK = str(find_assets() / "subjects" / "ink")
 TRAIN = ["--instance_data_dir", INK, "--instance_prompt", "an emoji in sks style"]
@@ -201,3 +204,20 @@ import sdatoms.train, sdatoms.demo, sdatoms.commands, sdatoms.metrics
 assert "gradio" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_bundled_evaluator_measures_the_bundled_base_alone(
+    tmp_path, monkeypatch, evaluator_folder
+):
+    monkeypatch.setattr("sdatoms.pipeline.find_assets", lambda: tmp_path)
+    monkeypatch.setattr("sdatoms.evaluator.find_assets", lambda: tmp_path)
+    assert find_measure(TrainConfig("pictures", "a cat")) is None  # it is not there yet
+    shutil.copytree(evaluator_folder, tmp_path / "emoji-clip")
+    assert find_measure(TrainConfig("pictures", "a cat")) is not None
+    same = str(tmp_path / "emoji-sd")
+    assert find_measure(TrainConfig("p", "a cat", pretrained_model_name_or_path=same)) is not None
+    other = {"pretrained_model_name_or_path": "someone/sd"}
+    assert find_measure(TrainConfig("p", "a cat", **other)) is None
+    asked = TrainConfig("p", "a cat", evaluator=str(evaluator_folder), **other)
+    assert find_measure(asked) is not None
+    assert find_measure(TrainConfig("p", "a cat", validation_steps=0)) is None

@@ -85,7 +85,7 @@ def test_the_table_holds_every_row_and_figure(rows):
     tuned, base = rows["dog"], rows["base without atoms"]
     for row in (tuned, base):
         assert row.pictures == 4
-        assert None not in (row.fidelity, row.alignment, row.diversity, row.drift)
+        assert None not in vars(row).values()
     assert base.drift == pytest.approx(0, abs=1e-6) and tuned.drift > 1e-6
     assert tuned.fidelity != base.fidelity
     given = rows["pictures given, among themselves"]
@@ -102,7 +102,7 @@ def test_without_subject_and_with_one_seed_two_figures_are_absent(
     base, other = evaluate(
         pipe, [], load_evaluator(str(evaluator_folder)), prompts=["a cat"], seeds=[3], **PAINTING
     )
-    assert base.fidelity is None and base.diversity is None and base.alignment is not None
+    assert base.fidelity is base.likeness is base.diversity is None and base.alignment is not None
     assert other.name.startswith("wrong concept") and other.pictures == 10
 
 
@@ -169,14 +169,21 @@ def test_the_command_prints_one_json_object(
     assert facts["parameters"]["dog"] > 0
 
 
-def test_the_trainer_gets_fidelity_and_alignment_of_its_samples(evaluator_folder):
-    """Instance pictures score above noise, and copies of one picture score 1."""
+def test_the_trainer_gets_every_figure_of_its_samples(evaluator_folder):
+    """Instance pictures score above noise, and copies neither differ nor drift."""
     measure = measure_samples(load_evaluator(str(evaluator_folder)))
     generator = np.random.default_rng(0)
     noise = [Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(2)]
     same = [Image.new("RGB", (16, 16), "red")] * 2
-    copies = measure(None, same, ["a", "b"], same[:1])
-    other = measure(None, noise, ["a", "b"], same[:1])
-    assert set(copies) == {"fidelity", "alignment"}
+    copies = measure(None, same, ["a", "a"], same[:1], list(zip(noise, noise, strict=True)))
+    other = measure(None, noise, ["a", "a"], same[:1], list(zip(noise, same, strict=True)))
+    assert set(copies) == {"fidelity", "alignment", "diversity", "drift", "balance"}
     assert copies["fidelity"] > 0.999 > other["fidelity"]
-    assert all(-1 <= value <= 1 for value in (*copies.values(), *other.values()))
+    assert copies["diversity"] == pytest.approx(0, abs=1e-5) and other["diversity"] > 1e-3
+    assert copies["drift"] == pytest.approx(0, abs=1e-5) and other["drift"] > 1e-3
+    for found in (copies, other):
+        balance = found["fidelity"] + found["alignment"] - found["drift"]
+        assert found["balance"] == pytest.approx(balance)
+    alone = measure(None, noise, ["a", "b"], same[:1], [])
+    assert set(alone) == {"fidelity", "alignment", "balance"}
+    assert alone["balance"] == pytest.approx(alone["fidelity"] + alone["alignment"])

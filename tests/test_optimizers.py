@@ -1,7 +1,6 @@
 """Optimizers and schedules by name; what is wrong is one sentence."""
 
 import sys
-import types
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from diffusers.optimization import SchedulerType
 
 from sdatoms import AtomConfig, AtomError, inject
 from sdatoms.optimizers import choose_rate, group_parameters, make_optimizer, make_schedule
+from sdatoms.trainer import Trainer
 
 
 @pytest.fixture
@@ -65,21 +65,32 @@ def test_eight_bit_adam_says_how_much_it_covers(train_config):
     assert float(large.detach().max()) < 1 and float(small.detach().max()) < 1
 
 
-def test_prodigy_gets_its_settings_and_a_rate_of_one(build, monkeypatch):
-    class Prodigy(torch.optim.SGD):
-        def __init__(self, params, lr, **settings):
-            super().__init__(params, lr=lr)
-            self.settings = settings
+def test_prodigy_gets_its_settings_and_finds_a_rate(build, train_config):
+    pytest.importorskip("prodigyopt", reason="prodigyopt is not installed")
+    optimizer, config = build(optimizer="prodigy", prodigy_beta3=0.9, prodigy_decouple=False)
+    (group,) = optimizer.param_groups
+    assert choose_rate(config) == 1.0 == group["lr"]
+    assert (group["beta3"], group["decouple"], group["safeguard_warmup"]) == (0.9, False, True)
+    word = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
+    trainer = Trainer(train_config(optimizer="prodigy", lr_scheduler="constant", **word))
+    first = trainer.optimizer.param_groups[0]["d"]
+    for _ in range(10):
+        trainer.step = 0  # the same batch every time, which says where to go
+        trainer.take_step()
+    assert trainer.optimizer.param_groups[0]["d"] > 2 * first
+    assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 1
 
-    package = types.ModuleType("prodigyopt")
-    package.Prodigy = Prodigy
-    monkeypatch.setitem(sys.modules, "prodigyopt", package)
-    optimizer, config = build(optimizer="prodigy", prodigy_beta3=0.9)
-    assert choose_rate(config) == 1.0 == optimizer.param_groups[0]["lr"]
-    assert optimizer.settings["beta3"] == 0.9 and optimizer.settings["decouple"]
+
+def test_prodigy_without_its_package_is_one_sentence(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(AtomError, match="--optimizer prodigy needs the package 'prodigyopt'"):
         build(optimizer="prodigy")
+
+
+def test_the_rate_is_scaled_by_pictures_a_step(build):
+    flags = {"scale_lr": True, "learning_rate": 1e-3}
+    _, config = build(train_batch_size=2, gradient_accumulation_steps=3, **flags)
+    assert choose_rate(config) == pytest.approx(6e-3)
 
 
 @pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])

@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 import sdatoms
+from sdatoms.__main__ import main
 from sdatoms.compose import compose
+from sdatoms.export import convert_to_diff, convert_to_lora
 from sdatoms.pipeline import load_base
 from sdatoms.trainer import Trainer
 
@@ -34,6 +36,12 @@ def read_words(pipe):
     tokenizers = [pipe.tokenizer, getattr(pipe, "tokenizer_2", None)]
     tables = [e.get_input_embeddings().weight.clone() for e in encoders if e]
     return tables, [t._tokenizer.to_str() for t in tokenizers if t]
+
+
+def read_rows(pipe):
+    """Embedding tables and the tokens of the new word."""
+    tokenizer = pipe.tokenizer
+    yield pipe.text_encoder.get_input_embeddings().weight, tokenizer("<new> cat").input_ids
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -96,6 +104,26 @@ def test_two_words_are_told_apart(word_file, word_config, tmp_path):
     table = pipe.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[ids], other.tokens["text_encoder"].embeddings)
     assert "<new>" not in pipe.tokenizer.get_vocab()
+
+
+def test_exports_say_that_they_leave_the_word_out(word_file, tmp_path, capsys):
+    trainer, path = word_file()
+    base = trainer.config.pretrained_model_name_or_path
+    file, pipe = sdatoms.read_atoms(path), load_base(base, device="cpu")
+    words = "the word <new> is left out"
+    assert convert_to_diff(file, pipe).left_out.startswith(words)
+    assert convert_to_lora(file, pipe, 2).left_out.startswith(words)
+    command = ["export", str(path), "--pretrained_model_name_or_path", base]
+    lora = [*command, "--format", "lora", "--rank", "2", "--output", str(tmp_path / "lora")]
+    main(lora)
+    assert words in capsys.readouterr().out
+    main([*command, "--format", "pipeline", "--output", str(tmp_path / "baked")])
+    assert words not in capsys.readouterr().out
+    adapters = sdatoms.load_atoms(pipe, path)
+    kept = load_base(str(tmp_path / "baked"), device="cpu")
+    for (table, rows), (other, more) in zip(read_rows(pipe), read_rows(kept), strict=True):
+        assert torch.equal(table, other) and rows == more
+    adapters.clear()
 
 
 @pytest.mark.parametrize("word", ["TOK", "sks", "<A>", "<a b>", "<>"])

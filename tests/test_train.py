@@ -2,20 +2,19 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 import sdatoms
+from sdatoms.evaluate import measure_samples
+from sdatoms.evaluator import load_evaluator
 from sdatoms.pipeline import load_base, paint
+from sdatoms.prompt_words import UNRELATED_PROMPTS
 from sdatoms.run_directory import RunDirectory
 from sdatoms.train import Run, Trainer, estimate, train
 
@@ -38,7 +37,7 @@ def assert_same_atoms(one, other):
         assert torch.equal(tensor, other[key]), key
 
 
-def measure_brightness(pipe, pictures, prompts, instances):
+def measure_brightness(pipe, pictures, prompts, instances, unrelated):
     assert len(pictures) == len(prompts) and len(instances) == 4
     return {"brightness": float(np.mean([np.asarray(p).mean() for p in pictures]))}
 
@@ -118,6 +117,7 @@ RESUMED = {
     },
     "adafactor": {"optimizer": "adafactor", "atom_variant": "coefficients"},
     "sgd": {"optimizer": "torch.optim.SGD", "optimizer_args": ("momentum=0.9",)},
+    "prodigy": {"optimizer": "prodigy"},
     "8-bit": {"use_8bit_adam": True, "atom_variant": "full"},
     "text": {"train_text_encoder": True, "text_encoder_lr": 1e-3, "lr_scheduler": "polynomial"},
     "fp16": {"mixed_precision": "fp16"},
@@ -133,6 +133,9 @@ RESUMED = {
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(train_config, tmp_path, name):
+    package = {"prodigy": "prodigyopt", "8-bit": "bitsandbytes"}.get(name)
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed")
     whole = train_config(output_dir=str(tmp_path / "whole"), learning_rate=1e-2, **RESUMED[name])
     list(train(whole))
     parts = replace(whole, output_dir=str(tmp_path / "parts"))
@@ -153,6 +156,16 @@ def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(train_config, tmp_p
         if not key.endswith("encoder")
     ]
     assert any(moved)
+
+
+def test_the_seed_decides_every_bit(train_config, tmp_path):
+    prior = {"with_prior_preservation": True, "class_prompt": "cat", "num_class_images": 2}
+    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
+        torch.manual_seed(len(name))  # what was drawn before does not count
+        list(train(train_config(output_dir=str(tmp_path / name), seed=seed, **prior)))
+    assert_same_atoms(tmp_path / "one", tmp_path / "again")
+    one, other = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "other")
+    assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
 def test_resume_latest_in_an_empty_directory_starts_afresh(train_config):
@@ -246,7 +259,7 @@ def test_averages_are_what_samples_and_the_file_hold(train_config):
 def test_best_step_is_kept_and_training_stops_when_it_does_not_improve(train_config, tmp_path):
     curve = iter([0.0, 0.3, 0.5, 0.4, 0.45, 0.9])  # the base first
 
-    def evaluate(pipe, pictures, prompts, instances):
+    def evaluate(pipe, pictures, prompts, instances, unrelated):
         return {"fidelity": next(curve)}
 
     config = train_config(
@@ -272,6 +285,53 @@ def test_best_step_is_kept_and_training_stops_when_it_does_not_improve(train_con
     assert [s.step for s in train(again, evaluate=evaluate)] == [4]
     again = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
     assert again.metadata["step"] == "2"
+
+
+def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
+    train_config, evaluator_folder, tmp_path
+):
+    evaluate = measure_samples(load_evaluator(str(evaluator_folder)))
+    config = train_config(
+        output_dir=str(tmp_path / "whole"),
+        learning_rate=5e-2,
+        validation_steps=2,
+        num_validation_images=2,
+        num_drift_images=3,
+        best_metric="auto",
+    )
+    list(train(config, evaluate=evaluate))
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    base, second, last = report["metrics"].values()
+    assert base["drift"] == pytest.approx(0, abs=1e-6)
+    assert second["drift"] > 1e-4 and last["drift"] > 1e-4
+    assert all(found["diversity"] > 0 for found in (base, second, last))
+    best = max(("step-000002", "step-000004"), key=lambda name: report["metrics"][name]["balance"])
+    assert report["chosen_step"] == int(best[-6:])
+    adapters = sdatoms.load_atoms(
+        pipe := load_base(config.pretrained_model_name_or_path),
+        tmp_path / "whole" / "checkpoints" / "step-000002" / "atoms.safetensors",
+    )
+    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.sample_batch_size)
+    adapters.clear()
+    for k, picture in enumerate(again):
+        kept = tmp_path / "whole" / "samples" / "unrelated" / f"step-000002-{k}.png"
+        assert np.array_equal(Image.open(kept), picture)
+    # A resumed run measures against the same pictures of the base.
+    parts = replace(config, output_dir=str(tmp_path / "parts"))
+    steps = train(parts, evaluate=evaluate)
+    next(steps), next(steps), next(steps)
+    steps.close()
+    list(train(replace(parts, resume_from_checkpoint="step-000002"), evaluate=evaluate))
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_without_an_evaluator_auto_keeps_the_last_step(train_config):
+    config = train_config(validation_steps=2, best_metric="auto", early_stopping_patience=1)
+    assert len(list(train(config))) == 4
+    file = sdatoms.read_atoms(Path(config.output_dir) / "atoms.safetensors")
+    assert file.metadata["step"] == "4"
+    log = (Path(config.output_dir) / "log.txt").read_text()
+    assert "nothing measures the samples: --best_metric auto keeps the last step" in log
 
 
 def test_a_best_metric_that_nothing_measures_is_refused(train_config):
@@ -312,171 +372,8 @@ def test_checkpoints_are_limited_in_number(train_config):
     assert run.list_checkpoints() == [5]
 
 
-def test_a_killed_save_leaves_the_last_checkpoint(train_config):
-    config = train_config()
-    list(train(config))
-    run = RunDirectory(Path(config.output_dir))
-    half = run.checkpoints / ".step-000006.tmp"
-    half.mkdir()
-    (half / "atoms.safetensors").write_bytes(b"half")
-    (run.checkpoints / "step-000004").rename(run.checkpoints / ".step-000004.old")
-    again = replace(config, max_train_steps=5, resume_from_checkpoint="latest")
-    assert [s.step for s in train(again)] == [5]
-    assert not [p.name for p in run.checkpoints.iterdir() if p.name.startswith(".")]
-
-
-def test_loss_that_is_not_finite_stops_by_name(train_config):
-    config = train_config(checkpointing_steps=1, learning_rate=1e30)
-    words = r"the loss became .* at step \d on \d.png at timestep \d+.*; lower --learning_rate"
-    with pytest.raises(sdatoms.AtomError, match=words):
-        list(train(config))
-    run = RunDirectory(Path(config.output_dir))
-    assert run.list_checkpoints()
-    assert json.loads((run.path / "status.json").read_text())["phase"] == "failed"
-
-
-def test_a_gradient_that_is_not_finite_leaves_the_atoms_alone(train_config):
-    trainer = Trainer(train_config())
-    trainer.take_step()
-    before = {key: tensor.clone() for key, tensor in trainer.live().items()}
-    trainer.parameters[0].register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(sdatoms.AtomError, match=r"a gradient became (nan|inf) at step 2"):
-        trainer.take_step()
-    for key, tensor in trainer.live().items():
-        assert torch.equal(tensor, before[key]), key
-
-
-def test_full_memory_saves_the_last_whole_step(train_config):
-    config = train_config(checkpointing_steps=100)
-    steps = train(config)
-    next(steps)
-    trainer = steps.gi_frame.f_locals["run"].trainer
-
-    def fill(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = trainer.pipe.unet.conv_in.register_forward_hook(fill)
-    with pytest.raises(sdatoms.AtomError, match="out of memory at step 2; the state of step 1"):
-        next(steps)
-    handle.remove()
-    assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [2, 3, 4]
-
-
-def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config, monkeypatch):
-    config = train_config()
-    steps = train(config)
-    next(steps), next(steps)
-    write = os.fsync
-
-    def fill(handle):
-        raise OSError(28, "No space left on device")
-
-    next(steps)
-    monkeypatch.setattr(os, "fsync", fill)
-    with pytest.raises(sdatoms.AtomError, match=r"No space left on device; .* is step-000002"):
-        list(steps)
-    monkeypatch.setattr(os, "fsync", write)
-    assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [3, 4]
-
-
-def test_full_memory_and_disk_before_the_first_step_are_one_sentence(train_config, monkeypatch):
-    def fail(error):
-        def call(*_, **__):
-            raise error
-
-        return call
-
-    config = train_config(encoding_cache_dir=str(Path(train_config().output_dir) / "cache"))
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr("sdatoms.encodings.write_whole", fail(full))
-    with pytest.raises(sdatoms.AtomError, match=r"run' cannot be written: .*No space left"):
-        next(train(config))
-    assert json.loads((Path(config.output_dir) / "status.json").read_text())["phase"] == "failed"
-    memory = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
-    monkeypatch.setattr("sdatoms.encodings.to_tensor", fail(memory))
-    with pytest.raises(sdatoms.AtomError, match="out of memory before the first step"):
-        next(train(train_config()))
-
-
-def test_trackers_see_numbers_and_the_end(train_config):
-    seen = []
-
-    class Notebook(GeneralTracker):
-        name = "notebook"
-        requires_logging_directory = False
-
-        @property
-        def tracker(self):
-            return self
-
-        def store_init_configuration(self, values):
-            seen.append(("config", values["max_train_steps"]))
-
-        def log(self, values, step=None, **_):
-            seen.append((step, sorted(values)))
-
-        def finish(self):
-            seen.append("end")
-
-    list(train(train_config(max_train_steps=2), trackers=[Notebook()]))
-    names = ["instance_loss", "loss", "lr", "seconds", "total"]
-    assert seen == [("config", 2), (1, names), (2, names), "end"]
-
-
-def test_missing_and_unknown_trackers_are_refused(train_config):
-    with pytest.raises(sdatoms.AtomError, match="--report_to is 'paper'; it takes all, "):
-        next(train(train_config(report_to="paper")))
-    with pytest.raises(sdatoms.AtomError, match="--report_to aim needs its package"):
-        next(train(train_config(report_to="aim")))
-
-
 def test_dry_run_measures_and_writes_nothing(train_config):
     config = train_config(validation_steps=2, num_validation_images=4)
     facts = estimate(config)
     assert facts["steps"] == 4 and facts["bytes"] > 4 * facts["parameters"] > 0
     assert not Path(config.output_dir).exists()
-
-
-def start_training(config):
-    """`sdatoms train` in a process of its own, with many more steps than it will get to take."""
-    flags = {"max_train_steps": 50000, "train_batch_size": 1, "checkpointing_steps": 1}
-    for name in ("instance_data_dir", "output_dir", "pretrained_model_name_or_path"):
-        flags[name] = getattr(config, name)
-    flags |= {"instance_prompt": "x", "validation_steps": 0, "checkpoints_total_limit": 3}
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "sdatoms", "train", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    seen = b""
-    while b"| 3/50000" not in seen:
-        byte = process.stderr.read(1)
-        assert byte, seen.decode()
-        seen += byte
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_130(train_config, number):
-    config = train_config()
-    with start_training(config) as process:
-        process.send_signal(number)
-        rest = process.stderr.read().decode()
-    assert process.returncode == 130
-    assert "continue with --resume_from_checkpoint latest" in rest and "Traceback" not in rest
-    run = RunDirectory(Path(config.output_dir))
-    status = json.loads((run.path / "status.json").read_text())
-    assert (status["phase"], status["step"]) == ("interrupted", run.list_checkpoints()[-1])
-
-
-def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
-    config = train_config()
-    with start_training(config) as process:
-        process.kill()
-    run = RunDirectory(Path(config.output_dir))
-    last = run.list_checkpoints()[-1]
-    assert last >= 2  # three steps were seen, and each is saved before it is shown
-    again = replace(
-        config, max_train_steps=last + 1, train_batch_size=1, resume_from_checkpoint="latest"
-    )
-    assert [s.step for s in train(again)] == [last + 1]
-    assert [row["step"] for row in read_metrics(run.path)] == list(range(1, last + 2))

@@ -43,6 +43,7 @@ def test_numbers_out_of_range_are_refused_by_name(name):
             "--class_data_dir is not read",
         ),
         ({"use_8bit_adam": True, "optimizer": "adafactor"}, "name two optimizers"),
+        ({"optimizer": "prodigy", "block_learning_rate": 1e-3}, "finds one rate for all"),
         ({"text_encoder_lr": 1e-3}, "--text_encoder_lr needs --train_text_encoder"),
         ({"early_stopping_patience": 2}, "--early_stopping_patience needs --best_metric"),
         ({"best_metric": "x", "validation_steps": 0}, "--best_metric is measured on samples"),

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
-from sdatoms import AtomError
+from sdatoms import AtomError, presets
 from sdatoms.options import build_config, read_field_help, unwrap
+from sdatoms.presets import expand_preset
 from sdatoms.train_config import TrainConfig
 
 __all__ = [
@@ -56,7 +57,14 @@ GROUPS = {
     ),
     "Keeping the class what it was": ("with_prior", "prior_", "class_", "num_class", "sample_"),
     "Pictures": ("resolution", "random_flip", "color_", "center_crop", "instance_", "trigger"),
-    "Samples and checkpoints": ("validation_", "num_validation", "checkpoint"),
+    "Samples and checkpoints": (
+        "validation_",
+        "num_validation",
+        "num_drift",
+        "best_",
+        "early_",
+        "checkpoint",
+    ),
     "Loss": ("loss_", "huber", "snr_", "noise_", "input_", "rescale_", "timestep_"),
     "Optimizer": ("adam_", "prodigy_", "max_grad", "use_8bit", "use_ema", "ema_"),
     "Memory and speed": (
@@ -83,16 +91,7 @@ CAPS = {
     "num_train_epochs": 10_000,
     "dataloader_num_workers": 8,
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "Quick": {"max_train_steps": 100, "validation_steps": 50, "checkpointing_steps": 50},
-    "Balanced": {"max_train_steps": 300, "validation_steps": 100, "checkpointing_steps": 100},
-    "Best": {
-        "atom_variant": "full",
-        "max_train_steps": 800,
-        "validation_steps": 200,
-        "checkpointing_steps": 200,
-    },
-}
+PRESETS = {name.capitalize(): expand_preset(name, {}) for name in presets.PRESETS}
 """What each preset changes of the trainer's own defaults."""
 
 
@@ -107,7 +106,7 @@ def list_settings() -> dict[str, Any]:
     for field in fields(TrainConfig):
         kind = hints[field.name]
         plain = kind in (bool, int, float) or get_origin(kind) is Literal
-        worded = field.name in (*PROMPTS, "lr_scheduler")
+        worded = field.name in (*PROMPTS, "lr_scheduler", "best_metric")
         own = any(word in field.name.split("_") for word in HIDDEN) or "hub" in field.name
         if ((plain or worded) and not own) or field.name == "atom_variant":
             found[field.name] = kind

@@ -11,6 +11,7 @@ import gradio as gr
 from sdatoms import AtomError
 from sdatoms.checkpoint import clip
 from sdatoms.pipeline import find_assets
+from sdatoms.presets import read_costs
 from sdatoms.train_config import TrainConfig
 from sdatoms.verdicts import find_resolution
 from sdatoms_app.drafts import Draft, Picture, list_folders
@@ -76,9 +77,17 @@ class TrainPage:
         for name in PRESETS:
             settings = self.with_base(read_preset(name))
             facts = self.measured.find(settings)
-            cost = f" · {describe_facts(facts, brief=True)}" if facts else ""
+            cost = f" · {describe_facts(facts, brief=True)}" if facts else self.quote_cost(name)
             found.append((f"{name} · {settings['max_train_steps']} steps{cost}", name))
         return found
+
+    def quote_cost(self, name: str) -> str:
+        """What the library measured of a preset on the bundled base, elsewhere."""
+        row = read_costs().get(name.lower())
+        if self.studio.base or not row:
+            return ""
+        memory = row["peak_memory_bytes"] / 2**30
+        return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         base = self.studio.base

@@ -1,0 +1,156 @@
+"""Fine-tune an image classifier with filter atoms, or with what they stand beside.
+
+    python scripts/finetune_classifier.py --model resnet20.safetensors --data emoji-category \\
+        --method overcomplete --num_train 1000 --learning_rate 3e-3 1e-2 --output_dir outputs/emoji
+
+Several learning rates are tried in turn; the validation split chooses, and the test split is seen
+once, at the end. Run it again to continue where it was interrupted. It writes `result.json`,
+`confusion.png`, `head.safetensors` and the method's own file, `atoms.safetensors` for atoms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+from accelerate import PartialState
+from classifier_data import draw_task
+from classifier_experiment import Experiment, run_experiment
+from classifier_methods import METHODS, attach
+from classifier_models import open_classifier
+from classifier_tasks import TASKS, read_task
+from classifier_training import TrainSettings
+
+from sdatoms import AtomConfig
+from sdatoms.commands import run_guarded
+from sdatoms.errors import AtomError
+from sdatoms.options import LineParser, add_flags
+
+ROOT = Path(__file__).parent.parent
+ATOMS = {
+    "atom_decomposition": ("decomposition", str),
+    "num_atoms": ("num_atoms", int),
+    "num_inner_atoms": ("num_inner_atoms", int),
+    "block_atoms": ("block_atoms", int),
+    "block_size": ("block_size", int),
+    "block_view": ("block_view", str),
+    "sparsity": ("sparsity", float),
+}
+"""Flag → setting of AtomConfig and its kind."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="see scripts/classifier_models.py")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help=f"a folder or zip with a folder a class, a `datasets` name, or {', '.join(TASKS)}",
+    )
+    parser.add_argument("--method", required=True, help=" | ".join(METHODS))
+    parser.add_argument("--output_dir", type=Path, default=None, help="nothing is kept without it")
+    parser.add_argument("--learning_rate", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--rate_ratios", nargs="*", default=[], metavar="KIND=X")
+    parser.add_argument("--train_on_validation", action="store_true")
+    parser.add_argument("--num_train", type=int, default=None, help="a fifth is to choose by")
+    parser.add_argument("--num_test", type=int, default=None)
+    parser.add_argument("--resolution", type=int, default=None, help="px; the model's by default")
+    parser.add_argument("--rank", type=int, default=4, help="of LoRA")
+    parser.add_argument("--train_norms", action="store_true", help="gains and shifts too; counted")
+    parser.add_argument("--train_batch_norm", action="store_true", help="statistics move as well")
+    for flag, (_, kind) in ATOMS.items():
+        parser.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS)
+    for flag in ("target_modules", "exclude_modules"):
+        parser.add_argument(f"--{flag}", nargs="+", default=None, metavar="PATTERN")
+    parser.add_argument("--packages", type=Path, default=ROOT / "runs" / "base" / "packages")
+    parser.add_argument("--emoji", type=Path, default=ROOT / "runs" / "evaluator" / "pictures.pt")
+    parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
+    parser.add_argument("--vendors", nargs="+", default=None, help="whose emoji; all by default")
+    add_flags(parser, TrainSettings)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Train, choose, test; prints the result as one line of JSON."""
+    given = vars(args)
+    settings = TrainSettings(
+        **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
+    )
+    atoms = {setting: given[flag] for flag, (setting, _) in ATOMS.items() if flag in given}
+    config = AtomConfig(
+        **atoms,
+        target_modules=args.target_modules,
+        exclude_modules=args.exclude_modules,
+        seed=settings.seed,
+    )
+    if args.method not in METHODS:
+        raise AtomError(f"there is no method {args.method!r:.60}; known are {', '.join(METHODS)}")
+    if not all(0 < rate < math.inf for rate in args.learning_rate):
+        raise AtomError(f"--learning_rate is {args.learning_rate}; it takes numbers above 0")
+    for name in ("num_train", "num_test", "resolution"):
+        if given[name] is not None and given[name] < 1:
+            raise AtomError(f"--{name} is {given[name]}; it takes at least 1")
+    pool = read_task(
+        args.data,
+        packages=args.packages,
+        emoji=args.emoji,
+        cifar=args.cifar,
+        vendors=tuple(args.vendors or ()),
+    )
+    classifier = open_classifier(
+        args.model, len(pool.classes), seed=settings.seed, resolution=args.resolution
+    )
+    task = draw_task(
+        pool,
+        classifier.size,
+        num_train=args.num_train,
+        num_test=args.num_test,
+        seed=settings.seed,
+    )
+    tuned = attach(
+        classifier,
+        args.method,
+        config,
+        rank=args.rank,
+        train_norms=args.train_norms,
+        statistics=args.train_batch_norm,
+    )
+    facts = {name: given[name] for name in ("model", "data", "method", "rank", "num_train")}
+    facts |= {"resolution": classifier.size, "num_test": args.num_test, "vendors": args.vendors}
+    facts |= {"train_norms": args.train_norms, "train_batch_norm": args.train_batch_norm}
+    experiment = Experiment(
+        rates=tuple(args.learning_rate),
+        settings=settings,
+        ratios=dict(map(split_ratio, args.rate_ratios)),
+        train_on_validation=args.train_on_validation,
+        folder=args.output_dir,
+        facts=facts | {"atoms": config.to_dict()},
+    )
+    result = run_experiment(tuned, task, experiment)
+    if PartialState().is_main_process:
+        print(json.dumps({k: v for k, v in result.items() if k not in ("confusion", "name")}))
+
+
+def split_ratio(text: str) -> tuple[str, float]:
+    kind, _, number = text.partition("=")
+    try:
+        return kind, float(number)
+    except ValueError:
+        raise AtomError(
+            f"--rate_ratios has {text!r:.60}; it takes words such as block=0.3"
+        ) from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = LineParser(
+        prog="finetune_classifier.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    run_guarded(finetune, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

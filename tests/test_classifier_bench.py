@@ -1,0 +1,154 @@
+"""Benchmarks of classifiers: chosen rates, resumption, what pre-training may see, processes."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sdatoms.cifar_resnet import CifarResNet
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    sys.path.append(str(SCRIPTS))
+    yield SimpleNamespace(
+        data=importlib.import_module("classifier_data"),
+        bench=importlib.import_module("bench_transfer"),
+        compare=importlib.import_module("compare_classifiers"),
+        finetune=importlib.import_module("finetune_classifier"),
+        pretrain=importlib.import_module("pretrain_classifier"),
+    )
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet8.safetensors"
+    save_file({k: v for k, v in CifarResNet(1).state_dict().items() if "tracked" not in k}, path)
+    return str(path)
+
+
+@pytest.fixture
+def subjects(tmp_path):
+    numbers = np.random.default_rng(0)
+    for k, name in enumerate("ab"):
+        (tmp_path / "subjects" / name).mkdir(parents=True)
+        for n in range(6):
+            pixels = numbers.integers(100 * k, 100 * k + 100, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "subjects" / name / f"{n}.png")
+    return tmp_path / "subjects"
+
+
+def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
+    scripts, model, subjects, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
+    words += ["--tasks", "subjects", "--subject_epochs", "1", "--mixed_precision", "no"]
+    words += ["--output_dir", str(out), "--methods", "linear probe"]
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0"])
+    scripts.bench.main()
+    monkeypatch.setattr(sys, "argv", [*words, "atoms", "--seeds", "0", "1"])
+    scripts.bench.main()
+    lines = (out / "runs.jsonl").read_text().splitlines()
+    scripts.bench.main()
+    assert (out / "runs.jsonl").read_text().splitlines() == lines
+    rows = [json.loads(line) for line in lines]
+    cells = [(row["method"], row["seed"]) for row in rows]
+    assert cells == [("linear probe", 0), ("atoms", 0), ("linear probe", 1), ("atoms", 1)]
+    for row, first in ((rows[2], rows[0]), (rows[3], rows[1])):
+        assert len(first["trials"]) == 3 and len(row["trials"]) == 1
+        assert row["learning_rate"] == first["learning_rate"]
+    assert [row["parameters"] for row in rows] == [0, 7 * 81, 0, 7 * 81]
+    table = (out / "resnet8.md").read_text()
+    assert table.count("±") == 4 and "linear probe" in table
+    assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
+
+
+def test_finished_runs_make_a_table_and_a_plot(
+    scripts, model, subjects, tmp_path, monkeypatch, capsys
+):
+    runs = []
+    for method in ("atoms", "bias"):
+        runs.append(str(tmp_path / method))
+        words = ["--model", model, "--data", str(subjects), "--method", method, "--epochs", "1"]
+        scripts.finetune.main([*words, "--output_dir", runs[-1]])
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["compare", *runs, "--output_dir", str(out)])
+    scripts.compare.main()
+    assert (out / "comparison.md").read_text() in capsys.readouterr().out
+    assert "567" in (out / "comparison.md").read_text() and (out / "comparison.png").exists()
+    monkeypatch.setattr(sys, "argv", ["compare", str(out), "--output_dir", str(out)])
+    with pytest.raises(SystemExit) as left:
+        scripts.compare.main()
+    assert left.value.code == 2 and "no result.json" in capsys.readouterr().err
+
+
+def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
+    picture = Image.new("RGB", (4, 4))
+    pools = [
+        scripts.data.Pool(
+            "emoji",
+            ("a", "b"),
+            {"train": [scripts.data.Item(lambda: picture, n % 2, str(n)) for n in concepts]},
+        )
+        for concepts in (range(40), range(2, 38))
+    ]
+    later = scripts.data.keep_test(pools[1], seed=3)
+    kept = scripts.pretrain.leave_out(pools[0], later)
+    tested = {item.group for item in later.items["test"]}
+    assert len(tested) == 14
+    assert {i.group for i in kept.items["train"]} == {str(n) for n in range(40)} - tested
+
+
+def work(rank, port, words, folder):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torch.set_num_threads(1)
+    sys.path.append(str(SCRIPTS))
+    importlib.import_module("finetune_classifier").main([*words, "--output_dir", folder])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(scripts, model, subjects, tmp_path):
+    from socket import socket
+
+    from safetensors.torch import load_file
+
+    # Eight training pictures in threes: the last batch has two, and one process gets one of them.
+    words = ["--model", model, "--data", str(subjects), "--method", "full", "--epochs", "2"]
+    words += ["--train_batch_size", "3", "--num_train", "8"]
+    scripts.finetune.main([*words, "--output_dir", str(tmp_path / "one")])
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    arguments = lambda rank: (rank, port, words, str(tmp_path / "two"))
+    workers = [context.Process(target=work, args=arguments(rank)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+        assert worker.exitcode == 0
+    for file in ("atoms.safetensors", "head.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
