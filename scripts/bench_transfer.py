@@ -4,7 +4,8 @@
         --cifar cifar10-subset.zip --subjects dreambooth --output_dir outputs/transfer
 
 Every method sees the same pictures, batches and number of steps. Its learning rate is chosen on the
-validation split of each task, with the first seed; other seeds draw other training pictures, other
+validation split of each task, with the first seed, from three or, where the best of them is at an
+edge, up to five; other seeds draw other training pictures, other
 test pictures where a task has no test split of its own, and another head. One JSON line is appended
 to `runs.jsonl` a run; run it again to continue, or with other selections; several processes may
 share the work by task. `--report` writes table and plot of what is there.
@@ -143,7 +144,7 @@ def run_cell(
         mixed_precision=args.mixed_precision,
         seed=seed,
     )
-    result = run_experiment(tuned, task, Experiment(rates, settings))
+    result = run_experiment(tuned, task, Experiment(rates, settings, widen=2))
     kept = ("learning_rate", "validation_accuracy", "test_accuracy", "trials", "parameters")
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
     return {key: result[key] for key in kept} | {

@@ -7,6 +7,7 @@ its last saved state; one that has ended answers with its result and tests nothi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,9 @@ class Experiment:
     rates: tuple[float, ...]
     """Learning rates, tried in this order."""
     settings: TrainSettings
+    widen: int = 0
+    """How many rates more may be tried, by half powers of ten, while the best is the least or the
+    greatest of several."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Kind of parameter → multiple of the learning rate."""
     train_on_validation: bool = False
@@ -53,6 +57,7 @@ class Experiment:
     def name(self) -> str:
         own = {
             "rates": self.rates,
+            "widen": self.widen,
             "settings": asdict(self.settings),
             "ratios": dict(self.ratios),
             "train_on_validation": self.train_on_validation,
@@ -115,7 +120,7 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
             save=save if folder else None,
         )
 
-    for rate in experiment.rates[len(trials) :]:
+    while (rate := next_rate(experiment, trials)) is not None:
         try:
             seconds = train(task.train, rate)
         except AtomError as error:
@@ -149,6 +154,20 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
         write_whole(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
         (folder / STATE).unlink(missing_ok=True)
     return result
+
+
+def next_rate(experiment: Experiment, trials: Sequence[Mapping[str, Any]]) -> float | None:
+    """The next learning rate to try; None where the choice is made."""
+    tried = [trial["rate"] for trial in trials]
+    if len(tried) < len(experiment.rates):
+        return experiment.rates[len(tried)]
+    if len(tried) < 2 or len(tried) >= len(experiment.rates) + experiment.widen:
+        return None
+    best = tried[chosen(trials)]
+    if best not in (min(tried), max(tried)):
+        return None
+    step = 1 if best == max(tried) else -1
+    return float(f"{10 ** ((round(2 * math.log10(best)) + step) / 2):.0e}")
 
 
 def rank(trial: Mapping[str, Any]) -> tuple[float, float]:

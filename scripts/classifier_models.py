@@ -77,6 +77,7 @@ def open_classifier(
         model = build_model(where, torch.float32, seed)
     elif library in SETS and not path.exists():
         model = open_from_set(library, where.partition("/")[2])
+        size, mean, spread = read_timm(getattr(model, "pretrained_cfg", None) or {})
     elif path.is_file():
         model = open_model(path).model
     else:
@@ -144,6 +145,12 @@ def read_processor(
         mean if whole else MEAN,
         spread if whole else SPREAD,
     )
+
+
+def read_timm(table: Mapping[str, Any]) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:
+    """The same from timm's `pretrained_cfg`; torchvision's models have none and take ImageNet's."""
+    side = (table.get("input_size") or (None,))[-1]
+    return side, tuple(table.get("mean") or MEAN), tuple(table.get("std") or SPREAD)
 
 
 def guess_size(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ class TrainSettings:
     """Passes over the training pictures."""
     train_batch_size: int = 32
     """Pictures a step, over all processes."""
-    head_learning_rate: float = 5e-3
+    head_learning_rate: float = 2e-2
     """Of the new head; --learning_rate is the method's."""
     weight_decay: float = 1e-4
     """AdamW's, of the head and of full fine-tuning; adapters take none."""

@@ -8,10 +8,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from sdatoms.atom_file import AtomFile, LayerMap, clip
-from sdatoms.bake import Adapter, BakedModule, Strength, check_untouched, find_layer
+from sdatoms.baked import (
+    Adapter,
+    BakedModule,
+    Strength,
+    check_untouched,
+    find_layer,
+    list_held,
+    read_pristine,
+)
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint, matches
 from sdatoms.inject import carries_atoms
+from sdatoms.side_by_side import work_side_by_side
 from sdatoms.weights import LayerWeight
 
 __all__ = ["plan_adapter", "warn_of_base"]
@@ -43,13 +52,13 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
                 "only once"
             )
     prints = file.fingerprints.get(component, {})
-    differing, unknown = [], [path for path in maps if path not in prints]
-    for path, stored in prints.items():
-        if path in maps:
-            baked = state.layers.get(path)
-            weight = baked.pristine if baked else find_layer(module, path).weight
-            if not matches(stored, fingerprint(weight)):
-                differing.append(path)
+    known = [path for path in prints if path in maps]
+    found = work_side_by_side(
+        lambda path: fingerprint(read_pristine(module, path)), known, list_held(module, known)
+    )
+    pairs = zip(known, found, strict=True)
+    differing = [path for path, numbers in pairs if not matches(prints[path], numbers)]
+    unknown = [path for path in maps if path not in prints]
     if file.config.decomposition == "sparse" and (differing or unknown):
         # Codes of other weights are other numbers: the delta would be noise, not a shifted style.
         base = clip(file.metadata.get("base_model", "unknown"))

@@ -7,46 +7,41 @@ device for an exact restore.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sdatoms.adapter_plan import plan_adapter, warn_of_base
 from sdatoms.atom_file import AtomFile, clip
-from sdatoms.atom_reader import read_atoms
-from sdatoms.bake import (
+from sdatoms.bake import all_or_nothing, bake_injection, rebake, sum_maps
+from sdatoms.baked import (
     BakedLayer,
     BakedModule,
     Strength,
-    all_or_nothing,
-    bake_injection,
     check_untouched,
     find_layer,
-    rebake,
-    sum_maps,
+    list_held,
+    read_pristine,
 )
 from sdatoms.errors import AtomError
+from sdatoms.file_source import fetch_file
 from sdatoms.fingerprint import checksum
+from sdatoms.side_by_side import work_side_by_side
 from sdatoms.tokens import add_word, check_word, list_words, remove_word
+from sdatoms.weights import unwrap
 
 __all__ = ["AdapterSet", "Strength", "bake_injection", "load_atoms"]
 
+logger = logging.getLogger(__name__)
+
 ROUNDING_WARNING = 0.1
-HUB_ARGUMENTS = {
-    "weight_name",
-    "revision",
-    "token",
-    "cache_dir",
-    "local_files_only",
-    "subfolder",
-}
 
 
 class AdapterSet:
@@ -107,12 +102,13 @@ class AdapterSet:
         lost = 0.0
         with all_or_nothing(states.values()):
             for owner, (module, state) in states.items():
-                for layer in plans[owner].maps:
-                    if layer not in state.origins:
-                        state.origins[layer] = checksum(find_layer(module, layer).bits)
+                new = [path for path in plans[owner].maps if path not in state.origins]
+                bits = lambda path, root=module: checksum(find_layer(root, path).bits)
+                sums = work_side_by_side(bits, new, list_held(module, new))
+                state.origins |= zip(new, sums, strict=True)
                 state.adapters[name] = plans[owner]
                 lost = max(lost, rebake(module, state, plans[owner].maps))
-            warn_of_rounding(lost)
+            report_rounding(lost)
             if brings:
                 add_word(self.target, name, file.metadata["tokens"], file.embeddings)
         return self
@@ -132,7 +128,7 @@ class AdapterSet:
                         state.adapters[name] = replace(adapter, strength=strength)
                         touched |= dict.fromkeys(adapter.maps)
                 lost = max(lost, rebake(module, state, touched))
-            warn_of_rounding(lost)
+            report_rounding(lost)
         return self
 
     def remove(self, name: str) -> AdapterSet:
@@ -181,8 +177,7 @@ class AdapterSet:
             which = "several layers" if found else "no layer"
             raise AtomError(f"the adapter {name!r} changes {which} {clip(path)!r}")
         module, state, inner = found[0]
-        baked = state.layers.get(inner)
-        weight = baked.pristine if baked else find_layer(module, inner).weight.detach()
+        weight = read_pristine(module, inner)
         return sum_maps(weight, [(1.0, m) for m in state.adapters[name].maps[inner]])
 
     def verify_base(self) -> bool:
@@ -246,12 +241,15 @@ def load_atoms(
 
 
 def list_modules(target: Any) -> dict[str, nn.Module]:
-    """The modules of a pipeline by name; one module stands alone under an empty name."""
+    """The modules of a pipeline by name; one module stands alone under an empty name.
+
+    Compiled modules are seen through: adapters belong to what was compiled.
+    """
     if isinstance(target, nn.Module):
-        return {"": target}
+        return {"": unwrap(target)}
     named = getattr(target, "components", None)
     named = named if isinstance(named, Mapping) else getattr(target, "__dict__", {})
-    return {name: module for name, module in named.items() if isinstance(module, nn.Module)}
+    return {name: unwrap(m) for name, m in named.items() if isinstance(m, nn.Module)}
 
 
 def open_state(module: nn.Module, component: str) -> BakedModule:
@@ -260,35 +258,6 @@ def open_state(module: nn.Module, component: str) -> BakedModule:
     if not state:
         state = module.__dict__["_sdatoms_baked"] = BakedModule(component)
     return state
-
-
-def fetch_file(
-    path: str | os.PathLike[str] | AtomFile, hub: Mapping[str, Any]
-) -> tuple[AtomFile, str]:
-    """Read a local file, or one from the hub when `path` is no file but looks like a hub id."""
-    for argument in hub:
-        if argument not in HUB_ARGUMENTS:
-            raise AtomError(f"load_atoms takes no argument {argument!r}")
-    if isinstance(path, AtomFile):
-        return path, clip(path.trigger or "atoms")
-    local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
-    if local.is_dir():
-        local = local / (hub.get("subfolder") or "") / filename
-    looks_like_hub = hub or str(path).count("/") == 1
-    if not local.exists() and looks_like_hub and not str(path).endswith(".safetensors"):
-        # Imported here: only hub ids need the client, and `import sdatoms` stays torch and little
-        # else.
-        from huggingface_hub import hf_hub_download
-
-        rest = {k: v for k, v in hub.items() if k != "weight_name"}
-        try:
-            local = Path(hf_hub_download(str(path), filename, **rest))
-        except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
-            reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            raise AtomError(
-                f"{str(path)!r} is no local file and cannot be had from the hub: {reason}"
-            ) from None
-    return read_atoms(local), local.stem
 
 
 def choose_modules(target: Any, file: AtomFile, component: str | None) -> dict[str, nn.Module]:
@@ -304,7 +273,7 @@ def choose_modules(target: Any, file: AtomFile, component: str | None) -> dict[s
                 f"the file holds {held}; pass the pipeline, or component= to choose one for this "
                 "module"
             )
-        return dict.fromkeys(wanted, target)
+        return dict.fromkeys(wanted, unwrap(target))
     modules = list_modules(target)
     for owner in wanted:
         if owner not in modules:
@@ -315,8 +284,10 @@ def choose_modules(target: Any, file: AtomFile, component: str | None) -> dict[s
     return {owner: modules[owner] for owner in wanted}
 
 
-def warn_of_rounding(lost: float) -> None:
-    """Warn when 16-bit weights swallow too much of the change."""
+def report_rounding(lost: float) -> None:
+    """Tell what 16-bit weights swallow of the change, and warn when it is much."""
+    if lost:
+        logger.info("rounding to 16-bit weights loses %.2f %% of the change", 100 * lost)
     if lost > ROUNDING_WARNING:
         warnings.warn(
             f"rounding to the base's 16-bit weights loses {100 * lost:.0f} % of the change; load "

@@ -16,16 +16,17 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from sdatoms.adapters import choose_modules, load_atoms
-from sdatoms.atom_file import AtomFile, LayerMap, clip, split_key
+from sdatoms.atom_file import TOKENS, AtomFile, LayerMap, clip, split_key
 from sdatoms.atom_reader import read_atoms, read_header
-from sdatoms.bake import BLOCKS, BakedModule, find_layer
+from sdatoms.baked import BLOCKS, read_pristine
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -33,8 +34,10 @@ __all__ = [
     "Budget",
     "LayerChange",
     "Share",
+    "Sheets",
     "count_atoms",
     "form_delta",
+    "lay_out",
     "list_views",
     "measure_budget",
     "measure_changes",
@@ -87,6 +90,20 @@ class AtomTiles:
         return self.before + self.difference
 
 
+class Sheets(NamedTuple):
+    """Atoms as arrays `(m, rows, columns)`, ready to be drawn."""
+
+    before: np.ndarray
+    after: np.ndarray
+    difference: np.ndarray
+    spectrum: np.ndarray | None
+    """What frequencies the atoms let through after training; None for block atoms."""
+    scale: float
+    """The largest magnitude before and after."""
+    change: float
+    """The largest magnitude in the difference."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What one part of a file takes."""
@@ -114,7 +131,7 @@ class Budget:
     parameters: int
     """Trained numbers."""
     layers: dict[str, Share]
-    """`<component>.<module path>` → its share."""
+    """`<component>.<module path>` → its share; `<component>.tokens` for a new word."""
 
 
 def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
@@ -130,13 +147,13 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of another base: its changes are still what they are
-        adapters = load_atoms(target, file, name=LOOKING, strength=0.0)
+        adapters = load_atoms(target, drop_word(file), name=LOOKING, strength=0.0)
     try:
         for component, module in choose_modules(target, file, None).items():
             for path, maps in file.maps(component).items():
                 where = path if isinstance(target, nn.Module) else f"{component}.{path}"
                 delta = adapters.delta(LOOKING, where)
-                norm = float(find_pristine(module, path).float().norm())
+                norm = float(read_pristine(module, path).float().norm())
                 change = float(delta.norm()) / max(norm, 1e-30)
                 parts = [t for m in maps for name, t in m.tensors.items() if name not in FROZEN]
                 trained = sum(t.numel() for t in parts)
@@ -146,12 +163,12 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
     return rows
 
 
-def find_pristine(module: nn.Module, path: str) -> Tensor:
-    """The weight at `path` without the adapters that are baked into it now."""
-    state = module.__dict__.get("_sdatoms_baked")
-    if isinstance(state, BakedModule) and path in state.layers:
-        return state.layers[path].pristine
-    return find_layer(module, path).weight.detach()
+def drop_word(file: AtomFile) -> AtomFile:
+    """The file without the new word it may bring, which changes no layer."""
+    tensors = {key: t for key, t in file.tensors.items() if not TOKENS.fullmatch(key)}
+    gone = ("tokens", "modelspec.hash_sha256")
+    header = {k: v for k, v in file.metadata.items() if k not in gone}
+    return replace(file, metadata=header, tensors=tensors)
 
 
 def name_block(path: str) -> str:
@@ -161,7 +178,8 @@ def name_block(path: str) -> str:
 
 def list_views(file: AtomFile) -> list[tuple[str, str, str]]:
     """Component, module path and view of every map, in the file's order."""
-    return list(dict.fromkeys(split_key(key)[:3] for key in file.tensors))
+    keys = (key for key in file.tensors if not TOKENS.fullmatch(key))
+    return list(dict.fromkeys(split_key(key)[:3] for key in keys))
 
 
 def find_map(file: AtomFile, component: str, path: str, view: str) -> LayerMap:
@@ -198,6 +216,20 @@ def show_atoms(
         delta = delta.mean(0) if channel is None else delta[channel]
     tiles = [fold_tiles(found, t).float() for t in (form_dictionary(found), delta)]
     return AtomTiles(found.kind, tiles[0], tiles[1], found.channels)
+
+
+def lay_out(tiles: AtomTiles, limit: int, size: int) -> Sheets:
+    """The first `limit` atoms as arrays; spectra have sides of `size`."""
+    before, after, difference = (t[:limit] for t in (tiles.before, tiles.after, tiles.difference))
+    spatial = tiles.kind == "spatial"
+    return Sheets(
+        before.numpy(),
+        after.numpy(),
+        difference.numpy(),
+        respond(after, size).numpy() if spatial else None,
+        float(torch.stack([before, after]).abs().max()),
+        float(difference.abs().max()),
+    )
 
 
 def form_dictionary(found: LayerMap) -> Tensor:
@@ -250,7 +282,8 @@ def measure_budget(path: str | os.PathLike[str]) -> Budget:
     for key, entry in header.items():
         if key == "__metadata__":
             continue
-        component, module, _, name = split_key(key)
+        word = TOKENS.fullmatch(key)
+        component, module, _, name = (word[1], "tokens", "", "") if word else split_key(key)
         size = entry["data_offsets"][1] - entry["data_offsets"][0]
         frozen = name in FROZEN
         total += size
@@ -285,7 +318,7 @@ def mute_atom(
     """
     tensors, muted, most = {}, 0, 0
     for key, tensor in file.tensors.items():
-        owner, module, _, name = split_key(key)
+        owner, module, _, name = ("", "", "", "") if TOKENS.fullmatch(key) else split_key(key)
         if name in ATOM_AXIS and component in (None, owner) and path in (None, module):
             axis = ATOM_AXIS[name]
             most = max(most, tensor.shape[axis])
@@ -302,5 +335,6 @@ def mute_atom(
 
 def count_atoms(file: AtomFile) -> int:
     """The most atoms any view of the file has."""
-    named = ((split_key(key)[3], tensor) for key, tensor in file.tensors.items())
+    kept = drop_word(file).tensors
+    named = ((split_key(key)[3], tensor) for key, tensor in kept.items())
     return max(tensor.shape[ATOM_AXIS[name]] for name, tensor in named if name in ATOM_AXIS)

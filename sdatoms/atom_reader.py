@@ -24,7 +24,7 @@ from sdatoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.decompose import MAX_WIDTH
 from sdatoms.errors import AtomError
 
-__all__ = ["read_atoms"]
+__all__ = ["check_file", "read_atoms"]
 
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
@@ -63,18 +63,28 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
         tensors = load_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AtomError(f"{where} is cut short or damaged: {clip(str(error))}") from None
-    config, layers, prints = (
-        parse_entry(metadata, entry, where) for entry in ("config", "layers", "base_fingerprints")
-    )
+    config = parse_entry(metadata, "config", where)
     try:
         parsed = AtomConfig.from_dict(config)
     except (AtomError, TypeError) as error:
         raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
-    check_fingerprints(prints, where)
-    check_tensors(tensors, layers, BASES[parsed.decomposition], where)
     file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
-    check_word(file, where)
+    check_file(file, where)
     return file
+
+
+def check_file(file: AtomFile, where: str) -> None:
+    """Refuse a file whose parts contradict each other, also where it was changed in memory.
+
+    Raises:
+        AtomError: as in `read_atoms`.
+    """
+    layers, prints = (
+        parse_entry(file.metadata, entry, where) for entry in ("layers", "base_fingerprints")
+    )
+    check_fingerprints(prints, where)
+    check_tensors(file.tensors, layers, BASES[file.config.decomposition], where)
+    check_word(file, where)
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:

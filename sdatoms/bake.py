@@ -3,17 +3,15 @@
 Maps of one view (deltas of one code book) are summed first, in float64 and in the order of the
 files' hashes, so the order of loading changes no bit and K adapters cost what one costs; the sum is
 formed in float32 and cast once, a few output channels at a time, so that nothing weight-sized is
-held beside the pristine weights (sparse codes are: those of one weight at a time). What is baked
-lives on the root module, as `BakedModule`: whoever shares the module shares it.
+held beside the pristine weights (sparse codes are: those of one weight at a time).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,118 +19,19 @@ from torch import Tensor, nn
 
 from sdatoms.atom_file import LayerMap, clip, group_tensors, list_maps
 from sdatoms.attach import AttachedLayer, list_map_deltas
+from sdatoms.baked import BakedLayer, BakedModule, find_layer
 from sdatoms.checkpoint import describe_layout
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.inject import Injection
 from sdatoms.layers import TunedWeight
+from sdatoms.side_by_side import work_side_by_side
 from sdatoms.summed_maps import list_pairs, sum_transforms
-from sdatoms.weights import LayerWeight, list_weights, unwrap
 
-__all__ = [
-    "Adapter",
-    "BakedLayer",
-    "BakedModule",
-    "Strength",
-    "all_or_nothing",
-    "bake_injection",
-    "check_untouched",
-    "find_layer",
-    "rebake",
-    "sum_maps",
-]
+__all__ = ["all_or_nothing", "bake_injection", "rebake", "sum_maps"]
 
-Strength = float | Mapping[str, float]
-"""One number, or numbers for the UNet's `down`, `mid` and `up` blocks (1 where not given)."""
-BLOCKS = {
-    "down_blocks": "down",
-    "conv_in": "down",
-    "mid_block": "mid",
-    "up_blocks": "up",
-    "conv_out": "up",
-}
-"""First part of a module path → the block whose strength counts."""
 CHUNK = 1 << 18
 """Weights whose change is formed at once: small enough for a processor's own cache."""
-SIDE_BY_SIDE = 1 << 22
-"""Weights from which on several threads are worth starting."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One loaded file on one module."""
-
-    hash: str
-    """The file's; sums are taken in the order of the hashes."""
-    maps: dict[str, list[LayerMap]]
-    """Module path → maps at strength 1."""
-    strength: Strength
-    differing: tuple[str, ...] = ()
-    """Layers whose pristine weight is not the one the file was trained on."""
-
-    def strength_at(self, path: str) -> float:
-        """The strength for the layer at `path`."""
-        if isinstance(self.strength, Mapping):
-            return float(self.strength.get(BLOCKS.get(path.split(".")[0], ""), 1.0))
-        return float(self.strength)
-
-
-@dataclass
-class BakedLayer:
-    """A layer some adapter changes now."""
-
-    base: LayerWeight
-    pristine: Tensor
-    """Its weight without adapters."""
-    current: int
-    """Checksum of the weight as last written."""
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-
-@dataclass
-class BakedModule:
-    """All adapters of one root module; kept in its `__dict__` as `_sdatoms_baked`."""
-
-    component: str
-    """What the module is called in keys, such as `unet`."""
-    adapters: dict[str, Adapter] = field(default_factory=dict)
-    layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
-    origins: dict[str, int] = field(default_factory=dict)
-    """Checksums of the pristine weights since the first load; they outlive the last adapter."""
-
-    def __bool__(self) -> bool:
-        """Whether any adapter is loaded."""
-        return bool(self.adapters)
-
-
-def find_layer(module: nn.Module, path: str) -> LayerWeight:
-    """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
-
-    Raises:
-        AtomError: there is no convolution, linear layer or attention projection with a weight of
-            its own.
-    """
-    layer: nn.Module | None = module
-    found: LayerWeight | None = None
-    *parents, last = path.split(".")
-    for part in parents:
-        layer = layer._modules.get(part) if layer is not None else None
-        layer = unwrap(layer) if layer is not None else None
-    if isinstance(layer, nn.MultiheadAttention):
-        found = list_weights(layer).get(last)
-    elif layer is not None and (child := layer._modules.get(last)) is not None:
-        layer = unwrap(child)
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            found = LayerWeight(layer)
-    if found is None or found.held is None:
-        raise AtomError(
-            f"this {type(module).__name__} has no layer {clip(path)!r} that the file's atoms "
-            "could fit"
-        )
-    return found
 
 
 def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
@@ -140,8 +39,11 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
 
     Returns:
         The share of the change that rounding to 16-bit weights loses, over these layers.
+
+    Raises:
+        AtomError: a sum is not finite in the weights' dtype; see `all_or_nothing`.
     """
-    jobs: list[tuple[BakedLayer, list[tuple[float, LayerMap]]]] = []
+    jobs: list[tuple[str, BakedLayer, list[tuple[float, LayerMap]]]] = []
     order = sorted(state.adapters.values(), key=lambda a: (a.hash, str(a.strength)))
     for path in list(paths):
         terms = [(a.strength_at(path), m) for a in order for m in a.maps.get(path, [])]
@@ -166,14 +68,19 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
         weight = layer.weight
         layer.pristine = layer.pristine.to(weight.device)
         if terms:
-            jobs.append((layer, terms))
+            jobs.append((path, layer, terms))
         else:
             with torch.no_grad():
                 weight.copy_(layer.pristine)
             del state.layers[path]
-    written = write_sums([(layer.weight, layer.pristine, terms) for layer, terms in jobs])
-    for (layer, _), (_, _, found) in zip(jobs, written, strict=True):
+    written = write_sums([(layer.weight, layer.pristine, terms) for _, layer, terms in jobs])
+    for (path, layer, _), (lost, _, found) in zip(jobs, written, strict=True):
         layer.current = found
+        if not math.isfinite(lost):
+            raise AtomError(
+                f"the change leaves {path!r} no finite weights in {layer.pristine.dtype}; lower "
+                "the strength, or load the base in torch.float32"
+            )
     lost, whole = (sum(row[part] for row in written) for part in (0, 1))
     return (lost / whole) ** 0.5 if whole else 0.0
 
@@ -183,26 +90,10 @@ Job = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
 
 
 def write_sums(jobs: Sequence[Job]) -> list[tuple[float, float, int]]:
-    """`write_sum` for every job, and the checksum of what was written.
-
-    Layers are worked on side by side, each by one thread: no thread waits for another, and no bit
-    depends on how many there are.
-    """
-    threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
-
-    def work(job: Job) -> tuple[float, float, int]:
-        with torch.inference_mode(mode):  # a thread of its own knows nothing of the caller's
-            return *write_sum(*job), checksum(job[0])
-
-    large = sum(weight.numel() for weight, _, _ in jobs) >= SIDE_BY_SIDE
-    try:
-        if threads > 1 and large and all(w.device.type == "cpu" for w, _, _ in jobs):
-            with ThreadPoolExecutor(threads, "bake", torch.set_num_threads, (1,)) as pool:
-                return list(pool.map(work, jobs))
-        torch.set_num_threads(1)
-        return [work(job) for job in jobs]
-    finally:
-        torch.set_num_threads(threads)
+    """`write_sum` for every job, and the checksum of what was written; layers side by side."""
+    return work_side_by_side(
+        lambda job: (*write_sum(*job), checksum(job[0])), jobs, (weight for weight, _, _ in jobs)
+    )
 
 
 def copy_weight(weight: Tensor) -> Tensor:
@@ -278,41 +169,6 @@ def walk_sum(
         if total is None:
             total = torch.zeros(part.shape, device=weight.device)
         yield slice(start, start + step), total
-
-
-def check_untouched(root: nn.Module, state: BakedModule) -> None:
-    """Raise when somebody else changed a baked weight: a restore would then be wrong."""
-    for path, layer in state.layers.items():
-        try:
-            found = find_layer(root, path)
-        except AtomError:
-            found = None
-        stands = layer.layer if isinstance(layer, AttachedLayer) else layer.base.module
-        if found is None or found.module is not stands:
-            raise AtomError(
-                f"the layer {path!r} was replaced by something else while adapters are baked in; "
-                "put it back, or reload the base model, before changing adapters"
-            )
-        if found.held is None or found.held.is_meta:
-            raise AtomError(
-                f"the weight of {path!r} moved to the meta device (offload?); bring it back before "
-                "changing adapters"
-            )
-        if isinstance(layer, AttachedLayer):
-            continue
-        weight = layer.weight
-        if weight.dtype != layer.pristine.dtype:
-            raise AtomError(
-                f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
-                "while adapters are baked in; cast it back (or reload the base model, if that lost "
-                "bits), call clear(), then cast and load again"
-            )
-        if checksum(weight) != layer.current:
-            raise AtomError(
-                f"the weight of {path!r} was written to by something else (fuse_lora, "
-                "load_state_dict?) while adapters are baked in; undo that (unfuse_lora), or reload "
-                "the base model, before changing adapters"
-            )
 
 
 @contextmanager

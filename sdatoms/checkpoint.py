@@ -89,6 +89,8 @@ def pack_atoms(
         raise AtomError(
             "there is nothing to save: no component was given; pass {'unet': injection} or the like"
         )
+    if len({injection.config.decomposition for injection in injections.values()}) > 1:
+        raise AtomError("the components' atoms are linear and sparse; a file holds one kind")
     stored: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
     prints: dict[str, dict[str, list[float]]] = {}
@@ -165,8 +167,8 @@ def save_atoms(
             entries), dtype (float32).
 
     Raises:
-        AtomError: nothing to save, a tensor is not finite, metadata names an entry of ours, or the
-            thumbnail is no picture's data URI.
+        AtomError: nothing to save, linear beside sparse atoms, a tensor is not finite, metadata
+            names an entry of ours, or the thumbnail is no picture's data URI.
     """
     return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
 

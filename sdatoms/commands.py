@@ -175,6 +175,12 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         help="folder of further base models: pipeline folders and single safetensors files",
     )
     parser.add_argument(
+        "--pictures-dir",
+        action="append",
+        default=[],
+        help="folder of pictures, or of such folders, to train on; may be given several times",
+    )
+    parser.add_argument(
         "--pretrained_model_name_or_path",
         default=None,
         help="base model; the bundled one by default",
@@ -190,6 +196,7 @@ def run_ui(args: argparse.Namespace) -> None:
         adapters_dir=Path(args.adapters_dir),
         outputs_dir=Path(args.outputs_dir),
         models_dir=Path(args.models_dir) if args.models_dir else None,
+        pictures_dirs=[Path(folder) for folder in args.pictures_dir],
         host="0.0.0.0" if args.listen else "127.0.0.1",
         port=args.port,
         auth=args.auth,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
-
 from sdatoms.adapter_plan import check_fit
 from sdatoms.adapters import choose_modules
 from sdatoms.atom_file import AtomFile
-from sdatoms.bake import BakedModule, find_layer
+from sdatoms.baked import find_layer, read_pristine
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import fingerprint, matches
 
@@ -59,13 +57,6 @@ def fingerprint_base(pipe: Any) -> dict[str, list[float]]:
 def same_base(stored: dict[str, list[float]], found: dict[str, list[float]]) -> bool:
     """Whether two such tables are of one base, up to a cast to 16 bits."""
     return stored.keys() == found.keys() and all(matches(stored[p], found[p]) for p in stored)
-
-
-def read_pristine(module: Any, path: str) -> Tensor:
-    """The weight at `path` without adapters."""
-    state = module.__dict__.get("_sdatoms_baked") or BakedModule("")
-    baked = state.layers.get(path)
-    return baked.pristine if baked else find_layer(module, path).weight
 
 
 def spread(paths: list[str]) -> list[str]:

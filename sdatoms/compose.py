@@ -37,6 +37,7 @@ from sdatoms.atom_file import (
     hash_content,
     join_key,
 )
+from sdatoms.atom_reader import check_file
 from sdatoms.codes import CodeBook
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import matches
@@ -82,6 +83,7 @@ def compose(
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise AtomError(f"a strength is {number!r}; it takes a finite number")
     for place, file in enumerate(files, 1):
+        check_file(file, f"file {place}")
         if file.embeddings:
             raise AtomError(
                 f"file {place} brings the word {file.metadata['tokens']!r}, whose embedding no "

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdatoms.adapters import AdapterSet, choose_modules, load_atoms
 from sdatoms.atom_file import AtomFile, clip, write_whole
-from sdatoms.bake import find_layer
+from sdatoms.baked import find_layer
 from sdatoms.errors import AtomError
 
 __all__ = [

@@ -24,7 +24,14 @@ from sdatoms.codes import unit_atoms
 from sdatoms.deltas import Delta
 from sdatoms.errors import AtomError
 from sdatoms.layers import AtomLayer, TunedWeight, replace_modules
-from sdatoms.targets import Target, choose_targets, count_holders, refuse_target
+from sdatoms.targets import (
+    Target,
+    choose_targets,
+    count_holders,
+    find_readers,
+    refuse_target,
+)
+from sdatoms.weights import unwrap
 
 __all__ = ["AtomConfig", "Injection", "LayerReport", "carries_atoms", "inject"]
 
@@ -170,6 +177,9 @@ class Injection:
         if not self.layers:
             return
         back = {layer: self.bases[path] for path, layer in self.layers.items()}
+        for layer, base in back.items():
+            # What another library has wrapped inside it since stays so (PEFT: out_proj).
+            base._modules.update((k, v) for k, v in layer._modules.items() if k != "deltas")
         replace_modules(self.model, back)
         self._switch_on_fused()
         for table, kept in self._hooks:
@@ -189,7 +199,7 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         AtomError: the model carries atoms or baked adapters, lies on the meta device, or no layer
             fits. Nothing is changed.
     """
-    config = config or AtomConfig()
+    config, model = config or AtomConfig(), unwrap(model)
     kind = type(model).__name__
     if carries_atoms(model):
         raise AtomError(
@@ -199,11 +209,11 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         raise AtomError(
             f"this {kind} has baked adapters; call AdapterSet.clear() before injecting atoms"
         )
-    holders = count_holders(model)
+    holders, readers = count_holders(model), find_readers(model)
     injection = Injection(model, config)
     adopted: dict[nn.Module, AtomLayer] = {}
     for target in choose_targets(model, config):
-        deltas, note, error = {}, refuse_target(target, holders), 0.0
+        deltas, note, error = {}, refuse_target(target, holders, readers), 0.0
         if not note:
             deltas, note, error = build_deltas(target.path, target.weight, config, target.named)
         injection._reports.append(describe(target, deltas, note, error))

@@ -30,8 +30,9 @@ SD_FACTORS = (
     (-0.2829, 0.1762, 0.2721),
     (-0.2120, -0.2616, -0.7177),
 )
-"""Latents → RGB in [-1, 1] of the autoencoder of Stable Diffusion 1.x and 2.x: the measured values
-that its tools share."""
+"""Latents → RGB in [-1, 1] of the autoencoder of Stable Diffusion 1.x and 2.x, as ComfyUI publishes
+them (`SD15.latent_rgb_factors`):
+https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/latent_formats.py"""
 SD_SCALING = 0.18215
 NUM_FIELDS = 24
 

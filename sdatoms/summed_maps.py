@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sdatoms.atom_file import LayerMap
 from sdatoms.code_cache import fetch_codes
 from sdatoms.decompose import View
 from sdatoms.deltas import apply_map, map_rows
+from sdatoms.errors import AtomError
 
 __all__ = ["SummedMap", "list_pairs", "sum_transforms"]
 
@@ -39,7 +41,11 @@ class SummedMap:
 
 def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> list[SummedMap]:
     """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
-    order given."""
+    order given.
+
+    Raises:
+        AtomError: a sum is not finite in float32.
+    """
     sums: dict[tuple[View, str, int], Tensor] = {}
     codes: dict[tuple[View, str], Tensor] = {}
     for strength, m in terms:
@@ -49,6 +55,8 @@ def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> l
         if m.book and (view, book) not in codes:
             found = fetch_codes(weight, view, m.book) if m.codes is None else m.codes
             codes[view, book] = found
+    if not all(torch.isfinite(total.float()).all() for total in sums.values()):
+        raise AtomError("strengths this large leave the sum of the atoms no finite float32 numbers")
     order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:]))
     return [
         SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[:2])) for key in order

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -14,13 +18,14 @@ from torch.nn.parameter import is_lazy
 from sdatoms.adopt import find_kind
 from sdatoms.atom_config import AtomConfig
 from sdatoms.errors import AtomError
-from sdatoms.weights import LayerWeight, list_layers, list_weights
+from sdatoms.weights import LayerWeight, list_layers, list_weights, unwrap
 
 __all__ = [
     "FAMILY_EXCLUDES",
     "Target",
     "choose_targets",
     "count_holders",
+    "find_readers",
     "is_spatial",
     "refuse_target",
 ]
@@ -87,10 +92,43 @@ def count_holders(model: nn.Module) -> Counter[int]:
     )
 
 
-def refuse_target(target: Target, holders: Counter[int]) -> str:
-    """Why this weight cannot carry atoms, or an empty string.
+def find_readers(model: nn.Module) -> dict[nn.Module, str]:
+    """Layers whose weight the parent's `forward` reads without calling them → the parent's class.
 
-    Patterns are the config's, else those of the model's family.
+    An atom layer there would be passed by in silence (torchvision's Swin, BEiT).
+    """
+    return {
+        unwrap(child): type(parent).__name__
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and has_filters(unwrap(child)) and name in list_read(type(parent))
+    }
+
+
+@cache
+def list_read(kind: type[nn.Module]) -> frozenset[str]:
+    """Attributes whose weight the source of `kind.forward` hands on, as in
+    `F.linear(x, self.qkv.weight)`; its dtype, device or shape is no reading."""
+    if issubclass(kind, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return frozenset()  # replaced as a whole, and with its fused path switched off
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    found = set()
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or getattr(call.func, "id", "") == "isinstance":
+            continue
+        for value in (*call.args, *(keyword.value for keyword in call.keywords)):
+            part = value.value if isinstance(value, ast.Subscript) else value
+            match part:
+                case ast.Attribute(ast.Attribute(ast.Name("self"), name), "weight"):
+                    found.add(name)
+    return frozenset(found)
+
+
+def refuse_target(target: Target, holders: Counter[int], readers: dict[nn.Module, str]) -> str:
+    """Why this weight cannot carry atoms, or an empty string.
 
     Raises:
         AtomError: the layer has no weights yet.
@@ -119,6 +157,8 @@ def refuse_target(target: Target, holders: Counter[int]) -> str:
         return f"left out: its weight is stored as {held.dtype}"
     if not held.numel():
         return "left out: its weight is empty"
+    if module in readers:
+        return f"left out: {readers[module]} reads its weight without calling the layer"
     if holders[id(held)] > 1:
         return "left out: its weight is tied to another layer"
     return ""

@@ -3,7 +3,7 @@
 The weight of a convolution or a linear layer goes by the layer's module path. nn.MultiheadAttention
 holds four: `<path>.q_proj`, `.k_proj` and `.v_proj`, which are thirds of its `in_proj_weight` or
 parameters of their own, and `<path>.out_proj`; no filter crosses from one into another. A layer
-that another library wraps goes by the wrapper's path, without `base_layer`.
+that another library wraps goes by the wrapper's path, without `base_layer` or `_orig_mod`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def list_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
     A module under two names comes once, by its first. The inside of nn.MultiheadAttention belongs
     to it and does not come.
     """
-    return walk_layers(model, prefix, {model})
+    return walk_layers(unwrap(model), prefix, {model})
 
 
 def walk_layers(
@@ -125,7 +125,9 @@ def walk_layers(
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The layer itself where another library (PEFT) holds it as its wrapper's `base_layer`."""
-    while (inner := module._modules.get("base_layer")) is not None:
-        module = inner
+    """The module itself where PEFT holds it as its wrapper's `base_layer`, or torch.compile as
+    `_orig_mod`."""
+    held = module._modules
+    while (inner := held.get("base_layer", held.get("_orig_mod"))) is not None:
+        module, held = inner, inner._modules
     return module

@@ -1,4 +1,5 @@
-"""Fixtures of the app's tests: a tiny base on disk, a folder of atom files, a studio, a server."""
+"""Fixtures of the app's tests: a tiny base on disk, a folder of atom files, a studio, a server, a
+headless Chromium."""
 
 import gc
 import shutil
@@ -11,10 +12,24 @@ from sdatoms_app.app import build_app, find_port, launch_settings
 from sdatoms_app.library import Library
 from sdatoms_app.studio import Order, Studio
 from tiny_base import save_tiny_base
+from training_tools import WAIT
 
 import sdatoms
 from sdatoms.pictures import make_thumbnail
 from sdatoms.pipeline import load_base
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +118,40 @@ def serve():
 @pytest.fixture(scope="module")
 def address(serve, studio):
     return serve(studio)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=WAIT)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the app in a browser of its own; at the end, no error and no foreign request."""
+    from playwright.sync_api import expect
+
+    contexts, foreign, errors = [], [], []
+
+    def open(path="/", **settings):
+        contexts.append(browser.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT)
+        own = (address, "data:", "blob:")
+        page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(address + path)
+        expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+        return page
+
+    yield open
+    for context in contexts:
+        context.close()
+    assert not foreign and not errors

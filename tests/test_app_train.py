@@ -1,30 +1,28 @@
 """The Train, Runs and Atoms tabs: endpoints over HTTP, and a journey in a headless Chromium."""
 
+import json
+import os
 import re
-import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
-from app_fixtures import adapters_dir, address, serve, studio, tiny_base  # noqa: F401
 from gradio_client import Client, handle_file
-from PIL import Image
-from sdatoms_app.app import build_app
+from sdatoms_app.app import build_app, find_port
+from sdatoms_app.library import Library
+from sdatoms_app.queue import Queue
+from sdatoms_app.studio import Studio
 from sdatoms_app.train_page import TrainPage, open_queue
 from training_tools import draw, wait_for
 
 import sdatoms
 from sdatoms.compose import compose
 
+pytest_plugins = ["app_fixtures"]
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+STEPS = 20_000
+"""More than any machine takes while a test looks on."""
 OURS = {
     "check_pictures",
     "train_pictures",
@@ -47,7 +45,7 @@ OURS = {
 
 
 @pytest.fixture(scope="module")
-def client(address):  # noqa: F811
+def client(address):
     client = Client(address, verbose=False)
     yield client
     client.close()
@@ -63,7 +61,7 @@ def pictures(tmp_path):
     return paths
 
 
-def test_every_endpoint_is_named_and_described(studio):  # noqa: F811
+def test_every_endpoint_is_named_and_described(studio):
     named = build_app(studio).get_api_info()["named_endpoints"]
     assert OURS <= {name.strip("/") for name in named}
     for name in OURS:
@@ -86,7 +84,7 @@ def test_pictures_that_cannot_be_used_are_refused_over_http(client, pictures):
         client.predict("../x", {}, api_name="/measure_training")
 
 
-def test_listed_folders_are_offered(studio):  # noqa: F811
+def test_listed_folders_are_offered(studio):
     page = TrainPage(studio, [])
     token, crops, verdict, *_ = page.add_folder("subjects/clay", "")
     assert len(crops) == 8 and verdict.startswith("8 fine")
@@ -119,7 +117,7 @@ def test_runs_that_are_not_listed_are_refused(client, run):
         client.predict(run, 5, api_name="/extend_training")
 
 
-def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):  # noqa: F811
+def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):
     page = TrainPage(studio, [])
     values = dict.fromkeys(page.names) | {"instance_prompt": "a dog"}
     with pytest.raises(Exception, match="no pictures"):
@@ -133,7 +131,7 @@ def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):  # noqa: 
     assert page.queue.list() == []
 
 
-def test_mixing_over_http_is_the_exact_sum(client, studio):  # noqa: F811
+def test_mixing_over_http_is_the_exact_sum(client, studio):
     ids = ["dog", "ink"]
     told, *_ = client.predict(ids, "../../My mix", 0.5, -1, 1, 1, 1, api_name="/mix_atoms")
     saved = list((studio.library.folder / "mixes").glob("my-mix-*.safetensors"))
@@ -145,7 +143,7 @@ def test_mixing_over_http_is_the_exact_sum(client, studio):  # noqa: F811
     saved[0].unlink()
 
 
-def test_exports_over_http_state_their_error(client, studio):  # noqa: F811
+def test_exports_over_http_state_their_error(client, studio):
     client.predict("dog", api_name="/open_atoms")
     for form, words in (
         ("LoRA (diffusers)", "of the change lost"),
@@ -161,93 +159,135 @@ def test_exports_over_http_state_their_error(client, studio):  # noqa: F811
     }
 
 
-@pytest.mark.slow
-def test_train_stop_look_and_use_in_a_browser(address, studio, pictures):  # noqa: F811
-    """Upload, caption, reload, start, reload while it trains, stop; train again and use it."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import expect, sync_playwright
+def open_tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
 
+
+def unfold_settings(page):
+    for name in ("Advanced", "Steps and learning rate", "Samples and checkpoints"):
+        page.get_by_role("button", name=name).click()
+
+
+def start_training(page, queue, **settings):
+    """Fill settings in, start, and return the run's id."""
+    from playwright.sync_api import expect
+
+    for name, value in settings.items():
+        page.locator(f"#train-{name} input").fill(str(value))
+    page.locator("#train-start").click()
+    told = page.locator("#train-result input, #train-result textarea")
+    expect(told).to_have_value(re.compile("is queued"))
+    return queue.list()[0].id
+
+
+@pytest.fixture
+def queue(studio):
+    """The app's trainings; what is still under way at the end is ended."""
     queue = open_queue(studio)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
-        foreign, errors = [], []
-        page.on(
-            "request",
-            lambda r: (
-                foreign.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None
-            ),
-        )
-        page.on("pageerror", lambda e: errors.append(str(e)))
+    yield queue
+    for job in queue.list():
+        if job.pid:
+            os.kill(job.pid, signal.SIGKILL)
 
-        def open_tab(name):
-            page.get_by_role("tab", name=name, exact=True).click()
 
-        def start(steps):
-            page.locator("#train-max_train_steps input").fill(str(steps))
-            page.locator("#train-validation_steps input").fill("0")
-            page.locator("#train-start").click()
-            page.wait_for_function(
-                "() => /is queued/.test(document.querySelector('#train-result')"
-                ".querySelector('input,textarea').value)"
-            )
-            return queue.list()[0].id
+def test_a_training_goes_on_over_a_reload_is_stopped_resumed_and_used(open_page, queue, pictures):
+    """Upload, caption, reload, start, reload while it trains, stop, resume, stop, paint with it."""
+    from playwright.sync_api import expect
 
-        page.goto(address)
-        open_tab("Train")
-        page.locator("#train-upload input[type=file]").set_input_files(pictures)
-        verdict = page.locator("#train-verdict textarea")
-        expect(verdict).to_have_value(re.compile("2 fine, 1 tiny"))
-        assert page.locator("#train-gallery b").count() == 0  # names are text, never markup
-        page.locator("#train-instance_prompt textarea").fill("a sks dog")
-        page.locator("#train-caption textarea").fill("a sks dog on the beach")
-        drafts = queue.root / ".drafts"
-        wait_for(lambda: any("beach" in p.read_text() for p in drafts.glob("*/draft.json")))
-        wait_for(lambda: any('sks dog"' in p.read_text() for p in drafts.glob("*/draft.json")))
-        page.reload()
-        open_tab("Train")
-        expect(page.locator("#train-caption textarea")).to_have_value("a sks dog on the beach")
-        expect(page.locator("#train-instance_prompt textarea")).to_have_value("a sks dog")
-        page.get_by_role("button", name="Advanced").click()
-        page.get_by_role("button", name="Steps and learning rate").click()
-        page.get_by_role("button", name="Samples and checkpoints").click()
-        long = start(20_000)
-        open_tab("Runs")
-        status = page.locator("#run-status")
-        expect(status).to_contain_text(re.compile(r"step [1-9]\d* of 20000"))
-        page.reload()
-        before = queue.find(long).step
-        open_tab("Runs")
-        expect(status).to_contain_text("a sks dog")
-        wait_for(lambda: queue.find(long).step > before)
-        page.locator("#run-stop").click()
-        expect(status).to_contain_text("stopped")
-        assert queue.find(long).error == "" and any((queue.root / long / "checkpoints").iterdir())
-        texts = list((queue.root / long / "instance_images").glob("*.txt"))
-        assert [p.read_text() for p in texts] == ["a sks dog on the beach"]
-        page.locator("#run-again").click()
-        expect(page.locator("#train-instance_prompt textarea")).to_be_visible()
-        page.get_by_role("button", name="Advanced").click()
-        page.get_by_role("button", name="Steps and learning rate").click()
-        page.get_by_role("button", name="Samples and checkpoints").click()
-        short = start(2)
-        open_tab("Runs")
-        page.locator("#runs label", has_text=short).click()
-        expect(status).to_contain_text("done")
-        page.locator("#run-send").click()
-        expect(page.locator("#atoms")).to_contain_text(f"runs/{short}")
-        open_tab("Atoms")
-        page.locator("#anatomy-refresh").click()
-        page.locator("#anatomy-file input").click()
-        page.get_by_role("option", name=f"runs/{short}").click()
-        expect(page.locator("#anatomy-after img")).to_be_visible()
-        cell = page.locator("#anatomy-heat button").nth(1)
-        path = cell.get_attribute("data-path")
-        cell.click()
-        expect(page.locator("#anatomy-layer input")).to_have_value(re.compile(re.escape(path)))
-        browser.close()
-    assert not foreign and not errors
-    assert Image.open(pictures[0]).size == (96, 80)
+    page = open_page()
+    open_tab(page, "Train")
+    verdict = page.locator("#train-verdict textarea")
+    page.locator("#train-upload input[type=file]").set_input_files(pictures)
+    expect(verdict).to_have_value(re.compile("2 fine, 1 tiny"))
+    assert page.locator("#train-gallery b").count() == 0  # names are text, never markup
+    page.locator("#train-instance_prompt textarea").fill("a sks dog")
+    page.locator("#train-caption textarea").fill("a sks dog on the beach")
+    drafts = queue.root / ".drafts"
+    for words in ("beach", 'sks dog"'):
+        wait_for(lambda words=words: any(words in p.read_text() for p in drafts.glob("*/*.json")))
+    page.reload()
+    open_tab(page, "Train")
+    expect(page.locator("#train-caption textarea")).to_have_value("a sks dog on the beach")
+    expect(page.locator("#train-instance_prompt textarea")).to_have_value("a sks dog")
+    unfold_settings(page)
+    run = start_training(page, queue, max_train_steps=STEPS, validation_steps=0)
+    open_tab(page, "Runs")
+    status = page.locator("#run-status")
+    expect(status).to_contain_text(re.compile(rf"step [1-9]\d* of {STEPS}"))
+    page.reload()
+    before = queue.find(run).step
+    open_tab(page, "Runs")
+    expect(status).to_contain_text("a sks dog")
+    expect(page.locator("#run-loss svg")).to_be_visible()
+    wait_for(lambda: queue.find(run).step > before)
+    page.locator("#run-stop").click()
+    expect(status).to_contain_text("■ stopped")
+    stopped = queue.find(run)
+    assert stopped.error == "" and stopped.step > before
+    texts = list((stopped.path / "instance_images").glob("*.txt"))
+    assert [p.read_text() for p in texts] == ["a sks dog on the beach"]
+    page.locator("#run-resume").click()
+    wait_for(lambda: queue.find(run).step > stopped.step)
+    expect(status).to_contain_text("▶ training")
+    page.locator("#run-stop").click()
+    expect(status).to_contain_text("■ stopped")
+    last = queue.find(run).step
+    rows = (stopped.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, last + 1))  # each step once
+    page.locator("#run-send").click()
+    expect(page.locator("#atoms")).to_contain_text(f"runs/{run}@{last}")
+    page.locator("#paint").click()
+    expect(page.locator("#note")).to_contain_text(f"runs/{run}@{last} at 1")
+    open_tab(page, "Runs")
+    page.locator("#run-again").click()
+    expect(page.locator("#train-instance_prompt textarea")).to_be_visible()
+    expect(page.locator("#train-max_train_steps input")).to_have_value(str(STEPS))
+
+
+def test_a_cell_of_the_heat_map_opens_its_layer(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    open_tab(page, "Atoms")
+    page.locator("#anatomy-file input").click()
+    page.get_by_role("option", name="ink").click()
+    expect(page.locator("#anatomy-after img")).to_be_visible()
+    cell = page.locator("#anatomy-heat button").nth(1)
+    path = cell.get_attribute("data-path")
+    cell.click()
+    expect(page.locator("#anatomy-layer input")).to_have_value(re.compile(re.escape(path)))
+
+
+def test_a_training_outlives_the_server_that_started_it(serve, tiny_base, tmp_path):
+    """A folder the operator listed is trained on; the server is killed with all its processes;
+    another server finds the training at work and stops it."""
+    (tmp_path / "photos" / "rex").mkdir(parents=True)
+    draw(tmp_path / "photos" / "rex" / "a.png")
+    port = find_port()
+    command = [sys.executable, "-m", "sdatoms", "ui", "--port", str(port), "--offline"]
+    command += ["--pretrained_model_name_or_path", str(tiny_base)]
+    command += ["--adapters-dir", str(tmp_path / "atoms"), "--outputs-dir", str(tmp_path / "out")]
+    command += ["--pictures-dir", str(tmp_path / "photos")]
+    with (tmp_path / "server.txt").open("wb") as output:
+        server = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
+    try:
+        wait_for(lambda: b"Running on" in (tmp_path / "server.txt").read_bytes())
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        assert "photos/rex" in client.predict(api_name="/list_folders")
+        settings = {"max_train_steps": 20_000, "validation_steps": 0}
+        given = ("photos/rex", "a sks dog", "Quick", settings)
+        run = client.predict(*given, api_name="/train")["id"]
+        queue = Queue(tmp_path / "atoms" / "runs")
+        wait_for(lambda: queue.find(run).step >= 1)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    before = queue.find(run).step
+    wait_for(lambda: queue.find(run).step > before + 1)
+    fresh = Studio(str(tiny_base), Library(tmp_path / "atoms"), tmp_path / "out")
+    other = Client(serve(fresh), verbose=False)
+    assert other.predict(run, api_name="/get_training")["state"] == "running"
+    other.predict(run, api_name="/stop_training")
+    wait_for(lambda: queue.find(run).state == "stopped")
+    assert queue.find(run).error == "" and any((queue.root / run / "checkpoints").iterdir())
+    other.close()

@@ -116,6 +116,65 @@ def test_infinite_numbers_are_refused(make_unet, make_file, value):
     refuse(make_unet(), path, f"'{ENCODER}' holds NaN or infinite")
 
 
+def spoil(key, change):
+    def spoil(file):
+        file.tensors[key] = change(file.tensors[key])
+
+    return spoil
+
+
+def with_nan(tensor):
+    return tensor.index_put((torch.tensor([0]),), torch.tensor(torch.nan))
+
+
+IN_MEMORY = {
+    "nan in the atoms": (
+        spoil("unet.conv_in.spatial.inner_atoms", with_nan),
+        r"'unet\.conv_in\.spatial\.inner_atoms' holds NaN",
+    ),
+    "nan in the encoder": (spoil(ENCODER, with_nan), f"'{ENCODER}' holds NaN"),
+    "another shape": (spoil(ENCODER, lambda t: t[:4]), r"has an encoder of shape \(4, 9\)"),
+    "integers": (spoil(ENCODER, lambda t: t.int()), r"is torch\.int32 where a floating-point"),
+    "no layout": (lambda f: f.metadata.update(layers="{}"), "has no layout in the header"),
+    "no tensors": (lambda f: f.tensors.clear(), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", IN_MEMORY)
+def test_a_file_changed_in_memory_is_not_believed_either(make_unet, make_file, case):
+    """A NaN is refused before anything is baked, wherever the file comes from."""
+    change, sentence = IN_MEMORY[case]
+    file = read_atoms(make_file())
+    change(file)
+    refuse(make_unet(), file, f"the atom file.* {sentence}|the atom file {sentence}")
+    with pytest.raises(AtomError, match=f"file 2.*{sentence}"):
+        compose([read_atoms(make_file("other")), file])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength", "sentence"),
+    [
+        (torch.float32, 1e300, "leave the sum of the atoms no finite float32 numbers"),
+        (torch.float16, 1e8, r"leaves 'conv_in' no finite weights in torch\.float16; lower the"),
+    ],
+)
+def test_changes_without_finite_weights_are_taken_back(
+    make_unet, make_file, dtype, strength, sentence
+):
+    path = make_file()
+    refuse(make_unet().to(dtype), path, sentence, strength=strength)
+    unet = make_unet().to(dtype)
+    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    adapters = load_atoms(unet, path, name="dog", strength=0.5)
+    baked = {k: v.clone() for k, v in unet.state_dict().items()}
+    with pytest.raises(AtomError, match=sentence):
+        adapters.set_strengths({"dog": strength})
+    assert adapters.strengths == {"dog": 0.5}
+    assert all(torch.equal(v, baked[k]) for k, v in unet.state_dict().items())
+    adapters.clear()
+    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+
+
 @pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400, "true", '"1"'])
 def test_fingerprints_that_are_no_numbers_are_refused(make_unet, make_file, number):
     path = make_file()

@@ -65,6 +65,35 @@ def test_sixteen_bit_weights_are_rounded_once_and_the_loss_is_told(dtype, make_t
     torch.testing.assert_close(lost**0.5, float(gone), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "change", "loss"),
+    [
+        (torch.bfloat16, 1e-3, 0.80),
+        (torch.float16, 1e-3, 0.21),
+        (torch.bfloat16, 1e-2, 0.17),
+        (torch.float16, 1e-2, 0.02),
+        (torch.float32, 1e-3, 0.0),
+        (torch.float64, 1e-3, 0.0),
+    ],
+)
+def test_the_rounding_loss_of_every_dtype_is_the_stated_one(dtype, change, loss, rng):
+    """Variant `atoms`, fewer atoms than the rank, a relative change of 0.1 % and 1 %."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3)).to(dtype)
+    injection = inject(model, AtomConfig("atoms", num_atoms=4))
+    with torch.no_grad():
+        for atoms in injection.parameters():
+            draw = torch.randn(atoms.shape, generator=rng)
+            atoms.copy_(change * draw / draw.square().mean().sqrt())
+    file = pack_atoms({"model": injection})
+    injection.eject()
+    weight = model[0].weight.detach()
+    lost, whole = write_sum(
+        torch.empty_like(weight), weight.clone(), [(1.0, m) for m in file.maps("model")["0"]]
+    )
+    found = (lost / whole) ** 0.5 if whole else 0.0
+    assert found == pytest.approx(loss, rel=0.15)
+
+
 def test_nothing_to_add_leaves_the_pristine_weight(make_terms):
     model, *_ = make_terms("linear", "coefficients")
     weight = torch.empty_like(model[0].weight)

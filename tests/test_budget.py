@@ -98,3 +98,12 @@ def test_depthwise_layers_fall_back_to_spatial_atoms(make_convnet, variant):
     assert (row.view, row.atoms, row.parameters) == ("spatial", 4, 196)
     assert row.note.startswith("depthwise: spatial atoms only")
     assert "budget: spatial atoms 16 → 4" in row.note
+
+
+def test_views_of_more_columns_than_maps_may_have_are_left_out():
+    config = AtomConfig("full", block_size=32, target_modules=("0", "1"))
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 1))
+    rows = rows_of(inject(model, config))
+    note = "joint left out: its 9216 columns are more than the 4096 that fit"
+    assert note in rows["0"].note and rows["0"].view == "spatial"
+    assert rows["1"].view == "channel 32x32"

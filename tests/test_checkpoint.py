@@ -219,6 +219,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path, make_unet, perturb):
     refuse("fits no tensor of these", {"unet": injection}, tensors=stray)
     broken = {KEY: torch.full_like(injection.state_dict()[KEY.removeprefix("unet.")], torch.inf)}
     refuse("NaN or infinite", {"unet": injection}, tensors=broken)
+    sparse = inject(make_unet(), AtomConfig("atoms", "sparse"))
+    refuse("atoms are linear and sparse; a file holds one", {"unet": injection, "model": sparse})
     injection.eject()
     refuse("were ejected", {"unet": injection})
 
@@ -305,7 +307,8 @@ BAD = {
         lambda p: p.write_bytes((17 << 20).to_bytes(8, "little") + b"{" * (17 << 20)),
         "has a header of 17825792 bytes; at most",
     ),
-    "a million tensors": (claim_tensors(200_000), "has a header of 200000 entries; at most 100000"),
+    "200,000 tensors": (claim_tensors(200_000), "has a header of 200000 entries; at most 100000"),
+    "a million tensors": (claim_tensors(1_000_000), r"has a header of \d+ bytes; at most 16777216"),
     "metadata no text": (
         lambda p: write_header(p, {"__metadata__": {"format": 1}}),
         "metadata is not plain text",

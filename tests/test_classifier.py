@@ -301,6 +301,20 @@ def test_learning_lowers_the_loss_and_the_files_are_as_small_as_said(
         assert min(picture.size) > 50
 
 
+def test_a_best_rate_at_an_edge_widens_the_search(scripts):
+    plan = scripts.experiment.Experiment((3e-3, 1e-2), None, widen=2)
+    trial = lambda rate, accuracy: {"rate": rate, "accuracy": accuracy, "loss": 1.0}
+    ask = lambda *trials: scripts.experiment.next_rate(plan, [trial(*t) for t in trials])
+    assert ask() == 3e-3 and ask((3e-3, 0.5)) == 1e-2
+    assert ask((3e-3, 0.5), (1e-2, 0.6)) == 3e-2
+    assert ask((3e-3, 0.7), (1e-2, 0.6)) == 1e-3
+    assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.55)) is None
+    assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.7)) == 1e-1
+    assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.7), (1e-1, 0.8)) is None
+    alone = scripts.experiment.Experiment((1e-2,), None, widen=2)
+    assert scripts.experiment.next_rate(alone, [trial(1e-2, 0.5)]) is None
+
+
 def test_the_schedule_rises_and_falls(scripts):
     rates = [scripts.training.schedule(step, 40, 0.25) for step in range(40)]
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])

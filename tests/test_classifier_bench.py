@@ -69,7 +69,7 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
     cells = [(row["method"], row["seed"]) for row in rows]
     assert cells == [("linear probe", 0), ("atoms", 0), ("linear probe", 1), ("atoms", 1)]
     for row, first in ((rows[2], rows[0]), (rows[3], rows[1])):
-        assert len(first["trials"]) == 3 and len(row["trials"]) == 1
+        assert 3 <= len(first["trials"]) <= 5 and len(row["trials"]) == 1
         assert row["learning_rate"] == first["learning_rate"]
     assert [row["parameters"] for row in rows] == [0, 7 * 81, 0, 7 * 81]
     table = (out / "resnet8.md").read_text()

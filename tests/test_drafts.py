@@ -136,6 +136,16 @@ def test_only_listed_folders_are_offered(tmp_path):
     assert "subjects/clay" in list_folders([find_assets() / "subjects"])
 
 
+def test_folders_of_one_name_are_told_apart_and_an_operators_link_counts(tmp_path):
+    for root in ("a", "b"):
+        (tmp_path / root / "photos").mkdir(parents=True)
+        draw(tmp_path / root / "photos" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "b" / "photos")
+    found = list_folders([tmp_path / "a" / "photos", tmp_path / "link"])
+    assert list(found) == ["photos", "photos (2)"]
+    assert found["photos (2)"] == (tmp_path / "b" / "photos").resolve()
+
+
 def test_every_number_and_switch_of_the_trainer_is_offered_once():
     names = list(list_settings())
     grouped = group_settings(names)

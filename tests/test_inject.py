@@ -253,17 +253,50 @@ def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
     model.tied = nn.Conv2d(16, 16, 7, groups=16)
     model.tied.weight = model.depthwise.weight
     model.computed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    model.whole = nn.Conv2d(8, 8, 3)
+    model.whole.weight = nn.Parameter(torch.ones(8, 8, 3, 3).to(torch.int8), requires_grad=False)
     model.good = nn.Conv2d(8, 8, 3)
 
     rows = rows_of(inject(model, AtomConfig("coefficients")))
 
     notes = {path: row.note for path, row in rows.items() if not row.view}
-    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed"}
+    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed", "whole"}
     assert "zero everywhere" in notes["stem"]
     assert "NaN" in notes["grouped"]
     assert "tied to another layer" in notes["tied"]
     assert "computed from others" in notes["computed"]
+    assert "stored as torch.int8" in notes["whole"]
     assert all(rows[path].parameters == 0 for path in notes)
+
+
+class Reading(nn.Module):
+    """Hands weights on to functions, as torchvision's Swin and timm's BEiT and MobileViT do."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("qkv", "proj", "part", "called", "asked"):
+            setattr(self, name, nn.Linear(8, 8))
+
+    def forward(self, x):
+        x = x.to(self.asked.weight.dtype)
+        if isinstance(self.asked.weight, torch.Tensor):
+            x = self.asked(self.called(x))
+        x = nn.functional.linear(x, self.qkv.weight, bias=self.qkv.bias)
+        x = nn.functional.linear(x, weight=self.proj.weight)
+        return nn.functional.linear(x, self.part.weight[:4])
+
+
+def test_layers_whose_weight_is_read_without_a_call_are_left_out():
+    """Atoms there would train nothing, in silence."""
+    model = nn.Sequential(Reading(), nn.Linear(4, 4))
+    injection = inject(model, AtomConfig("coefficients", block_size=2))
+    notes = {path: row.note for path, row in rows_of(injection).items() if not row.view}
+    assert set(notes) == {"0.qkv", "0.proj", "0.part"}
+    assert set(notes.values()) == {"left out: Reading reads its weight without calling the layer"}
+    model(torch.ones(2, 8)).square().sum().backward()
+    assert all(p.grad.any() for p in injection.parameters())
+    with pytest.raises(AtomError, match=r"takes atoms .* reads its weight"):
+        inject(nn.Sequential(Reading()), AtomConfig("coefficients", target_modules="0.qkv"))
 
 
 def test_the_fused_transformer_path_does_not_pass_atoms_by(rng, perturb, tolerance):

@@ -12,7 +12,7 @@ from layer_cases import DTYPES, FLAVOURS, SETTINGS, inject_one, make_base
 from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms
-from sdatoms.bake import find_layer
+from sdatoms.baked import find_layer
 from sdatoms.layers import AtomLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,6 +55,7 @@ def test_every_law_holds(cell, perturb, tolerance, tmp_path):
     check_modes(model, plain, tuned, x, close)
     check_gradients(injection, x)
     check_training(injection, x)
+    assert model.state_dict().keys() > plain.state_dict().keys(), "base keys were renamed"
     # A file's delta is formed in float32 too, in another order.
     close = tolerance[torch.float32 if x.dtype == torch.float64 else x.dtype]
     check_file(injection, plain, x, close, tmp_path / "a.safetensors")
@@ -137,8 +138,9 @@ def check_gradients(injection, x):
 
 
 def check_training(injection, x):
-    """Two steps lower the loss."""
-    optimizer = torch.optim.AdamW(injection.parameters(), lr=1e-2)
+    """Two steps lower the loss and move every atom, also under an optimizer over everything."""
+    before = {name: p.detach().clone() for name, p in injection.named_parameters()}
+    optimizer = torch.optim.AdamW(injection.model.parameters(), lr=1e-2)
     losses = []
     for _ in range(3):
         loss = injection.model(x).float().square().mean()
@@ -147,6 +149,8 @@ def check_training(injection, x):
         loss.backward()
         optimizer.step()
     assert losses[0] > losses[1] > losses[2]
+    for name, parameter in injection.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
 
 
 def check_file(injection, plain, x, close, path):

@@ -4,11 +4,13 @@ Those that hold in every flavour, variant, decomposition and dtype are in `test_
 """
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from layer_cases import VARIANTS, inject_one, make_base
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdatoms import (
     AtomConfig,
@@ -39,6 +41,31 @@ def test_the_convolution_is_the_functional_one(rng, perturb, tolerance, case):
             x, weight, base.bias, base.stride, base.padding, base.dilation, base.groups
         )
         torch.testing.assert_close(layer(x), expected, **tolerance[torch.float32])
+
+
+class Counting(TorchDispatchMode):
+    """Counts the calls of every operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket._qualified_op_name] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_takes_one_convolution_a_layer(rng, variant):
+    base, shape = make_base("3x3")
+    layer = inject_one(base, variant).layers["0"]
+    x = torch.randn(shape, generator=rng, requires_grad=True)
+
+    with Counting() as counting:
+        layer(x).square().sum().backward()
+
+    convolutions = {k: n for k, n in counting.calls.items() if "convolution" in k}
+    assert convolutions == {"aten::convolution": 1, "aten::convolution_backward": 1}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,14 +1,18 @@
 """Laws of loaded adapters: linear in their strengths, in any order, and gone without a trace."""
 
+import copy
+import logging
+import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from sdatoms import AtomConfig, AtomError, inject, load_atoms
+from sdatoms import AdapterSet, AtomConfig, AtomError, inject, load_atoms
 from sdatoms.checkpoint import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,6 +103,68 @@ def test_the_order_of_loading_changes_no_bit(make_convnet, make_atoms):
     assert all(torch.equal(v, found[0][k]) for other in found for k, v in other.items())
     adapters.remove("full").load(files["full"], name="again", strength=2.0)
     assert same(model, found[0])
+
+
+def test_strengths_switch_between_adapters(make_convnet, make_atoms):
+    """0 and 1 are as if only the one had been loaded, whatever it is called."""
+    files = {"a": make_atoms(1), "b": make_atoms(2, variant="full")}
+    alone = {}
+    for name, file in files.items():
+        model = make_convnet()
+        load_atoms(model, file, name=f"only {name}")
+        alone[name] = copy_weights(model)
+    model = make_convnet()
+    base = copy_weights(model)
+    adapters = load_atoms(model, files["a"], name="a").load(files["b"], name="b", strength=0)
+    assert same(model, alone["a"])
+    adapters.set_strengths({"a": 0, "b": 1})
+    assert same(model, alone["b"])
+    both = copy_weights(load_both(make_convnet(), files))
+    adapters.set_strengths({"a": 1})
+    assert same(model, both)
+    adapters.set_strengths({"a": 1, "b": 1})  # once more is the same
+    assert same(model, both)
+    adapters.remove("a")
+    assert same(model, alone["b"])
+    adapters.remove("b")
+    assert same(model, base)
+
+
+def load_both(model, files):
+    for name, file in files.items():
+        load_atoms(model, file, name=name)
+    return model
+
+
+def test_loading_leaves_parameters_their_objects_flags_and_modes(make_convnet, make_atoms):
+    model = make_convnet().train()
+    model.stem.requires_grad_(False)
+    model.grouped.eval()
+    facts = lambda: (
+        [(name, id(p), p.requires_grad) for name, p in model.named_parameters()],
+        [(name, id(m), m.training) for name, m in model.named_modules()],
+        list(model.state_dict()),
+    )
+    before = facts()
+    adapters = load_atoms(model, make_atoms(), name="dog")
+    assert facts() == before
+    adapters.set_strengths({"dog": 0.5}).clear()
+    assert facts() == before
+
+
+def test_a_copy_of_a_baked_model_is_cleared_by_itself(make_convnet, make_atoms):
+    model = make_convnet()
+    before = copy_weights(model)
+    adapters = load_atoms(model, make_atoms(), name="dog")
+    baked = copy_weights(model)
+    twin = copy.deepcopy(model)
+    others = AdapterSet(twin)
+    assert others.names == ("dog",) and others.verify_base()
+    others.clear()
+    assert same(twin, before)
+    assert same(model, baked) and adapters.names == ("dog",)
+    adapters.clear()
+    assert same(model, before)
 
 
 def test_blocks_of_a_unet_take_strengths_of_their_own(make_unet, make_file):
@@ -193,6 +259,47 @@ def test_writes_of_others_are_noticed_and_never_restored_over(make_convnet, make
         assert same(model, written)
 
 
+@pytest.mark.parametrize("call", ["clear", "verify_base"])
+def test_a_change_of_dtype_is_answered_and_undone_by_casting_back(make_convnet, make_atoms, call):
+    model = make_convnet().to(torch.bfloat16)
+    before = copy_weights(model)
+    adapters = load_atoms(model, make_atoms(), name="dog")
+    model.float()
+    cast = copy_weights(model)
+    with pytest.raises(AtomError, match=r"cast from torch\.bfloat16 to torch\.float32 while"):
+        getattr(adapters, call)()
+    assert same(model, cast) and adapters.names == ("dog",)
+    model.to(torch.bfloat16)
+    adapters.clear()
+    assert same(model, before)
+
+
+def test_a_cast_that_lost_bits_is_never_restored_over(make_convnet, make_atoms):
+    model = make_convnet()
+    adapters = load_atoms(model, make_atoms(), name="dog")
+    model.half().float()
+    cast = copy_weights(model)
+    with pytest.raises(AtomError, match="was written to by something else"):
+        adapters.clear()
+    assert same(model, cast)
+
+
+def test_weights_gone_to_the_meta_device_are_answered(make_convnet, make_atoms):
+    model = make_convnet()
+    adapters = load_atoms(model, make_atoms(), name="dog")
+    model.to("meta")
+    for change in (adapters.clear, lambda: adapters.set_strengths({"dog": 0.5})):
+        with pytest.raises(AtomError, match=r"moved to the meta device \(offload\?\); bring it"):
+            change()
+    assert adapters.strengths == {"dog": 1.0}
+
+
+def test_a_pipeline_without_the_file_s_module_is_refused(make_convnet, make_atoms):
+    pipe = SimpleNamespace(components={"vae": make_convnet()})
+    with pytest.raises(AtomError, match="this SimpleNamespace has no module 'unet' that the file"):
+        load_atoms(pipe, make_atoms())
+
+
 def test_hub_ids_fail_in_one_line_offline():
     code = """
 import torch, sdatoms
@@ -223,7 +330,9 @@ def test_folders_give_the_named_file(tmp_path, make_convnet, make_atoms):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounding_of_half_bases_is_warned_of_where_it_is_large(make_convnet, perturb, dtype):
+def test_rounding_of_half_bases_is_told_and_warned_of_where_it_is_large(
+    make_convnet, perturb, dtype, caplog
+):
     """A delta below half a unit in the last place vanishes; ten percent of loss is the border."""
 
     def file_of(size):
@@ -231,6 +340,9 @@ def test_rounding_of_half_bases_is_warned_of_where_it_is_large(make_convnet, per
 
     with pytest.warns(UserWarning, match="loses .* % of the change; load the pipeline with"):
         load_atoms(make_convnet().to(dtype), file_of(1e-4))
+    caplog.set_level(logging.INFO, "sdatoms.adapters")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_atoms(make_convnet().to(dtype), file_of(0.3))
+    (line,) = caplog.messages
+    assert re.fullmatch(r"rounding to 16-bit weights loses \d\.\d\d % of the change", line)

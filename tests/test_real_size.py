@@ -42,6 +42,40 @@ def test_one_step_at_real_size(name, variant, perturb, rng):
     assert all(path.endswith("1.attn.add_q_proj.block.atoms") for path in without)
 
 
+@pytest.mark.parametrize("variant", ["atoms", "full"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/convnext_base",
+        "timm/vit_base_patch16_224",
+        "timm/resnet50",
+        "timm/swin_tiny_patch4_window7_224",
+        "torchvision/convnext_base",
+        "torchvision/vit_b_16",
+        "torchvision/resnet50",
+        "torchvision/swin_t",
+    ],
+)
+def test_one_step_at_real_size_in_other_libraries(name, variant, perturb, rng):
+    pytest.importorskip(name.split("/")[0])
+    model = build_model(name)
+    injection = perturb(inject(model, AtomConfig(variant)), 1e-3)
+    assert not any("head" in path or path.startswith(("fc", "cl")) for path in injection.layers)
+    optimizer = torch.optim.AdamW(injection.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in injection.parameters()]
+
+    loss = model(torch.randn(1, 3, 224, 224, generator=rng)).square().mean()
+    loss.backward()
+    optimizer.step()
+
+    assert torch.isfinite(loss)
+    for (path, parameter), old in zip(injection.named_parameters(), before, strict=True):
+        assert parameter.grad.any() and not torch.equal(parameter, old), path
+    left_out = {row.note for row in injection.report() if not row.view}
+    reads = "left out: ShiftedWindowAttention reads its weight without calling the layer"
+    assert left_out == ({reads} if (name, variant) == ("torchvision/swin_t", "full") else set())
+
+
 @pytest.mark.parametrize(
     ("config", "numbers"),
     [

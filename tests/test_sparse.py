@@ -72,6 +72,22 @@ def test_codes_do_not_depend_on_what_is_coded_beside_them(rows):
     assert torch.equal(whole, encode_rows(rows, atoms, penalty))
 
 
+def test_codes_cut_off_at_the_last_iteration_are_a_function_of_their_rows(rows):
+    """A solver that stops before it has converged is as deterministic, and no worse with time."""
+    atoms = learn_atoms(rows, 36, 0.15, rounds=3)
+    penalty = measure_penalty(rows, 0.15)
+    excess = []
+    for iterations in (5, 20, 100, 2000):
+        solver = Solver(iterations=iterations)
+        codes = encode_rows(rows, atoms, penalty, solver)
+        assert torch.equal(codes, encode_rows(rows, atoms, penalty, solver))
+        alone = encode_rows(rows[:100], atoms, penalty, solver)
+        assert (codes[:100] - alone).norm() < 1e-3 * alone.norm()
+        misfit = (rows - codes @ atoms).double().square().sum() / 2
+        excess.append(float(misfit + penalty * codes.double().abs().sum()))
+    assert excess[0] > excess[1] > excess[2] >= excess[3] * (1 - 1e-6)
+
+
 def test_codes_that_are_right_stay(rows):
     atoms = learn_atoms(rows, 9, 0.15, rounds=3)
     penalty = measure_penalty(rows, 0.15)

@@ -22,6 +22,7 @@ from sdatoms.compose import compose
 from sdatoms.decompose import View
 from sdatoms.export import convert_to_diff
 from sdatoms.file_report import report_file
+from sdatoms.sparse import encode_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,6 +133,20 @@ def test_more_atoms_than_filters_have_entries(make_convnet):
     few = inject(nn.Sequential(nn.Conv2d(2, 2, 3)), AtomConfig("atoms", "sparse", num_atoms=12))
     assert few.report()[0].atoms == 4
     assert "filters: spatial atoms 12 → 4" in few.report()[0].note
+
+
+@pytest.mark.parametrize("num_atoms", [4, 9, 36])
+def test_the_reported_error_is_that_of_the_codes_in_use(make_convnet, num_atoms):
+    """Whether the solver had converged or was cut off at its last iteration."""
+    config = AtomConfig("atoms", "sparse", num_atoms=num_atoms)
+    injection = inject(make_convnet(), config)
+    (row,) = (row for row in injection.report() if row.path == "grouped")
+    delta = injection.layers["grouped"].deltas["spatial"]
+    rows = delta.view.rows(injection.bases["grouped"].weight.detach())
+    codes = encode_rows(rows, delta.base_atoms, delta.penalty, delta.solver)
+    error = (rows - codes @ delta.base_atoms).norm() / rows.norm()
+    assert row.error == pytest.approx(float(error), rel=1e-5)
+    assert torch.equal(delta.codes != 0, codes != 0)
 
 
 def test_sparsity_reaches_the_codes(make_convnet):

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms, save_atoms
+from sdatoms.baked import find_layer
+from sdatoms.checkpoint import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +97,105 @@ def test_eject_finds_layers_behind_wrappers_and_leaves_lora(
             path = f"{path}.base_layer"
         assert model.get_submodule(path) is base, path
     assert not any(isinstance(m, AtomConv2d | AtomLinear) and m.deltas for m in model.modules())
+
+
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+@pytest.mark.parametrize("path", ["stem", "head"])
+def test_a_lora_merged_into_the_weight_goes_through_linear_atoms_too(
+    rng, make_convnet, perturb, tolerance, path, decomposition
+):
+    """PEFT's `merge` writes W + L where atoms read W: the map of linear atoms then acts on L as
+    well, `W + L + Δ(W + L)`; sparse codes are those of W, and the sum stays exact."""
+    model, plain = make_convnet(), make_convnet().get_submodule(path)
+    layer = perturb(inject(model, replace(CONFIG, decomposition=decomposition))).layers[path]
+    wrapper = add_lora(model).get_submodule(path)
+    shape = (2, plain.in_features) if path == "head" else (2, plain.in_channels, 6, 6)
+    x = torch.randn(shape, generator=rng)
+    with torch.no_grad():
+        apart, delta = wrapper(x), layer.delta_weight()
+        wrapper.merge()
+        merged = wrapper(x)
+        if decomposition == "linear":
+            delta = delta + sum(
+                d(wrapper.get_delta_weight("default")) for d in layer.views().values()
+            )
+        plain.weight.copy_(layer.weight + delta)
+        torch.testing.assert_close(merged, plain(x), **tolerance[torch.float32])
+        assert torch.allclose(merged, apart, rtol=1e-4, atol=1e-5) == (decomposition == "sparse")
+        wrapper.unmerge()
+        torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.mha(x, x, x)[0]
+
+
+def make_attending(lora=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attending().eval()
+        torch.manual_seed(1)
+        if not lora:
+            return model
+        config = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
+        return inject_adapter_in_model(config, model)
+
+
+def merge_lora(model):
+    """Plain attention with the weights that PEFT's LoRA computes with."""
+    model = copy.deepcopy(model)
+    model.mha.merge()
+    base = model.mha.get_base_layer()
+    plain = Attending().eval()
+    with torch.no_grad():
+        plain.mha.in_proj_weight.copy_(base.in_proj_weight)
+        plain.mha.in_proj_bias.copy_(base.in_proj_bias)
+        plain.mha.out_proj.weight.copy_(base.out_proj.get_base_layer().weight)
+        plain.mha.out_proj.bias.copy_(base.out_proj.get_base_layer().bias)
+    return plain
+
+
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, first):
+    """PEFT merges into the weights of nn.MultiheadAttention on every call: the same law."""
+    config = AtomConfig("coefficients", block_size=2)
+    model = make_attending(lora=first == "lora")
+    injection = perturb(inject(model, config), 0.3)
+    if first == "atoms":
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            lora = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
+            inject_adapter_in_model(lora, model)
+    merged = merge_lora(make_attending(lora=True))
+    x = torch.randn(2, 5, 8, generator=rng)
+    with torch.no_grad():
+        only_lora = merged(x)
+        for path, tuned in injection.weights.items():
+            weight = find_layer(merged, path).weight
+            weight += sum(delta(weight) for delta in tuned.views.values())
+        torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])
+        torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])  # unmerged well
+    injection.eject()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), only_lora, **tolerance[torch.float32])
+
+
+def test_lora_on_attention_adds_to_a_loaded_file(rng, perturb, tolerance):
+    config = AtomConfig("coefficients", block_size=2)
+    injection = perturb(inject(make_attending(), config), 0.3)
+    file = pack_atoms({"model": injection})
+    model, expected = make_attending(lora=True), merge_lora(make_attending(lora=True))
+    adapters = load_atoms(model, file, name="a")
+    x = torch.randn(2, 5, 8, generator=rng)
+    with torch.no_grad():
+        for path in injection.weights:
+            find_layer(expected, path).weight.add_(adapters.delta("a", path))
+        torch.testing.assert_close(model(x), expected(x), **tolerance[torch.float32])
 
 
 def test_files_of_a_wrapped_model_fit_the_plain_one(tmp_path, make_convnet, perturb):
@@ -226,6 +329,45 @@ def test_compiled_models_compute_the_same_and_train(x, make_convnet, perturb, to
     perturb(injection, 0.3)
     torch.testing.assert_close(compiled(x), model(x), **tolerance[torch.float32])
     assert not torch.allclose(model(x), expected, atol=1e-3)
+    torch._dynamo.reset()
+
+
+def test_what_is_compiled_already_is_seen_through(x, tmp_path, make_convnet, perturb, tolerance):
+    """Keys stay the plain model's, and the compiled one takes up atoms, files and strengths."""
+    model, plain = make_convnet(), make_convnet()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        before = compiled(x)
+        injection = perturb(inject(compiled, CONFIG), 0.3)
+        assert list(injection.layers) == list(inject(plain, CONFIG).layers)
+        path = save_atoms(tmp_path / "a", {"model": injection})
+        tuned = compiled(x)
+        assert not torch.equal(tuned, before)
+        with pytest.raises(AtomError, match="already carries filter atoms"):
+            inject(model, CONFIG)
+        injection.eject()
+        assert torch.equal(compiled(x), before)
+        adapters = load_atoms(compiled, path, name="a")
+        assert load_atoms(model, path, name="b", strength=0).names == ("a", "b")
+        torch.testing.assert_close(compiled(x), tuned, **tolerance[torch.float32])
+        adapters.set_strengths({"a": 0})
+        assert torch.equal(compiled(x), before)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's backend needs g++")
+def test_the_default_compiler_gives_the_same_gradients(x, make_convnet, perturb, tolerance):
+    model = make_convnet()
+    injection = perturb(inject(model, AtomConfig("full")))
+    expected = model(x)
+    grads = torch.autograd.grad(expected.square().sum(), list(injection.parameters()))
+    found = torch.compile(model)(x)
+    again = torch.autograd.grad(found.square().sum(), list(injection.parameters()))
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+    for one, other in zip(grads, again, strict=True):
+        assert other.any()
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
 
 

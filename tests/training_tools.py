@@ -6,6 +6,9 @@ import time
 import numpy as np
 from PIL import Image
 
+WAIT = 60_000
+"""ms that a sign on a page may take; nothing sleeps."""
+
 
 def draw(path, size=(96, 80), seed=0, **options):
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)

@@ -34,8 +34,8 @@ CACHE_SECONDS = (3600, 86_400)
 """How often uploads and copies of pictures are looked through, and how old they may grow."""
 
 
-def build_app(studio: Studio) -> gr.Blocks:
-    """The whole app over one studio."""
+def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
+    """The whole app over one studio; `pictures` are folders that visitors may train on."""
     with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
         gr.Markdown("# sdatoms", elem_id="title")
         with gr.Tabs(elem_id="tabs"):
@@ -46,7 +46,7 @@ def build_app(studio: Studio) -> gr.Blocks:
             with gr.Tab("Atoms", id="atoms"):
                 build_atoms_tab(studio)
             with gr.Tab("Train", id="train"):
-                form = build_train_tab(studio)
+                form = build_train_tab(studio, pictures)
             with gr.Tab("Runs", id="runs"):
                 build_runs_tab(studio, form, generate)
         wire_panels(generate, app.load)
@@ -84,6 +84,7 @@ def serve(
     adapters_dir: Path,
     outputs_dir: Path,
     models_dir: Path | None = None,
+    pictures_dirs: Sequence[Path] = (),
     host: str = "127.0.0.1",
     port: int = 0,
     auth: Sequence[str] = (),
@@ -95,6 +96,7 @@ def serve(
 
     Args:
         models_dir: folder of further base models; None offers none.
+        pictures_dirs: folders of pictures that visitors may train on, and folders of such folders.
         port: 0 picks a free one.
         auth: `NAME:PASSWORD`, or `@FILE` with one a line.
         share: open a public tunnel; refused without `auth`.
@@ -109,10 +111,14 @@ def serve(
         raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")
     if share and offline:
         raise AtomError("--share needs the network that --offline forbids; drop one of them")
+    if mcp and people:
+        raise AtomError("--mcp asks nobody for a password, so it does not go with --auth; drop one")
     if mcp and importlib.util.find_spec("mcp") is None:
-        raise AtomError('--mcp needs the package mcp; install it with: pip install "gradio[mcp]"')
-    if models_dir is not None and not models_dir.is_dir():
-        raise AtomError(f"--models-dir: there is no folder {str(models_dir)!r}")
+        raise AtomError('--mcp needs the package mcp; install it with: pip install "sdatoms[mcp]"')
+    named = [("--models-dir", models_dir)] if models_dir else []
+    for flag, folder in [*named, *(("--pictures-dir", path) for path in pictures_dirs)]:
+        if not folder.is_dir():
+            raise AtomError(f"{flag}: there is no folder {str(folder)!r}")
     local = host in ("127.0.0.1", "localhost") and not share
     harden(local=local, offline=offline)
     studio = Studio(
@@ -121,7 +127,7 @@ def serve(
     with studio.lock:
         studio.open()
     try:
-        build_app(studio).launch(
+        build_app(studio, pictures_dirs).launch(
             server_name=host,
             server_port=port or find_port(),
             auth=people or None,

@@ -12,11 +12,11 @@ from sdatoms import AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters import AdapterSet
 from sdatoms.anatomy import (
     count_atoms,
+    lay_out,
     list_views,
     measure_budget,
     measure_changes,
     mute_atom,
-    respond,
     show_atoms,
 )
 from sdatoms.checkpoint import clip
@@ -99,30 +99,26 @@ class AtomsPage:
         file = self.read(id)
         component, path, name = split_view(view)
         try:
-            tiles = show_atoms(
-                file, component, path, name, None if channel is None else int(channel)
-            )
+            tiles = show_atoms(file, component, path, name)
+            if tiles.channels and channel is not None and channel >= 0:
+                tiles = show_atoms(file, component, path, name, int(channel))
         except AtomError as error:
             raise say(error) from None
-        before, difference, after = (
-            t[:MAX_TILES].numpy() for t in (tiles.before, tiles.difference, tiles.after)
-        )
-        whole, small = max(abs(before).max(), abs(after).max()), abs(difference).max()
-        waves = respond(tiles.after[:MAX_TILES], TILE).numpy()
-        spatial = tiles.kind == "spatial"
-        spectrum = draw_sheet(waves, waves.max(), signed=False) if spatial else None
+        sheets = lay_out(tiles, MAX_TILES, TILE)
+        rows, columns = sheets.before.shape[1:]
+        spectrum = sheets.spectrum
         some = f", the first {MAX_TILES} shown" if len(tiles.before) > MAX_TILES else ""
         told = (
-            f"{len(tiles.before)} atoms of {before.shape[1]}×{before.shape[2]}{some}; full colour "
-            f"is {whole:.3g} before and after, {small:.3g} in the difference; orange above zero, "
-            "blue below"
+            f"{len(tiles.before)} atoms of {rows}×{columns}{some}; full colour is "
+            f"{sheets.scale:.3g} before and after, {sheets.change:.3g} in the difference; orange "
+            "above zero, blue below"
         )
         return [
             gr.Number(visible=tiles.channels is not None, maximum=(tiles.channels or 1) - 1),
-            frame(draw_sheet(before, whole)),
-            frame(draw_sheet(after, whole)),
-            frame(draw_sheet(difference, small)),
-            frame(spectrum),
+            frame(draw_sheet(sheets.before, sheets.scale)),
+            frame(draw_sheet(sheets.after, sheets.scale)),
+            frame(draw_sheet(sheets.difference, sheets.change)),
+            frame(None if spectrum is None else draw_sheet(spectrum, spectrum.max(), signed=False)),
             told,
         ]
 

@@ -3,10 +3,10 @@ checkpoint and adapter. Prompt and settings are those of the Generate tab."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -30,88 +30,76 @@ SHOW_TAB = """() => {
 }"""
 
 
+class Buttons(NamedTuple):
+    """A button that starts work, and one that cancels it."""
+
+    go: gr.Button
+    halt: gr.Button
+
+
+def build_buttons(label: str, name: str) -> Buttons:
+    with gr.Row():
+        go = gr.Button(label, variant="primary", elem_id=f"{name}-paint", min_width=160, scale=3)
+        halt = gr.Button(
+            "Cancel",
+            variant="stop",
+            interactive=False,
+            elem_id=f"{name}-cancel",
+            min_width=80,
+            scale=1,
+        )
+    return Buttons(go, halt)
+
+
+def wire_buttons(
+    studio: Studio,
+    buttons: Buttons,
+    name: str,
+    work: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    begin: Any = None,
+) -> None:
+    """Start `work` by the button or after the event `begin`; whatever becomes of it, the buttons
+    are right afterwards."""
+
+    def cancel(request: gr.Request) -> Any:
+        studio.desk.cancel(f"{request.session_hash}/{name}")
+        return gr.Button(interactive=False)
+
+    started = lambda: [gr.Button(interactive=False), gr.Button(interactive=True)]
+    ended = lambda: [gr.Button(interactive=True), gr.Button(interactive=False)]
+    for trigger in [buttons.go.click, *([begin] if begin else [])]:
+        trigger(started, None, [*buttons], queue=False, **QUIET).then(
+            work, inputs, outputs, concurrency_limit=8, **QUIET
+        ).then(ended, None, [*buttons], queue=False, **QUIET)
+    buttons.halt.click(cancel, None, buttons.halt, queue=False, **QUIET)
+
+
 def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
     """Lay the tab out and wire it; call inside `gr.Blocks`."""
     gr.Markdown("The prompt, the settings and the atom files of the **Generate** tab are compared.")
     with gr.Row():
         with gr.Column(min_width=320):
-            with gr.Row():
-                both = gr.Button(
-                    "Paint without and with atoms",
-                    variant="primary",
-                    elem_id="compare-paint",
-                    min_width=160,
-                    scale=3,
-                )
-                halt = gr.Button(
-                    "Cancel",
-                    variant="stop",
-                    interactive=False,
-                    elem_id="compare-cancel",
-                    min_width=80,
-                    scale=1,
-                )
-            slider = gr.ImageSlider(
-                label="Base | with atoms",
-                format="png",
-                interactive=False,
-                height=420,
-                max_height=420,
-                buttons=["fullscreen"],
-                elem_id="slider",
-            )
-            pair_note = gr.HTML(elem_id="compare-note")
+            build_pair(studio, generate)
         with gr.Column(min_width=320):
-            strengths = gr.Textbox(
-                label="Strengths (columns)",
-                value="0, 0.5, 1, 1.5",
-                info="Between 0 and 2 they go from the base to more than was trained.",
-                elem_id="grid-strengths",
-            )
-            seeds = gr.Textbox(
-                label="Seeds (rows)", value="0-2", info="Such as 1, 5 or 0-3.", elem_id="grid-seeds"
-            )
-            files = gr.Dropdown(
-                list_files(studio),
-                value=[],
-                multiselect=True,
-                label="Atom files and checkpoints (rows)",
-                info="Each by itself; none: those of the Generate tab together.",
-                elem_id="grid-files",
-            )
-            with gr.Row():
-                draw = gr.Button(
-                    "Paint the grid",
-                    variant="primary",
-                    elem_id="grid-paint",
-                    min_width=160,
-                    scale=3,
-                )
-                stop = gr.Button(
-                    "Cancel",
-                    variant="stop",
-                    interactive=False,
-                    elem_id="grid-cancel",
-                    min_width=80,
-                    scale=1,
-                )
-            grid_note = gr.HTML(draw_note(f"At most {MAX_CELLS} pictures."), elem_id="grid-note")
-    picture = gr.Image(
-        label="Grid",
+            grid = build_grid(studio)
+    build_cells(studio, generate, grid)
+
+
+def build_pair(studio: Studio, generate: GenerateTab) -> None:
+    """One seed without and with atoms, under a slider."""
+    buttons = build_buttons("Paint without and with atoms", "compare")
+    slider = gr.ImageSlider(
+        label="Base | with atoms",
         format="png",
-        type="filepath",
         interactive=False,
-        buttons=["download", "fullscreen"],
-        alt_text="The grid of pictures",
-        elem_id="grid",
-        elem_classes="picture",
+        height=420,
+        max_height=420,
+        buttons=["fullscreen"],
+        elem_id="slider",
     )
-    singles = gr.Files(
-        label="Single pictures, with their recipes",
-        visible=False,
-        interactive=False,
-        elem_id="singles",
-    )
+    pair_note = gr.HTML(elem_id="compare-note")
 
     def paint_both(
         request: gr.Request, init: Image.Image | None, *values: Any
@@ -141,6 +129,81 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         pair = tuple(str(k.path) for k in kept) if len(kept) == 2 else gr.skip()
         yield [pair, note]
 
+    wire_buttons(
+        studio,
+        buttons,
+        "pair",
+        paint_both,
+        [generate.init, *generate.list_inputs()],
+        [slider, pair_note],
+        generate.compare.click(None, None, None, js=SHOW_TAB).then,
+    )
+
+
+class GridForm(NamedTuple):
+    """What a grid goes over."""
+
+    strengths: gr.Textbox
+    seeds: gr.Textbox
+    files: gr.Dropdown
+    buttons: Buttons
+    note: gr.HTML
+
+
+def build_grid(studio: Studio) -> GridForm:
+    """The axes of a grid."""
+    strengths = gr.Textbox(
+        label="Strengths (columns)",
+        value="0, 0.5, 1, 1.5",
+        info="Between 0 and 2 they go from the base to more than was trained.",
+        elem_id="grid-strengths",
+    )
+    seeds = gr.Textbox(
+        label="Seeds (rows)", value="0-2", info="Such as 1, 5 or 0-3.", elem_id="grid-seeds"
+    )
+    files = gr.Dropdown(
+        list_files(studio),
+        value=[],
+        multiselect=True,
+        label="Atom files and checkpoints (rows)",
+        info="Each by itself; none: those of the Generate tab together.",
+        elem_id="grid-files",
+    )
+    buttons = build_buttons("Paint the grid", "grid")
+    note = gr.HTML(draw_note(f"At most {MAX_CELLS} pictures."), elem_id="grid-note")
+
+    def refresh(picked: list[str]) -> Any:
+        choices = list_files(studio)
+        listed = {id for _, id in choices}
+        return gr.Dropdown(choices=choices, value=[id for id in picked if id in listed])
+
+    files.focus(refresh, files, files, **QUIET)
+    return GridForm(strengths, seeds, files, buttons, note)
+
+
+def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
+    """The painted grid and its single pictures."""
+    picture = gr.Image(
+        label="Grid",
+        format="png",
+        type="filepath",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        alt_text="The grid of pictures",
+        elem_id="grid",
+        elem_classes="picture",
+    )
+    singles = gr.Gallery(
+        label="Single pictures, with their recipes",
+        visible=False,
+        interactive=False,
+        columns=6,
+        height="auto",
+        object_fit="contain",
+        buttons=["download", "fullscreen"],
+        elem_id="singles",
+    )
+
     def paint_cells(
         request: gr.Request,
         strengths: str,
@@ -150,6 +213,7 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
         *values: Any,
     ) -> Iterator[list[Any]]:
         done: list[tuple[Path, list[Kept]]] = []
+        labels: list[str] = []
 
         def work(job: Job) -> None:
             order = make_order(generate.read(values), init)
@@ -159,6 +223,7 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
                 parse_numbers(seeds, int, "seeds"),
                 files,
             )
+            labels.extend(f"{grid.rows[c.row]}, {grid.columns[c.column]}" for c in grid.cells)
             for path, kept in paint_grid(studio, grid, job):
                 done.append((path, list(kept)))
                 job.tell(finished=tuple(kept))
@@ -185,46 +250,17 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
             studio.desk.forget(f"{request.session_hash}/grid", job)
         paths = [str(k.path) for k in done[-1][1]] if done else []
         last = read_grid(done[-1][0]) if done else gr.skip()
-        yield [last, note, gr.Files(paths, visible=bool(paths))]
+        pairs = list(zip(paths, labels, strict=False))  # cancelled: fewer pictures than cells
+        yield [last, note, gr.Gallery(pairs, visible=bool(pairs))]
 
-    def start() -> list[Any]:
-        return [gr.Button(interactive=False), gr.Button(interactive=True)]
-
-    def end() -> list[Any]:
-        return [gr.Button(interactive=True), gr.Button(interactive=False)]
-
-    def cancel_pair(request: gr.Request) -> Any:
-        studio.desk.cancel(f"{request.session_hash}/pair")
-        return gr.Button(interactive=False)
-
-    def cancel_grid(request: gr.Request) -> Any:
-        studio.desk.cancel(f"{request.session_hash}/grid")
-        return gr.Button(interactive=False)
-
-    def refresh(picked: list[str]) -> Any:
-        choices = list_files(studio)
-        listed = {id for _, id in choices}
-        return gr.Dropdown(choices=choices, value=[id for id in picked if id in listed])
-
-    form = [generate.init, *generate.list_inputs()]
-    gr.on([both.click], start, None, [both, halt], queue=False, **QUIET).then(
-        paint_both, form, [slider, pair_note], concurrency_limit=8, **QUIET
-    ).then(end, None, [both, halt], queue=False, **QUIET)
-    generate.compare.click(None, None, None, js=SHOW_TAB).then(
-        start, None, [both, halt], queue=False, **QUIET
-    ).then(paint_both, form, [slider, pair_note], concurrency_limit=8, **QUIET).then(
-        end, None, [both, halt], queue=False, **QUIET
-    )
-    draw.click(start, None, [draw, stop], queue=False, **QUIET).then(
+    wire_buttons(
+        studio,
+        form.buttons,
+        "grid",
         paint_cells,
-        [strengths, seeds, files, *form],
-        [picture, grid_note, singles],
-        concurrency_limit=8,
-        **QUIET,
-    ).then(end, None, [draw, stop], queue=False, **QUIET)
-    halt.click(cancel_pair, None, halt, queue=False, **QUIET)
-    stop.click(cancel_grid, None, stop, queue=False, **QUIET)
-    files.focus(refresh, files, files, **QUIET)
+        [form.strengths, form.seeds, form.files, generate.init, *generate.list_inputs()],
+        [picture, form.note, singles],
+    )
 
 
 def read_grid(path: Path) -> Image.Image:

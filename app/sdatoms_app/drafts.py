@@ -194,15 +194,17 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
 
     Links and hidden folders are passed over; visitors choose among the names.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for root in roots:
+        root = root.resolve()  # an operator may list a link
         children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         for folder in [root, *children]:
             if folder.is_symlink() or folder.name.startswith("."):
                 continue
             name = root.name if folder == root else f"{root.name}/{folder.name}"
             if holds_pictures(folder):
-                found[name] = folder
+                same = sum(other.partition(" (")[0] == name for other in found)
+                found[f"{name} ({same + 1})" if same else name] = folder
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.checkpoint import clip, write_whole
 
-__all__ = ["MAX_UPLOAD_BYTES", "Entry", "Library"]
+__all__ = ["MAX_UPLOAD_BYTES", "Entry", "Library", "name_entry"]
 
 MAX_UPLOAD_BYTES = 256 << 20
 MAX_LISTED = 200

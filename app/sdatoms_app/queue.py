@@ -86,6 +86,12 @@ class Job:
         path = self.path / "atoms.safetensors"
         return path if path.is_file() and not path.is_symlink() else None
 
+    @property
+    def newest(self) -> Path | None:
+        """The finished atom file, else the last checkpoint's."""
+        steps = sorted((self.path / "checkpoints").glob("step-*/atoms.safetensors"))
+        return self.atoms or (steps[-1] if steps else None)
+
 
 class Queue:
     """Runs below `root`, trained one at a time in the order they came."""

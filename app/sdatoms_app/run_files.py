@@ -34,6 +34,8 @@ __all__ = [
 SAMPLE = re.compile(r"(base|step-\d{6,})-(\d{1,3})\.(png|jpg|webp)")
 OWN = {"step", "total", "loss", "lr", "seconds"}
 """Entries of a row that are not curves of their own, or have one already."""
+PARTS = {"instance_loss", "prior_loss"}
+"""Parts of the loss: curves of their own where there are both."""
 MAX_POINTS = 400
 MAX_ROWS = 64 << 20
 """Bytes of `metrics.jsonl` that are read, from its end."""
@@ -76,6 +78,7 @@ def read_curves(run: Path, smoothing: float = 0.9) -> Curves:
     loss = smooth([row["loss"] for row in told], smoothing)
     kept = thin(list(range(len(told))))
     names = {key for row in rows for key, value in row.items() if is_number(value)} - OWN
+    names -= set() if names >= PARTS else PARTS
     others = {
         name: thin([(int(r["step"]), float(r[name])) for r in rows if is_number(r.get(name))])
         for name in sorted(names)

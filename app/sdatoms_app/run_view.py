@@ -1,17 +1,16 @@
-"""How runs are shown: labels, a progress line, buttons that fit, tables for curves."""
+"""How runs are shown: labels, a progress line, buttons that fit, curves."""
 
 from __future__ import annotations
 
 import html
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from sdatoms.checkpoint import clip
+from sdatoms_app.plots import Line, draw_plot
 from sdatoms_app.queue import Job, Queue, read_tail
 from sdatoms_app.run_files import Curves, describe_seconds, read_memory
 
@@ -27,6 +26,7 @@ __all__ = [
 ]
 
 MAX_SHOWN = 60
+MAX_PLOTS = 12
 STATES = {
     "queued": "⏸ queued",
     "starting": "⏳ starting",
@@ -104,34 +104,24 @@ def offer_buttons(job: Job) -> list[Any]:
             interactive=job.live and not job.stopping,
         ),
         gr.Button(interactive=job.state in ("stopped", "failed")),
-        gr.Button(interactive=job.atoms is not None),
+        gr.Button(interactive=job.newest is not None),
         gr.Button(interactive=True),
     ]
 
 
-def draw_curves(curves: Curves, log_scale: bool, renamed: bool) -> list[Any]:
-    """Tables for the three plots; the first one's axis is named anew where that is needed."""
-    scale = (lambda v: math.log10(max(v, 1e-12))) if log_scale else (lambda v: v)
-    pairs = (("as measured", curves.loss), ("smoothed", curves.smoothed))
-    rows = [
-        (step, scale(value), name)
-        for name, values in pairs
-        for step, value in zip(curves.steps, values, strict=True)
+def draw_curves(curves: Curves, log_scale: bool) -> list[str]:
+    """The loss, the learning rate, and a plot for every other measure."""
+    pairs = [list(zip(curves.steps, y, strict=True)) for y in (curves.smoothed, curves.loss)]
+    loss = [Line("smoothed", pairs[0]), Line("as measured", pairs[1], faint=True)]
+    rate = [Line("", list(zip(curves.steps, curves.lr, strict=True)))]
+    more = [
+        draw_plot(name.replace("_", " "), [Line("", points)])
+        for name, points in list(curves.others.items())[:MAX_PLOTS]
     ]
-    rate = [(step, value, "") for step, value in zip(curves.steps, curves.lr, strict=True)]
-    more = [(step, value, name) for name, points in curves.others.items() for step, value in points]
-    loss, title = make_table(rows), "log10 of loss" if log_scale else "loss"
     return [
-        gr.LinePlot(value=loss, y_title=title) if renamed else loss,
-        make_table(rate),
-        gr.LinePlot(value=make_table(more), visible=bool(more)),
+        draw_plot("Loss", loss, log=log_scale),
+        f'<div class="plots">{draw_plot("Learning rate", rate)}{"".join(more)}</div>',
     ]
-
-
-def make_table(rows: list[tuple[int, float, str]]) -> pd.DataFrame:
-    """Typed columns, also where there are no rows."""
-    table = pd.DataFrame(rows, columns=["step", "value", "curve"])
-    return table.astype({"step": int, "value": float, "curve": str})
 
 
 def read_log(job: Job) -> str:

@@ -11,6 +11,8 @@ from gradio.context import Context
 
 from sdatoms import AtomError
 from sdatoms_app.generate_tab import GenerateTab
+from sdatoms_app.library import name_entry
+from sdatoms_app.plots import PLOT_STYLE
 from sdatoms_app.queue import Queue
 from sdatoms_app.run_files import open_samples, pack_run, read_curves
 from sdatoms_app.run_view import (
@@ -68,11 +70,11 @@ def build_runs_tab(
                 resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
                 send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
                 again = gr.Button(
-                    "Train again with these settings", elem_id="run-again", min_width=160
+                    "Train again with these settings", elem_id="run-again", min_width=260
                 )
             samples = gr.Gallery(
                 label="Samples by step",
-                columns=4,
+                columns=8,
                 height="auto",
                 object_fit="contain",
                 interactive=False,
@@ -85,34 +87,8 @@ def build_runs_tab(
                 smoothing = gr.Slider(
                     0, 0.99, value=0.9, step=0.01, label="Smoothing", elem_id="run-smoothing"
                 )
-            loss = gr.LinePlot(
-                x="step",
-                y="value",
-                color="curve",
-                color_map={"as measured": "#f2a65e", "smoothed": "#0b6e99"},
-                color_title=" ",
-                height=300,
-                label="Loss",
-                elem_id="run-loss",
-            )
-            with gr.Row():
-                rate = gr.LinePlot(
-                    x="step",
-                    y="value",
-                    height=240,
-                    label="Learning rate",
-                    elem_id="run-rate",
-                )
-                others = gr.LinePlot(
-                    x="step",
-                    y="value",
-                    color="curve",
-                    color_title=" ",
-                    height=240,
-                    label="Other measures",
-                    visible=False,
-                    elem_id="run-others",
-                )
+            loss = gr.HTML(css_template=PLOT_STYLE, elem_id="run-loss", js_on_load=None)
+            more = gr.HTML(css_template=PLOT_STYLE, elem_id="run-measures", js_on_load=None)
             with gr.Accordion("Log", open=False):
                 log = gr.Textbox(
                     label="Last lines", lines=12, max_lines=12, interactive=False, elem_id="run-log"
@@ -145,7 +121,7 @@ def build_runs_tab(
                         "Delete", variant="stop", elem_id="run-delete", min_width=120
                     )
 
-    page = [status, stop, resume, send, again, samples, loss, rate, others, log, config, download]
+    page = [status, stop, resume, send, again, samples, loss, more, log, config, download]
 
     def look(id: str | None, log_scale: bool, weight: float, before: dict[str, Any]) -> list[Any]:
         """The list, the page, and what was shown; parts that did not change are left alone."""
@@ -175,14 +151,15 @@ def build_runs_tab(
                 ("config", "config.toml"),
             )
         }
-        now |= marks | {"scale": log_scale, "weight": weight, "state": (job.state, job.stopping)}
+        state = (job.state, job.stopping, job.newest is None)
+        now |= marks | {"scale": log_scale, "weight": weight, "state": state}
         new = chosen != before.get("id")
         changed = lambda *keys: new or any(now[k] != before.get(k) for k in keys)
         drawn = changed("metrics", "scale", "weight")
-        plots, now["pace"] = [gr.skip()] * 3, before.get("pace")
+        plots, now["pace"] = [gr.skip()] * 2, before.get("pace")
         if drawn:
             curves = read_curves(job.path, weight)
-            plots = draw_curves(curves, log_scale, changed("scale"))
+            plots = draw_curves(curves, log_scale)
             now["pace"] = curves.seconds_per_step
         shown = now["shown"] = describe_job(job, now["pace"])
         return [
@@ -262,17 +239,18 @@ def build_runs_tab(
 def wire_generate(
     studio: Studio, queue: Queue, generate: GenerateTab, send: gr.Button, runs: gr.Radio
 ) -> None:
-    """Let a button put the chosen run's atoms into the Generate tab and go there."""
+    """Let a button put the chosen run's atoms, or its last checkpoint's, into the Generate tab and
+    go there."""
     rows = generate.rows
 
     def use(id: str | None, *values: Any) -> list[Any]:
         try:
             job = queue.find(id or "")
-            if not job.atoms:
-                raise AtomError(f"the run {job.id!r} has no finished atoms yet")
+            if not job.newest:
+                raise AtomError(f"the run {job.id!r} has no atoms yet")
         except AtomError as error:
             raise say(error) from None
-        listed = job.path.relative_to(studio.library.folder.absolute()).as_posix()
+        listed, _ = name_entry(job.newest.relative_to(studio.library.folder.absolute()))
         ids = [row["id"] for row in rows.read(values) if row["id"] != listed]
         return rows.choose([*ids[: MAX_ADAPTERS - 1], listed], values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def harden(*, local: bool, offline: bool) -> None:
     """Settings of the process: pixel limits, no hub token where strangers may come, no hub at all
     when offline."""
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # else twice as many pass
     if not local:
         for name in SECRETS:
             os.environ.pop(name, None)

@@ -10,11 +10,15 @@ THEME = themes.Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-).set(  # the default greys are too faint to read
+).set(  # the default greys and reds are too faint to read
     body_text_color_subdued="*neutral_500",
     body_text_color_subdued_dark="*neutral_400",
     block_info_text_color="*neutral_500",
     block_info_text_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_cancel_background_fill="#dc2626",
+    button_cancel_background_fill_hover="#b91c1c",
 )
 
 STYLE = """
@@ -49,6 +53,7 @@ li.card button {border: 1px solid var(--border-color-primary); border-radius: 6p
 li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap}
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
+.info-text code {color: var(--body-text-color)}
 .faint, .hint {color: var(--body-text-color-subdued)}
 .hint {margin: 4px 0 0; font-size: 13px}
 .fit {font-size: 12px}
@@ -65,8 +70,11 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 .run-list .wrap {flex-direction: column; max-height: 70vh; overflow: auto}
 .run-list .wrap label {overflow-wrap: anywhere}
 #train-gallery .grid-wrap, #run-samples .grid-wrap {min-height: 0; height: auto}
+#run-samples .grid-container {grid-template-columns: repeat(8, minmax(0, 1fr));
+  grid-template-rows: none; grid-auto-rows: auto}
 @media (max-width: 480px) {
   .gradio-container {padding: 8px !important}
+  #run-samples .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
 """

@@ -6,6 +6,7 @@ names and whatever else could reach beyond the run's own directory are the opera
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -94,6 +95,10 @@ PRESETS = {name.capitalize(): expand_preset(name, {}) for name in presets.PRESET
 """What each preset changes of the trainer's own defaults."""
 
 
+FLAG = re.compile(r"`?--(\w+)`?")
+"""A setting as the command line spells it; the form calls it by its label."""
+
+
 def list_settings() -> dict[str, Any]:
     """Name → type of every setting a visitor may choose, in the trainer's order."""
     hints = {name: unwrap(hint) for name, hint in get_type_hints(TrainConfig).items()}
@@ -142,9 +147,8 @@ def build_fields(skip: tuple[str, ...] = ()) -> dict[str, Any]:
         with gr.Accordion(group, open=False):
             for name in names:
                 label = name.replace("_", " ")
-                widgets[name] = build_field(
-                    name, kinds[name], label, texts.get(name, ""), defaults[name]
-                )
+                info = FLAG.sub(lambda flag: flag[1].replace("_", " "), texts.get(name, ""))
+                widgets[name] = build_field(name, kinds[name], label, info, defaults[name])
     return widgets
 
 

@@ -103,7 +103,7 @@ class TrainPage:
         pictures = draft.list()
         verdicts = draft.check(self.find_side(draft))
         pairs = list(zip(pictures, verdicts, strict=True))
-        crops = [(v.crop, f"{MARKS[v.kind]} · {p.name}") for p, v in pairs if v.crop is not None]
+        crops = [(v.crop, MARKS[v.kind]) for _, v in pairs if v.crop is not None]
         counts = {kind: sum(v.kind == kind for v in verdicts) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
@@ -209,8 +209,8 @@ class TrainPage:
         config = TrainConfig(**settings)
         batch = config.train_batch_size * config.gradient_accumulation_steps
         views = config.max_train_steps * batch
-        each = f", each of {pictures} {views / pictures:.0f} times" if pictures else ""
-        plan = f"{config.max_train_steps} steps of {batch} see {views} pictures{each}"
+        each = f", each of the {pictures} {views / pictures:.0f} times" if pictures else ""
+        plan = f"{config.max_train_steps} steps of {batch} pictures{each}"
         return f"{plan}\n{describe_facts(self.measured.find(self.with_base(settings)))}"
 
     def use_preset(self, name: str) -> list[Any]:

@@ -39,7 +39,7 @@ class TrainForm:
 
     started: Any
     """The event of a training being queued, to go on from."""
-    token: gr.State
+    token: gr.Textbox
     outputs: list[Any]
     """What `page.fill(run, token)` fills."""
     page: TrainPage
@@ -54,8 +54,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
             subjects are always among them.
     """
     page = TrainPage(studio, roots)
-    token = gr.State("")
-    remembered = gr.Textbox(visible=False, label="Draft")
+    token = gr.Textbox(visible=False, label="Draft")
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             pictures = build_pictures(page, token)
@@ -67,7 +66,10 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
     shown = [pictures[name] for name in SHOWN]
     root = Context.root_block
     assert root is not None
-    root.load(page.load, remembered, [*shown, settings["preset"], *fields], js=REMEMBER, **QUIET)
+    # Known before anybody can add a picture: the browser sets it by itself, and asks afterwards.
+    root.load(None, None, token, js=REMEMBER, api_visibility="private").then(
+        page.load, token, [*shown, settings["preset"], *fields], **QUIET
+    )
     return TrainForm(started, token, [*shown, *fields], page)
 
 
@@ -75,7 +77,7 @@ SHOWN = ("token", "gallery", "verdict", "picture", "caption")
 """The widgets that `TrainPage.show` fills."""
 
 
-def build_pictures(page: TrainPage, token: gr.State) -> dict[str, Any]:
+def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
     upload = gr.File(
@@ -84,7 +86,7 @@ def build_pictures(page: TrainPage, token: gr.State) -> dict[str, Any]:
         height=150,
         elem_id="train-upload",
     )
-    with gr.Row():
+    with gr.Row(equal_height=True):
         folder = gr.Dropdown(
             page.list_folders(),
             value=None,
@@ -185,7 +187,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
     }
 
 
-def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.State) -> None:
+def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None:
     shown = [w[name] for name in SHOWN]
     w["upload"].upload(
         page.add_pictures,
@@ -218,7 +220,7 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.State) -> None:
     w["empty"].click(page.remove_all, token, shown, **QUIET)
 
 
-def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.State) -> Any:
+def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.Textbox) -> Any:
     folded = [w[name] for name in page.folded]
     w["with_prior_preservation"].change(
         lambda on: gr.Textbox(visible=on), w["with_prior_preservation"], w["class_prompt"], **QUIET
