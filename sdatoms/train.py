@@ -106,7 +106,7 @@ class Run:
         self.best: Best | None = None
         metric = config.best_metric
         if metric == "auto":
-            metric = "balance" if evaluate else None
+            metric = "fidelity" if evaluate else None
             if metric is None:
                 trainer.log("nothing measures the samples: --best_metric auto keeps the last step")
         if metric:

@@ -305,7 +305,7 @@ def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
     assert base["drift"] == pytest.approx(0, abs=1e-6)
     assert second["drift"] > 1e-4 and last["drift"] > 1e-4
     assert all(found["diversity"] > 0 for found in (base, second, last))
-    best = max(("step-000002", "step-000004"), key=lambda name: report["metrics"][name]["balance"])
+    best = max(("step-000002", "step-000004"), key=lambda name: report["metrics"][name]["fidelity"])
     assert report["chosen_step"] == int(best[-6:])
     adapters = sdatoms.load_atoms(
         pipe := load_base(config.pretrained_model_name_or_path),
