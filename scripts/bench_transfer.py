@@ -62,7 +62,7 @@ METHODS = {
     **{variant: Method(variant, ATOM_RATES) for variant in VARIANTS},
     **{
         f"{variant} + norms": Method(variant, ATOM_RATES, options={"train_norms": True})
-        for variant in ("atoms", "overcomplete")
+        for variant in ("atoms", "full")
     },
     **{
         f"{variant}, sparse": Method(variant, ATOM_RATES, {"decomposition": "sparse"})
