@@ -106,7 +106,7 @@ class Scorer:
         self.asked = [(prompt, seed) for prompt in prompts for seed in seeds]
         self.count = len(self.asked)
         self.asked += [(prompt, seed) for seed, prompt in enumerate(UNRELATED_PROMPTS)]
-        self.painting = {"batch_size": batch_size} | painting
+        self.painting: dict[str, Any] = {"batch_size": batch_size} | painting
         self.texts = evaluator.embed_texts([clean_prompt(p) for p, _ in self.asked[: self.count]])
         self.pictures: list[Image.Image] = []
         """What the last candidate painted for the prompts, seed by seed; the base at first."""

@@ -159,20 +159,18 @@ def quantize_linears(model: nn.Module, bits: str) -> None:
         bits: "8bit", or "4bit" for nf4.
     """
     places: dict[nn.Module, nn.Module] = {}
+    nf4: dict[str, Any] = {"requires_grad": False, "quant_type": "nf4"}
+    int8: dict[str, Any] = {"requires_grad": False, "has_fp16_weights": False}
     for linear in model.modules():
         if type(linear) is not nn.Linear:
             continue
         shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
         if bits == "4bit":
             small: Any = Linear4bit(*shape, bias=bias, quant_type="nf4", device="meta")
-            small.weight = Params4bit(
-                linear.weight.data, requires_grad=False, quant_type="nf4", module=small
-            )
+            small.weight = Params4bit(linear.weight.data, **nf4 | {"module": small})
         else:
             small = Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, device="meta")
-            small.weight = Int8Params(
-                linear.weight.data, requires_grad=False, has_fp16_weights=False
-            )
+            small.weight = Int8Params(linear.weight.data, **int8)
         small.bias = linear.bias
         places[linear] = small.train(linear.training)
     replace_modules(model, places)
