@@ -40,10 +40,10 @@ class Experiment:
 
     rates: tuple[float, ...]
     """Learning rates, tried in this order."""
+    settings: TrainSettings
     widen: int = 0
     """How many rates more may be tried, by half powers of ten, while the best is the least or the
     greatest of several."""
-    settings: TrainSettings
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Kind of parameter → multiple of the learning rate."""
     train_on_validation: bool = False
