@@ -4,11 +4,11 @@
         --cifar cifar10-subset.zip --subjects dreambooth --output_dir outputs/transfer
 
 Every method sees the same pictures, batches and number of steps. Its learning rate is chosen on the
-validation split of each task, with the first seed, from three or, where the best of them is at an
-edge, up to five; other seeds draw other training pictures, other
-test pictures where a task has no test split of its own, and another head. One JSON line is appended
-to `runs.jsonl` a run; run it again to continue, or with other selections; several processes may
-share the work by task. `--report` writes table and plot of what is there.
+validation split of each task, with the first seed: from three or, where the best is at an edge, up
+to five. Other seeds draw other training pictures, other test pictures where a task has no test
+split of its own, and another head. One JSON line is appended to `runs.jsonl` a run; run it again to
+continue, or with other selections; several processes may share the work by task. `--report` writes
+table and plot of what is there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ METHODS = {
     **{variant: Method(variant, ATOM_RATES) for variant in VARIANTS},
     **{
         f"{variant} + norms": Method(variant, ATOM_RATES, options={"train_norms": True})
-        for variant in ("atoms", "overcomplete")
+        for variant in VARIANTS
     },
     **{
         f"{variant}, sparse": Method(variant, ATOM_RATES, {"decomposition": "sparse"})
