@@ -14,6 +14,7 @@ from sdatoms.compose import compose
 from sdatoms.pipeline import load_base, paint
 
 pytest_plugins = ["app_fixtures"]
+pytestmark = pytest.mark.filterwarnings("default")  # gradio's own warnings
 KINDS = {
     "atoms": {"variant": "atoms"},
     "overcomplete": {"variant": "overcomplete"},

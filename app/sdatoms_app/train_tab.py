@@ -54,7 +54,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
             subjects are always among them.
     """
     page = TrainPage(studio, roots)
-    token = gr.Textbox(visible=False, label="Draft")
+    token = gr.Textbox("", visible="hidden", label="Draft")
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             pictures = build_pictures(page, token)
