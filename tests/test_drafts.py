@@ -14,6 +14,7 @@ from sdatoms_app.train_form import (
     group_settings,
     list_settings,
 )
+from sdatoms_app.train_page import change_preset
 from tiny_base import save_tiny_base
 from training_tools import draw
 
@@ -202,6 +203,14 @@ def test_settings_come_as_the_trainer_types_them():
         "instance_prompt": '"; touch pwned; "',
     }
     assert all(check_settings(preset) for preset in PRESETS.values())
+
+
+def test_presets_that_keep_the_class_read_it_from_the_prompt():
+    chosen = change_preset("Pet", {"instance_prompt": "a sks cat"})
+    assert chosen["with_prior_preservation"] and chosen["class_prompt"] == "a cat"
+    mine = {"instance_prompt": "a sks cat", "with_prior_preservation": False}
+    assert not change_preset("Pet", mine)["with_prior_preservation"]
+    assert "class_prompt" not in change_preset("Quick", {"instance_prompt": "a sks cat"})
 
 
 def test_measuring_is_done_once_and_told_in_words(tmp_path):

@@ -11,7 +11,7 @@ import gradio as gr
 from sdatoms import AtomError
 from sdatoms.checkpoint import clip
 from sdatoms.pipeline import find_assets
-from sdatoms.presets import read_costs
+from sdatoms.presets import expand_preset, read_costs
 from sdatoms.train_config import TrainConfig
 from sdatoms.verdicts import find_resolution
 from sdatoms_app.drafts import Draft, Picture, list_folders
@@ -213,10 +213,13 @@ class TrainPage:
         plan = f"{config.max_train_steps} steps of {batch} pictures{each}"
         return f"{plan}\n{describe_facts(self.measured.find(self.with_base(settings)))}"
 
-    def use_preset(self, name: str) -> list[Any]:
-        """The trainer's defaults with the preset's changes, for the folded settings."""
-        values = read_defaults() | PRESETS.get(name, {})
-        return [show_value(values[n]) for n in self.folded]
+    def use_preset(self, name: str, prompt: str) -> list[Any]:
+        """The trainer's defaults with the preset's changes, for the folded settings and for what
+        keeps the class."""
+        changes = expand_preset(name.lower(), {"instance_prompt": prompt})
+        values = read_defaults() | changes
+        names = [*self.folded, "with_prior_preservation", "class_prompt"]
+        return [show_value(values[n]) for n in names]
 
     def measure(self, token: str, *values: Any) -> str:
         """Minutes and memory of the settings, from two real steps in a process of their own."""
@@ -319,7 +322,7 @@ class TrainPage:
 def change_preset(preset: str, settings: dict[str, Any]) -> dict[str, Any]:
     if preset not in PRESETS:
         raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
-    return check_settings(read_preset(preset) | settings)
+    return check_settings(read_preset(preset) | expand_preset(preset.lower(), settings))
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:

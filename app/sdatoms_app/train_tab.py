@@ -225,7 +225,10 @@ def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: 
     w["with_prior_preservation"].change(
         lambda on: gr.Textbox(visible=on), w["with_prior_preservation"], w["class_prompt"], **QUIET
     )
-    w["preset"].input(page.use_preset, w["preset"], folded, **QUIET)
+    kept = [w["with_prior_preservation"], w["class_prompt"]]
+    w["preset"].input(
+        page.use_preset, [w["preset"], w["instance_prompt"]], [*folded, *kept], **QUIET
+    )
     gr.on(
         [field.change for field in [w["preset"], *fields]],
         page.keep_form,
