@@ -119,13 +119,11 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**PRESETS[name].settings, **given}
     if given.get("optimizer") == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
-    if "with_prior_preservation" in given or settings.get("class_prompt"):
-        return settings
-    if settings.get("with_prior_preservation"):
-        words = str(settings.get("instance_prompt") or "")
-        plain = clean_prompt(words)
-        if plain and plain != words:
-            return settings | {"class_prompt": plain}
+    plain = clean_prompt(words := str(settings.get("instance_prompt") or ""))
+    keeps = settings.get("with_prior_preservation")
+    if keeps and not settings.get("class_prompt") and plain and plain != words:
+        settings["class_prompt"] = plain
+    if not keeps or not settings.get("class_prompt"):
         return {k: v for k, v in settings.items() if k in given or k not in KEEP_CLASS}
     return settings
 
