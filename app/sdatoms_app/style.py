@@ -77,6 +77,7 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 @media (max-width: 480px) {
   .gradio-container {padding: 8px !important}
   #run-samples .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr))}
+  #singles .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
 """
