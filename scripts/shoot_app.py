@@ -136,7 +136,7 @@ def shoot(browser, address, output, looks, tabs):
 
 def keep(output):
     """The two pictures of the README: the top of a tab, in few colours."""
-    for name in ("generate", "runs"):
+    for name in ("train", "runs"):
         with Image.open(output / f"{name}-light.png") as shot:
             top = shot.convert("RGB").crop((0, 0, 1280, min(shot.height, 960)))
             top.quantize(128).save(Path("assets") / f"app-{name}.png", optimize=True)
