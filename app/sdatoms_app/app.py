@@ -38,7 +38,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
     """The whole app over one studio; `pictures` are folders that visitors may train on."""
     with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
         gr.Markdown("# sdatoms", elem_id="title")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):  # all in sight on a phone
             with gr.Tab("Generate", id="generate"):
                 generate = build_generate_tab(studio)
             with gr.Tab("Compare", id="compare"):

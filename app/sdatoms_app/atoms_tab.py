@@ -36,7 +36,7 @@ element.addEventListener('click', (event) => {
 def build_atoms_tab(studio: Studio) -> None:
     """Lay the tab out; call inside `gr.Blocks`."""
     page = AtomsPage(studio)
-    with gr.Row(equal_height=True):
+    with gr.Row():
         chosen = gr.Dropdown(
             page.list_files(), value=None, label="Atom file", elem_id="anatomy-file", scale=4
         )
@@ -138,7 +138,7 @@ def build_atoms_tab(studio: Studio) -> None:
             )
             for k in range(MAX_MIXED)
         ]
-        with gr.Row(equal_height=True):
+        with gr.Row():
             title = gr.Textbox(label="Name of the mix", max_length=60, elem_id="anatomy-title")
             save = gr.Button("Save the mix as one file", variant="primary", elem_id="anatomy-save")
         mixed = gr.Textbox(label="Saved", interactive=False, elem_id="anatomy-mixed")

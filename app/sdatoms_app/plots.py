@@ -34,8 +34,7 @@ PLOT_STYLE = """
 .plot path.faint {stroke-width: 1px}
 .plot rect {fill: transparent}
 .plot rect:hover {fill: var(--body-text-color); opacity: .08}
-.plot .line-0 {--line: #0b6e99} .plot .line-1 {--line: #d9822b}
-.dark .plot .line-0 {--line: #6cc5ec}
+.plot .line-0 {--line: #2b8fbf} .plot .line-1 {--line: #d9822b}
 .plots {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
 """
 

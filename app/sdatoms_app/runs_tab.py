@@ -70,7 +70,7 @@ def build_runs_tab(
                 resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
                 send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
                 again = gr.Button(
-                    "Train again with these settings", elem_id="run-again", min_width=260
+                    "Train again with these settings", elem_id="run-again", min_width=320
                 )
             samples = gr.Gallery(
                 label="Samples by step",

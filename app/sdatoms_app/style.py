@@ -53,6 +53,8 @@ li.card button {border: 1px solid var(--border-color-primary); border-radius: 6p
 li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap}
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
+#anatomy-refresh, #anatomy-save, #train-take {align-self: center}
+#result caption {white-space: normal}
 .info-text code {color: var(--body-text-color)}
 .faint, .hint {color: var(--body-text-color-subdued)}
 .hint {margin: 4px 0 0; font-size: 13px}
@@ -75,6 +77,7 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 @media (max-width: 480px) {
   .gradio-container {padding: 8px !important}
   #run-samples .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr))}
+  #singles .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
 """

@@ -209,7 +209,7 @@ class TrainPage:
         config = TrainConfig(**settings)
         batch = config.train_batch_size * config.gradient_accumulation_steps
         views = config.max_train_steps * batch
-        each = f", each of the {pictures} {views / pictures:.0f} times" if pictures else ""
+        each = f"; {pictures} are seen {views / pictures:.0f} times each" if pictures else ""
         plan = f"{config.max_train_steps} steps of {batch} pictures{each}"
         return f"{plan}\n{describe_facts(self.measured.find(self.with_base(settings)))}"
 

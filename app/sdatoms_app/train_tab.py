@@ -86,7 +86,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         height=150,
         elem_id="train-upload",
     )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         folder = gr.Dropdown(
             page.list_folders(),
             value=None,
