@@ -125,7 +125,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--strip", type=Path, default=None)
     parser.add_argument(
-        "--strip_methods", nargs="*", default=["LoRA r4 attention", "atoms"], choices=list(METHODS)
+        "--strip_methods",
+        nargs="*",
+        default=["LoRA r4 attention", "LoRA r4 attention + conv", "overcomplete"],
+        choices=list(METHODS),
     )
     args = parser.parse_args()
     folder, about = read_subject(args.subject)
@@ -160,7 +163,7 @@ def main() -> None:
     draw_rows(pictures_dir, instances, best.values()).save(args.output_dir / f"{args.subject}.png")
     if args.strip:
         shown = [best[name] for name in args.strip_methods]
-        draw_rows(pictures_dir, instances, shown, every=len(SEEDS)).save(args.strip)
+        draw_rows(pictures_dir, instances, shown, every=len(SEEDS) + 1).save(args.strip)
 
 
 def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> Material:

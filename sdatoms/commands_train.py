@@ -28,9 +28,9 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--atom_variant",
-        default="full",
+        default="overcomplete",
         choices=("atoms", "overcomplete", "coefficients", "full"),
-        help="which tensors are trained (default: full)",
+        help="which tensors are trained (default: overcomplete)",
     )
 
 
