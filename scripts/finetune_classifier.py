@@ -125,7 +125,7 @@ def finetune(args: argparse.Namespace) -> None:
         ratios=dict(map(split_ratio, args.rate_ratios)),
         train_on_validation=args.train_on_validation,
         folder=args.output_dir,
-        facts=facts | {"atoms": config.to_dict()},
+        facts=facts | {"atoms": tuned.injection and tuned.injection.config.to_dict()},
     )
     result = run_experiment(tuned, task, experiment)
     if PartialState().is_main_process:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from classifier_data import Pool, draw_task, keep_test
+from classifier_data import Item, Pool, draw_task, keep_test
 from classifier_experiment import make_accelerator
 from classifier_methods import attach
 from classifier_models import MEAN, SPREAD, Classifier
@@ -32,9 +32,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def leave_out(pool: Pool, other: Pool) -> Pool:
-    """The pool's training pictures without the groups that the other pool tests on."""
+    """The pool with the groups that the other one tests on as its test split, not to be trained
+    on."""
     tested = {item.group for item in other.items["test"]}
-    items = {split: [i for i in own if i.group not in tested] for split, own in pool.items.items()}
+    items: dict[str, list[Item]] = {"train": [], "test": []}
+    for item in pool.items["train"]:
+        items["test" if item.group in tested else "train"].append(item)
     return replace(pool, items=items)
 
 

@@ -111,6 +111,7 @@ def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
     tested = {item.group for item in later.items["test"]}
     assert len(tested) == 14
     assert {i.group for i in kept.items["train"]} == {str(n) for n in range(40)} - tested
+    assert {i.group for i in kept.items["test"]} == tested
 
 
 def work(rank, port, words, folder):
