@@ -241,6 +241,7 @@ def test_a_training_goes_on_over_a_reload_is_stopped_resumed_and_used(open_page,
     open_tab(page, "Runs")
     page.locator("#run-again").click()
     expect(page.locator("#train-instance_prompt textarea")).to_be_visible()
+    unfold_settings(page)  # folded again since the page was loaded
     expect(page.locator("#train-max_train_steps input")).to_have_value(str(STEPS))
 
 
