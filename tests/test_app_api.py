@@ -285,7 +285,7 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch):
     with pytest.raises(AtomError, match="--models-dir"):
         serve(models_dir=tmp_path / "nothing")
     monkeypatch.setattr(app_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AtomError, match=r"gradio\[mcp\]"):
+    with pytest.raises(AtomError, match=r"sdatoms\[mcp\]"):
         serve(mcp=True)
 
 

@@ -63,7 +63,7 @@ def wire_buttons(
     """Start `work` by the button or after the event `begin`; whatever becomes of it, the buttons
     are right afterwards."""
 
-    def cancel(request: gr.Request) -> Any:
+    def halt(request: gr.Request) -> Any:  # `cancel` is an endpoint of the API
         studio.desk.cancel(f"{request.session_hash}/{name}")
         return gr.Button(interactive=False)
 
@@ -73,7 +73,7 @@ def wire_buttons(
         trigger(started, None, [*buttons], queue=False, **QUIET).then(
             work, inputs, outputs, concurrency_limit=8, **QUIET
         ).then(ended, None, [*buttons], queue=False, **QUIET)
-    buttons.halt.click(cancel, None, buttons.halt, queue=False, **QUIET)
+    buttons.halt.click(halt, None, buttons.halt, queue=False, **QUIET)
 
 
 def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
