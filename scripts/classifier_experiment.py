@@ -187,6 +187,9 @@ def describe(
     winner: Mapping[str, Any],
     trials: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
+    head = len(pack_head(tuned.classifier, task.classes))
+    beside = len(pack_head(tuned.classifier, task.classes, tuned.extras)) - head
+    own = len(tuned.pack(experiment.settings.seed)[1]) if tuned.parameters else 0
     return {
         "name": experiment.name,
         **experiment.facts,
@@ -202,8 +205,8 @@ def describe(
         "trials": list(trials),
         "parameters": tuned.num_parameters,
         "head_parameters": tuned.num_head_parameters,
-        "bytes": len(tuned.pack(experiment.settings.seed)[1]) if tuned.parameters else 0,
-        "head_bytes": len(pack_head(tuned.classifier, task.classes, tuned.extras)),
+        "bytes": own + beside,
+        "head_bytes": head,
         "torch": torch.__version__,
     }
 

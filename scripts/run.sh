@@ -13,8 +13,11 @@ if [ ! -f $out/resnet20.safetensors ]; then
 fi
 runs=()
 for method in linear_probe atoms overcomplete coefficients full full_finetune; do
-    rates="3e-3 1e-2 3e-2"
-    if [ $method = full_finetune ]; then rates="1e-3 3e-3"; fi
+    case $method in
+        linear_probe) rates="3e-2 1e-1 3e-1" ;;
+        full_finetune) rates="1e-3 3e-3" ;;
+        *) rates="1e-2 3e-2" ;;
+    esac
     python scripts/finetune_classifier.py --model $out/resnet20.safetensors \
         --data emoji-category --vendors twemoji --method $method --num_train 500 --epochs 12 \
         --learning_rate $rates --output_dir $out/$method "$@" >/dev/null
