@@ -7,6 +7,7 @@ names and whatever else could reach beyond the run's own directory are the opera
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -134,9 +135,10 @@ def show_value(value: Any) -> Any:
     return "" if value is None else value
 
 
-def read_preset(name: str) -> dict[str, Any]:
-    """All settings of a preset, as the form would give them."""
-    return check_settings({n: read_defaults()[n] for n in list_settings()} | PRESETS[name])
+def read_preset(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All settings of a preset, under those given, as the form would give them."""
+    defaults = {n: read_defaults()[n] for n in list_settings()}
+    return check_settings(defaults | expand_preset(name.lower(), given or {}))
 
 
 def build_fields(skip: tuple[str, ...] = ()) -> dict[str, Any]:

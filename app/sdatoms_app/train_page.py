@@ -322,7 +322,7 @@ class TrainPage:
 def change_preset(preset: str, settings: dict[str, Any]) -> dict[str, Any]:
     if preset not in PRESETS:
         raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
-    return check_settings(read_preset(preset) | expand_preset(preset.lower(), settings))
+    return read_preset(preset, settings)
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:
