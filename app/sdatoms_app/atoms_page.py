@@ -26,7 +26,7 @@ from sdatoms.pipeline import paint
 from sdatoms_app.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
 from sdatoms_app.exports import export_file
 from sdatoms_app.queue import slugify
-from sdatoms_app.studio import Studio
+from sdatoms_app.studio import MAX_PROMPT, Studio
 from sdatoms_app.train_page import say
 
 __all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEIGHT", "AtomsPage"]
@@ -34,7 +34,6 @@ __all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEI
 MAX_MIXED = 5
 MAX_MUTED = 9
 MAX_STEPS = 50
-MAX_PROMPT = 2000
 MAX_TILES = 64
 MIN_HEIGHT = 130
 """px of a frame around a sheet of tiles."""

@@ -25,7 +25,16 @@ from sdatoms_app.jobs import Desk, Job
 from sdatoms_app.library import Entry, Library
 from sdatoms_app.presets import Presets
 
-__all__ = ["MAX_ADAPTERS", "MAX_BATCH", "MAX_SEED", "MAX_SIDE", "MAX_STEPS", "Order", "Studio"]
+__all__ = [
+    "MAX_ADAPTERS",
+    "MAX_BATCH",
+    "MAX_PROMPT",
+    "MAX_SEED",
+    "MAX_SIDE",
+    "MAX_STEPS",
+    "Order",
+    "Studio",
+]
 
 MAX_STEPS = 100
 MAX_PROMPT = 2000
