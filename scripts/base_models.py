@@ -26,6 +26,8 @@ __all__ = [
     "build_scheduler",
     "build_text_encoder",
     "build_unet",
+    "scale_lr",
+    "set_rate",
     "standardize_latents",
     "train_autoencoder",
     "train_denoiser",
@@ -108,6 +110,13 @@ def scale_lr(step: int, steps: int, warmup: int = 200) -> float:
     return min(1.0, (step + 1) / warmup) * fall
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Give every group of parameters this learning rate, and return it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
 def train_autoencoder(
     model: AutoencoderKL,
     optimizer: torch.optim.Optimizer,
@@ -131,9 +140,7 @@ def train_autoencoder(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pick = torch.randint(len(pictures), (batch_size,), generator=generator)
         x = augment(pictures[pick].float() / 127.5 - 1, generator)
-        lr = learning_rate * scale_lr(step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             posterior = model.encode(x).latent_dist
             restored = model.decode(posterior.sample(generator)).sample.float()
@@ -211,9 +218,7 @@ def train_denoiser(
         tokens = write_tokens(pick.tolist(), rng, drop_caption)
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(1000, (batch_size,), generator=generator)
-        lr = learning_rate * scale_lr(step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             context = text_encoder(tokens)[0]
             predicted = unet(scheduler.add_noise(x, noise, t), t, context, return_dict=False)[0]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from base_models import MAX_TOKENS, Step, scale_lr
+from base_models import MAX_TOKENS, Step, scale_lr, set_rate
 from evaluator_data import VENDORS, Collection
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
@@ -233,12 +233,6 @@ def train_head(
 def group_pictures(collection: Collection) -> list[Tensor]:
     """Indices of each concept's pictures."""
     return [(collection.concept == c).nonzero()[:, 0] for c in collection.concept.unique()]
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    for entry in optimizer.param_groups:
-        entry["lr"] = lr
-    return lr
 
 
 def match_concepts(logit_scale: Tensor, images: Tensor, texts: Tensor, concept: Tensor) -> Tensor:
