@@ -1,24 +1,20 @@
 """Fine-tuning classifiers: what every method may touch, what choices may see, what files hold."""
 
-import importlib
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from classifier_tools import open_scripts, save_resnet
 from model_steps import build_small
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sdatoms import AtomConfig, AtomError, load_atoms
 from sdatoms.cifar_resnet import CifarResNet
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 PEERS = ["linear_probe", "bias", "lora", "lora_conv", "full_finetune"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,13 +22,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.append(str(SCRIPTS))
     names = ("data", "sources", "models", "methods", "training", "experiment", "drawings")
-    yield SimpleNamespace(
-        **{name: importlib.import_module(f"classifier_{name}") for name in names},
-        command=importlib.import_module("finetune_classifier"),
-    )
-    sys.path.remove(str(SCRIPTS))
+    modules = {name: f"classifier_{name}" for name in names}
+    with open_scripts(**modules, command="finetune_classifier") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +38,7 @@ def resnet(tmp_path_factory):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
-    path = tmp_path_factory.mktemp("base") / "resnet8.safetensors"
-    save_file({k: v for k, v in model.state_dict().items() if "tracked" not in k}, path)
-    return str(path)
+    return save_resnet(tmp_path_factory.mktemp("base") / "resnet8.safetensors", model)
 
 
 @pytest.fixture(scope="module")

@@ -1,43 +1,34 @@
 """Benchmarks of classifiers: chosen rates, resumption, what pre-training may see, processes."""
 
-import importlib
 import json
-import os
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from classifier_tools import open_scripts, save_resnet
 from PIL import Image
-from safetensors.torch import save_file
+from training_tools import join_two_processes
 
-from sdatoms.cifar_resnet import CifarResNet
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.append(str(SCRIPTS))
-    yield SimpleNamespace(
-        data=importlib.import_module("classifier_data"),
-        bench=importlib.import_module("bench_transfer"),
-        compare=importlib.import_module("compare_classifiers"),
-        finetune=importlib.import_module("finetune_classifier"),
-        pretrain=importlib.import_module("pretrain_classifier"),
-    )
-    sys.path.remove(str(SCRIPTS))
+    with open_scripts(
+        data="classifier_data",
+        bench="bench_transfer",
+        compare="compare_classifiers",
+        finetune="finetune_classifier",
+        pretrain="pretrain_classifier",
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    path = tmp_path / "resnet8.safetensors"
-    save_file({k: v for k, v in CifarResNet(1).state_dict().items() if "tracked" not in k}, path)
-    return str(path)
+    return save_resnet(tmp_path / "resnet8.safetensors")
 
 
 @pytest.fixture
@@ -115,17 +106,9 @@ def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
 
 
 def work(rank, port, words, folder):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    torch.set_num_threads(1)
-    sys.path.append(str(SCRIPTS))
-    importlib.import_module("finetune_classifier").main([*words, "--output_dir", folder])
+    join_two_processes(rank, port)
+    with open_scripts(finetune="finetune_classifier") as opened:
+        opened.finetune.main([*words, "--output_dir", folder])
     torch.distributed.destroy_process_group()
 
 

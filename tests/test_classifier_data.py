@@ -2,34 +2,27 @@
 
 import importlib
 import io
-import sys
 import zipfile
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from classifier_tools import open_scripts, save_resnet
 from PIL import Image
-from safetensors.torch import save_file
 
 from sdatoms import AtomError
-from sdatoms.cifar_resnet import CifarResNet
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.append(str(SCRIPTS))
-    yield SimpleNamespace(
-        data=importlib.import_module("classifier_data"),
-        sources=importlib.import_module("classifier_sources"),
-        tasks=importlib.import_module("classifier_tasks"),
-        models=importlib.import_module("classifier_models"),
-        command=importlib.import_module("finetune_classifier"),
-    )
-    sys.path.remove(str(SCRIPTS))
+    with open_scripts(
+        data="classifier_data",
+        sources="classifier_sources",
+        tasks="classifier_tasks",
+        models="classifier_models",
+        command="finetune_classifier",
+    ) as opened:
+        yield opened
 
 
 def draw(number, side=12):
@@ -191,9 +184,7 @@ def test_bad_pictures_are_one_sentence(kind, scripts, tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    path = tmp_path / "resnet8.safetensors"
-    save_file({k: v for k, v in CifarResNet(1).state_dict().items() if "tracked" not in k}, path)
-    return str(path)
+    return save_resnet(tmp_path / "resnet8.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Two processes train as one does."""
 
-import os
 from dataclasses import asdict
 
 import pytest
 import torch
+from training_tools import join_two_processes
 
 from sdatoms.train import train
 from sdatoms.train_config import TrainConfig
@@ -22,15 +22,7 @@ CASES = {
 
 
 def work(rank, port, values, changes, queue):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    torch.set_num_threads(1)
+    join_two_processes(rank, port)
     config = TrainConfig(**{**values, **changes})
     steps = list(train(config))
     queue.put((rank, [step.loss for step in steps]))

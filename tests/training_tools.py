@@ -1,9 +1,11 @@
-"""Pictures to train on, and waiting for what other processes do."""
+"""Pictures to train on, processes that train together, and waiting for what others do."""
 
+import os
 import threading
 import time
 
 import numpy as np
+import torch
 from PIL import Image
 
 WAIT = 60_000
@@ -15,6 +17,19 @@ def draw(path, size=(96, 80), seed=0, **options):
     picture = Image.fromarray(noise).resize(size, Image.Resampling.NEAREST)
     picture.save(path, **options)
     return path
+
+
+def join_two_processes(rank, port):
+    """Make this process one of two that accelerate joins over gloo, on the CPU."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torch.set_num_threads(1)
 
 
 def wait_for(condition, seconds=90.0):
