@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
+from tiny_base import build_tiny_unet
 from tiny_pipelines import save_pipeline
 from torch import nn
 
@@ -48,21 +48,12 @@ def tolerance():
 
 @pytest.fixture
 def make_unet():
-    """A text-to-image UNet of two levels, with cross-attention in the first and the middle."""
+    """The tiny UNet by seed, in evaluation mode."""
 
     def make(seed=0):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return UNet2DConditionModel(
-                sample_size=8,
-                block_out_channels=(16, 32),
-                layers_per_block=1,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=12,
-                attention_head_dim=4,
-                norm_num_groups=8,
-            ).eval()
+            return build_tiny_unet().eval()
 
     return make
 

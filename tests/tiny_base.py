@@ -12,6 +12,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 MAX_TOKENS = 16
 
 
+def build_tiny_unet():
+    """A text-to-image UNet of two levels, with cross-attention in the first and the middle."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
 def save_tiny_base(folder, seed=7):
     """Write the pipeline: 64 px, 8×8 latents, a tokenizer that knows single letters."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,16 +41,7 @@ def save_tiny_base(folder, seed=7):
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=12,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
+        unet = build_tiny_unet()
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
