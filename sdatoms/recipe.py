@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
+from typing import Any
 
 from PIL import Image
 
@@ -49,6 +50,12 @@ class Recipe:
     init_sha256: str | None = None
     """`hash_picture` of that other."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What pictures of other seeds, bases and atoms would share, by the names of forms."""
+        names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+        return {name: getattr(self, name) for name in (*names, "width", "height")}
 
 
 def compare_recipe(

@@ -305,13 +305,7 @@ def refer(path: Path) -> FileReference:
 def show(kept: Kept) -> Picture:
     recipe = kept.recipe
     parameters: dict[str, Any] = {
-        "prompt": recipe.prompt,
-        "negative_prompt": recipe.negative_prompt,
-        "num_inference_steps": recipe.num_inference_steps,
-        "guidance_scale": recipe.guidance_scale,
-        "scheduler": recipe.scheduler,
-        "width": recipe.width,
-        "height": recipe.height,
+        **recipe.settings,
         "base": recipe.base_model,
         "adapters": {used.name: used.strength for used in recipe.adapters},
     }

@@ -163,13 +163,7 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
             rows.append({"id": entry.id, **split_strength(used.strength)})
     settings = {
         "base": here,
-        "prompt": recipe.prompt,
-        "negative_prompt": recipe.negative_prompt,
-        "num_inference_steps": recipe.num_inference_steps,
-        "guidance_scale": recipe.guidance_scale,
-        "scheduler": recipe.scheduler,
-        "width": recipe.width,
-        "height": recipe.height,
+        **recipe.settings,
         "seed": recipe.seed,
         "adapters": rows,
     }
