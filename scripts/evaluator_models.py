@@ -6,7 +6,8 @@ positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z
 - concept: positives are all pictures of the same concept, whoever drew them, and its captions;
 - instance: the positive is the other view of the same picture. The same concept by another vendor
   is always in the batch: the hard negative;
-- style: positives are *other* pictures in the same drawing style: same vendor, same restyling.
+- style: positives are *other* pictures in the same drawing style: same vendor, same restyling;
+  and a cross-entropy over one learned direction a vendor.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
 equation 2.
@@ -27,7 +28,16 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sdatoms.evaluator import StyleHead
 
-__all__ = ["blur", "build_clip", "contrast", "make_view", "train_clip", "train_head"]
+__all__ = [
+    "StyleLearner",
+    "blur",
+    "build_clip",
+    "contrast",
+    "make_view",
+    "move",
+    "train_clip",
+    "train_head",
+]
 
 SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
 TEMPERATURE = 0.1
@@ -138,6 +148,16 @@ def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.clamp(0, 1)
 
 
+def move(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures `(n, 3, 64, 64)` in [0, 1], mirrored half of the time and moved by up to 4 px: every
+    pixel as its vendor's program drew it."""
+    mirror = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirror[:, None, None, None], x.flip(-1), x)
+    dx, dy = torch.randint(0, 9, (2,), generator=generator).tolist()
+    side = x.shape[-1]
+    return F.pad(x, (4, 4, 4, 4), value=1.0)[..., dy : dy + side, dx : dx + side]
+
+
 def blur(x: Tensor) -> Tensor:
     """A binomial 5×5 blur."""
     line = torch.tensor([1.0, 4, 6, 4, 1]) / 16
@@ -189,8 +209,18 @@ def train_clip(
         yield Step(step + 1, float(loss.detach()), lr)
 
 
+class StyleLearner(nn.Module):
+    """A style head, and the vendors' directions in its second half, which are not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = StyleHead()
+        half = self.head.drawing.out_features
+        self.vendors = nn.Parameter(torch.randn(len(VENDORS), half) / half**0.5)
+
+
 def train_head(
-    head: StyleHead,
+    learner: StyleLearner,
     optimizer: torch.optim.Optimizer,
     ema,
     collection: Collection,
@@ -204,12 +234,13 @@ def train_head(
 ) -> Iterator[Step]:
     """Fit the style head to a collection without held-out concepts.
 
-    A batch is two views of two vendors' pictures of each of `concepts_per_batch` concepts; a share
-    `restyled` of the pictures is recoloured, vendor by vendor.
+    A batch is two views of two vendors' pictures of each of `concepts_per_batch` concepts, one
+    augmented and one only moved; a share `restyled` of the pictures is recoloured, vendor by
+    vendor.
     """
     by_concept = group_pictures(collection)
-    parameters = list(head.parameters())
-    head.train()
+    parameters = list(learner.parameters())
+    learner.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
@@ -217,11 +248,14 @@ def train_head(
         plain = torch.rand(len(pick), generator=generator) >= restyled
         group = torch.where(plain, 0, vendor + 1)
         x = restyle(collection.pictures[pick].float() / 255, group, generator)
-        views = torch.cat([make_view(x, generator), make_view(x, generator)]) * 2 - 1
+        views = torch.cat([make_view(x, generator), move(x, generator)]) * 2 - 1
         lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            styles = head(views.contiguous(memory_format=torch.channels_last))
-        loss = match_styles(styles * 2**0.5, vendor + (~plain) * len(VENDORS))
+            styles = learner.head(views.contiguous(memory_format=torch.channels_last)) * 2**0.5
+        named = styles.chunk(2, 1)[1] @ F.normalize(learner.vendors, dim=1).T / TEMPERATURE
+        shown = plain.repeat(2)
+        loss = match_styles(styles, vendor + (~plain) * len(VENDORS))
+        loss = loss + F.cross_entropy(named[shown], vendor.repeat(2)[shown], label_smoothing=0.05)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

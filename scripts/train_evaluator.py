@@ -117,19 +117,20 @@ def run_clip(args: argparse.Namespace, everything: Collection, tokenizer) -> Non
 
 
 def run_head(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
-    head = StyleHead()
+    learner = models.StyleLearner()
     shown = everything.take(~everything.held_out)
     fit = lambda optimizer, ema, start: models.train_head(
-        head, optimizer, ema, shown, steps=args.steps, start=start, seed=args.seed
+        learner, optimizer, ema, shown, steps=args.steps, start=start, seed=args.seed
     )
 
     def show() -> dict:
         clip = models.build_clip(len(tokenizer))
-        found = score_styles(make_evaluator(clip, head, tokenizer, args.run_dir), everything)
-        head.requires_grad_(True).train()
+        evaluator = make_evaluator(clip, learner.head, tokenizer, args.run_dir)
+        found = score_styles(evaluator, everything)
+        learner.requires_grad_(True).train()
         return found
 
-    fit_part(args, "head", head, fit, show)
+    fit_part(args, "head", learner, fit, show)
 
 
 def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, show) -> None:
@@ -143,7 +144,7 @@ def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, sh
 
 def run_export(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
     clip = load_ema(models.build_clip(len(tokenizer)), args.run_dir / "clip.pt")
-    head = load_ema(StyleHead(), args.run_dir / "head.pt")
+    head = load_ema(models.StyleLearner(), args.run_dir / "head.pt").head
     staging = args.output_dir.with_name(args.output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     evaluator = make_evaluator(clip, head, tokenizer, args.run_dir, staging)

@@ -35,6 +35,21 @@ HEAD_FILE = "style_head.safetensors"
 BATCH = 64
 
 
+class StyleLevel(nn.Module):
+    """One resolution of a style head: a convolution into it and, below the first, a residual one;
+    at full resolution the second costs more than it finds."""
+
+    def __init__(self, channels: int, width: int, first: bool) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(channels, width, 3, stride=1 if first else 2, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(width // 4, width) for _ in range(2 - first))
+        self.inner = None if first else nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norms[0](self.entry(x)))
+        return x if self.inner is None else x + F.gelu(self.norms[1](self.inner(x)))
+
+
 class StyleHead(nn.Module):
     """Pictures → style embedding `(B, size)`, rows of length 1, by a few plain convolutions.
 
@@ -48,20 +63,19 @@ class StyleHead(nn.Module):
     def __init__(self, widths: Sequence[int] = (32, 64, 96, 128), size: int = 128) -> None:
         """`widths` are the levels' channels; every level but the first halves the resolution."""
         super().__init__()
-        steps = list(zip((3, *widths[:-1]), widths, strict=True))
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=2 if level else 1, padding=1)
-            for level, (i, o) in enumerate(steps)
+        channels = (3, *widths[:-1])
+        self.levels = nn.ModuleList(
+            StyleLevel(i, o, first=level == 0)
+            for level, (i, o) in enumerate(zip(channels, widths, strict=True))
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(o // 4, o) for o in widths)
         self.instance = nn.Linear(16 * widths[-1], size // 2)
         self.drawing = nn.Linear(2 * sum(widths), size // 2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values`: `(B, 3, height, width)` in [-1, 1], at least 32 px."""
         x, pooled = pixel_values, []
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.gelu(norm(convolution(x)))
+        for level in self.levels:
+            x = level(x)
             pooled += [x.mean((2, 3)), (x.var((2, 3)) + 1e-4).sqrt()]
         halves = (
             self.instance(F.adaptive_avg_pool2d(x, 4).flatten(1)),
@@ -200,8 +214,8 @@ def read_head(path: Path) -> StyleHead:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        levels = sum(name.startswith("norms") for name in tensors) // 2
-        widths = [len(tensors[f"norms.{level}.weight"]) for level in range(levels)]
+        levels = sum(name.endswith("entry.weight") for name in tensors)
+        widths = [len(tensors[f"levels.{level}.entry.weight"]) for level in range(levels)]
         head = StyleHead(widths, 2 * len(tensors["drawing.weight"]))
         head.load_state_dict(tensors)
     except Exception as error:  # safetensors has an error class of its own for broken files

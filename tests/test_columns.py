@@ -9,7 +9,7 @@ from layer_cases import inject_one
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sdatoms import inject
+from sdatoms import AtomLinear, inject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +40,7 @@ def make_case(flavour, setting, rng, dtype=torch.float32, **asked):
     return injection, x.to(dtype).requires_grad_()
 
 
-def forms_weight(layer: Any, x):
+def forms_weight(layer, x):
     """Whether the layer forms `ΔW` for this input."""
     formed = []
     hooks = [d.register_forward_hook(lambda *_: formed.append(1)) for d in layer.deltas.values()]
@@ -50,9 +50,9 @@ def forms_weight(layer: Any, x):
     return bool(formed)
 
 
-def form_output(layer: Any, x: Any):
+def form_output(layer: Any, x):
     """The layer's output from the tuned weight."""
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, AtomLinear):
         return nn.functional.linear(x, layer.tuned_weight(), layer.bias)
     return layer._conv_forward(x, layer.tuned_weight(), layer.bias)
 
@@ -205,3 +205,12 @@ def test_lora_beside_it_gives_the_sum(rng, perturb):
     added = lora.lora_B["default"](lora.lora_A["default"](x)) * lora.scaling["default"]
     torch.testing.assert_close(model(x), alone + added)
     torch.testing.assert_close(alone, plain)
+
+
+def test_a_resumed_layer_goes_the_way_the_uninterrupted_one_goes(rng, perturb):
+    injection, x = make_case("3x3", "overcomplete", rng)
+    perturb(injection, 0.3)
+    other, _ = make_case("3x3", "overcomplete", rng)
+    other.load_state_dict(injection.state_dict())
+    assert not forms_weight(other.layers["0"], x)
+    assert torch.equal(other.layers["0"](x), injection.layers["0"](x))
