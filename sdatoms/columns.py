@@ -17,6 +17,7 @@ times both ways.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,14 +27,14 @@ from torch.nn import functional as F
 
 from sdatoms.deltas import Delta
 
-__all__ = ["convolve_columns", "count_positions", "multiply_columns", "pick_columns"]
+__all__ = ["convolve_columns", "count_positions", "keep_bits", "multiply_columns", "pick_columns"]
 
 
 def pick_columns(layer: Any, positions: int) -> dict[str, Delta] | None:
     """View → delta of a layer whose atoms should meet the input's columns; None: form the weight.
 
-    Only while training: without gradients, and until the atoms move for the first time, the layer
-    takes the base's own convolution or product and, with atoms at zero, gives the base's own bits.
+    Only while training: without gradients a layer with atoms at zero takes the base's own
+    convolution or product, and gives the base's own bits; `keep_bits` sees to it with them.
 
     Args:
         positions: of the whole batch, in the output.
@@ -47,11 +48,23 @@ def pick_columns(layer: Any, positions: int) -> dict[str, Delta] | None:
     if positions * side**2 > len(layer.weight) or not layer.weight.is_contiguous():
         return None
     atoms = [p for delta in deltas.values() for p in delta.parameters()]
-    if not any(p.requires_grad for p in atoms):
-        return None
-    if not torch.compiler.is_compiling() and all(p._version == 0 for p in atoms):
-        return None
-    return deltas
+    return deltas if any(p.requires_grad for p in atoms) else None
+
+
+def keep_bits(y: Tensor, deltas: dict[str, Delta], run_base: Callable[[], Tensor]) -> Tensor:
+    """`y`, or before the atoms' first step the base's own bits with the gradients of `y`.
+
+    Whether atoms are still at zero is asked, which makes a GPU wait, only until something has
+    written to them; a compiled model is not asked.
+    """
+    if torch.compiler.is_compiling():
+        return y
+    atoms = [p for delta in deltas.values() for p in delta.parameters()]
+    if any(p._version for p in atoms) or any(d.delta_atoms().any() for d in deltas.values()):
+        return y
+    with torch.no_grad():
+        base = run_base()
+    return base + (y - y.detach())
 
 
 def convolve_columns(layer: nn.Conv2d, x: Tensor, deltas: dict[str, Delta]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdatoms.columns import (
     convolve_columns,
     count_positions,
+    keep_bits,
     multiply_columns,
     pick_columns,
 )
@@ -116,7 +117,8 @@ class AtomConv2d(OneWeightLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         deltas = pick_columns(self, count_positions(self, input)) if input.dim() == 4 else None
         if deltas:
-            return convolve_columns(self, input, deltas)
+            base = lambda: self._conv_forward(input, self.weight, self.bias)
+            return keep_bits(convolve_columns(self, input, deltas), deltas, base)
         return self._conv_forward(input, self.tuned_weight(), self.bias)
 
 
@@ -141,7 +143,8 @@ class AtomLinear(OneWeightLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         deltas = pick_columns(self, input.numel() // max(1, self.in_features))
         if deltas and input.dim() > 1:
-            return multiply_columns(self, input, deltas)
+            base = lambda: nn.functional.linear(input, self.weight, self.bias)
+            return keep_bits(multiply_columns(self, input, deltas), deltas, base)
         return nn.functional.linear(input, self.tuned_weight(), self.bias)
 
 

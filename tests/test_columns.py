@@ -1,6 +1,7 @@
 """Laws of the product that stands for a tuned weight while atoms train: the same output, the same
 gradients, and never where it does not pay or would cost bits."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -135,14 +136,25 @@ def test_the_weight_is_formed_where_columns_do_not_pay(rng, perturb):
 def test_until_the_first_step_the_bits_are_the_base_s_with_gradients_too(rng, flavour, setting):
     injection, x = make_case(flavour, setting, rng)
     layer, plain = injection.layers["0"], injection.bases["0"]
-    assert torch.equal(layer(x), plain(x))
-    assert forms_weight(layer, x)
+    atoms = [p for p in layer.deltas.parameters() if not p.any()]
+    assert not forms_weight(layer, x)
+    y, expected = layer(x), form_output(layer, x)
+    assert torch.equal(y, plain(x)) and y.stride() == expected.stride()
+    weights = torch.randn(y.shape, generator=rng)
+    for own, other in zip(
+        *(torch.autograd.grad((out * weights).sum(), [*atoms, x]) for out in (y, expected)),
+        strict=True,
+    ):
+        assert own.any()
+        torch.testing.assert_close(own, other)
 
-    optimizer = torch.optim.SGD(injection.parameters(), lr=0.1)
+    copied = copy.deepcopy(layer)
+    optimizer = torch.optim.SGD(atoms, lr=0.1)
     layer(x).square().sum().backward()
     optimizer.step()
-    assert not forms_weight(layer, x)
     assert not torch.equal(layer(x), plain(x))
+    assert torch.equal(copied(x), plain(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x)), "a copy's atoms are not at zero"
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
