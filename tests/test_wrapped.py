@@ -383,7 +383,10 @@ def test_gradient_checkpointing_changes_no_gradient(x, make_convnet, perturb, re
 
     checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
 
-    assert all(torch.equal(p.grad, g) for p, g in zip(injection.parameters(), grads, strict=True))
+    for parameter, expected in zip(injection.parameters(), grads, strict=True):
+        # The reentrant kind runs forward without gradients first, where weights are formed.
+        assert reentrant or torch.equal(parameter.grad, expected)
+        torch.testing.assert_close(parameter.grad, expected)
 
 
 def test_autocast_in_bfloat16_trains_float32_atoms(x, make_convnet, perturb, tolerance):
