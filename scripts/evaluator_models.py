@@ -1,13 +1,10 @@
-r"""The bundled evaluator's networks, its three contrastive losses and its two training loops.
+r"""The bundled evaluator's CLIP: its networks, its contrastive loss and its training loop.
 
-Every loss is the supervised contrastive one on unit rows z with temperature τ: for an anchor i with
+The loss is the supervised contrastive one on unit rows z with temperature τ: for an anchor i with
 positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
 
-- concept: positives are all pictures of the same concept, whoever drew them, and its captions;
-- instance: the positive is the other view of the same picture. The same concept by another vendor
-  is always in the batch: the hard negative;
-- style: positives are *other* pictures in the same drawing style: same vendor, same restyling;
-  and a cross-entropy over one learned direction a vendor.
+Positives are all pictures of the same concept, whoever drew them, and its captions. The style
+head, in `evaluator_styles.py`, is trained the other way round.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
 equation 2.
@@ -22,25 +19,21 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from base_models import MAX_TOKENS, Step, scale_lr, set_rate
-from evaluator_data import VENDORS, Collection
+from evaluator_data import Collection
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from sdatoms.evaluator import StyleHead
-
 __all__ = [
-    "StyleLearner",
     "blur",
     "build_clip",
     "contrast",
+    "group_pictures",
     "make_view",
-    "move",
+    "pick_pictures",
     "train_clip",
-    "train_head",
 ]
 
 SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
-TEMPERATURE = 0.1
 
 
 def build_clip(vocab_size: int) -> CLIPModel:
@@ -99,21 +92,6 @@ def pick_pictures(
     return torch.cat(picks)
 
 
-def restyle(x: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:
-    """Recolour pictures `(n, 3, 64, 64)` in [0, 1], the same way within a group; group 0 stays.
-
-    A random mixing of the colour channels and a curve, ink on white paper kept white. It gives the
-    style head thousands of drawing styles to tell apart instead of seven.
-    """
-    groups = int(group.max()) + 1
-    mix = torch.eye(3) + 0.9 * torch.randn(groups, 3, 3, generator=generator)
-    mix = mix / mix.sum(2, keepdim=True).abs().clamp(min=0.5)
-    power = torch.exp(0.5 * torch.randn(groups, generator=generator))
-    ink = torch.einsum("nij,njhw->nihw", mix[group], 1 - x).clamp(0, 1)
-    changed = 1 - ink ** power[group][:, None, None, None]
-    return torch.where((group > 0)[:, None, None, None], changed, x)
-
-
 def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
     """One augmented view of each picture `(n, 3, 64, 64)` in [0, 1].
 
@@ -146,16 +124,6 @@ def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(x.shape, generator=generator)
     x = x + noise * 0.04 * uniform(-1, 1).clamp(min=0)[:, None, None, None]
     return x.clamp(0, 1)
-
-
-def move(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures `(n, 3, 64, 64)` in [0, 1], mirrored half of the time and moved by up to 4 px: every
-    pixel as its vendor's program drew it."""
-    mirror = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(mirror[:, None, None, None], x.flip(-1), x)
-    dx, dy = torch.randint(0, 9, (2,), generator=generator).tolist()
-    side = x.shape[-1]
-    return F.pad(x, (4, 4, 4, 4), value=1.0)[..., dy : dy + side, dx : dx + side]
 
 
 def blur(x: Tensor) -> Tensor:
@@ -209,61 +177,6 @@ def train_clip(
         yield Step(step + 1, float(loss.detach()), lr)
 
 
-class StyleLearner(nn.Module):
-    """A style head, and the vendors' directions in its second half, which are not kept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = StyleHead()
-        half = self.head.drawing.out_features
-        self.vendors = nn.Parameter(torch.randn(len(VENDORS), half) / half**0.5)
-
-
-def train_head(
-    learner: StyleLearner,
-    optimizer: torch.optim.Optimizer,
-    ema,
-    collection: Collection,
-    *,
-    steps: int,
-    start: int = 0,
-    concepts_per_batch: int = 32,
-    learning_rate: float = 2e-3,
-    restyled: float = 0.2,
-    seed: int = 0,
-) -> Iterator[Step]:
-    """Fit the style head to a collection without held-out concepts.
-
-    A batch is two views of two vendors' pictures of each of `concepts_per_batch` concepts, one
-    augmented and one only moved; a share `restyled` of the pictures is recoloured, vendor by
-    vendor.
-    """
-    by_concept = group_pictures(collection)
-    parameters = list(learner.parameters())
-    learner.train()
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
-        vendor = collection.vendor[pick]
-        plain = torch.rand(len(pick), generator=generator) >= restyled
-        group = torch.where(plain, 0, vendor + 1)
-        x = restyle(collection.pictures[pick].float() / 255, group, generator)
-        views = torch.cat([make_view(x, generator), move(x, generator)]) * 2 - 1
-        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            styles = learner.head(views.contiguous(memory_format=torch.channels_last)) * 2**0.5
-        named = styles.chunk(2, 1)[1] @ F.normalize(learner.vendors, dim=1).T / TEMPERATURE
-        shown = plain.repeat(2)
-        loss = match_styles(styles, vendor + (~plain) * len(VENDORS))
-        loss = loss + F.cross_entropy(named[shown], vendor.repeat(2)[shown], label_smoothing=0.05)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
-        yield Step(step + 1, float(loss.detach()), lr)
-
-
 def group_pictures(collection: Collection) -> list[Tensor]:
     """Indices of each concept's pictures."""
     return [(collection.concept == c).nonzero()[:, 0] for c in collection.concept.unique()]
@@ -278,13 +191,3 @@ def match_concepts(logit_scale: Tensor, images: Tensor, texts: Tensor, concept: 
     among = contrast(scale * images @ images.T, same, apart)
     logits, everything = scale * images @ texts.T, torch.ones_like(same)
     return (among + contrast(logits, same, everything) + contrast(logits.T, same, everything)) / 2
-
-
-def match_styles(styles: Tensor, style: Tensor) -> Tensor:
-    """The instance half's and the style half's losses. `styles (2n, e)`: two views of n pictures,
-    each half of length 1; `style (n,)` numbers the drawing styles."""
-    n = len(style)
-    instance, drawing = (half / TEMPERATURE @ half.T for half in styles.chunk(2, 1))
-    number, style = torch.arange(n).repeat(2), style.repeat(2)
-    same, itself = number[:, None] == number, torch.eye(2 * n, dtype=torch.bool)
-    return contrast(instance, same, ~itself) + contrast(drawing, style[:, None] == style, ~same)

@@ -68,7 +68,11 @@ def read_shown(packages, concepts):
 
 def run_autoencoder(args) -> None:
     pictures, held = read_shown(*read_data(args))
-    fit_autoencoder(args, models.build_autoencoder(), pictures, held, args.run_dir / "autoencoder")
+    model = models.build_autoencoder()
+    if args.from_export:
+        exported = AutoencoderKL.from_pretrained(args.output_dir / "vae")
+        model.load_state_dict(exported.float().state_dict())
+    fit_autoencoder(args, model, pictures, held, args.run_dir / "autoencoder")
 
 
 def run_decoder(args) -> None:

@@ -1,7 +1,7 @@
-"""Train the bundled evaluator: `python scripts/train_evaluator.py clip`, `… head` and `… export`
-(needs `npm`, and `resvg_py` the first time).
+"""Train the bundled evaluator: `python scripts/train_evaluator.py clip`, `… instance`, `… drawing`
+and `… export` (needs `npm`, and `resvg_py` the first time).
 
-`clip` and `head` may run at the same time. Both are seeded and resumable (run them again) and log
+The first three may run at the same time. Both are seeded and resumable (run them again) and log
 to `runs/evaluator/`. `export` writes `assets/emoji-clip/` and prints, as one JSON object, what that
 finds among the concepts in `held_out.txt`, which it has never seen: the same concept by another
 vendor, the vendor, the same picture, and the concept by its name.
@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import evaluator_models as models
+import evaluator_styles as styles
 import torch
 from base_data import write_caption
 from base_export import load_ema, to_pictures, train_tokenizer
@@ -64,11 +65,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     root = HERE.parent
-    parser.add_argument("stage", choices=("clip", "head", "export"))
+    parser.add_argument("stage", choices=("clip", "instance", "drawing", "export"))
     parser.add_argument("--run_dir", type=Path, default=root / "runs" / "evaluator")
     parser.add_argument("--packages", type=Path, default=root / "runs" / "base" / "packages")
     parser.add_argument("--output_dir", type=Path, default=root / "assets" / "emoji-clip")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--save_every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -77,7 +78,12 @@ def main() -> None:
     everything = load_collection(args.packages, args.run_dir / "pictures.pt")
     concepts = [c for c in everything.concepts if not c.held_out]
     tokenizer = train_tokenizer(concepts, args.run_dir / "tokenizer")
-    stage = {"clip": run_clip, "head": run_head, "export": run_export}[args.stage]
+    stage = {
+        "clip": run_clip,
+        "instance": run_instance,
+        "drawing": run_drawing,
+        "export": run_export,
+    }[args.stage]
     stage(args, everything, tokenizer)
 
 
@@ -102,7 +108,7 @@ def run_clip(args: argparse.Namespace, everything: Collection, tokenizer) -> Non
         ema,
         shown,
         write_tokens,
-        steps=args.steps,
+        steps=args.steps or 2400,
         start=start,
         seed=args.seed,
     )
@@ -116,21 +122,52 @@ def run_clip(args: argparse.Namespace, everything: Collection, tokenizer) -> Non
     fit_part(args, "clip", model, fit, show)
 
 
-def run_head(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
-    learner = models.StyleLearner()
-    shown = everything.take(~everything.held_out)
-    fit = lambda optimizer, ema, start: models.train_head(
-        learner, optimizer, ema, shown, steps=args.steps, start=start, seed=args.seed
+def run_instance(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
+    head = StyleHead()
+    fit = lambda optimizer, ema, start: styles.train_instance(
+        head.instance,
+        optimizer,
+        ema,
+        everything.take(~everything.held_out),
+        steps=args.steps or 1000,
+        start=start,
+        seed=args.seed,
     )
 
     def show() -> dict:
-        clip = models.build_clip(len(tokenizer))
-        evaluator = make_evaluator(clip, learner.head, tokenizer, args.run_dir)
-        found = score_styles(evaluator, everything)
-        learner.requires_grad_(True).train()
-        return found
+        found = show_styles(args, head, everything, tokenizer)["same_picture"]
+        head.requires_grad_(True).train()
+        return {"same_picture": found}
 
-    fit_part(args, "head", learner, fit, show)
+    fit_part(args, "instance", head.instance, fit, show)
+
+
+def run_drawing(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
+    learner, head = styles.DrawingLearner(), StyleHead()
+    head.drawing = learner.net
+    shown = everything.take(~everything.held_out)
+    fit = lambda optimizer, ema, start: styles.train_drawing(
+        learner,
+        optimizer,
+        ema,
+        shown,
+        steps=args.steps or 1600,
+        start=start,
+        seed=args.seed,
+    )
+
+    def show() -> dict:
+        styles.settle(learner.net, shown)
+        found = show_styles(args, head, everything, tokenizer)["vendor"]
+        head.requires_grad_(True).train()
+        return {"vendor": found}
+
+    fit_part(args, "drawing", learner, fit, show)
+
+
+def show_styles(args: argparse.Namespace, head: StyleHead, everything: Collection, tokenizer):
+    clip = models.build_clip(len(tokenizer))
+    return score_styles(make_evaluator(clip, head, tokenizer, args.run_dir), everything)
 
 
 def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, show) -> None:
@@ -144,7 +181,11 @@ def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, sh
 
 def run_export(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
     clip = load_ema(models.build_clip(len(tokenizer)), args.run_dir / "clip.pt")
-    head = load_ema(models.StyleLearner(), args.run_dir / "head.pt").head
+    head = StyleHead()
+    load_ema(head.instance, args.run_dir / "instance.pt")
+    learner = load_ema(styles.DrawingLearner(), args.run_dir / "drawing.pt")
+    styles.settle(learner.net, everything.take(~everything.held_out))
+    head.drawing = learner.net
     staging = args.output_dir.with_name(args.output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     evaluator = make_evaluator(clip, head, tokenizer, args.run_dir, staging)
@@ -191,12 +232,13 @@ def score_concepts(
 def score_styles(evaluator: Evaluator, everything: Collection) -> dict[str, float]:
     """What the style side finds among held-out concepts; shares in [0, 1]."""
     held = everything.take(everything.held_out)
-    styles = evaluator.embed_styles(show_pictures(held))
+    seen = evaluator.embed_styles(show_pictures(held))
     generator = torch.Generator().manual_seed(0)
     views = models.make_view(held.pictures.float() / 255, generator) * 2 - 1
     again = evaluator.embed_styles(to_pictures(views))
-    found = (again @ styles.T).argmax(1) == torch.arange(len(styles))
-    vendor = find_vendor(evaluator, everything, styles)
+    half = seen.shape[1] // 2
+    found = (again[:, :half] @ seen[:, :half].T).argmax(1) == torch.arange(len(seen))
+    vendor = find_vendor(evaluator, everything, seen)
     return {
         "vendor": float((vendor == held.vendor).float().mean()),
         "same_picture": float(found.float().mean()),
@@ -215,7 +257,7 @@ def score_across(seen: torch.Tensor, held: Collection) -> float:
     return float(torch.cat(hits).float().mean())
 
 
-def find_vendor(evaluator: Evaluator, everything: Collection, styles: torch.Tensor):
+def find_vendor(evaluator: Evaluator, everything: Collection, seen: torch.Tensor):
     """The vendor whose mean drawing style, over up to 200 pictures trained on, is nearest to each
     row: by the second half of the embedding."""
     shown = everything.take(~everything.held_out)
@@ -226,8 +268,8 @@ def find_vendor(evaluator: Evaluator, everything: Collection, styles: torch.Tens
         mask = torch.zeros(len(shown.vendor), dtype=torch.bool)
         mask[own] = True
         means.append(evaluator.embed_styles(show_pictures(shown.take(mask))).mean(0))
-    means, half = torch.stack(means), styles.shape[1] // 2
-    return (styles[:, half:] @ torch.nn.functional.normalize(means[:, half:], dim=1).T).argmax(1)
+    means, half = torch.stack(means), seen.shape[1] // 2
+    return (seen[:, half:] @ torch.nn.functional.normalize(means[:, half:], dim=1).T).argmax(1)
 
 
 def show_pictures(collection: Collection):

@@ -35,53 +35,89 @@ HEAD_FILE = "style_head.safetensors"
 BATCH = 64
 
 
-class StyleLevel(nn.Module):
-    """One resolution of a style head: a convolution into it and, below the first, a residual one;
-    at full resolution the second costs more than it finds."""
-
-    def __init__(self, channels: int, width: int, first: bool) -> None:
-        super().__init__()
-        self.entry = nn.Conv2d(channels, width, 3, stride=1 if first else 2, padding=1)
-        self.norms = nn.ModuleList(nn.GroupNorm(width // 4, width) for _ in range(2 - first))
-        self.inner = None if first else nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norms[0](self.entry(x)))
-        return x if self.inner is None else x + F.gelu(self.norms[1](self.inner(x)))
-
-
 class StyleHead(nn.Module):
-    """Pictures → style embedding `(B, size)`, rows of length 1, by a few plain convolutions.
+    """Pictures → style embedding `(B, size)`, rows of length 1, by two small convolutional nets.
 
     Who drew a thing shows in outlines, gradients and the palette, pixel by pixel, before a vision
-    transformer has cut its patches. The first half of the embedding, from a 4×4 map of the last
-    features, tells pictures apart; the second, from mean and deviation of every level's features,
-    tells drawing styles apart. Each half has length √½, so that a cosine is the mean of the two
+    transformer has cut its patches. The first half of the embedding tells pictures apart; the
+    second tells drawing styles apart. Each has length √½, so that a cosine is the mean of the two
     halves' cosines.
     """
 
     def __init__(self, widths: Sequence[int] = (32, 64, 96, 128), size: int = 128) -> None:
         """`widths` are the levels' channels; every level but the first halves the resolution."""
         super().__init__()
-        channels = (3, *widths[:-1])
-        self.levels = nn.ModuleList(
-            StyleLevel(i, o, first=level == 0)
-            for level, (i, o) in enumerate(zip(channels, widths, strict=True))
-        )
-        self.instance = nn.Linear(16 * widths[-1], size // 2)
-        self.drawing = nn.Linear(2 * sum(widths), size // 2)
+        self.instance = InstanceNet(widths, size // 2)
+        self.drawing = DrawingNet(widths, size // 2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values`: `(B, 3, height, width)` in [-1, 1], at least 32 px."""
-        x, pooled = pixel_values, []
+        halves = [net(pixel_values) for net in (self.instance, self.drawing)]
+        return torch.cat(halves, 1) / 2**0.5
+
+
+class InstanceNet(nn.Module):
+    """Pictures → `(B, size)`, rows of length 1, from a 4×4 map of the last features: where what
+    is."""
+
+    def __init__(self, widths: Sequence[int], size: int) -> None:
+        super().__init__()
+        steps = list(zip((3, *widths[:-1]), widths, strict=True))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2 if level else 1, padding=1)
+            for level, (i, o) in enumerate(steps)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(o // 4, o) for o in widths)
+        self.embed = nn.Linear(16 * widths[-1], size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x)))
+        x = self.embed(F.adaptive_avg_pool2d(x, 4).flatten(1))
+        return F.normalize(x.float(), dim=1)
+
+
+class DrawingNet(nn.Module):
+    """Pictures → `(B, size)`, rows of length 1, from mean and deviation of every level's features.
+
+    Batch normalization, because normalizing each picture by itself would take away the very
+    statistics that the deviations are to show.
+    """
+
+    def __init__(self, widths: Sequence[int], size: int) -> None:
+        super().__init__()
+        steps = list(zip((3, *widths[:-1]), widths, strict=True))
+        self.levels = nn.ModuleList(
+            DrawingLevel(i, o, first=level == 0) for level, (i, o) in enumerate(steps)
+        )
+        self.embed = nn.Linear(2 * sum(widths), size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = []
         for level in self.levels:
             x = level(x)
             pooled += [x.mean((2, 3)), (x.var((2, 3)) + 1e-4).sqrt()]
-        halves = (
-            self.instance(F.adaptive_avg_pool2d(x, 4).flatten(1)),
-            self.drawing(torch.cat(pooled, 1)),
-        )
-        return torch.cat([F.normalize(half.float(), dim=1) for half in halves], 1) / 2**0.5
+        return F.normalize(self.embed(torch.cat(pooled, 1)).float(), dim=1)
+
+
+class DrawingLevel(nn.Module):
+    """A plain convolution at full resolution; below it, a residual block that halves the side."""
+
+    def __init__(self, channels: int, width: int, first: bool) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(channels, width, 3, stride=1 if first else 2, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.inner = self.inner_norm = self.skip = None
+        if not first:
+            self.inner = nn.Conv2d(width, width, 3, padding=1)
+            self.inner_norm = nn.BatchNorm2d(width)
+            self.skip = nn.Conv2d(channels, width, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.entry(x)))
+        if self.inner is None or self.inner_norm is None or self.skip is None:
+            return y
+        return F.relu(self.inner_norm(self.inner(y)) + self.skip(x))
 
 
 class Evaluator:
@@ -213,10 +249,10 @@ def read_head(path: Path) -> StyleHead:
     """
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         levels = sum(name.endswith("entry.weight") for name in tensors)
-        widths = [len(tensors[f"levels.{level}.entry.weight"]) for level in range(levels)]
-        head = StyleHead(widths, 2 * len(tensors["drawing.weight"]))
+        widths = [len(tensors[f"drawing.levels.{level}.entry.weight"]) for level in range(levels)]
+        head = StyleHead(widths, 2 * len(tensors["drawing.embed.weight"]))
         head.load_state_dict(tensors)
     except Exception as error:  # safetensors has an error class of its own for broken files
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -243,5 +279,8 @@ def save_evaluator(
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     ).save_pretrained(folder)
-    tensors = {name: value.half().contiguous() for name, value in head.state_dict().items()}
+    tensors = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in head.state_dict().items()
+    }
     save_file(tensors, folder / HEAD_FILE)

@@ -59,7 +59,7 @@ def test_saved_and_opened_twice_is_the_same_evaluator(evaluator_folder, pictures
     first = load_evaluator(str(evaluator_folder))
     save_evaluator(tmp_path / "again", first.clip, first.style, first.tokenizer, size=16)
     again = load_evaluator(str(tmp_path / "again"))
-    assert isinstance(again.style, StyleHead) and len(again.style.levels) == 2
+    assert isinstance(again.style, StyleHead) and len(again.style.drawing.levels) == 2
     assert torch.equal(first.embed_concepts(pictures), again.embed_concepts(pictures))
     assert torch.equal(first.embed_styles(pictures), again.embed_styles(pictures))
     assert torch.equal(first.embed_texts(["cat"]), again.embed_texts(["cat"]))

@@ -15,14 +15,15 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import evaluate_base
     import evaluator_models
+    import evaluator_styles
 
-    yield evaluator_models, evaluate_base
+    yield evaluator_models, evaluate_base, evaluator_styles
     for name in [n for n in sys.modules if n.startswith(("evaluat", "base_", "make_sub"))]:
         monkeypatch.delitem(sys.modules, name)
 
 
 def test_the_contrastive_loss_is_the_published_formula(scripts, rng):
-    models, _ = scripts
+    models, *_ = scripts
     z = F.normalize(torch.randn(6, 4, generator=rng), dim=1)
     label = torch.tensor([0, 0, 0, 1, 1, 2])
     logits, apart = z @ z.T / 0.1, ~torch.eye(6, dtype=torch.bool)
@@ -37,7 +38,7 @@ def test_the_contrastive_loss_is_the_published_formula(scripts, rng):
 
 
 def test_every_batch_holds_two_vendors_of_each_concept(scripts, rng):
-    models, _ = scripts
+    models, *_ = scripts
     concept = torch.arange(12).repeat_interleave(3)
     vendor = torch.arange(3).repeat(12)
     collection = type("Shown", (), {"concept": concept, "vendor": vendor})
@@ -50,7 +51,7 @@ def test_every_batch_holds_two_vendors_of_each_concept(scripts, rng):
 
 
 def test_restyling_is_one_per_group_and_leaves_group_0_and_paper_alone(scripts, rng):
-    models, _ = scripts
+    *_, models = scripts
     one = torch.rand(1, 3, 8, 8, generator=rng)
     one[..., 0] = 1.0
     x = one.repeat(5, 1, 1, 1)
@@ -62,7 +63,7 @@ def test_restyling_is_one_per_group_and_leaves_group_0_and_paper_alone(scripts, 
 
 
 def test_views_keep_shape_and_range_and_follow_the_seed(scripts):
-    models, _ = scripts
+    models, *_ = scripts
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     make = lambda seed: models.make_view(x, torch.Generator().manual_seed(seed))
     view = make(0)
@@ -73,14 +74,37 @@ def test_views_keep_shape_and_range_and_follow_the_seed(scripts):
 
 
 def test_a_rank_counts_the_real_pictures_that_are_nearer(scripts):
-    _, judge = scripts
+    _, judge, _ = scripts
     nearness = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])
     assert judge.rank_own(nearness, [1, 0]).tolist() == [0, 2]
 
 
 def test_a_picture_shrinks_to_its_own_averages(scripts, rng):
-    _, judge = scripts
+    _, judge, _ = scripts
     x = torch.rand(2, 3, 64, 64, generator=rng)
     rows = judge.shrink(x)
     assert rows.shape == (2, 3 * 32 * 32)
     torch.testing.assert_close(rows[1, 0], x[1, 0, :2, :2].mean())
+
+
+def test_moving_takes_pixels_as_they_are(scripts, rng):
+    *_, styles = scripts
+    x = torch.rand(6, 3, 16, 16, generator=rng)
+    moved = styles.move(x, torch.Generator().manual_seed(0))
+    assert moved.shape == x.shape and not torch.equal(moved, x)
+    for own, picture in zip(moved, x, strict=True):
+        known = set(picture.flatten().tolist()) | {1.0}
+        assert set(own.flatten().tolist()) <= known
+
+
+def test_settling_measures_the_statistics_of_the_pictures_themselves(scripts, rng):
+    *_, styles = scripts
+    learner = styles.DrawingLearner()
+    pictures = torch.randint(0, 256, (64, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    styles.settle(learner.net, type("Shown", (), {"pictures": pictures}))
+    level = learner.net.levels[0]
+    features = level.entry(pictures.float() / 127.5 - 1)
+    torch.testing.assert_close(level.norm.running_mean, features.mean((0, 2, 3)))
+    again = level.norm.running_mean.clone()
+    styles.settle(learner.net, type("Shown", (), {"pictures": pictures}))
+    torch.testing.assert_close(level.norm.running_mean, again)
