@@ -129,7 +129,7 @@ def run_instance(args: argparse.Namespace, everything: Collection, tokenizer) ->
         optimizer,
         ema,
         everything.take(~everything.held_out),
-        steps=args.steps or 1000,
+        steps=args.steps or 800,
         start=start,
         seed=args.seed,
     )
@@ -151,7 +151,7 @@ def run_drawing(args: argparse.Namespace, everything: Collection, tokenizer) -> 
         optimizer,
         ema,
         shown,
-        steps=args.steps or 1600,
+        steps=args.steps or 3200,
         start=start,
         seed=args.seed,
     )
