@@ -311,7 +311,7 @@ def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
         pipe := load_base(config.pretrained_model_name_or_path),
         tmp_path / "whole" / "checkpoints" / "step-000002" / "atoms.safetensors",
     )
-    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.sample_batch_size)
+    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.train_batch_size)
     adapters.clear()
     for k, picture in enumerate(again):
         kept = tmp_path / "whole" / "samples" / "unrelated" / f"step-000002-{k}.png"
