@@ -58,9 +58,11 @@ def read_picture(path: Path) -> Image.Image:
                     f"the picture {path.name!r} has {opened.width}×{opened.height} pixels; at most "
                     "100 million are read"
                 )
-            picture = use_profile(reduce_depth(ImageOps.exif_transpose(opened)))
+            picture = reduce_depth(ImageOps.exif_transpose(opened))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
+            picture = use_profile(picture)
+            if picture.mode == "RGBA":
                 canvas = Image.new("RGBA", picture.size, "white")
                 canvas.alpha_composite(picture)
                 picture = canvas
@@ -75,12 +77,11 @@ def reduce_depth(picture: Image.Image) -> Image.Image:
     """Grey of more than 8 bits as 8; Pillow by itself would make white of all above 255."""
     if picture.mode[0] not in "IF":
         return picture
-    grey = np.asarray(picture, dtype=np.float32)
+    grey = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(min=0)
     most = float(grey.max(initial=0.0))
-    full = next((top for top in (1, 255, 65535) if most <= top), most)
-    if picture.mode.startswith("I;16"):
-        full = 65535  # a dark picture is not stretched
-    return Image.fromarray((grey.clip(min=0) * (255 / full)).round().astype(np.uint8))
+    tops = {"I": (255, 65535), "F": (1, 255, 65535)}.get(picture.mode, (65535,))
+    full = next((top for top in tops if most <= top), most)
+    return Image.fromarray((grey * (255 / full)).round().astype(np.uint8))
 
 
 def use_profile(picture: Image.Image) -> Image.Image:
@@ -89,11 +90,11 @@ def use_profile(picture: Image.Image) -> Image.Image:
     profile = picture.info.get("icc_profile")
     if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
         return picture
-    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+    mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+    # ImportError: some builds of Pillow are without littleCMS.
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, ImportError):
         own, plain = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
-        seen = ImageCms.profileToProfile(picture, own, plain, outputMode=mode)
-        return seen or picture
+        return ImageCms.profileToProfile(picture, own, plain, outputMode=mode) or picture
     return picture
 
 
