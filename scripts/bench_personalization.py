@@ -178,7 +178,6 @@ def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> M
         pipe,
         config,
         check_pictures(config),
-        args.output_dir / "class_images",
         paints=False,
         wait=lambda: None,
         log=print,

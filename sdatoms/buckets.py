@@ -39,7 +39,8 @@ def list_buckets(text: str | None, resolution: int, grid: int, unit: int) -> lis
 
     Args:
         grid: px that the base's autoencoder and UNet halve away; sides of the automatic buckets
-            are multiples of it, so that no feature map is cut.
+            are multiples of it, so that no feature map is cut, or of an eighth of the resolution
+            where that is less: small bases would have no bucket but the square.
         unit: px of one latent pixel; named sides are multiples of it.
 
     Raises:
@@ -50,6 +51,7 @@ def list_buckets(text: str | None, resolution: int, grid: int, unit: int) -> lis
     if text is None:
         return [(resolution, resolution)]
     if text == "auto":
+        grid = max(unit, min(grid, resolution // 8 // unit * unit))
         sides = range(grid, int(resolution * math.sqrt(STEEPEST)) + 1, grid)
         pairs = {(side, resolution**2 // side // grid * grid) for side in sides}
         both = pairs | {(w, h) for h, w in pairs} | {(resolution, resolution)}

@@ -6,6 +6,7 @@ run would have, and N processes share one batch as one process would have drawn 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdatoms.denoising import Denoising
@@ -20,7 +23,17 @@ from sdatoms.encodings import Encoded
 from sdatoms.pipeline import paint
 from sdatoms.preflight import PICTURE_SUFFIXES
 
-__all__ = ["Batch", "Draw", "draw_batches", "make_class_pictures", "name_bad_rows"]
+__all__ = [
+    "Batch",
+    "Draw",
+    "draw_batches",
+    "find_other_class",
+    "make_class_pictures",
+    "name_bad_rows",
+]
+
+PROMPT = "prompt"
+"""Key of a class picture's own prompt in its PNG."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +174,15 @@ def make_class_pictures(
     """Paint class pictures with the base until `folder` holds `count`; returns how many were
     painted."""
     folder.mkdir(parents=True, exist_ok=True)
-    present = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
+    present = {p.name for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
     missing = count - len(present)
     if missing <= 0:
         return 0
     log(f"painting {missing} class pictures of {prompt!r}")
-    seeds = [seed * 100_003 + len(present) + k for k in range(missing)]
+    free = (k for k in itertools.count(seed * 100_003) if name_class_picture(k) not in present)
+    seeds = list(itertools.islice(free, missing))
+    facts = PngInfo()
+    facts.add_itxt(PROMPT, prompt)
     for start in range(0, missing, batch_size):
         tell()
         part = seeds[start : start + batch_size]
@@ -174,6 +190,20 @@ def make_class_pictures(
         for number, picture in zip(part, pictures, strict=True):
             # Renamed when whole: a run killed here must not leave half a picture.
             unfinished = folder / f".class-{number:09d}.tmp"
-            picture.save(unfinished, format="PNG")
-            unfinished.replace(folder / f"class-{number:09d}.png")
+            picture.save(unfinished, format="PNG", pnginfo=facts)
+            unfinished.replace(folder / name_class_picture(number))
     return missing
+
+
+def name_class_picture(number: int) -> str:
+    return f"class-{number:09d}.png"
+
+
+def find_other_class(folder: Path, prompt: str) -> str | None:
+    """The prompt of class pictures painted here for another class; None where there is none."""
+    for path in sorted(folder.glob("class-*.png")):
+        with Image.open(path) as picture:
+            found = picture.info.get(PROMPT)
+        if isinstance(found, str) and found != prompt:
+            return found
+    return None

@@ -29,7 +29,7 @@ from sdatoms.text import Condition, TextStack
 
 __all__ = ["Encoded", "PromptTable", "encode_pictures"]
 
-VERSION = 1
+VERSION = 2
 """Rises when the same inputs would be encoded otherwise."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.buckets import list_buckets
-from sdatoms.dreambooth import Batch, make_class_pictures
+from sdatoms.dreambooth import Batch, find_other_class, make_class_pictures
 from sdatoms.encodings import Encoded, PromptTable, encode_pictures
 from sdatoms.errors import AtomError
 from sdatoms.pipeline import find_base
@@ -27,7 +27,6 @@ class Material:
 
     Args:
         pipe: the base, without atoms.
-        class_folder: where class pictures are painted unless `--class_data_dir` names a folder.
         paints: whether this process paints class pictures; the others wait for it.
         wait: returns when all processes have come here.
         log, tell: take a line for the log, and the name of what goes on.
@@ -38,7 +37,6 @@ class Material:
         pipe: Any,
         config: TrainConfig,
         folder: PictureFolder,
-        class_folder: Path,
         *,
         paints: bool,
         wait: Callable[[], None],
@@ -59,9 +57,9 @@ class Material:
         self.classes: list[Encoded] | None = None
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
             if paints:
-                self.paint_classes(class_folder)
+                self.paint_classes(find_class_folder(config))
             wait()
-            found = check_folder(class_folder, config.class_prompt or "")
+            found = check_folder(find_class_folder(config), config.class_prompt or "")
             self.classes = encode_pictures(pipe, found.sources, self.buckets, cache=cache)
         self.instances = encode_pictures(
             pipe,
@@ -157,7 +155,27 @@ def check_pictures(config: TrainConfig) -> PictureFolder:
         caption_column=config.caption_column,
         mask_dir=Path(config.mask_data_dir) if config.mask_data_dir else None,
     )
-    folder = Path(config.class_data_dir) if config.class_data_dir else None
-    if config.with_prior_preservation and folder and folder.is_dir() and any(folder.iterdir()):
-        check_folder(folder, config.class_prompt or "")
+    if config.with_prior_preservation and config.prior_preservation_mode == "images":
+        check_classes(find_class_folder(config), config.class_prompt or "")
     return found
+
+
+def find_class_folder(config: TrainConfig) -> Path:
+    """Where class pictures are, and missing ones are painted."""
+    return Path(config.class_data_dir or Path(config.output_dir) / "class_images")
+
+
+def check_classes(folder: Path, prompt: str) -> None:
+    """Refuse class pictures that cannot be used, or that an earlier run painted for another class.
+
+    Raises:
+        AtomError: names the pictures, or the class they show.
+    """
+    if not folder.is_dir() or not any(not p.name.startswith(".") for p in folder.iterdir()):
+        return
+    check_folder(folder, prompt)
+    if other := find_other_class(folder, prompt):
+        raise AtomError(
+            f"the class pictures in {str(folder)!r} were painted for {other!r}, not {prompt!r}; "
+            "name another --class_data_dir, or delete them"
+        )

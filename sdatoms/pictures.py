@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from sdatoms.errors import AtomError
@@ -43,7 +44,9 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The first frame as RGB, upright by its EXIF tag, transparency over white.
+    """The first frame as sRGB, upright by its EXIF tag, transparency over white.
+
+    A colour profile that the file carries is followed; 16 bits a channel become 8.
 
     Raises:
         AtomError: the file is corrupt or larger than 100 megapixels.
@@ -55,9 +58,11 @@ def read_picture(path: Path) -> Image.Image:
                     f"the picture {path.name!r} has {opened.width}×{opened.height} pixels; at most "
                     "100 million are read"
                 )
-            picture = ImageOps.exif_transpose(opened)
+            picture = reduce_depth(ImageOps.exif_transpose(opened))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
+            picture = use_profile(picture)
+            if picture.mode == "RGBA":
                 canvas = Image.new("RGBA", picture.size, "white")
                 canvas.alpha_composite(picture)
                 picture = canvas
@@ -66,6 +71,31 @@ def read_picture(path: Path) -> Image.Image:
         raise
     except Exception as error:
         raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
+
+
+def reduce_depth(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as 8; Pillow by itself would make white of all above 255."""
+    if picture.mode[0] not in "IF":
+        return picture
+    grey = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(min=0)
+    most = float(grey.max(initial=0.0))
+    tops = {"I": (255, 65535), "F": (1, 255, 65535)}.get(picture.mode, (65535,))
+    full = next((top for top in tops if most <= top), most)
+    return Image.fromarray((grey * (255 / full)).round().astype(np.uint8))
+
+
+def use_profile(picture: Image.Image) -> Image.Image:
+    """Colours as sRGB where the file says by a profile what its own mean, as phones and presses do;
+    a profile that cannot be read is overlooked."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return picture
+    mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+    # ImportError: some builds of Pillow are without littleCMS.
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, ImportError):
+        own, plain = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, own, plain, outputMode=mode) or picture
+    return picture
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

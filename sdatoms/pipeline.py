@@ -93,6 +93,8 @@ def load_base(
         )
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
+    if vae := getattr(pipe, "vae", None):
+        vae.enable_slicing()  # pictures of a batch decoded at once would be its peak of memory
     return pipe.to(device or pick_device())
 
 

@@ -24,7 +24,11 @@ CAPTION_LIMIT = 2000
 MASK = ".mask"
 ALIKE = 3.0
 """Mean difference of two 16×16 thumbnails, in grey levels, below which pictures count as one."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
+"""What must open as a picture; phones' HEIC does only where a plugin of Pillow reads it."""
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,10 @@ class Run:
         return {str(name): float(value) for name, value in found.items()}
 
     def paint_unrelated(self, name: str) -> list[tuple[Image.Image, Image.Image]]:
-        """Pictures of unrelated prompts, each with the base's, which are kept from its turn."""
+        """Pictures of unrelated prompts, each with the base's, which are kept from its turn.
+
+        Never more at once than a training batch, so that samples are no peak of memory.
+        """
         trainer, count = self.trainer, len(self.unrelated)
         if not count:
             return []
@@ -230,7 +233,7 @@ class Run:
             trainer.pipe,
             self.unrelated,
             range(count),
-            batch_size=self.config.sample_batch_size,
+            batch_size=min(self.config.sample_batch_size, self.config.train_batch_size),
             callback=lambda *_: trainer.tell("samples", force=False),
         )
         folder = trainer.run.samples / "unrelated"

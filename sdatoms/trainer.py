@@ -97,12 +97,10 @@ class Trainer:
         )
         unet = self.pipe.unet
         self.denoising = Denoising(self.pipe.scheduler.config, config)
-        own = self.run.path / "class_images"
         self.material = Material(
             self.pipe,
             config,
             folder,
-            Path(config.class_data_dir) if config.class_data_dir else own,
             paints=self.main,
             wait=self.accelerator.wait_for_everyone,
             log=self.log,

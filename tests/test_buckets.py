@@ -19,6 +19,11 @@ def test_automatic_buckets_lie_on_the_grid_within_the_area():
             assert max(h, w) <= 2 * min(h, w)
 
 
+def test_a_base_too_small_for_its_grid_has_buckets_beside_the_square():
+    buckets = list_buckets("auto", 64, 32, 8)  # the bundled base
+    assert {(48, 80), (64, 64), (80, 48)} <= set(buckets)
+
+
 def test_buckets_can_be_named():
     assert list_buckets("64,32;48,40", 64, 16, 8) == [(64, 32), (48, 40)]
     assert list_buckets(None, 64, 16, 8) == [(64, 64)]

@@ -13,6 +13,7 @@ PAINS = {
     "2 out of memory, samples as the spike": (
         "test_stopping.test_full_memory_saves_the_last_whole_step",
         "test_trainer.test_encoders_are_freed_when_nothing_is_painted",
+        "test_train.test_samples_hold_no_more_pictures_at_once_than_a_training_batch",
         "test_presets.test_costs_are_measured_for_the_presets_as_they_are",
     ),
     "3 fp16: unscaled gradients, NaN": (
@@ -37,6 +38,7 @@ PAINS = {
     "8 aspect-ratio buckets, class pictures too": (
         "test_trainer.test_buckets_keep_proportions_and_train_on_every_size",
         "test_buckets.test_a_picture_covers_its_bucket_in_its_own_proportions",
+        "test_photographs.test_photographs_train_under_buckets_with_mirrored_copies_and_a_class",
     ),
     "9 overfitting, drift of the language": (
         "test_trainer.test_prediction_of_the_base_is_kept_without_class_pictures",

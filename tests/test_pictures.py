@@ -1,7 +1,10 @@
 """Whatever people bring as a picture is read upright, in RGB, or refused by name."""
 
+import io
+
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sdatoms import AtomError
 from sdatoms.pictures import (
@@ -40,6 +43,38 @@ def test_other_modes_become_rgb(tmp_path, mode):
     Image.new("RGB", (8, 8), "white").convert(mode).save(path)
     read = read_picture(path)
     assert read.mode == "RGB" and read.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_of_sixteen_bits_keeps_its_levels(tmp_path, suffix):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / f"a.{suffix}"))[..., 1], levels)
+    Image.fromarray(levels.astype(np.float32) / 255).save(tmp_path / "b.tiff")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "b.tiff"))[..., 1], levels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colour_profiles_are_followed(tmp_path, mode):
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # A profile whose red is sRGB's blue, and the other way round.
+    turned = plain.replace(b"rXYZ", b"....", 1).replace(b"bXYZ", b"rXYZ", 1)
+    turned = turned.replace(b"....", b"bXYZ", 1)
+    picture = Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode)
+    for name, profile, expected in (
+        ("plain", plain, (255, 0, 0)),
+        ("turned", turned, (0, 0, 255)),
+        ("broken", b"no profile", (255, 0, 0)),
+    ):
+        picture.save(tmp_path / f"{name}.png", icc_profile=profile)
+        read = read_picture(tmp_path / f"{name}.png")
+        assert read.mode == "RGB"
+        assert np.abs(np.array(read.getpixel((4, 4))) - expected).max() <= 2, name
+        # Saved again, it is still what it was.
+        read.save(buffer := io.BytesIO(), "PNG")
+        (tmp_path / "again.png").write_bytes(buffer.getvalue())
+        again = read_picture(tmp_path / "again.png")
+        assert np.abs(np.array(again.getpixel((4, 4))) - expected).max() <= 3, name
 
 
 def test_animation_gives_its_first_frame(tmp_path):

@@ -27,6 +27,7 @@ def test_every_problem_is_named_at_once(make_pictures):
     whole = (folder / "0.png").read_bytes()
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])
     (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     Image.new("L", (20, 10)).save(folder / "1.mask.png")
     Image.new("L", (20, 20)).save(folder / "9.mask.png")
     row = {"file_name": "absent.png", "text": "x"}
@@ -34,7 +35,7 @@ def test_every_problem_is_named_at_once(make_pictures):
     with pytest.raises(AtomError) as error:
         check_folder(folder, "x")
     for words in (
-        "cannot be read as pictures: 0.png, broken.jpg",
+        "cannot be read as pictures: 0.png, broken.jpg, phone.HEIC",
         "masks without a picture: 9.mask.png",
         "the mask 1.mask.png is 20×10 px where its picture is 20×20",
         "names absent pictures: absent.png",

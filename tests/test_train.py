@@ -311,7 +311,7 @@ def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
         pipe := load_base(config.pretrained_model_name_or_path),
         tmp_path / "whole" / "checkpoints" / "step-000002" / "atoms.safetensors",
     )
-    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.sample_batch_size)
+    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.train_batch_size)
     adapters.clear()
     for k, picture in enumerate(again):
         kept = tmp_path / "whole" / "samples" / "unrelated" / f"step-000002-{k}.png"
@@ -323,6 +323,24 @@ def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
     steps.close()
     list(train(replace(parts, resume_from_checkpoint="step-000002"), evaluate=evaluate))
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+
+
+def test_samples_hold_no_more_pictures_at_once_than_a_training_batch(train_config):
+    config = train_config(
+        max_train_steps=1,
+        validation_steps=1,
+        num_validation_images=3,
+        num_drift_images=6,
+        sample_batch_size=8,
+    )
+    run = Run(config, lambda *_: {"bright": 1.0}, ())
+    seen = {"unet": set(), "decoder": set()}
+    pipe = run.trainer.pipe
+    for name, module in (("unet", pipe.unet), ("decoder", pipe.vae.decoder)):
+        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].add(len(args[0])))
+    list(run.walk())
+    # Guidance doubles a batch of 2, without gradients; the autoencoder decodes one by one.
+    assert seen == {"unet": {2, 4}, "decoder": {1}}
 
 
 def test_without_an_evaluator_auto_keeps_the_last_step(train_config):

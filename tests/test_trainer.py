@@ -199,6 +199,7 @@ def test_checkpointing_and_compiling_change_no_gradient(train_config, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")  # diffusers'
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_inductor_gives_the_plain_gradients_or_stops(train_config, precision):
     flags = {"mixed_precision": precision, "max_grad_norm": 1e9}
