@@ -24,9 +24,9 @@ from sdatoms.compose import compose
 from sdatoms.likeness import compare_files
 from sdatoms.pipeline import paint
 from sdatoms_app.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
-from sdatoms_app.exports import export_file
+from sdatoms_app.exports import MAX_RANK, export_file
 from sdatoms_app.queue import slugify
-from sdatoms_app.studio import MAX_PROMPT, Studio
+from sdatoms_app.studio import MAX_PROMPT, MAX_SEED, MAX_STRENGTH, Studio
 from sdatoms_app.train_page import say
 
 __all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEIGHT", "AtomsPage"]
@@ -135,8 +135,8 @@ class AtomsPage:
         prompt: str,
         muted: list[str],
         where: str,
-        seed: float,
-        steps: float,
+        seed: float | None,
+        steps: float | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[tuple[Any, str]]:
         """Paint one seed with the base, with the file, and without each of the named atoms."""
@@ -146,12 +146,12 @@ class AtomsPage:
         try:
             if not prompt.strip() or len(prompt) > MAX_PROMPT:
                 raise AtomError(f"the prompt takes 1 to {MAX_PROMPT} characters")
-            if not 1 <= steps <= MAX_STEPS:
-                raise AtomError(f"steps are {steps}; they take 1 to {MAX_STEPS}")
+            chosen = int(check_number("the seed", seed, 0, MAX_SEED))
+            count = int(check_number("the number of steps", steps, 1, MAX_STEPS))
             files = [("with the file", file)]
             for atom in muted[:MAX_MUTED]:
                 files.append((f"without atom {atom}", mute_atom(file, int(atom), **scope)))
-            return paint_each(self.studio, files, prompt, int(seed), int(steps), progress)
+            return paint_each(self.studio, files, prompt, chosen, count, progress)
         except AtomError as error:
             raise say(error) from None
 
@@ -163,14 +163,18 @@ class AtomsPage:
         shown = [gr.Slider(visible=True, label=f"Strength of {id}") for id in ids]
         return [table, *shown, *[gr.Slider(visible=False)] * (MAX_MIXED - len(shown))]
 
-    def save_mix(self, ids: list[str], title: str, *values: float) -> tuple[str, Any, Any]:
+    def save_mix(self, ids: list[str], title: str, *values: float | None) -> tuple[str, Any, Any]:
         """Add up files at their strengths, exactly, and list the sum as one file."""
         files = [self.read(id) for id in ids[:MAX_MIXED]]
         try:
             if len(files) < 2:
                 raise AtomError("a mix takes at least two files")
             name = title.strip() or " + ".join(ids)
-            whole = compose(files, list(map(float, values[: len(files)])), title=clip(name, 60))
+            strengths = [
+                float(check_number(f"the strength of {id!r}", value, -MAX_STRENGTH, MAX_STRENGTH))
+                for id, value in zip(ids, values, strict=False)
+            ]
+            whole = compose(files, strengths[: len(files)], title=clip(name, 60))
             file = f"{slugify(name)}-{whole.sha256[:8]}.safetensors"
             path = whole.save(self.library.folder / "mixes" / file)
         except AtomError as error:
@@ -178,14 +182,15 @@ class AtomsPage:
         told = f"{path.stem}: {whole.num_parameters:,} numbers, {path.stat().st_size:,} bytes"
         return told, *self.relist()
 
-    def export(self, id: str | None, form: str, rank: float) -> tuple[str, Any]:
+    def export(self, id: str | None, form: str, rank: float | None) -> tuple[str, Any]:
         """Write the file in another tool's form and say how exact that is."""
         file = self.read(id)
         folder = self.studio.outputs / "exports"
         try:
+            width = int(check_number("the rank", rank, 1, MAX_RANK))
             with self.studio.lock:
                 pipe = self.studio.open()
-                done = export_file(file, pipe, form, int(rank), folder, slugify(id or ""))
+                done = export_file(file, pipe, form, width, folder, slugify(id or ""))
         except AtomError as error:
             raise say(error) from None
         return done.text, gr.DownloadButton(value=done.download, visible=bool(done.download))
@@ -195,6 +200,19 @@ def frame(sheet: Image.Image | None) -> Any:
     """A sheet in a frame of its height; no frame without one."""
     height = max(MIN_HEIGHT, sheet.height + 60) if sheet else MIN_HEIGHT
     return gr.Image(sheet, height=height, visible=sheet is not None)
+
+
+def check_number(what: str, number: float | None, low: float, high: float) -> float:
+    """The number of a field.
+
+    Raises:
+        AtomError: the field is empty, or the number is out of range.
+    """
+    if number is None:
+        raise AtomError(f"{what} is empty; give a number")
+    if not low <= number <= high:  # NaN is refused too
+        raise AtomError(f"{what} is {number:g}; it goes from {low:g} to {high:g}")
+    return number
 
 
 def split_view(view: str | None) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from sdatoms_app.atoms_page import (
     AtomsPage,
 )
 from sdatoms_app.drawing import HEAT_STYLE
-from sdatoms_app.exports import FORMATS
+from sdatoms_app.exports import FORMATS, MAX_RANK
 from sdatoms_app.studio import Studio
 
 __all__ = ["build_atoms_tab"]
@@ -38,7 +38,12 @@ def build_atoms_tab(studio: Studio) -> None:
     page = AtomsPage(studio)
     with gr.Row():
         chosen = gr.Dropdown(
-            page.list_files(), value=None, label="Atom file", elem_id="anatomy-file", scale=4
+            page.list_files(),
+            value=None,
+            label="Atom file",
+            elem_id="anatomy-file",
+            scale=4,
+            min_width=260,
         )
         refresh = gr.Button(
             "Refresh list", size="sm", elem_id="anatomy-refresh", scale=1, min_width=120
@@ -145,7 +150,7 @@ def build_atoms_tab(studio: Studio) -> None:
     with gr.Accordion("Export the chosen file", open=False, elem_id="anatomy-export"):
         with gr.Row():
             form = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="Format")
-            rank = gr.Slider(1, 128, value=16, step=1, label="Rank, for LoRA")
+            rank = gr.Slider(1, MAX_RANK, value=16, step=1, label="Rank, for LoRA")
         export = gr.Button("Export", elem_id="anatomy-do-export")
         exported = gr.Textbox(label="Result", interactive=False, elem_id="anatomy-exported")
         download = gr.DownloadButton("Download", visible=False, elem_id="anatomy-download")

@@ -89,6 +89,11 @@ class TrainPage:
         memory = row["peak_memory_bytes"] / 2**30
         return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
 
+    def tell_source(self) -> str | None:
+        """Where the library's costs were measured; None where none is quoted."""
+        rows = [] if self.studio.base else list(read_costs().values())
+        return f"Minutes “on one core” are those of: {rows[0]['device']}." if rows else None
+
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         base = self.studio.base
         return settings | ({"pretrained_model_name_or_path": base} if base else {})
