@@ -92,7 +92,8 @@ def paint(studio, order):
 
 @pytest.fixture(scope="module")
 def serve():
-    """Serve a studio from a thread; returns its address without the last slash."""
+    """Serve a studio from a thread; returns its address without the last slash. `apps` holds what
+    is served."""
     apps = []
 
     def start(studio, **settings):
@@ -109,6 +110,7 @@ def serve():
             )
         return url.rstrip("/")
 
+    start.apps = apps
     yield start
     while apps:
         apps.pop().close()

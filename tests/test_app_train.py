@@ -6,14 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
 from sdatoms_app.app import build_app, find_port
+from sdatoms_app.atoms_page import EVERYWHERE
 from sdatoms_app.library import Library
+from sdatoms_app.measure import make_key
 from sdatoms_app.queue import Queue
 from sdatoms_app.studio import Studio
+from sdatoms_app.train_form import read_preset
 from sdatoms_app.train_page import TrainPage, open_queue
+from sdatoms_app.worker import write_json
 from training_tools import draw, wait_for
 
 import sdatoms
@@ -72,6 +77,31 @@ def test_pictures_are_judged_over_http(client, pictures):
     answer = client.predict([handle_file(p) for p in pictures], api_name="/check_pictures")
     assert any("2 fine, 1 tiny" in str(part) for part in answer)
     assert any("cannot be read" in str(part) for part in answer)
+
+
+def test_trainings_over_http(client, studio, pictures):
+    """Uploads are trained on, the run is extended and deleted; a cost once measured is known."""
+
+    def wait(run, step):
+        def ended():
+            now = client.predict(run, api_name="/get_training")
+            return now if now["step"] == step and now["state"] == "done" else None
+
+        return wait_for(ended)
+
+    settings = {"max_train_steps": 1, "validation_steps": 0}
+    files = [handle_file(path) for path in pictures[:2]]
+    run = client.predict(files, "a sks dog", "Quick", settings, api_name="/train_pictures")["id"]
+    assert wait(run, 1)["atoms"]
+    client.predict(run, 1, api_name="/extend_training")
+    assert wait(run, 2)["total"] == 2
+    assert client.predict(run, api_name="/delete_training") is True
+    assert client.predict(api_name="/list_trainings") == []
+    page = TrainPage(studio, [])
+    facts = {"minutes": "1", "memory": "1 GiB"}
+    key = make_key(page.with_base(read_preset("Quick", settings)))
+    write_json(page.measured.path, {key: facts})
+    assert client.predict("Quick", settings, api_name="/measure_training") == facts
 
 
 def test_pictures_that_cannot_be_used_are_refused_over_http(client, pictures):
@@ -141,6 +171,17 @@ def test_mixing_over_http_is_the_exact_sum(client, studio):
     with pytest.raises(Exception, match="at least two"):
         client.predict(["dog"], "x", 1, 1, 1, 1, 1, api_name="/mix_atoms")
     saved[0].unlink()
+
+
+def test_files_are_looked_into_over_http(client):
+    layer = client.predict("dog", api_name="/open_atoms")[2]["value"]
+    channel, before, *_, told = client.predict("dog", layer, None, api_name="/show_atoms")
+    assert Path(before["value"]).is_file() and "atoms of 3×3" in told and not channel["visible"]
+    given = ("dog", layer, "cat", ["0"], EVERYWHERE, 3, 2)
+    painted = client.predict(*given, api_name="/mute_atoms")
+    assert [p["caption"] for p in painted] == ["base", "with the file", "without atom 0"]
+    table, *_ = client.predict(["dog", "ink"], api_name="/compare_atoms")
+    assert "Cosine of the changes" in table
 
 
 def test_exports_over_http_state_their_error(client, studio):

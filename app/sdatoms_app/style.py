@@ -53,9 +53,11 @@ li.card button {border: 1px solid var(--border-color-primary); border-radius: 6p
 li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap}
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
-#anatomy-refresh, #anatomy-save, #train-take {align-self: center}
-.gallery-container .grid-container.pt-6 {padding-top: 24px;
-  grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr))}
+#anatomy-refresh, #anatomy-save, #train-take, #history-look {align-self: center}
+.gallery-container .grid-container.pt-6 {padding-top: 24px; grid-auto-rows: auto;
+  grid-template: none / repeat(auto-fill, minmax(90px, 1fr))}
+#singles .grid-container.pt-6, #anatomy-painted .grid-container.pt-6 {
+  grid-template-columns: repeat(auto-fill, minmax(140px, 1fr))}
 .gallery-container .caption-label {max-width: 100%; right: 0; bottom: 0; padding: 1px 5px;
   font-size: 11px; white-space: normal}
 .secondary-wrap input[role=listbox] {text-overflow: ellipsis; padding-right: 22px}
@@ -83,14 +85,10 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 #train-gallery .grid-wrap, #run-samples .grid-wrap, #singles .grid-wrap,
 #anatomy-painted .grid-wrap {min-height: 0; max-height: none; height: auto}
 footer .divider {display: none}
-#run-samples .grid-container.pt-6 {grid-template-columns: repeat(8, minmax(0, 1fr));
-  grid-template-rows: none; grid-auto-rows: auto}
+#run-samples .grid-container.pt-6 {grid-template-columns: repeat(8, minmax(0, 1fr))}
 @media (max-width: 480px) {
   .gradio-container .app {padding: 8px 12px !important}
   #run-samples .grid-container.pt-6 {grid-template-columns: repeat(4, minmax(0, 1fr))}
-  #train-gallery .grid-container.pt-6 {grid-template-columns: repeat(3, minmax(0, 1fr))}
-  #singles .grid-container.pt-6, #anatomy-painted .grid-container.pt-6 {
-    grid-template-columns: repeat(2, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
 """
