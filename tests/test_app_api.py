@@ -277,13 +277,19 @@ def test_a_tunnels_own_page_may_write_and_others_may_not():
     assert guard.find_fault("POST", {"host": "10.0.0.2:7860"}) == ""
 
 
+def list_routes(router):
+    for route in router.routes:
+        inner = getattr(route, "original_router", None)
+        yield from list_routes(inner) if inner else [route]
+
+
 def test_with_a_password_every_route_asks_for_it(serve, studio):
     address = serve(studio, auth=[("me", "secret-word")])
     (studio.outputs / "mine.txt").write_text("mine")
     assert httpx.get(f"{address}/gradio_api/file={studio.outputs}/mine.txt").status_code == 401
     opened = set()
     with httpx.Client(base_url=address, timeout=30) as visitor:
-        for route in serve.apps[-1].app.routes:
+        for route in list_routes(serve.apps[-1].app):
             path = re.sub(r"\{[^}]*\}", "x", getattr(route, "path", ""))
             for method in getattr(route, "methods", None) or ():
                 answer = visitor.request(method, path, content=b"{}")

@@ -123,7 +123,7 @@ def test_sparse_files_of_the_same_atoms_are_mixed_exactly(page):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_are_compared_with_every_other(page, kind):
-    table, *_ = page.compare([f"kinds/my-{kind}", "kinds/my-atoms"])
+    table, *_ = page.show_likeness([f"kinds/my-{kind}", "kinds/my-atoms"])
     assert "+1.000" in table
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from sdatoms_app.atoms_api import build_atoms_api
 from sdatoms_app.atoms_page import (
     EVERYWHERE,
     HERE,
@@ -162,8 +163,8 @@ def build_atoms_tab(studio: Studio) -> None:
         page.open_file,
         chosen,
         [heat, budget, layer, atoms, *view],
-        api_name="open_atoms",
-        api_description=page.open_file.__doc__,
+        trigger_mode="always_last",
+        api_visibility="private",
         **alone,
     )
     refresh.click(page.relist, None, [chosen, several], **quiet)
@@ -171,38 +172,38 @@ def build_atoms_tab(studio: Studio) -> None:
         page.show_layer,
         [chosen, layer, channel],
         view,
-        api_name="show_atoms",
-        api_description=page.show_layer.__doc__,
+        trigger_mode="always_last",
+        **quiet,
     )
-    channel.input(page.show_layer, [chosen, layer, channel], view, **quiet)
+    channel.input(
+        page.show_layer, [chosen, layer, channel], view, trigger_mode="always_last", **quiet
+    )
     heat.select(page.choose_cell, chosen, [layer, *view], **quiet)
     mute.click(
         page.paint_muted,
         [chosen, layer, prompt, atoms, where, seed, steps],
         painted,
-        api_name="mute_atoms",
-        api_description=page.paint_muted.__doc__,
+        api_visibility="private",
         **alone,
     )
     several.input(
-        page.compare,
+        page.show_likeness,
         several,
         [alike, *sliders],
-        api_name="compare_atoms",
-        api_description=page.compare.__doc__,
+        trigger_mode="always_last",
+        api_visibility="private",
     )
     save.click(
         page.save_mix,
         [several, title, *sliders],
         [mixed, chosen, several],
-        api_name="mix_atoms",
-        api_description=page.save_mix.__doc__,
+        api_visibility="private",
     )
     export.click(
         page.export,
         [chosen, form, rank],
         [exported, download],
-        api_name="export_atoms",
-        api_description=page.export.__doc__,
+        api_visibility="private",
         **alone,
     )
+    build_atoms_api(page)
