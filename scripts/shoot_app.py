@@ -9,12 +9,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gradio_client import Client
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sdatoms_app.app import find_port
 
 LOOKS = {
@@ -24,10 +25,40 @@ LOOKS = {
     "phone-dark": ("dark", 390, 844),
 }
 WAIT = 120_000
-DRAWN = """() => [...document.images].every((i) => !i.offsetParent || i.naturalWidth)
-  && ![...document.querySelectorAll('.progress-text, .generating')].some((e) => e.offsetParent)"""
-"""Every picture in sight is there, and nothing is under way."""
+DRAWN = """() => {
+  const pictures = [...document.images].filter((i) => i.offsetParent);
+  pictures.forEach((i) => { i.loading = 'eager'; });  // also those below the window
+  return pictures.every((i) => i.complete && i.naturalWidth)
+    && ![...document.querySelectorAll('.progress-text, .generating')].some((e) => e.offsetParent);
+}"""
+"""Every picture of the tab is there, and nothing is under way."""
 PROMPT = "a sks octopus wearing a santa hat"
+
+
+@contextmanager
+def serve_app(adapters_dir: str) -> Iterator[str]:
+    """The app in a process of its own, over the bundled base; yields its address."""
+    port = find_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "sdatoms", "ui", "--offline", "--port", str(port)]
+        command += ["--adapters-dir", adapters_dir, "--outputs-dir", folder]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            next(line for line in server.stdout if "Running on" in line)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@contextmanager
+def open_browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
 
 
 def train_one(client):
@@ -47,14 +78,6 @@ def open_tab(page: Page, name: str) -> None:
 def unfold(page: Page, *parts: str) -> None:
     for part in parts:
         page.locator(f"#{part} button").first.click()
-
-
-def time_first_picture(page: Page) -> None:
-    """One click on a page just opened, until the picture stands there."""
-    began = time.monotonic()
-    page.locator("#paint").click()
-    expect(page.locator("#result img").first).to_be_visible(timeout=WAIT)
-    print(f"first picture: 1 click, {time.monotonic() - began:.1f} s", flush=True)
 
 
 def show_generate(page: Page) -> None:
@@ -119,12 +142,11 @@ def shoot(browser, address, output, looks, tabs):
         page = context.new_page()
         page.goto(f"{address}/?__theme={theme}")
         expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
-        if look == looks[0]:
-            time_first_picture(page)
         for name, show in TABS.items():
+            if name in tabs or name == "generate":  # the other tabs take its prompt and atoms
+                show(page)
             if name not in tabs:
                 continue
-            show(page)
             page.mouse.move(0, 0)
             page.wait_for_function(DRAWN)
             path = output / f"{name}-{look}.png"
@@ -152,24 +174,12 @@ def main():
     parser.add_argument("--assets", action="store_true", help="keep the README's pictures too")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    port = find_port()
-    address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sdatoms", "ui", "--offline", "--port", str(port)]
-        command += ["--adapters-dir", args.adapters_dir, "--outputs-dir", folder]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            next(line for line in server.stdout if "Running on" in line)
-            client = Client(address, verbose=False)
-            if not client.predict(api_name="/list_trainings"):
-                train_one(client)
-            with sync_playwright() as playwright:
-                flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-                browser = playwright.chromium.launch(executable_path=args.chromium, args=flags)
-                shoot(browser, address, args.output, args.looks, args.tabs)
-                browser.close()
-        finally:
-            server.terminate()
+    with serve_app(args.adapters_dir) as address:
+        client = Client(address, verbose=False)
+        if not client.predict(api_name="/list_trainings"):
+            train_one(client)
+        with open_browser(args.chromium) as browser:
+            shoot(browser, address, args.output, args.looks, args.tabs)
     if args.assets:
         keep(args.output)
 

@@ -2,6 +2,7 @@
 headless Chromium."""
 
 import gc
+import json
 import shutil
 import warnings
 
@@ -30,6 +31,24 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def list_endpoints(app):
+    """What programs may ask for, by name: what it takes, with types and defaults, what it gives."""
+
+    def write(parameter):
+        default = f" = {json.dumps(parameter['parameter_default'])}"
+        given = default if parameter["parameter_has_default"] else ""
+        return f"{parameter['parameter_name']}: {parameter['python_type']['type']}{given}"
+
+    return {
+        name.strip("/"): {
+            "about": endpoint.get("description", ""),
+            "takes": [write(parameter) for parameter in endpoint["parameters"]],
+            "gives": [answer["python_type"]["type"] for answer in endpoint["returns"]],
+        }
+        for name, endpoint in sorted(app.get_api_info()["named_endpoints"].items())
+    }
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +111,8 @@ def paint(studio, order):
 
 @pytest.fixture(scope="module")
 def serve():
-    """Serve a studio from a thread; returns its address without the last slash."""
+    """Serve a studio from a thread; returns its address without the last slash. `apps` holds what
+    is served."""
     apps = []
 
     def start(studio, **settings):
@@ -109,6 +129,7 @@ def serve():
             )
         return url.rstrip("/")
 
+    start.apps = apps
     yield start
     while apps:
         apps.pop().close()

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
+from sdatoms_app import exports
 from sdatoms_app.atoms_page import EVERYWHERE, HERE, AtomsPage
 
 import sdatoms
-from sdatoms.anatomy import list_views
+from sdatoms.anatomy import list_views, mute_atom
 from sdatoms.checkpoint import pack_atoms
 from sdatoms.compose import compose
 from sdatoms.pipeline import load_base, paint
@@ -78,7 +80,7 @@ def test_a_word_that_is_loaded_already_is_no_obstacle(page, studio, order):
     assert heat.count("<button") > 3
 
 
-@pytest.mark.parametrize("kind", ["atoms", "sparse", "word"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_muted_atom_changes_the_picture(page, tiny_base, kind):
     id = f"kinds/my-{kind}"
     layer = page.open_file(id)[2].value
@@ -108,9 +110,20 @@ def test_mixing_is_exact_and_what_cannot_be_mixed_is_said(page):
             page.save_mix(["kinds/my-atoms", f"kinds/my-{other}"], "x", 1.0, 1.0)
 
 
+def test_sparse_files_of_the_same_atoms_are_mixed_exactly(page):
+    """Another training on the same base starts from the same sparse atoms."""
+    first = page.read("kinds/my-sparse")
+    mute_atom(first, 0).save(page.library.folder / "kinds" / "my-other.safetensors")
+    ids = ["kinds/my-sparse", "kinds/my-other"]
+    told, *_ = page.save_mix(ids, "sparse both", 0.5, -1.0)
+    mixed = page.read(f"mixes/{told.partition(':')[0]}")
+    assert mixed.sha256 == compose([page.read(id) for id in ids], [0.5, -1.0]).sha256
+    assert page.open_file("kinds/my-other")[0].count("<button") > 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_are_compared_with_every_other(page, kind):
-    table, *_ = page.compare([f"kinds/my-{kind}", "kinds/my-atoms"])
+    table, *_ = page.show_likeness([f"kinds/my-{kind}", "kinds/my-atoms"])
     assert "+1.000" in table
 
 
@@ -119,5 +132,37 @@ def test_every_kind_is_exported_or_refused_in_a_sentence(page, kind):
     for form in ("Full difference (LyCORIS)", "Baked pipeline"):
         told, _ = page.export(f"kinds/my-{kind}", form, 4)
         assert "exact" in told
-    told, _ = page.export(f"kinds/my-{kind}", "LoRA (diffusers)", 4)
-    assert "of the change lost" in told
+        assert ("word has no place" in told) == (kind == "word" and "Full" in form)
+    for form in ("LoRA (diffusers)", "LoRA (kohya)"):
+        told, download = page.export(f"kinds/my-{kind}", form, 4)
+        assert "of the change lost" in told and download.value
+        assert ("word has no place" in told) == (kind == "word")
+
+
+def test_what_cannot_be_done_is_said_in_one_sentence(page, studio, monkeypatch):
+    id, still = "kinds/my-atoms", lambda *_, **__: None
+    layer = page.open_file(id)[2].value
+    for call, words in (
+        (lambda: page.open_file(None), "choose an atom file first"),
+        (lambda: page.open_file("<img src=x>"), "'&lt;img src=x&gt;' is listed; refresh"),
+        (lambda: page.show_layer(id, "unet.nothing.spatial", None), "nothing"),
+        (lambda: page.show_layer(id, None, None), "no "),
+        (lambda: page.paint_muted(id, layer, "", ["0"], HERE, 3, 2, still), "the prompt takes"),
+        (lambda: page.paint_muted(id, layer, "cat", ["0"], HERE, None, 2, still), "seed is empty"),
+        (
+            lambda: page.paint_muted(id, layer, "cat", ["0"], HERE, 3, 51, still),
+            "goes from 1 to 50",
+        ),
+        (lambda: page.paint_muted(id, layer, "cat", ["99"], HERE, 3, 2, still), "no atom 99"),
+        (lambda: page.save_mix([id], "x", 1.0), "at least two"),
+        (lambda: page.save_mix([id, "kinds/my-full"], "x", 1.0, None), "is empty; give a number"),
+        (lambda: page.export(id, "Pickle", 4), "is unknown; known are"),
+        (lambda: page.export(id, "LoRA (kohya)", None), "the rank is empty"),
+    ):
+        with pytest.raises(Exception, match=words) as caught:
+            call()
+        assert isinstance(caught.value, gr.Error) and "\n" not in caught.value.message
+    monkeypatch.setattr(exports, "FREE_BYTES", 1 << 60)
+    with pytest.raises(gr.Error, match="of the disk are free"):
+        page.export(id, "LoRA (kohya)", 4)
+    assert sdatoms.AdapterSet(studio.open()).names == ()

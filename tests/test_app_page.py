@@ -113,6 +113,7 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     expect(page.locator("#note")).to_contain_text("is listed and chosen", timeout=WAIT)
     expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
     page.locator("#seed input").fill("123")
+    page.locator("#prompt textarea").fill("cat <b>face</b>")
     note, first, data = paint(page)
     assert "seed 123, uploads/ink-" in note
     (tmp_path / "picture.png").write_bytes(data)
@@ -130,9 +131,10 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     unfold(fresh, "history")
     fresh.locator("#history-search input, #history-search textarea").fill("123 ink")
     fresh.locator("#history-look").click()
-    expect(fresh.locator("#past-note")).to_contain_text("pictures", timeout=WAIT)
+    expect(fresh.locator("#past-note")).to_contain_text(re.compile(r"\d picture"), timeout=WAIT)
     fresh.locator("#past img").first.click()
-    expect(fresh.locator("#past-note")).to_contain_text("seed 123", timeout=WAIT)
+    expect(fresh.locator("#past-note")).to_contain_text("<b>face</b> · seed 123", timeout=WAIT)
+    assert fresh.locator("#past b, #past-note b, #result b").count() == 0  # recipes are text too
     fresh.locator("#past-send").click()
     expect(fresh.locator("#init-picture img")).to_be_attached(timeout=WAIT)
 

@@ -6,14 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from app_fixtures import list_endpoints
 from gradio_client import Client, handle_file
 from sdatoms_app.app import build_app, find_port
 from sdatoms_app.library import Library
+from sdatoms_app.measure import make_key
 from sdatoms_app.queue import Queue
 from sdatoms_app.studio import Studio
+from sdatoms_app.train_form import read_preset
 from sdatoms_app.train_page import TrainPage, open_queue
+from sdatoms_app.worker import write_json
 from training_tools import draw, wait_for
 
 import sdatoms
@@ -23,25 +28,7 @@ pytest_plugins = ["app_fixtures"]
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 STEPS = 20_000
 """More than any machine takes while a test looks on."""
-OURS = {
-    "check_pictures",
-    "train_pictures",
-    "measure_training",
-    "list_folders",
-    "train",
-    "list_trainings",
-    "get_training",
-    "stop_training",
-    "resume_training",
-    "extend_training",
-    "delete_training",
-    "open_atoms",
-    "show_atoms",
-    "mute_atoms",
-    "compare_atoms",
-    "mix_atoms",
-    "export_atoms",
-}
+ENDPOINTS = Path(__file__).with_name("app_endpoints.json")
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +48,49 @@ def pictures(tmp_path):
     return paths
 
 
-def test_every_endpoint_is_named_and_described(studio):
-    named = build_app(studio).get_api_info()["named_endpoints"]
-    assert OURS <= {name.strip("/") for name in named}
-    for name in OURS:
-        assert named[f"/{name}"]["description"], name
+def test_the_endpoints_are_those_written_down(studio):
+    """Programs rely on them: whoever changes one changes `app_endpoints.json` on purpose."""
+    found = list_endpoints(build_app(studio))
+    assert found == json.loads(ENDPOINTS.read_text())
+    for name, endpoint in found.items():
+        assert len(endpoint["about"]) > 20, name
+        assert not any("param_" in words or "Literal[]" in words for words in endpoint["takes"])
 
 
 def test_pictures_are_judged_over_http(client, pictures):
     answer = client.predict([handle_file(p) for p in pictures], api_name="/check_pictures")
     assert any("2 fine, 1 tiny" in str(part) for part in answer)
     assert any("cannot be read" in str(part) for part in answer)
+
+
+def test_trainings_over_http(client, studio, pictures):
+    """Uploads are trained on, the run is extended and deleted; a cost once measured is known."""
+
+    def wait(run, *states):
+        def look():
+            now = client.predict(run, api_name="/get_training")
+            return now if now["state"] in states else None
+
+        return wait_for(look)
+
+    settings = {"max_train_steps": 1, "validation_steps": 0}
+    files = [handle_file(path) for path in pictures[:2]]
+    run = client.predict(files, "a sks dog", "Quick", settings, api_name="/train_pictures")["id"]
+    done = wait(run, "done", "failed")
+    assert done["atoms"] and (done["step"], done["total"]) == (1, 1)
+    assert client.predict(run, 1000, api_name="/extend_training")["total"] == 1001
+    client.predict(run, api_name="/stop_training")
+    wait(run, "stopped")
+    assert client.predict(run, api_name="/resume_training")["state"] in ("queued", "starting")
+    client.predict(run, api_name="/stop_training")
+    wait(run, "stopped")
+    assert client.predict(run, api_name="/delete_training") is True
+    assert client.predict(api_name="/list_trainings") == []
+    page = TrainPage(studio, [])
+    facts = {"minutes": "1", "memory": "1 GiB"}
+    key = make_key(page.with_base(read_preset("Quick", settings)))
+    write_json(page.measured.path, {key: facts})
+    assert client.predict("Quick", settings, api_name="/measure_training") == facts
 
 
 def test_pictures_that_cannot_be_used_are_refused_over_http(client, pictures):
@@ -131,27 +150,54 @@ def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):
     assert page.queue.list() == []
 
 
+def test_files_are_looked_into_over_http(client, studio):
+    about = client.predict("dog", api_name="/open_atoms")
+    path = studio.library.find("dog").path
+    assert about["bytes"]["file"] == path.stat().st_size
+    assert about["parameters"] == sdatoms.read_atoms(path).num_parameters
+    assert {layer["block"] for layer in about["layers"]} == {"down", "mid", "up"}
+    view = about["views"][0]
+    tiles = client.predict("dog", view, api_name="/show_atoms")
+    assert len(tiles["before"]) == about["atoms"] and len(tiles["difference"][0]) == 3
+    given = {"id": "dog", "prompt": "cat", "atoms": [0], "view": view}
+    painted = client.predict(**given, num_inference_steps=2, api_name="/mute_atoms")
+    assert [picture["label"] for picture in painted] == ["base", "with the file", "without atom 0"]
+    assert len({Path(picture["file"]).read_bytes() for picture in painted}) == 3
+    row = client.predict(["dog", "ink"], api_name="/compare_atoms")[0]
+    assert row[0]["cosine"] == pytest.approx(1) and abs(row[1]["cosine"]) < 0.5
+    for endpoint, given, words in (
+        ("open_atoms", ("gone",), "is listed; refresh"),
+        ("show_atoms", ("dog", "unet.gone.spatial"), "no such layer"),
+        ("mute_atoms", ("dog", "cat", [99]), "no atom 99"),
+        ("mute_atoms", ("dog", "cat", [0] * 10), "at most 9"),
+        ("compare_atoms", (["dog"] * 6,), "at most 5"),
+    ):
+        with pytest.raises(Exception, match=words):
+            client.predict(*given, api_name=f"/{endpoint}")
+
+
 def test_mixing_over_http_is_the_exact_sum(client, studio):
-    ids = ["dog", "ink"]
-    told, *_ = client.predict(ids, "../../My mix", 0.5, -1, 1, 1, 1, api_name="/mix_atoms")
+    mixed = client.predict({"dog": 0.5, "ink": -1}, "../../My mix", api_name="/mix_atoms")
     saved = list((studio.library.folder / "mixes").glob("my-mix-*.safetensors"))
-    assert len(saved) == 1 and saved[0].stem in told
-    files = [sdatoms.read_atoms(studio.library.find(id).path) for id in ids]
+    assert len(saved) == 1 and saved[0].stem in mixed["id"]
+    files = [sdatoms.read_atoms(studio.library.find(id).path) for id in ("dog", "ink")]
     assert sdatoms.read_atoms(saved[0]).sha256 == compose(files, [0.5, -1.0]).sha256
-    with pytest.raises(Exception, match="at least two"):
-        client.predict(["dog"], "x", 1, 1, 1, 1, 1, api_name="/mix_atoms")
+    assert client.predict(mixed["id"], api_name="/open_atoms")["sha256"] == mixed["sha256"]
+    for strengths, words in (({"dog": 1}, "at least two"), ({"dog": 1, "ink": 11}, "from -10 to")):
+        with pytest.raises(Exception, match=words):
+            client.predict(strengths, api_name="/mix_atoms")
     saved[0].unlink()
 
 
 def test_exports_over_http_state_their_error(client, studio):
-    client.predict("dog", api_name="/open_atoms")
     for form, words in (
         ("LoRA (diffusers)", "of the change lost"),
         ("Full difference (LyCORIS)", "exact"),
         ("Baked pipeline", "exact"),
     ):
-        told, _ = client.predict("dog", form, 2, api_name="/export_atoms")
-        assert words in told
+        done = client.predict("dog", form, 2, api_name="/export_atoms")
+        assert words in done["text"]
+        assert (done["file"] is None) == (form == "Baked pipeline")
     assert {p.name for p in (studio.outputs / "exports").iterdir()} == {
         "dog-lora-diffusers-rank-2.safetensors",
         "dog-diff.safetensors",
@@ -257,6 +303,33 @@ def test_a_cell_of_the_heat_map_opens_its_layer(open_page):
     path = cell.get_attribute("data-path")
     cell.click()
     expect(page.locator("#anatomy-layer input")).to_have_value(re.compile(re.escape(path)))
+
+
+def test_files_picked_in_a_row_are_all_taken(open_page):
+    """The second is picked before the server has answered to the first."""
+    from playwright.sync_api import expect
+
+    page = open_page()
+
+    def pick(where):
+        page.locator(f"{where} input").click()
+        for name in ("dog", "ink"):
+            page.get_by_role("option", name=re.compile(f"^{name} ·")).click()
+        page.keyboard.press("Escape")
+
+    pick("#atoms")
+    expect(page.locator("#strength-1 input[type=number]")).to_be_visible()
+    expect(page.locator("#enabled-0")).to_contain_text("dog")
+    open_tab(page, "Atoms")
+    page.get_by_role("button", name="Compare and mix files").click()
+    pick("#anatomy-several")
+    expect(page.locator("#anatomy-alike table")).to_contain_text("+1.000")
+    page.locator("#anatomy-strength-1 input[type=number]").fill("0.5")
+    page.locator("#anatomy-title input, #anatomy-title textarea").fill("both")
+    page.locator("#anatomy-save").click()
+    expect(page.locator("#anatomy-mixed input, #anatomy-mixed textarea")).to_have_value(
+        re.compile(r"^both-\w+: [\d,]+ numbers, [\d,]+ bytes$")
+    )
 
 
 def test_a_training_outlives_the_server_that_started_it(serve, tiny_base, tmp_path):

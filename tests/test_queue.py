@@ -75,6 +75,13 @@ def test_a_refused_job_leaves_nothing(queue):
         queue.add("one more", {}, fill)
 
 
+def test_a_full_disk_takes_no_training(queue, monkeypatch):
+    monkeypatch.setattr("sdatoms_app.queue.FREE_BYTES", 1 << 60)
+    with pytest.raises(sdatoms.AtomError, match="of the disk are free"):
+        queue.add("x", {}, fill)
+    assert queue.list() == []
+
+
 @pytest.mark.parametrize(
     "id", ["../runs", "/etc", "", ".lock", "con\0", "x" * 300, "Ü", "-rf", ".new-x", None]
 )

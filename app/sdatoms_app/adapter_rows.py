@@ -138,7 +138,7 @@ class AdapterRows:
         """Connect list, cards and rows; triggers go into `prompt`."""
 
         def pick(ids: list[str], *values: Any) -> list[Any]:
-            return self.choose(ids, values)
+            return [gr.skip(), *self.choose(ids, values)[1:]]  # the list goes on being chosen from
 
         def press(text: str, event: gr.EventData, *values: Any) -> list[Any]:
             data = event._data if isinstance(event._data, dict) else {}
@@ -160,7 +160,13 @@ class AdapterRows:
             return insert_words(text, self.find_trigger(order[number]))
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.chosen.input(pick, [self.chosen, *self.inputs], self.outputs, **quiet)
+        self.chosen.input(
+            pick,
+            [self.chosen, *self.inputs],
+            self.outputs,
+            trigger_mode="always_last",  # two files picked at once are two files
+            **quiet,
+        )
         self.cards.click(press, [prompt, *self.inputs], [prompt, *self.outputs], **quiet)
         self.refresh.click(
             lambda *values: self.show(self.read(values)), self.inputs, self.outputs, **quiet

@@ -23,7 +23,7 @@ from sdatoms_app.generate_tab import build_generate_tab
 from sdatoms_app.history_panel import wire_panels
 from sdatoms_app.library import MAX_UPLOAD_BYTES, Library
 from sdatoms_app.runs_tab import build_runs_tab
-from sdatoms_app.security import OriginGuard, harden, read_auth
+from sdatoms_app.security import LoginGuard, OriginGuard, harden, read_auth
 from sdatoms_app.studio import Studio
 from sdatoms_app.style import STYLE, THEME
 from sdatoms_app.train_tab import build_train_tab
@@ -65,12 +65,16 @@ def find_port() -> int:
 def launch_settings(studio: Studio, *, local: bool = True) -> dict[str, object]:
     """What `Blocks.launch` is told wherever the app is served."""
     studio.outputs.mkdir(parents=True, exist_ok=True)
+    guards = [
+        Middleware(OriginGuard, local=local),  # pyright: ignore
+        Middleware(LoginGuard),  # pyright: ignore
+    ]
     return {
         "theme": THEME,
         "css": STYLE,
         "allowed_paths": [str(studio.outputs.resolve())],
         "max_file_size": MAX_UPLOAD_BYTES,
-        "app_kwargs": {"middleware": [Middleware(OriginGuard, local=local)]},  # pyright: ignore
+        "app_kwargs": {"middleware": guards},
         "footer_links": ["api"],
         "run_history": False,
         "show_error": False,  # our own messages are shown all the same

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -24,9 +26,9 @@ from sdatoms.compose import compose
 from sdatoms.likeness import compare_files
 from sdatoms.pipeline import paint
 from sdatoms_app.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
-from sdatoms_app.exports import export_file
+from sdatoms_app.exports import MAX_RANK, Exported, export_file
 from sdatoms_app.queue import slugify
-from sdatoms_app.studio import MAX_PROMPT, Studio
+from sdatoms_app.studio import MAX_PROMPT, MAX_SEED, MAX_STRENGTH, Studio
 from sdatoms_app.train_page import say
 
 __all__ = ["EVERYWHERE", "HERE", "MAX_MIXED", "MAX_MUTED", "MAX_STEPS", "MIN_HEIGHT", "AtomsPage"]
@@ -38,6 +40,19 @@ MAX_TILES = 64
 MIN_HEIGHT = 130
 """px of a frame around a sheet of tiles."""
 EVERYWHERE, HERE = "in every layer", "in the chosen layer"
+
+
+def on_page(handler: Any) -> Any:
+    """The handler, its `AtomError` turned into a message on the page."""
+
+    @wraps(handler)
+    def handle(*values: Any, **named: Any) -> Any:
+        try:
+            return handler(*values, **named)
+        except AtomError as error:
+            raise say(error) from None
+
+    return handle
 
 
 class AtomsPage:
@@ -56,23 +71,33 @@ class AtomsPage:
         return gr.Dropdown(choices=self.list_files()), gr.Dropdown(choices=self.list_files())
 
     def read(self, id: str | None) -> AtomFile:
-        if not id:
-            raise say(AtomError("choose an atom file first"))
-        try:
-            return read_atoms(self.library.find(id).path)
-        except AtomError as error:
-            raise say(error) from None
+        """The listed file.
 
+        Raises:
+            AtomError: none is named, or it is not listed.
+        """
+        if not id:
+            raise AtomError("choose an atom file first")
+        return read_atoms(self.library.find(id).path)
+
+    def read_some(self, ids: Sequence[str]) -> list[AtomFile]:
+        """Listed files.
+
+        Raises:
+            AtomError: there are too many, or one is not listed.
+        """
+        if len(ids) > MAX_MIXED:
+            raise AtomError(f"{len(ids)} files are named; at most {MAX_MIXED} are taken")
+        return [self.read(id) for id in ids]
+
+    @on_page
     def open_file(self, id: str | None) -> list[Any]:
         """What a listed file changes, layer by layer, what its bytes are for, and its atoms."""
         file = self.read(id)
         path = self.library.find(id or "").path
-        try:
-            with self.studio.lock:
-                changes = measure_changes(file, self.studio.open())
-            budget = measure_budget(path)
-        except AtomError as error:
-            raise say(error) from None
+        with self.studio.lock:
+            changes = measure_changes(file, self.studio.open())
+        budget = measure_budget(path)
         facts = {
             "trigger": clip(file.trigger or "none", 80),
             "variant": file.config.variant,
@@ -89,20 +114,18 @@ class AtomsPage:
             draw_heat_map(changes),
             draw_budget(budget, facts),
             gr.Dropdown(choices=views, value=first),
-            gr.Dropdown(choices=atoms, value=[]),
+            gr.Dropdown(choices=atoms, value=[], multiselect=True),
             *self.show_layer(id, first, None),
         ]
 
+    @on_page
     def show_layer(self, id: str | None, view: str | None, channel: float | None) -> list[Any]:
         """The atoms of one layer's view as sheets of tiles: before, difference, after, spectrum."""
         file = self.read(id)
         component, path, name = split_view(view)
-        try:
-            tiles = show_atoms(file, component, path, name)
-            if tiles.channels and channel is not None and channel >= 0:
-                tiles = show_atoms(file, component, path, name, int(channel))
-        except AtomError as error:
-            raise say(error) from None
+        tiles = show_atoms(file, component, path, name)
+        if tiles.channels and channel is not None and channel >= 0:
+            tiles = show_atoms(file, component, path, name, int(channel))
         sheets = lay_out(tiles, MAX_TILES, TILE)
         rows, columns = sheets.before.shape[1:]
         spectrum = sheets.spectrum
@@ -121,13 +144,15 @@ class AtomsPage:
             told,
         ]
 
+    @on_page
     def choose_cell(self, id: str | None, event: gr.SelectData) -> list[Any]:
         views = [".".join(view) for view in list_views(self.read(id))]
         found = [view for view in views if view.startswith(f"{event.value}.")]
         if not found:
-            raise say(AtomError("this layer is not of the chosen file; choose the file again"))
+            raise AtomError("this layer is not of the chosen file; choose the file again")
         return [found[0], *self.show_layer(id, found[0], None)]
 
+    @on_page
     def paint_muted(
         self,
         id: str | None,
@@ -135,66 +160,116 @@ class AtomsPage:
         prompt: str,
         muted: list[str],
         where: str,
-        seed: float,
-        steps: float,
+        seed: float | None,
+        steps: float | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[tuple[Any, str]]:
-        """Paint one seed with the base, with the file, and without each of the named atoms."""
+        """What `paint_without` paints."""
+        atoms = [int(atom) for atom in muted]
+        return self.paint_without(id, view, prompt, atoms, where, seed, steps, progress)
+
+    def paint_without(
+        self,
+        id: str | None,
+        view: str | None,
+        prompt: str,
+        atoms: Sequence[int],
+        where: str,
+        seed: float | None,
+        steps: float | None,
+        progress: Any = lambda *_, **__: None,
+    ) -> list[tuple[Any, str]]:
+        """Paint one seed with the base, with the file, and without each of the atoms.
+
+        Raises:
+            AtomError: the file is not listed or does not fit, there is no such atom, or a number is
+                out of range.
+        """
         file = self.read(id)
         component, path, _ = split_view(view)
         scope = {"component": component, "path": path} if where == HERE else {}
-        try:
-            if not prompt.strip() or len(prompt) > MAX_PROMPT:
-                raise AtomError(f"the prompt takes 1 to {MAX_PROMPT} characters")
-            if not 1 <= steps <= MAX_STEPS:
-                raise AtomError(f"steps are {steps}; they take 1 to {MAX_STEPS}")
-            files = [("with the file", file)]
-            for atom in muted[:MAX_MUTED]:
-                files.append((f"without atom {atom}", mute_atom(file, int(atom), **scope)))
-            return paint_each(self.studio, files, prompt, int(seed), int(steps), progress)
-        except AtomError as error:
-            raise say(error) from None
+        if not prompt.strip() or len(prompt) > MAX_PROMPT:
+            raise AtomError(f"the prompt takes 1 to {MAX_PROMPT} characters")
+        if len(atoms) > MAX_MUTED:
+            raise AtomError(f"{len(atoms)} atoms are named; at most {MAX_MUTED} are muted at once")
+        chosen = int(check_number("the seed", seed, 0, MAX_SEED))
+        count = int(check_number("the number of steps", steps, 1, MAX_STEPS))
+        files = [("with the file", file)]
+        files += [(f"without atom {k}", mute_atom(file, k, **scope)) for k in atoms]
+        return paint_each(self.studio, files, prompt, chosen, count, progress)
 
-    def compare(self, ids: list[str]) -> list[Any]:
+    @on_page
+    def show_likeness(self, ids: list[str]) -> list[Any]:
         """Cosines of the changes of all pairs of files."""
-        ids = ids[:MAX_MIXED]
-        files = [self.read(id) for id in ids]
+        files = self.read_some(ids)
         table = draw_likeness(ids, compare_files(files)) if len(files) > 1 else ""
         shown = [gr.Slider(visible=True, label=f"Strength of {id}") for id in ids]
         return [table, *shown, *[gr.Slider(visible=False)] * (MAX_MIXED - len(shown))]
 
-    def save_mix(self, ids: list[str], title: str, *values: float) -> tuple[str, Any, Any]:
-        """Add up files at their strengths, exactly, and list the sum as one file."""
-        files = [self.read(id) for id in ids[:MAX_MIXED]]
-        try:
-            if len(files) < 2:
-                raise AtomError("a mix takes at least two files")
-            name = title.strip() or " + ".join(ids)
-            whole = compose(files, list(map(float, values[: len(files)])), title=clip(name, 60))
-            file = f"{slugify(name)}-{whole.sha256[:8]}.safetensors"
-            path = whole.save(self.library.folder / "mixes" / file)
-        except AtomError as error:
-            raise say(error) from None
+    @on_page
+    def save_mix(self, ids: list[str], title: str, *values: float | None) -> tuple[str, Any, Any]:
+        """What `mix` saves, at the strengths of the first sliders."""
+        whole, path = self.mix(ids, values[: len(ids)], title)
         told = f"{path.stem}: {whole.num_parameters:,} numbers, {path.stat().st_size:,} bytes"
         return told, *self.relist()
 
-    def export(self, id: str | None, form: str, rank: float) -> tuple[str, Any]:
-        """Write the file in another tool's form and say how exact that is."""
-        file = self.read(id)
-        folder = self.studio.outputs / "exports"
-        try:
-            with self.studio.lock:
-                pipe = self.studio.open()
-                done = export_file(file, pipe, form, int(rank), folder, slugify(id or ""))
-        except AtomError as error:
-            raise say(error) from None
+    def mix(
+        self, ids: Sequence[str], values: Sequence[float | None], title: str
+    ) -> tuple[AtomFile, Path]:
+        """Add up files at their strengths, exactly, and list the sum as one file.
+
+        Raises:
+            AtomError: there are not two to five, one is not listed, or they cannot be added up.
+        """
+        files = self.read_some(ids)
+        if len(files) < 2:
+            raise AtomError("a mix takes at least two files")
+        strengths = [
+            float(check_number(f"the strength of {id!r}", value, -MAX_STRENGTH, MAX_STRENGTH))
+            for id, value in zip(ids, values, strict=True)
+        ]
+        name = title.strip() or " + ".join(ids)
+        whole = compose(files, strengths, title=clip(name, 60))
+        file = f"{slugify(name)}-{whole.sha256[:8]}.safetensors"
+        return whole, whole.save(self.library.folder / "mixes" / file)
+
+    @on_page
+    def export(self, id: str | None, form: str, rank: float | None) -> tuple[str, Any]:
+        """What `write` writes, and a button that downloads it."""
+        done = self.write(id, form, rank)
         return done.text, gr.DownloadButton(value=done.download, visible=bool(done.download))
+
+    def write(self, id: str | None, form: str, rank: float | None) -> Exported:
+        """Write the file in another tool's form and say how exact that is.
+
+        Raises:
+            AtomError: as `export_file`, or the file is not listed.
+        """
+        file = self.read(id)
+        width = int(check_number("the rank", rank, 1, MAX_RANK))
+        folder = self.studio.outputs / "exports"
+        with self.studio.lock:
+            pipe = self.studio.open()
+            return export_file(file, pipe, form, width, folder, slugify(id or ""))
 
 
 def frame(sheet: Image.Image | None) -> Any:
     """A sheet in a frame of its height; no frame without one."""
     height = max(MIN_HEIGHT, sheet.height + 60) if sheet else MIN_HEIGHT
     return gr.Image(sheet, height=height, visible=sheet is not None)
+
+
+def check_number(what: str, number: float | None, low: float, high: float) -> float:
+    """The number of a field.
+
+    Raises:
+        AtomError: the field is empty, or the number is out of range.
+    """
+    if number is None:
+        raise AtomError(f"{what} is empty; give a number")
+    if not low <= number <= high:  # NaN is refused too
+        raise AtomError(f"{what} is {number:g}; it goes from {low:g} to {high:g}")
+    return number
 
 
 def split_view(view: str | None) -> tuple[str, str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from sdatoms_app.atoms_api import build_atoms_api
 from sdatoms_app.atoms_page import (
     EVERYWHERE,
     HERE,
@@ -16,7 +17,7 @@ from sdatoms_app.atoms_page import (
     AtomsPage,
 )
 from sdatoms_app.drawing import HEAT_STYLE
-from sdatoms_app.exports import FORMATS
+from sdatoms_app.exports import FORMATS, MAX_RANK
 from sdatoms_app.studio import Studio
 
 __all__ = ["build_atoms_tab"]
@@ -38,7 +39,12 @@ def build_atoms_tab(studio: Studio) -> None:
     page = AtomsPage(studio)
     with gr.Row():
         chosen = gr.Dropdown(
-            page.list_files(), value=None, label="Atom file", elem_id="anatomy-file", scale=4
+            page.list_files(),
+            value=None,
+            label="Atom file",
+            elem_id="anatomy-file",
+            scale=4,
+            min_width=260,
         )
         refresh = gr.Button(
             "Refresh list", size="sm", elem_id="anatomy-refresh", scale=1, min_width=120
@@ -145,7 +151,7 @@ def build_atoms_tab(studio: Studio) -> None:
     with gr.Accordion("Export the chosen file", open=False, elem_id="anatomy-export"):
         with gr.Row():
             form = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="Format")
-            rank = gr.Slider(1, 128, value=16, step=1, label="Rank, for LoRA")
+            rank = gr.Slider(1, MAX_RANK, value=16, step=1, label="Rank, for LoRA")
         export = gr.Button("Export", elem_id="anatomy-do-export")
         exported = gr.Textbox(label="Result", interactive=False, elem_id="anatomy-exported")
         download = gr.DownloadButton("Download", visible=False, elem_id="anatomy-download")
@@ -157,8 +163,8 @@ def build_atoms_tab(studio: Studio) -> None:
         page.open_file,
         chosen,
         [heat, budget, layer, atoms, *view],
-        api_name="open_atoms",
-        api_description=page.open_file.__doc__,
+        trigger_mode="always_last",
+        api_visibility="private",
         **alone,
     )
     refresh.click(page.relist, None, [chosen, several], **quiet)
@@ -166,38 +172,38 @@ def build_atoms_tab(studio: Studio) -> None:
         page.show_layer,
         [chosen, layer, channel],
         view,
-        api_name="show_atoms",
-        api_description=page.show_layer.__doc__,
+        trigger_mode="always_last",
+        **quiet,
     )
-    channel.input(page.show_layer, [chosen, layer, channel], view, **quiet)
+    channel.input(
+        page.show_layer, [chosen, layer, channel], view, trigger_mode="always_last", **quiet
+    )
     heat.select(page.choose_cell, chosen, [layer, *view], **quiet)
     mute.click(
         page.paint_muted,
         [chosen, layer, prompt, atoms, where, seed, steps],
         painted,
-        api_name="mute_atoms",
-        api_description=page.paint_muted.__doc__,
+        api_visibility="private",
         **alone,
     )
     several.input(
-        page.compare,
+        page.show_likeness,
         several,
         [alike, *sliders],
-        api_name="compare_atoms",
-        api_description=page.compare.__doc__,
+        trigger_mode="always_last",
+        api_visibility="private",
     )
     save.click(
         page.save_mix,
         [several, title, *sliders],
         [mixed, chosen, several],
-        api_name="mix_atoms",
-        api_description=page.save_mix.__doc__,
+        api_visibility="private",
     )
     export.click(
         page.export,
         [chosen, form, rank],
         [exported, download],
-        api_name="export_atoms",
-        api_description=page.export.__doc__,
+        api_visibility="private",
         **alone,
     )
+    build_atoms_api(page)

@@ -18,7 +18,7 @@ from sdatoms.compatibility import Fit
 from sdatoms.pictures import make_thumbnail
 from sdatoms_app.library import Entry
 
-__all__ = ["CARD_SCRIPT", "draw_cards", "draw_note", "draw_progress"]
+__all__ = ["CARD_SCRIPT", "count", "draw_cards", "draw_note", "draw_progress"]
 
 MAX_THUMBNAIL = 1 << 20
 VERDICTS = {
@@ -103,3 +103,8 @@ def draw_note(text: str, remarks: Iterable[str] = (), *, alarm: bool = False) ->
     listed = f"<ul>{lines}</ul>" if lines else ""
     role = ' role="alert"' if alarm else ' role="status"'
     return f'<div class="{tone}"{role}>{escape(text)}{listed}</div>' if text or lines else ""
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: `1 picture`, `2 pictures`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms_app.cards import draw_note, draw_progress
+from sdatoms_app.cards import count, draw_note, draw_progress
 from sdatoms_app.form import make_order
 from sdatoms_app.generate_tab import QUIET, GenerateTab, describe
 from sdatoms_app.grids import MAX_CELLS, paint_grid, parse_numbers, plan_grid
@@ -239,10 +239,11 @@ def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
                 bar = draw_progress(update.done, update.total, update.message)
                 yield [drawn, bar, gr.skip()]
             if job.cancelled:
-                note = draw_note(f"Cancelled; {shown} pictures are kept.")
+                note = draw_note(f"Cancelled; kept so far: {count(shown, 'picture')}.")
             elif done:
                 note = draw_note(
-                    f"{shown} pictures, kept in the history; the grid is a PNG too.", update.remarks
+                    f"{count(shown, 'picture')}, kept in the history; the grid is a PNG too.",
+                    update.remarks,
                 )
         except AtomError as error:
             note = draw_note(f"{error}.", alarm=True)

@@ -12,7 +12,7 @@ from sdatoms.adapters import AdapterSet
 from sdatoms.checkpoint import clip
 from sdatoms.export import Conversion, convert_to_diff, convert_to_lora, save_pipeline
 
-__all__ = ["FORMATS", "Exported", "export_file"]
+__all__ = ["FORMATS", "MAX_RANK", "Exported", "export_file"]
 
 FORMATS = {
     "LoRA (diffusers)": "lora-diffusers",
@@ -21,6 +21,7 @@ FORMATS = {
     "Baked pipeline": "baked",
 }
 FREE_BYTES = 1 << 30
+MAX_RANK = 128
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def export_file(
         file: an atom file.
         pipe: the base it is for; adapters on it are taken off.
         form: a key of `FORMATS`.
-        rank: of a LoRA, 1 to 128.
+        rank: of a LoRA, 1 to `MAX_RANK`.
         folder: where exports go.
         name: a plain name for what is written.
 
@@ -51,8 +52,6 @@ def export_file(
     """
     if form not in FORMATS:
         raise AtomError(f"the format {clip(form)!r} is unknown; known are {', '.join(FORMATS)}")
-    if not 1 <= rank <= 128:
-        raise AtomError(f"rank is {rank}; it takes 1 to 128")
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < FREE_BYTES:
         raise AtomError(f"less than {FREE_BYTES >> 30} GiB of the disk are free")
@@ -76,7 +75,8 @@ def describe(done: Conversion, path: Path) -> str:
         "exact" if done.total_error == 0 else f"{100 * done.total_error:.1f} % of the change lost"
     )
     least = f", most in {worst} ({100 * error:.1f} %)" if error else ""
-    return f"{path.name}: {path.stat().st_size:,} bytes, {exact}{least}"
+    word = "; its new word has no place here, a baked pipeline keeps it" if done.left_out else ""
+    return f"{path.name}: {path.stat().st_size:,} bytes, {exact}{least}{word}"
 
 
 def bake_pipeline(file: AtomFile, pipe: Any, target: Path) -> Exported:

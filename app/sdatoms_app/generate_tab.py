@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms_app.adapter_rows import AdapterRows
-from sdatoms_app.cards import draw_note, draw_progress
+from sdatoms_app.cards import count, draw_note, draw_progress
 from sdatoms_app.form import DEFAULTS, clean_settings, make_order
 from sdatoms_app.generate_layout import (
     build_form,
@@ -246,7 +246,7 @@ def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -
     seeds = f"seed {kept[0].recipe.seed}" + (f" to {recipe.seed}" if len(kept) > 1 else "")
     text = f"{seeds}, {atoms or 'no atoms'}, {recipe.scheduler}, {recipe.num_inference_steps} steps"
     if cancelled:
-        text = f"Cancelled after {len(kept)} pictures. {text}"
+        text = f"Cancelled after {count(len(kept), 'picture')}. {text}"
     return draw_note(text, remarks)
 
 

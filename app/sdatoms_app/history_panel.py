@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.recipes import read_passengers, read_recipe
-from sdatoms_app.cards import draw_note
+from sdatoms_app.cards import count, draw_note
 from sdatoms_app.form import ROW, restore_recipe
 from sdatoms_app.studio import MAX_ADAPTERS
 
@@ -27,7 +27,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def build_history_panel(tab: GenerateTab) -> None:
     """Thumbnails of kept pictures, newest first, with a search."""
     with gr.Accordion("History", open=False, elem_id="history"):
-        with gr.Row(equal_height=True):
+        with gr.Row():
             tab.search = gr.Textbox(
                 label="Search",
                 placeholder="an atom file, words of a prompt, a seed",
@@ -123,7 +123,7 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
     def look(search: str) -> list[Any]:
         kept = studio.history.list(search or "")
         pictures = [(str(k.path), k.caption) for k in kept]
-        words = f"{len(kept)} pictures" if kept else "No picture is kept that fits."
+        words = count(len(kept), "picture") if kept else "No picture is kept that fits."
         return [pictures, [k.id for k in kept], "", draw_note(words)]
 
     def choose(ids: list[str], event: gr.SelectData) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -10,13 +11,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
+from starlette.requests import Request
 
 from sdatoms import AtomError
 
-__all__ = ["OriginGuard", "harden", "read_auth"]
+__all__ = ["LoginGuard", "OriginGuard", "harden", "read_auth"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_PIXELS = 25_000_000
+UNLOCKED = re.compile(
+    r"/|/(login|logout)/?|/(favicon\.ico|robots\.txt|manifest\.json)|/(gradio_api/)?theme\.css"
+    r"|/(assets|static|svelte|pwa_icon)(/.*)?|/gradio_api/(login_check|startup-events)/?"
+)
+"""Paths of the page that asks for the password: Gradio's own files, nothing of the app's."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 
 Message = dict[str, Any]
@@ -60,10 +67,30 @@ class OriginGuard:
         return ""
 
 
-async def refuse(send: Send, reason: str) -> None:
+class LoginGuard:
+    """ASGI middleware: where there is a password, only the page that asks for it is open without.
+
+    Gradio asks for it on most routes; those that cancel, stream, reset or monitor it leaves open.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
+        if scope["type"] == "http" and not UNLOCKED.fullmatch(scope["path"]):
+            served, cookies = scope["app"], Request(scope).cookies
+            names = (f"access-token{kind}-{served.cookie_id}" for kind in ("", "-unsecure"))
+            known = any(cookies.get(name) in served.tokens for name in names)
+            if served.auth is not None and not known:
+                await refuse(send, "this app asks for a password first", status=401)
+                return
+        await self.app(scope, receive, send)
+
+
+async def refuse(send: Send, reason: str, status: int = 403) -> None:
     body = reason.encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SIDE",
     "MAX_STEPS",
+    "MAX_STRENGTH",
     "Order",
     "Studio",
 ]

@@ -53,8 +53,19 @@ li.card button {border: 1px solid var(--border-color-primary); border-radius: 6p
 li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap}
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
-#anatomy-refresh, #anatomy-save, #train-take {align-self: center}
-#result caption {white-space: normal}
+#anatomy-refresh, #anatomy-save, #train-take, #history-look {align-self: center}
+.gallery-container .grid-container.pt-6 {padding-top: 24px; grid-auto-rows: auto;
+  grid-template: none / repeat(auto-fill, minmax(90px, 1fr))}
+#singles .grid-container.pt-6, #anatomy-painted .grid-container.pt-6 {
+  grid-template-columns: repeat(auto-fill, minmax(140px, 1fr))}
+.gallery-container .caption-label {max-width: 100%; right: 0; bottom: 0; padding: 1px 5px;
+  font-size: 11px; white-space: normal}
+.secondary-wrap input[role=listbox] {text-overflow: ellipsis; padding-right: 22px}
+.gallery-container .preview::before {opacity: 1}
+#result .preview:has(.thumbnails) {padding-bottom: 56px}
+#result .media-button {flex: 1; min-height: 0; height: auto !important}
+#result caption {display: block; flex: none; max-width: 100%; white-space: normal}
+#grid img {padding-top: 30px; box-sizing: border-box}
 .info-text code {color: var(--body-text-color)}
 .faint, .hint {color: var(--body-text-color-subdued)}
 .hint {margin: 4px 0 0; font-size: 13px}
@@ -71,13 +82,13 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 .note.alarm {border-left: 3px solid #d97706; padding-left: 10px}
 .run-list .wrap {flex-direction: column; max-height: 70vh; overflow: auto}
 .run-list .wrap label {overflow-wrap: anywhere}
-#train-gallery .grid-wrap, #run-samples .grid-wrap {min-height: 0; height: auto}
-#run-samples .grid-container {grid-template-columns: repeat(8, minmax(0, 1fr));
-  grid-template-rows: none; grid-auto-rows: auto}
+#train-gallery .grid-wrap, #run-samples .grid-wrap, #singles .grid-wrap,
+#anatomy-painted .grid-wrap {min-height: 0; max-height: none; height: auto}
+footer .divider {display: none}
+#run-samples .grid-container.pt-6 {grid-template-columns: repeat(8, minmax(0, 1fr))}
 @media (max-width: 480px) {
-  .gradio-container {padding: 8px !important}
-  #run-samples .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr))}
-  #singles .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr))}
+  .gradio-container .app {padding: 8px 12px !important}
+  #run-samples .grid-container.pt-6 {grid-template-columns: repeat(4, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sdatoms.pipeline import find_assets
 from sdatoms.presets import expand_preset, read_costs
 from sdatoms.train_config import TrainConfig
 from sdatoms.verdicts import find_resolution
+from sdatoms_app.cards import count
 from sdatoms_app.drafts import Draft, Picture, list_folders
 from sdatoms_app.measure import Measurements, describe_facts
 from sdatoms_app.queue import INSTANCES, Job, Queue, read_request
@@ -43,8 +45,9 @@ def open_queue(studio: Studio) -> Queue:
 
 
 def say(error: AtomError) -> gr.Error:
-    """An error of the library as a message on the page."""
-    return gr.Error(str(error), print_exception=False)
+    """An error of the library as a message on the page, where messages are markup: names from files
+    stay text."""
+    return gr.Error(escape(str(error), quote=False), print_exception=False)
 
 
 class TrainPage:
@@ -88,6 +91,11 @@ class TrainPage:
             return ""
         memory = row["peak_memory_bytes"] / 2**30
         return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
+
+    def tell_source(self) -> str | None:
+        """Where the library's costs were measured; None where none is quoted."""
+        rows = [] if self.studio.base else list(read_costs().values())
+        return f"Minutes “on one core” are those of: {rows[0]['device']}." if rows else None
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         base = self.studio.base
@@ -209,8 +217,8 @@ class TrainPage:
         config = TrainConfig(**settings)
         batch = config.train_batch_size * config.gradient_accumulation_steps
         views = config.max_train_steps * batch
-        each = f"; {pictures} are seen {views / pictures:.0f} times each" if pictures else ""
-        plan = f"{config.max_train_steps} steps of {batch} pictures{each}"
+        each = f"; each of {pictures} is seen {views / pictures:.0f} times" if pictures else ""
+        plan = f"{count(config.max_train_steps, 'step')} of {count(batch, 'picture')}{each}"
         return f"{plan}\n{describe_facts(self.measured.find(self.with_base(settings)))}"
 
     def use_preset(self, name: str, prompt: str) -> list[Any]:

@@ -81,7 +81,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
     upload = gr.File(
-        label="Drop pictures, and .txt captions of the same names",
+        label="Drop pictures and their .txt captions",
         file_count="multiple",
         height=150,
         elem_id="train-upload",
@@ -93,6 +93,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
             label="Or a folder on the server",
             elem_id="train-folder",
             scale=3,
+            min_width=260,
         )
         take = gr.Button("Add folder", size="sm", elem_id="train-take", scale=1, min_width=120)
     verdict = gr.Textbox(label="Pre-flight", interactive=False, lines=2, elem_id="train-verdict")
@@ -144,7 +145,13 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         max_length=2000,
         elem_id="train-instance_prompt",
     )
-    preset = gr.Radio(page.list_presets(), value="Balanced", label="Preset", elem_id="train-preset")
+    preset = gr.Radio(
+        page.list_presets(),
+        value="Balanced",
+        label="Preset",
+        info=page.tell_source(),
+        elem_id="train-preset",
+    )
     cost = gr.Textbox(
         label=f"Cost on {name_machine()}",
         value="not measured yet",
