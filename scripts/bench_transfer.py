@@ -48,8 +48,6 @@ class Method:
     rates: tuple[float, ...]
     atoms: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-    """Kind of parameter → multiple of the learning rate."""
 
 
 ATOM_RATES = (3e-3, 1e-2, 3e-2)
@@ -72,8 +70,6 @@ METHODS = {
     },
     "overcomplete, m1 = 6": Method("overcomplete", ATOM_RATES, {"num_inner_atoms": 6}),
     "full, m1 = 5": Method("full", ATOM_RATES, {"num_inner_atoms": 5}),
-    "full, blocks at 0.3": Method("full", ATOM_RATES, ratios={"block": 0.3}),
-    "full, blocks at 3": Method("full", ATOM_RATES, ratios={"block": 3.0}),
 }
 COLUMNS = ("method", "parameters", "bytes", "seconds", *TASKS, "mean")
 
@@ -150,7 +146,7 @@ def run_cell(
         mixed_precision=args.mixed_precision,
         seed=seed,
     )
-    result = run_experiment(tuned, task, Experiment(rates, settings, 2, method.ratios))
+    result = run_experiment(tuned, task, Experiment(rates, settings, widen=2))
     kept = ("learning_rate", "validation_accuracy", "test_accuracy", "trials", "parameters")
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
     return {key: result[key] for key in kept} | {
