@@ -35,7 +35,15 @@ def build_atoms_api(page: AtomsPage) -> None:
             "parameters": file.num_parameters,
             "atoms": count_atoms(file),
             "bytes": {k: budget[k] for k in ("file", "prefix", "header", "tensors", "encoders")},
-            "layers": [asdict(change) for change in changes],
+            "layers": [  # clients take what has a key `path` for a file
+                {
+                    "layer": f"{change.component}.{change.path}",
+                    "block": change.block,
+                    "change": change.change,
+                    "parameters": change.parameters,
+                }
+                for change in changes
+            ],
             "views": [".".join(view) for view in list_views(file)],
         }
 
