@@ -2,7 +2,6 @@
 headless Chromium."""
 
 import gc
-import json
 import shutil
 import warnings
 
@@ -31,24 +30,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-def list_endpoints(app):
-    """What programs may ask for, by name: what it takes, with types and defaults, what it gives."""
-
-    def write(parameter):
-        default = f" = {json.dumps(parameter['parameter_default'])}"
-        given = default if parameter["parameter_has_default"] else ""
-        return f"{parameter['parameter_name']}: {parameter['python_type']['type']}{given}"
-
-    return {
-        name.strip("/"): {
-            "about": endpoint.get("description", ""),
-            "takes": [write(parameter) for parameter in endpoint["parameters"]],
-            "gives": [answer["python_type"]["type"] for answer in endpoint["returns"]],
-        }
-        for name, endpoint in sorted(app.get_api_info()["named_endpoints"].items())
-    }
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from app_fixtures import list_endpoints
 from gradio_client import Client, handle_file
 from sdatoms_app.app import build_app, find_port
 from sdatoms_app.library import Library
@@ -46,6 +45,24 @@ def pictures(tmp_path):
     paths.append(tmp_path / "<b>x<b>.png")
     paths[-1].write_bytes(paths[0].read_bytes()[:100])
     return paths
+
+
+def list_endpoints(app):
+    """What programs may ask for, by name: what it takes, with types and defaults, what it gives."""
+
+    def write(parameter):
+        default = f" = {json.dumps(parameter['parameter_default'])}"
+        given = default if parameter["parameter_has_default"] else ""
+        return f"{parameter['parameter_name']}: {parameter['python_type']['type']}{given}"
+
+    return {
+        name.strip("/"): {
+            "about": endpoint.get("description", ""),
+            "takes": [write(parameter) for parameter in endpoint["parameters"]],
+            "gives": [answer["python_type"]["type"] for answer in endpoint["returns"]],
+        }
+        for name, endpoint in sorted(app.get_api_info()["named_endpoints"].items())
+    }
 
 
 def test_the_endpoints_are_those_written_down(studio):

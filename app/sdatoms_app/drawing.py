@@ -29,6 +29,7 @@ HEAT_STYLE = """
 .heat .scale {height: .6rem; border-radius: .3rem; max-width: 16rem}
 .facts {overflow-x: auto}
 .facts table {border-collapse: collapse; border: 0 !important; font-variant-numeric: tabular-nums}
+.facts thead, .facts tbody, .facts tr {border: 0 !important}
 .facts th, .facts td {padding: .2rem .6rem; text-align: right; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important}
 .facts th:first-child, .facts td:first-child {text-align: left; overflow-wrap: anywhere}

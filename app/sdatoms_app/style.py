@@ -22,6 +22,7 @@ THEME = themes.Default(
 )
 
 STYLE = """
+.gradio-container .app {padding: 16px clamp(12px, 3vw, 32px) !important}
 #generate-grid {display: grid; gap: var(--layout-gap); align-items: start;
   grid-template-columns: minmax(320px, 2fr) minmax(320px, 3fr); grid-template-rows: auto 1fr;
   grid-template-areas: "ask outcome" "details outcome"}
@@ -60,7 +61,7 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
   grid-template-columns: repeat(auto-fill, minmax(140px, 1fr))}
 .gallery-container .caption-label {max-width: 100%; right: 0; bottom: 0; padding: 1px 5px;
   font-size: 11px; white-space: normal}
-.secondary-wrap input[role=listbox] {text-overflow: ellipsis; padding-right: 22px}
+.secondary-wrap input[role=combobox] {text-overflow: ellipsis; padding-right: 22px}
 .gallery-container .preview::before {opacity: 1}
 #result .preview:has(.thumbnails) {padding-bottom: 56px}
 #result .media-button {flex: 1; min-height: 0; height: auto !important}
@@ -87,7 +88,6 @@ li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-of
 footer .divider {display: none}
 #run-samples .grid-container.pt-6 {grid-template-columns: repeat(8, minmax(0, 1fr))}
 @media (max-width: 480px) {
-  .gradio-container .app {padding: 8px 12px !important}
   #run-samples .grid-container.pt-6 {grid-template-columns: repeat(4, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
 }
