@@ -151,7 +151,7 @@ def run_drawing(args: argparse.Namespace, everything: Collection, tokenizer) -> 
         optimizer,
         ema,
         shown,
-        steps=args.steps or 3200,
+        steps=args.steps or 4000,
         start=start,
         seed=args.seed,
     )
