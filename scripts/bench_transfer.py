@@ -68,7 +68,6 @@ METHODS = {
         f"{variant}, sparse": Method(variant, ATOM_RATES, {"decomposition": "sparse"})
         for variant in VARIANTS
     },
-    "overcomplete, m1 = 6": Method("overcomplete", ATOM_RATES, {"num_inner_atoms": 6}),
     "full, m1 = 5": Method("full", ATOM_RATES, {"num_inner_atoms": 5}),
 }
 COLUMNS = ("method", "parameters", "bytes", "seconds", *TASKS, "mean")
