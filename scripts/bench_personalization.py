@@ -6,7 +6,8 @@ Every method sees the same batches, noise and timesteps, the same number of step
 takes its learning rates from a list, since rates do not carry over between methods. JSON tells for
 every method and rate the trained numbers, the bytes of the file, seconds a step, loss, and what
 `sdatoms evaluate` measures, on prompts not trained on; a method's best rate is the one with the
-largest sum of fidelity, likeness and alignment. Run again, it goes on where it was stopped.
+largest sum of fidelity and likeness: of a thing that the base has never seen, alignment is no
+guide. Run again, it goes on where it was stopped.
 
 A PNG shows the pictures given and one row a method at its best rate; `--strip FILE` writes a
 smaller one, for the methods named by `--strip_methods`.
@@ -187,7 +188,7 @@ def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> M
 
 def pick_best(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     own = [row for row in rows if row["method"] == name]
-    return max(own, key=lambda row: row["fidelity"] + row["likeness"] + row["alignment"])
+    return max(own, key=lambda row: row["fidelity"] + row["likeness"])
 
 
 def save_pictures(folder: Path, pictures: list[Any]) -> None:
