@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,6 +321,20 @@ def test_a_cell_of_the_heat_map_opens_its_layer(open_page):
     path = cell.get_attribute("data-path")
     cell.click()
     expect(page.locator("#anatomy-layer input")).to_have_value(re.compile(re.escape(path)))
+
+
+def test_a_file_made_after_the_server_started_is_in_a_new_page_s_list(open_page, studio):
+    from playwright.sync_api import expect
+
+    made = studio.library.folder / "made-since.safetensors"
+    shutil.copy(studio.library.folder / "ink.safetensors", made)
+    try:
+        page = open_page()
+        open_tab(page, "Atoms")
+        page.locator("#anatomy-file input").click()
+        expect(page.get_by_role("option", name="made-since")).to_be_visible()
+    finally:
+        made.unlink()
 
 
 def test_files_picked_in_a_row_are_all_taken(open_page):

@@ -44,7 +44,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 build_compare_tab(studio, generate)
             with gr.Tab("Atoms", id="atoms"):
-                build_atoms_tab(studio)
+                build_atoms_tab(studio, app.load)
             with gr.Tab("Train", id="train"):
                 form = build_train_tab(studio, pictures)
             with gr.Tab("Runs", id="runs"):

@@ -34,8 +34,8 @@ element.addEventListener('click', (event) => {
 """
 
 
-def build_atoms_tab(studio: Studio) -> None:
-    """Lay the tab out; call inside `gr.Blocks`."""
+def build_atoms_tab(studio: Studio, load: Any) -> None:
+    """Lay the tab out; call inside `gr.Blocks`. `load` is the page's load event."""
     page = AtomsPage(studio)
     with gr.Row():
         chosen = gr.Dropdown(
@@ -167,7 +167,8 @@ def build_atoms_tab(studio: Studio) -> None:
         api_visibility="private",
         **alone,
     )
-    refresh.click(page.relist, None, [chosen, several], **quiet)
+    for event in (refresh.click, load):
+        event(page.relist, None, [chosen, several], **quiet)
     layer.input(
         page.show_layer,
         [chosen, layer, channel],
