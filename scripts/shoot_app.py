@@ -87,6 +87,7 @@ def show_generate(page: Page) -> None:
     expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
     unfold(page, "settings")
     page.locator("#batch input[type=number]").fill("4")
+    page.keyboard.press("Tab")  # the number counts once it is left
     page.locator("#paint").click()
     expect(page.locator("#note")).to_contain_text("seed 0 to 3", timeout=WAIT)
     unfold(page, "settings")
