@@ -94,12 +94,13 @@ def multiply(
     wider, and their result is cast once to the dtype of the columns."""
     block = deltas.get("block")
     with torch.autocast(columns.device.type, enabled=False):
-        moved = columns.to(torch.promote_types(columns.dtype, torch.float32))
+        wide = columns.to(torch.promote_types(columns.dtype, torch.float32))
+        moved = wide
         if "spatial" in deltas:
-            change = deltas["spatial"].transform().to(moved.dtype)
-            moved = moved @ (change + make_identity(change)).mT
+            change = deltas["spatial"].transform().to(wide.dtype)
+            moved = wide @ (change + make_identity(change)).mT
         if block is not None:
-            moved = mix_blocks(columns.to(moved.dtype), moved, block)
+            moved = mix_blocks(wide, moved, block)
         moved = moved.to(columns.dtype)
     if block is None:
         return F.linear(rearrange(moved, "i n p -> n (i p)"), weight.flatten(1), bias)
