@@ -19,6 +19,8 @@ from playwright.sync_api import Browser, expect
 from sdatoms_app.measure import name_machine
 from shoot_app import WAIT, open_browser, serve_app
 
+from sdatoms.checkpoint import write_whole
+
 SHOWN = """() => {
   const picture = document.querySelector('#result img');
   return picture && picture.offsetParent && picture.complete && picture.naturalWidth > 0;
@@ -66,7 +68,7 @@ def main() -> None:
     text = json.dumps(facts, indent=2)
     print(text)
     if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.output, (text + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -79,10 +79,16 @@ def main() -> None:
         folder = args.photographs / subject
         about = facts["subjects"].setdefault(subject, {"ways": {}})
         about |= {"class": classes.get(subject, name_class(subject))}
-        about |= set_bounds(folder, args.photographs, evaluator)
+        pictures = [read_picture(path) for path in find_pictures(folder)[0]]
+        back = give_back(pictures)
+        about |= set_bounds(folder, args.photographs, pictures, back, evaluator)
         for way in args.ways:
             if way not in about["ways"]:
-                about["ways"][way] = run_way(folder, about["class"], way, args)
+                about["ways"][way], samples = run_way(folder, about["class"], way, args)
+                rows = {"photographs": pictures[:6], "autoencoder": back[:6], **samples}
+                name = f"{args.output.stem}-{subject}-{list(WAYS).index(way)}.png"
+                grid = draw_grid(list(rows.values()), list(rows), cell=96)
+                grid.save(args.output.with_name(name))
                 print(subject, way, json.dumps(about["ways"][way]), file=sys.stderr)
             write_whole(args.output, (json.dumps(facts, indent=2) + "\n").encode())
     print(write_table(facts))
@@ -99,9 +105,15 @@ def name_class(subject: str) -> str:
     return re.sub(r"[\d_]+", " ", subject).strip()
 
 
-def set_bounds(folder: Path, others: Path, evaluator: Evaluator) -> dict[str, float]:
-    """What fidelity can be: lowest for other subjects, highest for the pictures themselves."""
-    pictures = [read_picture(path) for path in find_pictures(folder)[0]]
+def set_bounds(
+    folder: Path,
+    others: Path,
+    pictures: Sequence[Image.Image],
+    back: Sequence[Image.Image],
+    evaluator: Evaluator,
+) -> dict[str, float]:
+    """What fidelity can be: lowest for other subjects, highest for the pictures themselves; `back`
+    is what the autoencoder makes of them."""
     styles = evaluator.embed_styles(pictures)
     strange = [
         read_picture(path)
@@ -112,7 +124,7 @@ def set_bounds(folder: Path, others: Path, evaluator: Evaluator) -> dict[str, fl
     bounds = {"themselves": measure_fidelity(styles)}
     if strange:
         bounds["other subjects"] = measure_fidelity(evaluator.embed_styles(strange), styles)
-    bounds["autoencoder"] = measure_fidelity(evaluator.embed_styles(give_back(pictures)), styles)
+    bounds["autoencoder"] = measure_fidelity(evaluator.embed_styles(back), styles)
     return {name: round(float(values.mean()), 4) for name, values in bounds.items()}
 
 
@@ -129,8 +141,10 @@ def give_back(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     return found
 
 
-def run_way(folder: Path, kind: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One run of the command; its samples go beside the output file."""
+def run_way(
+    folder: Path, kind: str, way: str, args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+    """One run of the command, and its samples: the base's, and the chosen step's."""
     word = "<it>" if "--train_text_encoder_ti" in WAYS[way] else "sks"
     half = str(max(1, args.max_train_steps // 2))
     with tempfile.TemporaryDirectory() as run:
@@ -148,18 +162,14 @@ def run_way(folder: Path, kind: str, way: str, args: argparse.Namespace) -> dict
         report = json.loads((Path(run) / "report.json").read_text())
         step = f"step-{report['chosen_step']:06d}"
         samples = {
-            name: [read_picture(path) for path in sorted((Path(run) / "samples").glob(f"{name}-*"))]
-            for name in ("base", step)
+            name: [read_picture(path) for path in sorted((Path(run) / "samples").glob(f"{at}-*"))]
+            for name, at in (("base", "base"), (way, step))
         }
-    name = f"{args.output.stem}-{folder.name}-{list(WAYS).index(way)}.png"
-    pictures = [read_picture(path) for path in find_pictures(folder)[0]][:6]
-    rows = [pictures, give_back(pictures), *samples.values()]
-    labels = ["photographs", "autoencoder", "base", way]
-    draw_grid(rows, labels, cell=96).save(args.output.with_name(name))
     kept = ("parameters", "bytes", "peak_memory_bytes", "chosen_step", "class_pictures")
     row = {"seconds": round(seconds, 1), "core_seconds": round(used, 1)}
     row |= {key: report[key] for key in kept}
-    return row | {"before": report["metrics"]["base"], "after": report["metrics"][step]}
+    metrics = report["metrics"]
+    return row | {"before": metrics["base"], "after": metrics[step]}, samples
 
 
 def read_processor() -> float:
