@@ -123,7 +123,7 @@ def run_clip(args: argparse.Namespace, everything: Collection, tokenizer) -> Non
 
 
 def run_instance(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
-    head = StyleHead()
+    head, held = StyleHead(), everything.take(everything.held_out)
     fit = lambda optimizer, ema, start: styles.train_instance(
         head.instance,
         optimizer,
@@ -135,7 +135,7 @@ def run_instance(args: argparse.Namespace, everything: Collection, tokenizer) ->
     )
 
     def show() -> dict:
-        found = show_styles(args, head, everything, tokenizer)["same_picture"]
+        found = score_pictures(open_head(args, head, tokenizer), held)
         head.requires_grad_(True).train()
         return {"same_picture": found}
 
@@ -145,29 +145,29 @@ def run_instance(args: argparse.Namespace, everything: Collection, tokenizer) ->
 def run_drawing(args: argparse.Namespace, everything: Collection, tokenizer) -> None:
     learner, head = styles.DrawingLearner(), StyleHead()
     head.drawing = learner.net
-    shown = everything.take(~everything.held_out)
+    shown, held = everything.take(~everything.held_out), everything.take(everything.held_out)
     fit = lambda optimizer, ema, start: styles.train_drawing(
         learner,
         optimizer,
         ema,
         shown,
-        steps=args.steps or 4000,
+        steps=args.steps or 6400,
         start=start,
         seed=args.seed,
     )
 
     def show() -> dict:
         styles.settle(learner.net, shown)
-        found = show_styles(args, head, everything, tokenizer)["vendor"]
+        found = score_vendors(open_head(args, head, tokenizer), held, everything)
         head.requires_grad_(True).train()
         return {"vendor": found}
 
     fit_part(args, "drawing", learner, fit, show)
 
 
-def show_styles(args: argparse.Namespace, head: StyleHead, everything: Collection, tokenizer):
-    clip = models.build_clip(len(tokenizer))
-    return score_styles(make_evaluator(clip, head, tokenizer, args.run_dir), everything)
+def open_head(args: argparse.Namespace, head: StyleHead, tokenizer) -> Evaluator:
+    """An evaluator with this style head, beside a concept side that knows nothing."""
+    return make_evaluator(models.build_clip(len(tokenizer)), head, tokenizer, args.run_dir)
 
 
 def fit_part(args: argparse.Namespace, name: str, part: torch.nn.Module, fit, show) -> None:
@@ -190,7 +190,10 @@ def run_export(args: argparse.Namespace, everything: Collection, tokenizer) -> N
     shutil.rmtree(staging, ignore_errors=True)
     evaluator = make_evaluator(clip, head, tokenizer, args.run_dir, staging)
     held = everything.take(everything.held_out)
-    figures = score_concepts(evaluator, held, everything) | score_styles(evaluator, everything)
+    figures = score_concepts(evaluator, held, everything) | {
+        "vendor": score_vendors(evaluator, held, everything),
+        "same_picture": score_pictures(evaluator, held),
+    }
     (staging / "README.md").write_text(write_card(figures, everything))
     shutil.rmtree(args.output_dir, ignore_errors=True)
     os.replace(staging, args.output_dir)
@@ -229,20 +232,21 @@ def score_concepts(
     }
 
 
-def score_styles(evaluator: Evaluator, everything: Collection) -> dict[str, float]:
-    """What the style side finds among held-out concepts; shares in [0, 1]."""
-    held = everything.take(everything.held_out)
+def score_pictures(evaluator: Evaluator, held: Collection) -> float:
+    """How often an augmented view of a picture finds it again, by the embedding's first half."""
     seen = evaluator.embed_styles(show_pictures(held))
     generator = torch.Generator().manual_seed(0)
     views = models.make_view(held.pictures.float() / 255, generator) * 2 - 1
     again = evaluator.embed_styles(to_pictures(views))
     half = seen.shape[1] // 2
     found = (again[:, :half] @ seen[:, :half].T).argmax(1) == torch.arange(len(seen))
-    vendor = find_vendor(evaluator, everything, seen)
-    return {
-        "vendor": float((vendor == held.vendor).float().mean()),
-        "same_picture": float(found.float().mean()),
-    }
+    return float(found.float().mean())
+
+
+def score_vendors(evaluator: Evaluator, held: Collection, everything: Collection) -> float:
+    """How often a picture's vendor is found, by the embedding's second half."""
+    vendor = find_vendor(evaluator, everything, evaluator.embed_styles(show_pictures(held)))
+    return float((vendor == held.vendor).float().mean())
 
 
 def score_across(seen: torch.Tensor, held: Collection) -> float:
