@@ -68,6 +68,28 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
     assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
 
 
+def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(
+    scripts, model, subjects, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
+    words += ["--tasks", "subjects", "--subject_epochs", "1", "--mixed_precision", "no"]
+    words += ["--output_dir", str(out), "--seeds", "0"]
+    words += ["--methods", "atoms", "LoRA r1", "full fine-tuning"]
+    for batch_norm in ("frozen", "tuned"):
+        monkeypatch.setattr(sys, "argv", [*words, "--batch_norm", batch_norm])
+        scripts.bench.main()
+    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    frozen, tuned = (
+        {row["method"]: row["parameters"] for row in rows if row["batch_norm"] == kind}
+        for kind in ("frozen", "tuned")
+    )
+    norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    grown = {name: tuned[name] - frozen[name] for name in tuned}
+    assert grown == {"atoms": norms, "LoRA r1": norms, "full fine-tuning": 0}
+    assert (out / "resnet8.md").exists() and (out / "resnet8-tuned.md").exists()
+
+
 def test_finished_runs_make_a_table_and_a_plot(
     scripts, model, subjects, tmp_path, monkeypatch, capsys
 ):
