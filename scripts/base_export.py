@@ -161,6 +161,10 @@ def export_pipeline(run_dir: Path, output_dir: Path, concepts: list[Concept]) ->
     staging = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging, safe_serialization=True)
+    for path in staging.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # a folder of the machine that trained it
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(run_dir / "tokenizer" / name, staging / "tokenizer" / name)
     for kept in ("README.md", "LICENSE"):
