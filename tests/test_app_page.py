@@ -54,9 +54,15 @@ def paint(page):
     return finish(page)
 
 
+SETTLED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Two frames on: what an accordion held back is there and listens."""
+
+
 def unfold(page, *parts):
     for part in parts:
         page.locator(f"#{part} button").first.click()
+        page.locator(f"#{part} input").first.wait_for()
+        page.evaluate(SETTLED)
 
 
 def set_steps(page, steps):
