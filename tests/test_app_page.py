@@ -61,7 +61,6 @@ SETTLED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimat
 def unfold(page, *parts):
     for part in parts:
         page.locator(f"#{part} button").first.click()
-        page.locator(f"#{part} input").first.wait_for()
         page.evaluate(SETTLED)
 
 
