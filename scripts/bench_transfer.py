@@ -4,8 +4,8 @@
         --cifar cifar10-subset.zip --subjects dreambooth --output_dir outputs/transfer
 
 Every method sees the same pictures, batches and number of steps. Its learning rate is chosen on the
-validation split of each task, with the first seed: from three or, where the best is at an edge, up
-to five. Other seeds draw other training pictures, other test pictures where a task has no test
+validation split of each task, with the first seed: from three or, where the best is at an edge,
+four. Other seeds draw other training pictures, other test pictures where a task has no test
 split of its own, and another head. One JSON line is appended to `runs.jsonl` a run; run it again to
 continue, or with other selections; several processes may share the work by task. `--report` writes
 table and plot of what is there.
@@ -53,6 +53,8 @@ class Method:
     at the rates chosen. None leaves them."""
 
 
+WIDEN = 1
+"""Rates tried beyond the edges of a method's own."""
 ATOM_RATES = (3e-3, 1e-2, 3e-2)
 METHODS = {
     "linear probe": Method("linear_probe", (3e-3, 1e-2, 3e-2)),
@@ -94,13 +96,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--subject_epochs", type=int, default=60, help="of the few pictures there")
     parser.add_argument(
+        "--subject_draws",
+        type=int,
+        default=3,
+        help="splits of the subjects a seed, of which 30 pictures are tested; their mean counts",
+    )
+    parser.add_argument(
         "--batch_norm",
         default="frozen",
         choices=("frozen", "tuned"),
         help="'tuned' goes on averaging, by every method, and trains the gains and shifts beside "
         "LoRA and atoms, counted with them",
     )
-    parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16"))
+    parser.add_argument("--mixed_precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
     parser.add_argument(
         "--subjects", type=Path, default=None, help="a folder of pictures a subject"
@@ -121,21 +129,29 @@ def bench(args: argparse.Namespace) -> None:
     if not args.report:
         pools = {name: read_pool(name, args) for name in args.tasks}
         for model, seed in itertools.product(args.models, args.seeds):
-            tasks: dict[str, Task] = {}
-            for name, method in itertools.product(args.tasks, args.methods):
+            tasks: dict[tuple[str, int], Task] = {}
+            for name, method, again in list_cells(args):
                 rows = read_rows(path)
                 key = {"model": Path(model).stem, "task": name, "method": method}
                 key["batch_norm"] = args.batch_norm
-                if any(match(row, {**key, "seed": seed}) for row in rows):
+                if any(match(row, {**key, "seed": seed, "draw": again}) for row in rows):
                     continue
                 chosen = [row["learning_rate"] for row in rows if match(row, key)]
                 rates = tuple(chosen[:1]) or METHODS[method].rates
-                if name not in tasks:
-                    tasks[name] = draw(pools[name], seed, args)
-                row = run_cell(model, tasks[name], METHODS[method], rates, seed, name, args)
-                add_row(path, {**key, "seed": seed, **row})
+                if (name, again) not in tasks:
+                    tasks[name, again] = draw(pools[name], seed + 1000 * again, args)
+                task = tasks[name, again]
+                row = run_cell(model, task, METHODS[method], rates, seed, name, args)
+                add_row(path, {**key, "seed": seed, "draw": again, **row})
     for model, rows in group(read_rows(path)):
         report(model, rows, args.output_dir)
+
+
+def list_cells(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """Task, method and draw; the few subjects are drawn several times a seed."""
+    for name, method in itertools.product(args.tasks, args.methods):
+        for again in range(args.subject_draws if name == "subjects" else 1):
+            yield name, method, again
 
 
 def read_pool(name: str, args: argparse.Namespace):
@@ -168,7 +184,7 @@ def run_cell(
         mixed_precision=args.mixed_precision,
         seed=seed,
     )
-    result = run_experiment(tuned, task, Experiment(rates, settings, widen=2, ratios=ratios))
+    result = run_experiment(tuned, task, Experiment(rates, settings, widen=WIDEN, ratios=ratios))
     kept = ("learning_rate", "validation_accuracy", "test_accuracy", "trials", "parameters")
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
     return {key: result[key] for key in kept} | {
@@ -183,9 +199,10 @@ def match(row: dict[str, Any], key: dict[str, Any]) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Runs so far; the first ones were written before they told of batch normalization."""
+    """Runs so far; the first ones were written before they told of batch normalization and of
+    draws."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{"batch_norm": "frozen", **json.loads(line)} for line in lines]
+    return [{"batch_norm": "frozen", "draw": 0, **json.loads(line)} for line in lines]
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
@@ -205,7 +222,8 @@ def group(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]
 
 def report(model: str, rows: list[dict[str, Any]], folder: Path) -> None:
     """Write `<model>.md`, `<model>.png` and `<model>.json`: accuracy in percent, mean ± standard
-    deviation over the seeds; the mean over tasks has the deviation of the seeds' means."""
+    deviation over the seeds; the mean over tasks has the deviation of the seeds' means. Seconds are
+    a run's on a task of many pictures."""
     tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
     lines, points = [], []
     for method in (m for m in METHODS if any(row["method"] == m for row in rows)):
@@ -213,10 +231,14 @@ def report(model: str, rows: list[dict[str, Any]], folder: Path) -> None:
         line: dict[str, Any] = {"method": method}
         for name in ("parameters", "bytes"):
             line[name] = max(row[name] for row in own)
-        line["seconds"] = statistics.mean(row["seconds"] for row in own)
+        large = [row["seconds"] for row in own if row["task"] != "subjects"]
+        line["seconds"] = statistics.mean(large or [row["seconds"] for row in own])
         by_seed: dict[int, list[float]] = {}
         for task in tasks:
-            found = {r["seed"]: 100 * r["test_accuracy"] for r in own if r["task"] == task}
+            draws: dict[int, list[float]] = {}
+            for row in (row for row in own if row["task"] == task):
+                draws.setdefault(row["seed"], []).append(100 * row["test_accuracy"])
+            found = {seed: statistics.mean(values) for seed, values in draws.items()}
             line[task] = show_spread(list(found.values())) if found else None
             for seed, value in found.items():
                 by_seed.setdefault(seed, []).append(value)

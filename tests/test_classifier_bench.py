@@ -47,7 +47,7 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
 ):
     out = tmp_path / "out"
     words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-    words += ["--tasks", "subjects", "--subject_epochs", "1", "--mixed_precision", "no"]
+    words += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", "1"]
     words += ["--output_dir", str(out), "--methods", "linear probe"]
     monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0"])
     scripts.bench.main()
@@ -68,12 +68,32 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
     assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
 
 
+def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(
+    scripts, model, subjects, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
+    words += ["--tasks", "subjects", "--subject_epochs", "1", "--methods", "atoms"]
+    words += ["--output_dir", str(out), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", [*words, "--subject_draws", "1"])
+    scripts.bench.main()
+    monkeypatch.setattr(sys, "argv", [*words, "--subject_draws", "3"])
+    scripts.bench.main()
+    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [row["draw"] for row in rows] == [0, 1, 2]
+    assert [len(row["trials"]) for row in rows[1:]] == [1, 1]
+    assert len({row["trials"][-1]["loss"] for row in rows}) == 3  # other pictures each
+    mean = 100 * sum(row["test_accuracy"] for row in rows) / 3
+    line = json.loads((out / "resnet8.json").read_text())[0]
+    assert line["mean"] == line["subjects"] == f"{mean:.1f} ± 0.0"
+
+
 def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(
     scripts, model, subjects, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
     words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-    words += ["--tasks", "subjects", "--subject_epochs", "1", "--mixed_precision", "no"]
+    words += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", "1"]
     words += ["--output_dir", str(out), "--seeds", "0"]
     words += ["--methods", "atoms", "LoRA r1", "full fine-tuning"]
     for batch_norm in ("frozen", "tuned"):
