@@ -26,7 +26,7 @@ from typing import Any
 from classifier_data import Task, draw_task
 from classifier_drawings import draw_plot, write_table
 from classifier_experiment import Experiment, run_experiment
-from classifier_methods import VARIANTS, attach
+from classifier_methods import VARIANTS, attach, suggest_rates
 from classifier_models import open_classifier
 from classifier_tasks import read_task
 from classifier_training import TrainSettings
@@ -42,45 +42,29 @@ TASKS = ("emoji-category", "emoji-vendor", "cifar-rotation", "subjects")
 
 @dataclass(frozen=True)
 class Method:
-    """How a classifier is tuned, and the learning rates tried."""
+    """How a classifier is tuned."""
 
     name: str
-    rates: tuple[float, ...]
     atoms: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    norm_ratio: float | None = None
-    """What `--batch_norm tuned` trains gains and shifts at, as a multiple of the rate: about 3e-3
-    at the rates chosen. None leaves them."""
+    ratios: dict[str, float] = field(default_factory=dict)
 
 
 WIDEN = 1
-"""Rates tried beyond the edges of a method's own."""
-ATOM_RATES = (3e-3, 1e-2, 3e-2)
+"""How many rates may be tried beyond the edges of those that suit a method."""
 METHODS = {
-    "linear probe": Method("linear_probe", (3e-3, 1e-2, 3e-2)),
-    "bias": Method("bias", (3e-3, 1e-2, 3e-2)),
+    "linear probe": Method("linear_probe"),
+    "bias": Method("bias"),
+    **{f"LoRA r{rank}": Method("lora_conv", options={"rank": rank}) for rank in (1, 4, 16)},
+    "full fine-tuning": Method("full_finetune"),
+    **{variant: Method(variant) for variant in VARIANTS},
     **{
-        f"LoRA r{rank}": Method(
-            "lora_conv", (1e-3, 3e-3, 1e-2), options={"rank": rank}, norm_ratio=0.3
-        )
-        for rank in (1, 4, 16)
-    },
-    "full fine-tuning": Method("full_finetune", (3e-4, 1e-3, 3e-3)),
-    **{variant: Method(variant, ATOM_RATES, norm_ratio=0.1) for variant in VARIANTS},
-    **{
-        f"{variant} + norms": Method(variant, ATOM_RATES, options={"train_norms": True})
+        f"{variant} + norms": Method(variant, options={"train_norms": True}, ratios={"norm": 1.0})
         for variant in VARIANTS
     },
-    **{
-        f"{variant}, sparse": Method(
-            variant, ATOM_RATES, {"decomposition": "sparse"}, norm_ratio=0.1
-        )
-        for variant in VARIANTS
-    },
-    "overcomplete, m1 = 6": Method(
-        "overcomplete", ATOM_RATES, {"num_inner_atoms": 6}, norm_ratio=0.1
-    ),
-    "full, m1 = 5": Method("full", ATOM_RATES, {"num_inner_atoms": 5}, norm_ratio=0.1),
+    **{f"{variant}, sparse": Method(variant, {"decomposition": "sparse"}) for variant in VARIANTS},
+    "overcomplete, m1 = 6": Method("overcomplete", {"num_inner_atoms": 6}),
+    "full, m1 = 5": Method("full", {"num_inner_atoms": 5}),
 }
 COLUMNS = ("method", "parameters", "bytes", "seconds", *TASKS, "mean")
 
@@ -137,7 +121,8 @@ def bench(args: argparse.Namespace) -> None:
                 if any(match(row, {**key, "seed": seed, "draw": again}) for row in rows):
                     continue
                 chosen = [row["learning_rate"] for row in rows if match(row, key)]
-                rates = tuple(chosen[:1]) or METHODS[method].rates
+                suited = suggest_rates(METHODS[method].name, args.batch_norm == "tuned")
+                rates = tuple(chosen[:1]) or suited
                 if (name, again) not in tasks:
                     tasks[name, again] = draw(pools[name], seed + 1000 * again, args)
                 task = tasks[name, again]
@@ -173,18 +158,19 @@ def run_cell(
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     classifier = open_classifier(model, len(task.classes), seed=seed, resolution=32)
-    options, ratios = dict(method.options), {}
+    options = dict(method.options)
     if args.batch_norm == "tuned":
         options["statistics"] = True
-        if method.norm_ratio:
-            options["train_norms"], ratios = True, {"norm": method.norm_ratio}
+        options["train_norms"] = method.name in (*VARIANTS, "lora_conv")
     tuned = attach(classifier, method.name, AtomConfig(**method.atoms, seed=seed), **options)
     settings = TrainSettings(
         epochs=args.subject_epochs if name == "subjects" else args.epochs,
         mixed_precision=args.mixed_precision,
         seed=seed,
     )
-    result = run_experiment(tuned, task, Experiment(rates, settings, widen=WIDEN, ratios=ratios))
+    result = run_experiment(
+        tuned, task, Experiment(rates, settings, widen=WIDEN, ratios=method.ratios)
+    )
     kept = ("learning_rate", "validation_accuracy", "test_accuracy", "trials", "parameters")
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
     return {key: result[key] for key in kept} | {

@@ -7,7 +7,6 @@ its last saved state; one that has ended answers with its result and tests nothi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from classifier_data import Split, Task
 from classifier_drawings import draw_confusion
-from classifier_methods import Tuned
+from classifier_methods import Tuned, shift_rate
 from classifier_models import pack_head
 from classifier_training import TrainSettings, evaluate, fit
 from safetensors import SafetensorError, safe_open
@@ -45,7 +44,7 @@ class Experiment:
     """How many rates more may be tried, by half powers of ten, while the best is the least or the
     greatest of several."""
     ratios: Mapping[str, float] = field(default_factory=dict)
-    """Kind of parameter → multiple of the learning rate."""
+    """Kind of parameter → multiple of the learning rate, in place of the method's own."""
     train_on_validation: bool = False
     """Whether to train once more, at the chosen rate, on training and validation pictures."""
     folder: Path | None = None
@@ -167,7 +166,7 @@ def next_rate(experiment: Experiment, trials: Sequence[Mapping[str, Any]]) -> fl
     if best not in (min(tried), max(tried)):
         return None
     step = 1 if best == max(tried) else -1
-    return float(f"{10 ** ((round(2 * math.log10(best)) + step) / 2):.0e}")
+    return shift_rate(best, step)
 
 
 def rank(trial: Mapping[str, Any]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ into every ungrouped convolution too; `linear_probe` trains the head alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,33 @@ from sdatoms.errors import AtomError
 from sdatoms.targets import FAMILY_EXCLUDES
 from sdatoms.weights import list_layers
 
-__all__ = ["METHODS", "PEERS", "VARIANTS", "Tuned", "attach"]
+__all__ = ["METHODS", "PEERS", "VARIANTS", "Tuned", "attach", "shift_rate", "suggest_rates"]
 
 VARIANTS = get_args(Variant)
 PEERS = ("linear_probe", "bias", "lora", "lora_conv", "full_finetune")
 METHODS = (*VARIANTS, *PEERS)
+RATES = {
+    "lora": (1e-3, 3e-3, 1e-2),
+    "lora_conv": (1e-3, 3e-3, 1e-2),
+    "full_finetune": (3e-4, 1e-3, 3e-3),
+}
+"""Method → learning rates around the best ones by `scripts/bench_transfer.py`, where batch
+normalization is held still; (3e-3, 1e-2, 3e-2) for all others."""
+NORM_RATIOS = {**dict.fromkeys(VARIANTS, 0.1), "lora": 0.3, "lora_conv": 0.3}
+"""Method → what gains and shifts beside it learn at, as a multiple of its rate: about 3e-3 at the
+rates that suit it with tuned statistics."""
+
+
+def suggest_rates(method: str, statistics: bool) -> tuple[float, ...]:
+    """Three learning rates that suit a method, the middle one first choice; half a decade higher
+    where batch normalization goes on averaging, which keeps them stable."""
+    rates = RATES.get(method, (3e-3, 1e-2, 3e-2))
+    return tuple(shift_rate(rate, 1) for rate in rates) if statistics else rates
+
+
+def shift_rate(rate: float, steps: int) -> float:
+    """A rate so many half decades on, in one digit: 1e-2, 3e-2, 1e-1."""
+    return float(f"{10 ** ((round(2 * math.log10(rate)) + steps) / 2):.0e}")
 
 
 @dataclass
@@ -48,6 +71,11 @@ class Tuned:
     @property
     def head(self) -> dict[str, nn.Parameter]:
         return dict(self.classifier.head.named_parameters())
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Kind → multiple of the learning rate that suits it; 1 for kinds not named."""
+        return {"norm": NORM_RATIOS.get(self.method, 1.0)}
 
     @property
     def parameters(self) -> list[nn.Parameter]:

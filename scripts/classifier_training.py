@@ -93,7 +93,7 @@ def fit(
 
     Args:
         rate: learning rate of the method's parameters; of the head where that is all there is.
-        ratios: kind of parameter → multiple of `rate`; 1 where none is given.
+        ratios: kind of parameter → multiple of `rate`, in place of the method's own.
         state: what `save` was given last, to continue from there.
         save: called with all that continuing needs, at the end of every `checkpointing_epochs`.
 
@@ -164,7 +164,7 @@ def make_optimizer(
     groups: list[dict[str, Any]] = []
     for kind, named in tuned.groups.items():
         decay = settings.weight_decay if whole else 0.0
-        full = rate * ratios.get(kind, 1.0)
+        full = rate * ratios.get(kind, tuned.ratios.get(kind, 1.0))
         groups.append({"params": list(named.values()), "full_rate": full, "weight_decay": decay})
     full = settings.head_learning_rate if tuned.groups else rate
     head = {"params": list(tuned.head.values()), "full_rate": full}

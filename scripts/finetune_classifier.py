@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 from classifier_data import draw_task
 from classifier_experiment import Experiment, run_experiment
-from classifier_methods import METHODS, attach
+from classifier_methods import METHODS, attach, suggest_rates
 from classifier_models import open_classifier
 from classifier_tasks import TASKS, read_task
 from classifier_training import TrainSettings
@@ -51,8 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--method", required=True, help=" | ".join(METHODS))
     parser.add_argument("--output_dir", type=Path, default=None, help="nothing is kept without it")
-    parser.add_argument("--learning_rate", type=float, nargs="+", default=[3e-3])
-    parser.add_argument("--rate_ratios", nargs="*", default=[], metavar="KIND=X")
+    parser.add_argument(
+        "--learning_rate", type=float, nargs="+", default=None, help="one that suits the method"
+    )
+    parser.add_argument(
+        "--rate_ratios",
+        nargs="*",
+        default=[],
+        metavar="KIND=X",
+        help="multiples of the learning rate, such as block=0.3; norm=0.1 for atoms if not given",
+    )
     parser.add_argument("--train_on_validation", action="store_true")
     parser.add_argument("--num_train", type=int, default=None, help="a fifth is to choose by")
     parser.add_argument("--num_test", type=int, default=None)
@@ -86,7 +94,8 @@ def finetune(args: argparse.Namespace) -> None:
     )
     if args.method not in METHODS:
         raise AtomError(f"there is no method {args.method!r:.60}; known are {', '.join(METHODS)}")
-    if not all(0 < rate < math.inf for rate in args.learning_rate):
+    rates = tuple(args.learning_rate or suggest_rates(args.method, args.train_batch_norm)[1:2])
+    if not all(0 < rate < math.inf for rate in rates):
         raise AtomError(f"--learning_rate is {args.learning_rate}; it takes numbers above 0")
     for name in ("num_train", "num_test", "resolution"):
         if given[name] is not None and given[name] < 1:
@@ -120,7 +129,7 @@ def finetune(args: argparse.Namespace) -> None:
     facts |= {"resolution": classifier.size, "num_test": args.num_test, "vendors": args.vendors}
     facts |= {"train_norms": args.train_norms, "train_batch_norm": args.train_batch_norm}
     experiment = Experiment(
-        rates=tuple(args.learning_rate),
+        rates=rates,
         settings=settings,
         ratios=dict(map(split_ratio, args.rate_ratios)),
         train_on_validation=args.train_on_validation,

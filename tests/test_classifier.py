@@ -306,6 +306,33 @@ def test_a_best_rate_at_an_edge_widens_the_search(scripts):
     assert scripts.experiment.next_rate(alone, [trial(1e-2, 0.5)]) is None
 
 
+def test_suggested_rates_rise_with_tuned_statistics_and_go_into_the_optimizer(
+    prepare, scripts, settings
+):
+    still = scripts.methods.suggest_rates("overcomplete", False)
+    assert still == (3e-3, 1e-2, 3e-2)
+    assert scripts.methods.suggest_rates("overcomplete", True) == (1e-2, 3e-2, 1e-1)
+    assert scripts.methods.suggest_rates("full_finetune", True) == (1e-3, 3e-3, 1e-2)
+    tuned = prepare("overcomplete", train_norms=True, statistics=True)
+
+    def rates(ratios):
+        optimizer = scripts.training.make_optimizer(tuned, 3e-2, settings, ratios)
+        return [group["full_rate"] for group in optimizer.param_groups]
+
+    assert list(tuned.groups) == ["spatial", "norm"]
+    assert rates({}) == pytest.approx([3e-2, 3e-3, settings.head_learning_rate])
+    assert rates({"norm": 1.0})[1] == rates({})[0]
+
+
+@pytest.mark.parametrize(("flags", "rate"), [([], 1e-2), (["--train_batch_norm"], 3e-2)])
+def test_the_command_picks_a_rate_that_suits_the_method(
+    scripts, resnet, pictures, flags, rate, capsys
+):
+    words = ["--model", resnet, "--data", str(pictures), "--method", "atoms", "--epochs", "1"]
+    scripts.command.main([*words, *flags])
+    assert json.loads(capsys.readouterr().out)["learning_rate"] == rate
+
+
 def test_the_schedule_rises_and_falls(scripts):
     rates = [scripts.training.schedule(step, 40, 0.25) for step in range(40)]
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
