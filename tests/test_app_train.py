@@ -254,6 +254,7 @@ def queue(studio):
             os.kill(job.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_over_a_reload_is_stopped_resumed_and_used(open_page, queue, pictures):
     """Upload, caption, reload, start, reload while it trains, stop, resume, stop, paint with it."""
     from playwright.sync_api import expect

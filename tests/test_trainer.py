@@ -173,7 +173,12 @@ def test_atoms_stay_in_float32_under_autocast(train_config):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gradient_checkpointing": True}, {"dynamo_backend": "eager"}], ids=str
+    "changes",
+    [
+        {"gradient_checkpointing": True},
+        pytest.param({"dynamo_backend": "eager"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_checkpointing_and_compiling_change_no_gradient(train_config, changes):
     text = {"train_text_encoder": True} if "gradient_checkpointing" in changes else {}
