@@ -42,20 +42,27 @@ def subjects(tmp_path):
     return tmp_path / "subjects"
 
 
-def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
-    scripts, model, subjects, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def run_bench(scripts, model, subjects, tmp_path, monkeypatch):
+    """Run the transfer benchmark on the subjects, into `out`; gives all lines so far."""
+
+    def run(*words, draws=1):
+        out = tmp_path / "out"
+        flags = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
+        flags += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", str(draws)]
+        monkeypatch.setattr(sys, "argv", [*flags, "--output_dir", str(out), *words])
+        scripts.bench.main()
+        return (out / "runs.jsonl").read_text().splitlines()
+
+    return run
+
+
+def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(run_bench, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-    words += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", "1"]
-    words += ["--output_dir", str(out), "--methods", "linear probe"]
-    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0"])
-    scripts.bench.main()
-    monkeypatch.setattr(sys, "argv", [*words, "atoms", "--seeds", "0", "1"])
-    scripts.bench.main()
-    lines = (out / "runs.jsonl").read_text().splitlines()
-    scripts.bench.main()
-    assert (out / "runs.jsonl").read_text().splitlines() == lines
+    run_bench("--methods", "linear probe", "--seeds", "0")
+    words = ["--methods", "linear probe", "atoms", "--seeds", "0", "1"]
+    lines = run_bench(*words)
+    assert run_bench(*words) == lines
     rows = [json.loads(line) for line in lines]
     cells = [(row["method"], row["seed"]) for row in rows]
     assert cells == [("linear probe", 0), ("atoms", 0), ("linear probe", 1), ("atoms", 1)]
@@ -68,38 +75,23 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(
     assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
 
 
-def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(
-    scripts, model, subjects, tmp_path, monkeypatch
-):
-    out = tmp_path / "out"
-    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-    words += ["--tasks", "subjects", "--subject_epochs", "1", "--methods", "atoms"]
-    words += ["--output_dir", str(out), "--seeds", "0"]
-    monkeypatch.setattr(sys, "argv", [*words, "--subject_draws", "1"])
-    scripts.bench.main()
-    monkeypatch.setattr(sys, "argv", [*words, "--subject_draws", "3"])
-    scripts.bench.main()
-    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_bench, tmp_path):
+    words = ["--methods", "atoms", "--seeds", "0"]
+    run_bench(*words, draws=1)
+    rows = [json.loads(line) for line in run_bench(*words, draws=3)]
     assert [row["draw"] for row in rows] == [0, 1, 2]
     assert [len(row["trials"]) for row in rows[1:]] == [1, 1]
     assert len({row["trials"][-1]["loss"] for row in rows}) == 3  # other pictures each
     mean = 100 * sum(row["test_accuracy"] for row in rows) / 3
-    line = json.loads((out / "resnet8.json").read_text())[0]
+    line = json.loads((tmp_path / "out" / "resnet8.json").read_text())[0]
     assert line["mean"] == line["subjects"] == f"{mean:.1f} ± 0.0"
 
 
-def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(
-    scripts, model, subjects, tmp_path, monkeypatch
-):
+def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_bench, tmp_path):
     out = tmp_path / "out"
-    words = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-    words += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", "1"]
-    words += ["--output_dir", str(out), "--seeds", "0"]
-    words += ["--methods", "atoms", "LoRA r1", "full fine-tuning"]
-    for batch_norm in ("frozen", "tuned"):
-        monkeypatch.setattr(sys, "argv", [*words, "--batch_norm", batch_norm])
-        scripts.bench.main()
-    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    words = ["--seeds", "0", "--methods", "atoms", "LoRA r1", "full fine-tuning"]
+    run_bench(*words, "--batch_norm", "frozen")
+    rows = [json.loads(line) for line in run_bench(*words, "--batch_norm", "tuned")]
     frozen, tuned = (
         {row["method"]: row["parameters"] for row in rows if row["batch_norm"] == kind}
         for kind in ("frozen", "tuned")
