@@ -17,23 +17,22 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from classifier_data import Task, draw_task
-from classifier_drawings import draw_plot, write_table
 from classifier_experiment import Experiment, run_experiment
 from classifier_methods import VARIANTS, attach, suggest_rates
 from classifier_models import open_classifier
 from classifier_tasks import read_task
 from classifier_training import TrainSettings
+from transfer_report import group, read_rows, report
 
 from sdatoms import AtomConfig
-from sdatoms.checkpoint import write_whole
 from sdatoms.commands import run_guarded
+from sdatoms.errors import AtomError
 from sdatoms.options import LineParser
 
 ROOT = Path(__file__).parent.parent
@@ -66,14 +65,19 @@ METHODS = {
     "overcomplete, m1 = 6": Method("overcomplete", {"num_inner_atoms": 6}),
     "full, m1 = 5": Method("full", {"num_inner_atoms": 5}),
 }
-COLUMNS = ("method", "parameters", "bytes", "seconds", *TASKS, "mean")
 
 
 def main() -> None:
     parser = LineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[], help="as scripts/classifier_models.py")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=None,
+        choices=list(METHODS),
+        help="all that differ: 'tuned' trains norms beside every variant as it is",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_train", type=int, default=1000)
     parser.add_argument("--num_test", type=int, default=1000)
@@ -118,6 +122,8 @@ def bench(args: argparse.Namespace) -> None:
                 rows = read_rows(path)
                 key = {"model": Path(model).stem, "task": name, "method": method}
                 key["batch_norm"] = args.batch_norm
+                epochs = args.subject_epochs if name == "subjects" else args.epochs
+                check_epochs([row for row in rows if match(row, key)], epochs, path)
                 if any(match(row, {**key, "seed": seed, "draw": again}) for row in rows):
                     continue
                 chosen = [row["learning_rate"] for row in rows if match(row, key)]
@@ -126,17 +132,29 @@ def bench(args: argparse.Namespace) -> None:
                 if (name, again) not in tasks:
                     tasks[name, again] = draw(pools[name], seed + 1000 * again, args)
                 task = tasks[name, again]
-                row = run_cell(model, task, METHODS[method], rates, seed, name, args)
+                row = run_cell(model, task, METHODS[method], rates, seed, epochs, args)
                 add_row(path, {**key, "seed": seed, "draw": again, **row})
     for model, rows in group(read_rows(path)):
-        report(model, rows, args.output_dir)
+        report(model, rows, args.output_dir, tuple(METHODS), TASKS)
 
 
 def list_cells(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """Task, method and draw; the few subjects are drawn several times a seed."""
-    for name, method in itertools.product(args.tasks, args.methods):
+    tuned = args.batch_norm == "tuned"
+    methods = args.methods or [m for m in METHODS if not (tuned and m.endswith(" + norms"))]
+    for name, method in itertools.product(args.tasks, methods):
         for again in range(args.subject_draws if name == "subjects" else 1):
             yield name, method, again
+
+
+def check_epochs(rows: list[dict[str, Any]], epochs: int, path: Path) -> None:
+    """Runs of other lengths do not belong in one table, nor is a learning rate theirs to share."""
+    for row in rows:
+        if row["epochs"] != epochs:
+            raise AtomError(
+                f"{str(path)!r} holds runs of {row['method']} on {row['task']} over "
+                f"{row['epochs']} epochs, not {epochs}; give another --output_dir"
+            )
 
 
 def read_pool(name: str, args: argparse.Namespace):
@@ -154,7 +172,7 @@ def run_cell(
     method: Method,
     rates: tuple[float, ...],
     seed: int,
-    name: str,
+    epochs: int,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     classifier = open_classifier(model, len(task.classes), seed=seed, resolution=32)
@@ -163,11 +181,7 @@ def run_cell(
         options["statistics"] = True
         options["train_norms"] = method.name in (*VARIANTS, "lora_conv")
     tuned = attach(classifier, method.name, AtomConfig(**method.atoms, seed=seed), **options)
-    settings = TrainSettings(
-        epochs=args.subject_epochs if name == "subjects" else args.epochs,
-        mixed_precision=args.mixed_precision,
-        seed=seed,
-    )
+    settings = TrainSettings(epochs=epochs, mixed_precision=args.mixed_precision, seed=seed)
     result = run_experiment(
         tuned, task, Experiment(rates, settings, widen=WIDEN, ratios=method.ratios)
     )
@@ -184,13 +198,6 @@ def match(row: dict[str, Any], key: dict[str, Any]) -> bool:
     return all(row.get(name) == value for name, value in key.items())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Runs so far; the first ones were written before they told of batch normalization and of
-    draws."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{"batch_norm": "frozen", "draw": 0, **json.loads(line)} for line in lines]
-
-
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Append one line in one write, so that processes do not tear each other's."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -198,57 +205,6 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     os.close(handle)
     shown = {k: row[k] for k in ("model", "task", "method", "seed", "learning_rate", "seconds")}
     print(json.dumps(shown | {"test_accuracy": row["test_accuracy"]}), flush=True)
-
-
-def group(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    name = lambda row: row["model"] + ("-tuned" if row["batch_norm"] == "tuned" else "")
-    for model in dict.fromkeys(map(name, rows)):
-        yield model, [row for row in rows if name(row) == model]
-
-
-def report(model: str, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write `<model>.md`, `<model>.png` and `<model>.json`: accuracy in percent, mean ± standard
-    deviation over the seeds; the mean over tasks has the deviation of the seeds' means. Seconds are
-    a run's on a task of many pictures."""
-    tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
-    lines, points = [], []
-    for method in (m for m in METHODS if any(row["method"] == m for row in rows)):
-        own = [row for row in rows if row["method"] == method]
-        line: dict[str, Any] = {"method": method}
-        for name in ("parameters", "bytes"):
-            line[name] = max(row[name] for row in own)
-        large = [row["seconds"] for row in own if row["task"] != "subjects"]
-        line["seconds"] = statistics.mean(large or [row["seconds"] for row in own])
-        by_seed: dict[int, list[float]] = {}
-        for task in tasks:
-            draws: dict[int, list[float]] = {}
-            for row in (row for row in own if row["task"] == task):
-                draws.setdefault(row["seed"], []).append(100 * row["test_accuracy"])
-            found = {seed: statistics.mean(values) for seed, values in draws.items()}
-            line[task] = show_spread(list(found.values())) if found else None
-            for seed, value in found.items():
-                by_seed.setdefault(seed, []).append(value)
-        means = [statistics.mean(v) for v in by_seed.values() if len(v) == len(tasks)]
-        line["mean"] = show_spread(means) if means else None
-        lines.append(line)
-        if means:
-            points.append((method, line["parameters"], statistics.mean(means), spread(means)))
-    columns = [c for c in COLUMNS if c not in TASKS or c in tasks]
-    write_whole(folder / f"{model}.md", write_table(lines, columns).encode())
-    write_whole(folder / f"{model}.json", (json.dumps(lines, indent=1) + "\n").encode())
-    if points:
-        draw_plot(points, f"{model}: mean accuracy over {len(tasks)} tasks").save(
-            folder / f"{model}.png"
-        )
-    print(f"{model}\n{write_table(lines, columns)}")
-
-
-def show_spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {spread(values):.1f}"
-
-
-def spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

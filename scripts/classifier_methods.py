@@ -74,8 +74,8 @@ class Tuned:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Kind → multiple of the learning rate that suits it; 1 for kinds not named."""
-        return {"norm": NORM_RATIOS.get(self.method, 1.0)}
+        """Kind → multiple of the learning rate that suits it."""
+        return dict.fromkeys(self.groups, 1.0) | {"norm": NORM_RATIOS.get(self.method, 1.0)}
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -164,7 +164,7 @@ def make_optimizer(
     groups: list[dict[str, Any]] = []
     for kind, named in tuned.groups.items():
         decay = settings.weight_decay if whole else 0.0
-        full = rate * ratios.get(kind, tuned.ratios.get(kind, 1.0))
+        full = rate * ratios.get(kind, tuned.ratios[kind])
         groups.append({"params": list(named.values()), "full_rate": full, "weight_decay": decay})
     full = settings.head_learning_rate if tuned.groups else rate
     head = {"params": list(tuned.head.values()), "full_rate": full}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -75,6 +76,29 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(run_bench,
     assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
 
 
+def test_runs_of_another_length_are_kept_apart(run_bench, tmp_path, capsys):
+    words = ["--methods", "linear probe", "--seeds", "0"]
+    run_bench(*words)
+    before = (tmp_path / "out" / "runs.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as left:
+        run_bench(*words, "--subject_epochs", "2")
+    assert left.value.code == 2 and "over 1 epochs, not 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "runs.jsonl").read_bytes() == before
+
+
+def test_all_methods_are_run_but_those_that_tuned_norms_make_equal(scripts):
+    listed = lambda kind: [
+        method
+        for _, method, _ in scripts.bench.list_cells(
+            Namespace(batch_norm=kind, methods=None, tasks=["subjects"], subject_draws=1)
+        )
+    ]
+    assert listed("frozen") == list(scripts.bench.METHODS)
+    assert [m for m in listed("frozen") if m not in listed("tuned")] == [
+        f"{variant} + norms" for variant in ("atoms", "overcomplete", "coefficients", "full")
+    ]
+
+
 def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_bench, tmp_path):
     words = ["--methods", "atoms", "--seeds", "0"]
     run_bench(*words, draws=1)
@@ -84,7 +108,7 @@ def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_benc
     assert len({row["trials"][-1]["loss"] for row in rows}) == 3  # other pictures each
     mean = 100 * sum(row["test_accuracy"] for row in rows) / 3
     line = json.loads((tmp_path / "out" / "resnet8.json").read_text())[0]
-    assert line["mean"] == line["subjects"] == f"{mean:.1f} ± 0.0"
+    assert line["mean"] == line["subjects"] == f"{mean:.1f}"  # one seed has no deviation
 
 
 def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_bench, tmp_path):
