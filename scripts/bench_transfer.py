@@ -115,23 +115,23 @@ def bench(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "runs.jsonl"
     if not args.report:
+        check_epochs(read_rows(path), args, path)
         pools = {name: read_pool(name, args) for name in args.tasks}
         for model, seed in itertools.product(args.models, args.seeds):
             tasks: dict[tuple[str, int], Task] = {}
             for name, method, again in list_cells(args):
-                rows = read_rows(path)
                 key = {"model": Path(model).stem, "task": name, "method": method}
                 key["batch_norm"] = args.batch_norm
-                epochs = args.subject_epochs if name == "subjects" else args.epochs
-                check_epochs([row for row in rows if match(row, key)], epochs, path)
-                if any(match(row, {**key, "seed": seed, "draw": again}) for row in rows):
+                own = [row for row in read_rows(path) if match(row, key)]
+                if any(match(row, {"seed": seed, "draw": again}) for row in own):
                     continue
-                chosen = [row["learning_rate"] for row in rows if match(row, key)]
+                chosen = [row["learning_rate"] for row in own]
                 suited = suggest_rates(METHODS[method].name, args.batch_norm == "tuned")
                 rates = tuple(chosen[:1]) or suited
                 if (name, again) not in tasks:
                     tasks[name, again] = draw(pools[name], seed + 1000 * again, args)
                 task = tasks[name, again]
+                epochs = count_epochs(name, args)
                 row = run_cell(model, task, METHODS[method], rates, seed, epochs, args)
                 add_row(path, {**key, "seed": seed, "draw": again, **row})
     for model, rows in group(read_rows(path)):
@@ -141,16 +141,25 @@ def bench(args: argparse.Namespace) -> None:
 def list_cells(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """Task, method and draw; the few subjects are drawn several times a seed."""
     tuned = args.batch_norm == "tuned"
-    methods = args.methods or [m for m in METHODS if not (tuned and m.endswith(" + norms"))]
+    differ = [name for name, m in METHODS.items() if not (tuned and "train_norms" in m.options)]
+    methods = args.methods or differ
     for name, method in itertools.product(args.tasks, methods):
         for again in range(args.subject_draws if name == "subjects" else 1):
             yield name, method, again
 
 
-def check_epochs(rows: list[dict[str, Any]], epochs: int, path: Path) -> None:
+def count_epochs(name: str, args: argparse.Namespace) -> int:
+    return args.subject_epochs if name == "subjects" else args.epochs
+
+
+def check_epochs(rows: list[dict[str, Any]], args: argparse.Namespace, path: Path) -> None:
     """Runs of other lengths do not belong in one table, nor is a learning rate theirs to share."""
+    models = {Path(model).stem for model in args.models}
     for row in rows:
-        if row["epochs"] != epochs:
+        asked = row["model"] in models and row["task"] in args.tasks
+        if not asked or row["batch_norm"] != args.batch_norm:
+            continue
+        if row["epochs"] != (epochs := count_epochs(row["task"], args)):
             raise AtomError(
                 f"{str(path)!r} holds runs of {row['method']} on {row['task']} over "
                 f"{row['epochs']} epochs, not {epochs}; give another --output_dir"
