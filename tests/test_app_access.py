@@ -28,7 +28,8 @@ ASK = """async (own) => {
 
 @pytest.fixture(scope="module")
 def trained(studio, tmp_path_factory):
-    """A run of two steps with samples, so that the Runs tab has something to show."""
+    """A run of two steps with samples, so that the Runs tab has something to show, and with a line
+    in its settings that is wider than the page."""
     from sdatoms_app.train_page import open_queue
 
     queue = open_queue(studio)
@@ -37,7 +38,7 @@ def trained(studio, tmp_path_factory):
         "pretrained_model_name_or_path": studio.base,
         "max_train_steps": 2,
         "validation_steps": 1,
-        "validation_prompt": "a sks dog",
+        "validation_prompt": "a sks dog" + " on a wide beach" * 8,
         "num_validation_images": 1,
     }
     job = queue.add("a sks dog", settings, lambda folder: draw(folder / "a.png"))

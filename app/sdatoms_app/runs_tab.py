@@ -95,7 +95,11 @@ def build_runs_tab(
                 )
             with gr.Accordion("Settings of this run", open=False):
                 config = gr.Code(
-                    label="config.toml", interactive=False, language=None, elem_id="run-config"
+                    label="config.toml",
+                    interactive=False,
+                    language=None,
+                    wrap_lines=True,  # a box that scrolls takes no keyboard focus
+                    elem_id="run-config",
                 )
             with gr.Accordion("Extend, download, delete", open=False, elem_id="run-more"):
                 with gr.Row():
