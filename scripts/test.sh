@@ -8,4 +8,5 @@ done
 ruff check .
 ruff format --check .
 basedpyright
-python -m pytest "${flags[@]}"
+# two processes of one thread each: tensors of this size only wait for a second one
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile "${flags[@]}"
