@@ -64,6 +64,7 @@ METHODS = {
     **{f"{variant}, sparse": Method(variant, {"decomposition": "sparse"}) for variant in VARIANTS},
     "overcomplete, m1 = 6": Method("overcomplete", {"num_inner_atoms": 6}),
     "full, m1 = 5": Method("full", {"num_inner_atoms": 5}),
+    "full, m1 = 1, channel": Method("full", {"num_inner_atoms": 1, "block_view": "channel"}),
 }
 
 
