@@ -226,9 +226,9 @@ def wire_painting(tab: GenerateTab) -> None:
         [tab.live, tab.result, tab.note, fields["seed"], tab.kept],
         concurrency_limit=8,
         **QUIET,
-    ).then(stop, None, buttons, queue=False, **QUIET).then(
+    ).then(  # remembered before Paint is ready again, so that a reload then finds the form
         lambda *values: tab.read(values), tab.list_inputs(), tab.remembered, queue=False, **QUIET
-    )
+    ).then(stop, None, buttons, queue=False, **QUIET)
     tab.cancel.click(stop_painting, None, tab.cancel, queue=False, **QUIET)
 
 
