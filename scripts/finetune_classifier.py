@@ -35,6 +35,7 @@ ATOMS = {
     "num_atoms": ("num_atoms", int),
     "num_inner_atoms": ("num_inner_atoms", int),
     "block_atoms": ("block_atoms", int),
+    "block_share": ("block_share", float),
     "block_size": ("block_size", int),
     "block_view": ("block_view", str),
     "sparsity": ("sparsity", float),

@@ -63,6 +63,9 @@ class AtomConfig:
     defaults: tuple[str, ...] | None = None
     """The numbers left at their defaults, which the budget rule may lower; None: those not given.
     Kept so that a config read from a file asks for the same layers as the one that was saved."""
+    block_share: float | None = None
+    """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
+    above 0 and at most 1. A layer has at least one, which may hold more."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -86,6 +89,7 @@ class AtomConfig:
             raise AtomError(
                 f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
             )
+        self._check_share()
         for name in ("target_modules", "exclude_modules", "defaults"):
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():
@@ -103,6 +107,21 @@ class AtomConfig:
         self._set("defaults", tuple(name for name in kept if name in given))
         for name in LOWERED:
             self._set(name, int(getattr(self, name)))
+
+    def _check_share(self) -> None:
+        share = self.block_share
+        if share is None:
+            return
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
+            raise AtomError(
+                f"AtomConfig.block_share is {share!r}; it takes a number above 0 and at most 1"
+            )
+        if self.block_atoms is not None:
+            raise AtomError(
+                f"AtomConfig.block_atoms is {self.block_atoms} beside a block_share of {share:g}; "
+                "one of them is given"
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -100,12 +100,11 @@ def fit_block(
 ) -> tuple[View, int]:
     """The block view and its atoms m; the side is lowered until complete atoms fit, then m is."""
     kind: Kind = config.block_view if torch.Size(shape[2:]).numel() > 1 else "channel"
-    asked = config.block_atoms
     views = []
     for b in range(config.block_size, 0, -1):
         sides = (split_side(shape[0] // groups, b), split_side(shape[1], b))
         view = View(kind, shape, groups, sides)
-        m = count_atoms(view, config, asked)
+        m = count_blocks(view, config)
         views.append(view)
         if not config.may_lower("block_size"):
             return view, m
@@ -115,8 +114,14 @@ def fit_block(
     if first.block != last.block:
         before, after = (f"{view.block[0]}x{view.block[1]}" for view in (first, last))
         notes.append(f"budget: block {before} → {after}")
-    m = count_atoms(last, config, asked)
-    return last, m if asked else min(m, limit // last.width)
+    m = count_blocks(last, config)
+    return last, m if config.block_atoms else min(m, limit // last.width)
+
+
+def count_blocks(view: View, config: AtomConfig) -> int:
+    """Block atoms as `count_atoms`, or the share of the rows: as many hold that of the weights."""
+    m = count_atoms(view, config, config.block_atoms)
+    return min(m, max(1, int(config.block_share * view.height))) if config.block_share else m
 
 
 def count_atoms(view: View, config: AtomConfig, asked: int | None) -> int:
@@ -165,7 +170,8 @@ def encode(
         return None
     complete = min(view.width, view.height)
     if m < count_atoms(view, config, asked):
-        notes.append(f"budget: {view.kind} atoms {asked or complete} → {m}")
+        cause = "share" if view.kind != "spatial" and config.block_share else "budget"
+        notes.append(f"{cause}: {view.kind} atoms {asked or complete} → {m}")
         asked = m
     if found < (asked or complete):
         cause = "rank" if config.decomposition == "linear" else "filters"

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["add_inject", "run_inject"]
 
-SETTINGS = ("num_atoms", "num_inner_atoms", "block_size", "block_view")
+SETTINGS = (
+    "num_atoms",
+    "num_inner_atoms",
+    "block_atoms",
+    "block_share",
+    "block_size",
+    "block_view",
+)
 
 
 def add_inject(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +41,8 @@ def add_inject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--atom_decomposition", default="linear", choices=choices["decomposition"])
     parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
     parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--block_atoms", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--block_share", type=float, default=argparse.SUPPRESS)
     parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
     parser.add_argument("--block_view", choices=choices["block_view"], default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")

@@ -19,6 +19,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ({"num_atoms": 0}, "num_atoms is 0; it takes a whole number of at least 1"),
         ({"num_inner_atoms": None}, "num_inner_atoms is None"),
         ({"block_atoms": -1}, "block_atoms is -1"),
+        ({"block_share": 0}, "block_share is 0; it takes a number above 0 and at most 1"),
+        ({"block_share": 1.5}, r"block_share is 1\.5"),
+        ({"block_share": float("nan")}, "block_share is nan"),
+        ({"block_share": True}, "block_share is True"),
+        (
+            {"block_share": 0.1, "block_atoms": 2},
+            "block_atoms is 2 beside a block_share of 0.1; one of",
+        ),
         ({"block_size": True}, "block_size is True"),
         ({"block_size": 2.5}, r"block_size is 2\.5"),
         ({"seed": -1}, "seed is -1"),
@@ -45,6 +53,7 @@ def test_settings_are_refused_by_name(settings, sentence):
         AtomConfig(),
         AtomConfig("atoms", "sparse", num_atoms=12, sparsity=0.3),
         AtomConfig("full", num_atoms=4, num_inner_atoms=3, block_size=2, block_view="channel"),
+        AtomConfig("coefficients", block_size=16, block_share=0.1),
         AtomConfig(target_modules=["a.*", "b"], exclude_modules="c", block_atoms=7, seed=9),
     ],
 )

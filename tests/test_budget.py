@@ -1,5 +1,7 @@
 """Laws of the parameter counts: the page's formulas, and the budget rule."""
 
+import math
+
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -89,6 +91,24 @@ def test_the_budget_lowers_defaults_visibly_and_explicit_numbers_stand(make_conv
     row = rows_of(inject(make_convnet(), AtomConfig("atoms", num_atoms=2)))["stem"]
     assert (row.atoms, row.note) == (2, "")
     assert 0 < row.error < 1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+def test_block_atoms_hold_the_share_of_every_layer_they_are_given(rng, share, decomposition):
+    channels = (8, 16, 32)
+    model = nn.Sequential(*(nn.Conv2d(c, c, 3) for c in channels))
+    config = AtomConfig(
+        "coefficients", decomposition, block_size=8, block_view="channel", block_share=share
+    )
+    for row, c in zip(inject(model, config).report(), channels, strict=True):
+        blocks = 9 * (c // 8) ** 2
+        atoms = min(max(1, math.floor(share * blocks)), blocks, 64)
+        assert (row.view, row.atoms, row.parameters) == ("channel 8x8", atoms, atoms * 64)
+        assert row.parameters <= max(64, share * 9 * c * c)
+        complete = min(blocks, 64)
+        cut = f"share: channel atoms {complete} → {atoms}"
+        assert (cut in row.note) == (atoms < complete)
 
 
 @pytest.mark.parametrize("variant", ["overcomplete", "coefficients", "full"])

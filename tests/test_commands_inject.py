@@ -68,6 +68,10 @@ def test_settings_reach_the_layers(capsys, tmp_path):
     row = {row["path"]: row for row in facts["report"]}["mid_block.resnets.0.conv1"]
     assert row["view"] == "spatial + channel 2x2"
     assert (row["atoms"], row["parameters"]) == (2 + 4, 32 * 2 + 2 * 9 + 4 * 4)
+    for setting, atoms in ((("--block_atoms", "3"), 3), (("--block_share", "0.001"), 2)):
+        facts = json.loads(run(capsys, tmp_path, *flags, *blocks, *setting))
+        row = {row["path"]: row for row in facts["report"]}["mid_block.resnets.0.conv1"]
+        assert row["atoms"] == 2 + atoms
 
 
 def test_the_weights_of_a_cifar_resnet_are_recognized(capsys, tmp_path):

@@ -94,7 +94,10 @@ def count_numbers(base, config):
         side = lambda n: max(b for b in (1, config.block_size) if n % b == 0)
         width = side(o) * side(i) * (p if config.block_view == "joint" else 1)
         height = g * o * i * p // width
-        found["block"] = min(config.block_atoms or width, width, height) * width
+        asked = config.block_atoms or width
+        if config.block_share:
+            asked = max(1, math.floor(config.block_share * height))
+        found["block"] = min(asked, width, height) * width
     return found
 
 
