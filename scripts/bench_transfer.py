@@ -24,7 +24,7 @@ from typing import Any
 
 from classifier_data import Task, draw_task
 from classifier_experiment import Experiment, run_experiment
-from classifier_methods import VARIANTS, attach, suggest_rates
+from classifier_methods import BLOCKS, VARIANTS, attach, suggest_rates
 from classifier_models import open_classifier
 from classifier_tasks import read_task
 from classifier_training import TrainSettings
@@ -65,6 +65,14 @@ METHODS = {
     "overcomplete, m1 = 6": Method("overcomplete", {"num_inner_atoms": 6}),
     "full, m1 = 5": Method("full", {"num_inner_atoms": 5}),
     "full, m1 = 1, channel": Method("full", {"num_inner_atoms": 1, "block_view": "channel"}),
+    "coefficients, 8x8, few": Method("coefficients", {**BLOCKS, "block_share": 0.008}),
+    "coefficients, 8x8": Method("coefficients", BLOCKS),
+    "coefficients, 16x16": Method(
+        "coefficients", {**BLOCKS, "block_size": 16, "block_share": 0.15}
+    ),
+    "coefficients, 8x8, sparse": Method("coefficients", {**BLOCKS, "decomposition": "sparse"}),
+    "full, 8x8": Method("full", BLOCKS),
+    "full, 8x8, spatial x 0.3": Method("full", BLOCKS, ratios={"spatial": 0.3}),
 }
 
 

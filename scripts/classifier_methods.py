@@ -25,7 +25,16 @@ from sdatoms.errors import AtomError
 from sdatoms.targets import FAMILY_EXCLUDES
 from sdatoms.weights import list_layers
 
-__all__ = ["METHODS", "PEERS", "VARIANTS", "Tuned", "attach", "shift_rate", "suggest_rates"]
+__all__ = [
+    "BLOCKS",
+    "METHODS",
+    "PEERS",
+    "VARIANTS",
+    "Tuned",
+    "attach",
+    "shift_rate",
+    "suggest_rates",
+]
 
 VARIANTS = get_args(Variant)
 PEERS = ("linear_probe", "bias", "lora", "lora_conv", "full_finetune")
@@ -40,6 +49,11 @@ normalization is held still; (3e-3, 1e-2, 3e-2) for all others."""
 NORM_RATIOS = {**dict.fromkeys(VARIANTS, 0.1), "lora": 0.3, "lora_conv": 0.3}
 """Method → what gains and shifts beside it learn at, as a multiple of its rate: about 3e-3 at the
 rates that suit it with tuned statistics."""
+
+
+BLOCKS = {"block_size": 8, "block_view": "channel", "block_share": 0.045}
+"""Block atoms of `coefficients` that suit classifiers by `scripts/bench_transfer.py`: large blocks
+whose atoms all kernel positions share, few of them, and as large a share of every layer."""
 
 
 def suggest_rates(method: str, statistics: bool) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 from classifier_data import draw_task
 from classifier_experiment import Experiment, run_experiment
-from classifier_methods import METHODS, attach, suggest_rates
+from classifier_methods import BLOCKS, METHODS, attach, suggest_rates
 from classifier_models import open_classifier
 from classifier_tasks import TASKS, read_task
 from classifier_training import TrainSettings
@@ -87,6 +87,8 @@ def finetune(args: argparse.Namespace) -> None:
         **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
     )
     atoms = {setting: given[flag] for flag, (setting, _) in ATOMS.items() if flag in given}
+    if args.method == "coefficients" and not {*BLOCKS, "block_atoms"} & {*atoms}:
+        atoms |= BLOCKS
     config = AtomConfig(
         **atoms,
         target_modules=args.target_modules,

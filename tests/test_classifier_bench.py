@@ -145,6 +145,26 @@ def test_finished_runs_make_a_table_and_a_plot(
     assert left.value.code == 2 and "no result.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "blocks"),
+    [
+        (["coefficients"], (8, "channel", 0.045, None)),
+        (["coefficients", "--block_atoms", "2"], (4, "joint", None, 2)),
+        (["coefficients", "--block_size", "2"], (2, "joint", None, None)),
+        (["coefficients", "--block_share", "0.3"], (4, "joint", 0.3, None)),
+        (["full"], (4, "joint", None, None)),
+    ],
+)
+def test_large_blocks_are_given_where_no_flag_asks_for_others(
+    scripts, model, subjects, capsys, flags, blocks
+):
+    words = ["--model", model, "--data", str(subjects), "--epochs", "1", "--method"]
+    scripts.finetune.main([*words, *flags])
+    config = json.loads(capsys.readouterr().out.splitlines()[-1])["atoms"]
+    names = ("block_size", "block_view", "block_share", "block_atoms")
+    assert tuple(config[name] for name in names) == blocks
+
+
 def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
     picture = Image.new("RGB", (4, 4))
     pools = [
