@@ -49,8 +49,6 @@ normalization is held still; (3e-3, 1e-2, 3e-2) for all others."""
 NORM_RATIOS = {**dict.fromkeys(VARIANTS, 0.1), "lora": 0.3, "lora_conv": 0.3}
 """Method → what gains and shifts beside it learn at, as a multiple of its rate: about 3e-3 at the
 rates that suit it with tuned statistics."""
-
-
 BLOCKS = {"block_size": 8, "block_view": "channel", "block_share": 0.045}
 """Block atoms of `coefficients` that suit classifiers by `scripts/bench_transfer.py`: large blocks
 whose atoms all kernel positions share, few of them, and as large a share of every layer."""

@@ -170,7 +170,8 @@ def encode(
         return None
     complete = min(view.width, view.height)
     if m < count_atoms(view, config, asked):
-        cause = "share" if view.kind != "spatial" and config.block_share else "budget"
+        shared = view.kind != "spatial" and m == count_blocks(view, config)
+        cause = "share" if shared else "budget"
         notes.append(f"{cause}: {view.kind} atoms {asked or complete} → {m}")
         asked = m
     if found < (asked or complete):

@@ -111,6 +111,14 @@ def test_block_atoms_hold_the_share_of_every_layer_they_are_given(rng, share, de
         assert (cut in row.note) == (atoms < complete)
 
 
+@pytest.mark.parametrize(("share", "cause"), [(0.3, "share"), (0.9, "budget")])
+def test_the_report_says_whether_share_or_budget_cut(rng, share, cause):
+    # 36 weights, of which a quarter is one atom of 9; four rows, of which 0.9 would be three.
+    model = nn.Sequential(nn.Conv2d(2, 2, 3))
+    row = rows_of(inject(model, AtomConfig("coefficients", block_share=share)))["0"]
+    assert row.note == f"budget: block 2x2 → 1x1; {cause}: joint atoms 4 → 1"
+
+
 @pytest.mark.parametrize("variant", ["overcomplete", "coefficients", "full"])
 def test_depthwise_layers_fall_back_to_spatial_atoms(make_convnet, variant):
     row = rows_of(inject(make_convnet(), AtomConfig(variant)))["depthwise"]
