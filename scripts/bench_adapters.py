@@ -19,7 +19,7 @@ import torch
 
 from sdatoms import AtomConfig, inject, load_atoms, read_atoms, save_atoms
 from sdatoms.fingerprint import checksum
-from sdatoms.models import build_model
+from sdatoms.models.open import build_model
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

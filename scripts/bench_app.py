@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from playwright.sync_api import Browser, expect
-from sdatoms_app.measure import name_machine
+from sdatoms_app.train.measure import name_machine
 from shoot_app import WAIT, open_browser, serve_app
 
-from sdatoms.checkpoint import write_whole
+from sdatoms.storage import write_whole
 
 SHOWN = """() => {
   const picture = document.querySelector('#result img');

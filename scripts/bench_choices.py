@@ -20,17 +20,16 @@ from typing import Any
 
 import torch
 
-from sdatoms.adapters import load_atoms
-from sdatoms.checkpoint import write_whole
-from sdatoms.demo import list_subjects, read_subject
-from sdatoms.evaluate import Scorer, measure_samples, write_prompts
-from sdatoms.evaluator import load_evaluator
+from sdatoms.adapters.load import load_atoms
+from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, write_prompts
+from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.evaluation.scores import Scorer, measure_samples
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.pipeline import load_base, paint
-from sdatoms.presets import PRESETS, expand_preset
-from sdatoms.prompt_words import UNRELATED_PROMPTS
-from sdatoms.train_config import TrainConfig
-from sdatoms.trainer import Trainer
+from sdatoms.storage import list_subjects, read_subject, write_whole
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.presets import PRESETS, expand_preset
+from sdatoms.training.trainer import Trainer
 
 KINDS = ("live", "averages")
 DRIFTS = 4

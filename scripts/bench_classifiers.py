@@ -22,15 +22,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from classifier_drawings import write_table
-from classifier_methods import VARIANTS, attach
-from classifier_models import classify, open_classifier
 from torch import nn
 
 from sdatoms import AtomConfig
-from sdatoms.checkpoint import write_whole
-from sdatoms.decompose import View, split_side
-from sdatoms.inject import LayerReport
+from sdatoms.atoms.decompose import View, split_side
+from sdatoms.classifiers.drawings import write_table
+from sdatoms.classifiers.methods import VARIANTS, attach
+from sdatoms.classifiers.model import classify, open_classifier
+from sdatoms.layers.inject import LayerReport
+from sdatoms.storage import write_whole
 
 MODELS = ("convnext-base", "vit-base", "resnet-50")
 COLUMNS = ("model", "variant", "layers", "parameters", "on_paper", "step_seconds", "peak_mb")

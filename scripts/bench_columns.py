@@ -25,8 +25,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from sdatoms import AtomConfig, inject
-from sdatoms.checkpoint import write_whole
-from sdatoms.columns import convolve_columns, count_positions, pick_columns
+from sdatoms.atoms.columns import convolve_columns, count_positions, pick_columns
+from sdatoms.storage import write_whole
 
 LAYERS = {
     # name: in, out, side (px of the feature map), stride, batch

@@ -36,17 +36,20 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 import sdatoms
-from sdatoms.checkpoint import pack_atoms, write_whole
-from sdatoms.demo import SEEDS, read_subject
-from sdatoms.denoising import Denoising
-from sdatoms.dreambooth import Draw, draw_batches
-from sdatoms.evaluate import Scorer, write_prompts
-from sdatoms.evaluator import load_evaluator
-from sdatoms.material import Material, check_pictures
+from sdatoms.cli.demo import SEEDS
+from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.prompts import write_prompts
+from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.evaluation.scores import Scorer
+from sdatoms.files.writer import pack_atoms
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.pipeline import load_base
-from sdatoms.train_config import TrainConfig
-from sdatoms.trainer import choose_attention
+from sdatoms.storage import read_subject, write_whole
+from sdatoms.training.batches import Draw, draw_batches
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.data import Material
+from sdatoms.training.denoising import Denoising
+from sdatoms.training.folder_checks import check_pictures
+from sdatoms.training.trainer import choose_attention
 
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"

@@ -33,13 +33,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdatoms.buckets import fit_picture
-from sdatoms.checkpoint import write_whole
-from sdatoms.encodings import cut_picture
-from sdatoms.evaluator import Evaluator, load_evaluator
-from sdatoms.metrics import measure_fidelity
+from sdatoms.diffusion.pipeline import load_base
+from sdatoms.evaluation.evaluator import Evaluator, load_evaluator
+from sdatoms.evaluation.metrics import measure_fidelity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, to_tensor
-from sdatoms.pipeline import load_base
+from sdatoms.storage import write_whole
+from sdatoms.training.buckets import fit_picture
+from sdatoms.training.encodings import cut_picture
 
 ALIVE = ("cat", "dog")
 """Classes that take the preset `pet`; others take `object`."""

@@ -1,7 +1,7 @@
 """What a training step costs: every variant, LoRA r = 4 on the same layers, and full fine-tuning.
 
     python scripts/bench_training.py --output training.json
-    python scripts/bench_training.py --presets --output sdatoms/presets.json
+    python scripts/bench_training.py --presets --output sdatoms/training/presets.json
 
 Each method runs in a process of its own: peak memory is that process's, and `seconds_per_step` the
 median after the first step, of one UNet with random latents and text in AdamW. Cases are the
@@ -36,15 +36,15 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import sdatoms
-from sdatoms.checkpoint import pack_atoms, write_whole
-from sdatoms.commands_train import find_measure
-from sdatoms.demo import read_subject
-from sdatoms.models import build_model
-from sdatoms.pipeline import load_base
-from sdatoms.presets import PRESETS, expand_preset
-from sdatoms.train import train
-from sdatoms.train_config import TrainConfig
-from sdatoms.trainer import choose_attention
+from sdatoms.cli.train import find_measure
+from sdatoms.diffusion.pipeline import load_base
+from sdatoms.files.writer import pack_atoms
+from sdatoms.models.open import build_model
+from sdatoms.storage import read_subject, write_whole
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.loop import train
+from sdatoms.training.presets import PRESETS, expand_preset
+from sdatoms.training.trainer import choose_attention
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
 FULL = "full fine-tuning"

@@ -22,18 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from classifier_data import Task, draw_task
-from classifier_experiment import Experiment, run_experiment
-from classifier_methods import BLOCKS, VARIANTS, attach, suggest_rates
-from classifier_models import open_classifier
 from classifier_tasks import read_task
-from classifier_training import TrainSettings
 from transfer_report import group, read_rows, report
 
 from sdatoms import AtomConfig
-from sdatoms.commands import run_guarded
+from sdatoms.classifiers.experiment import Experiment, run_experiment
+from sdatoms.classifiers.fit import TrainSettings
+from sdatoms.classifiers.methods import BLOCKS, VARIANTS, attach, suggest_rates
+from sdatoms.classifiers.model import open_classifier
+from sdatoms.classifiers.pictures import Task, draw_task
+from sdatoms.cli.main import run_guarded
+from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError
-from sdatoms.options import LineParser
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("emoji-category", "emoji-vendor", "cifar-rotation", "subjects")

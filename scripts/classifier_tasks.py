@@ -10,12 +10,12 @@ import random
 from pathlib import Path
 
 from base_data import Concept, fetch_packages, load_concepts, load_pictures
-from classifier_data import Item, Pool
-from classifier_sources import check_classes, read_pool
 from evaluator_data import VENDORS, load_collection
 from PIL import Image
 from torch import Tensor
 
+from sdatoms.classifiers.pictures import Item, Pool
+from sdatoms.classifiers.sources import check_classes, read_pool
 from sdatoms.errors import AtomError
 
 __all__ = ["TASKS", "read_task"]

@@ -9,12 +9,11 @@ import argparse
 import json
 from pathlib import Path
 
-from classifier_drawings import draw_plot, write_table
-
-from sdatoms.checkpoint import write_whole
-from sdatoms.commands import run_guarded
+from sdatoms.classifiers.drawings import draw_plot, write_table
+from sdatoms.cli.main import run_guarded
+from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError
-from sdatoms.options import LineParser
+from sdatoms.storage import write_whole
 
 COLUMNS = ("method", "parameters", "bytes", "learning rate", "seconds", "validation %", "test %")
 

@@ -26,9 +26,9 @@ from base_export import score_autoencoder, to_pictures
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sdatoms.evaluator import load_evaluator
+from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.pictures import to_tensor
-from sdatoms.pipeline import load_base, paint
 
 HERE = Path(__file__).parent
 NEAREST = 10

@@ -21,7 +21,7 @@ from evaluator_models import contrast, group_pictures, make_view, pick_pictures
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from sdatoms.evaluator import DrawingNet, InstanceNet, StyleHead
+from sdatoms.evaluation.evaluator import DrawingNet, InstanceNet, StyleHead
 
 __all__ = ["DrawingLearner", "move", "restyle", "settle", "train_drawing", "train_instance"]
 

@@ -17,17 +17,18 @@ from dataclasses import fields
 from pathlib import Path
 
 from accelerate import PartialState
-from classifier_data import draw_task
-from classifier_experiment import Experiment, run_experiment
-from classifier_methods import BLOCKS, METHODS, attach, suggest_rates
-from classifier_models import open_classifier
 from classifier_tasks import TASKS, read_task
-from classifier_training import TrainSettings
 
 from sdatoms import AtomConfig
-from sdatoms.commands import run_guarded
+from sdatoms.classifiers.experiment import Experiment, run_experiment
+from sdatoms.classifiers.fit import TrainSettings
+from sdatoms.classifiers.methods import BLOCKS, METHODS, attach, suggest_rates
+from sdatoms.classifiers.model import open_classifier
+from sdatoms.classifiers.pictures import draw_task
+from sdatoms.cli.main import run_guarded
+from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError
-from sdatoms.options import LineParser, add_flags
+from sdatoms.settings import add_flags
 
 ROOT = Path(__file__).parent.parent
 ATOMS = {

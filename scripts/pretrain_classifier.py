@@ -15,18 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from classifier_data import Item, Pool, draw_task, keep_test
-from classifier_experiment import make_accelerator
-from classifier_methods import attach
-from classifier_models import MEAN, SPREAD, Classifier
 from classifier_tasks import read_task
-from classifier_training import TrainSettings, evaluate, fit
 from safetensors.torch import save as save_tensors
 
-from sdatoms.checkpoint import write_whole
-from sdatoms.cifar_resnet import CifarResNet
-from sdatoms.commands import run_guarded
-from sdatoms.options import LineParser, add_flags, build_config
+from sdatoms.classifiers.experiment import make_accelerator
+from sdatoms.classifiers.fit import TrainSettings, evaluate, fit
+from sdatoms.classifiers.methods import attach
+from sdatoms.classifiers.model import MEAN, SPREAD, Classifier
+from sdatoms.classifiers.pictures import Item, Pool, draw_task, keep_test
+from sdatoms.cli.main import run_guarded
+from sdatoms.cli.parser import LineParser
+from sdatoms.models.cifar_resnet import CifarResNet
+from sdatoms.settings import add_flags, build_config
+from sdatoms.storage import write_whole
 
 ROOT = Path(__file__).parent.parent
 

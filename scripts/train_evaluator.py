@@ -25,14 +25,14 @@ from diffusers.training_utils import EMAModel
 from evaluator_data import VENDORS, Collection, load_collection
 from train_base import train
 
-from sdatoms.evaluator import Evaluator, StyleHead, load_evaluator, save_evaluator
+from sdatoms.evaluation.evaluator import Evaluator, StyleHead, load_evaluator, save_evaluator
 
 HERE = Path(__file__).parent
 CARD = """# emoji-clip
 
 A small CLIP for 64 px emoji with a second, style-seeing head: the evaluator behind `sdatoms
-evaluate`. `transformers.CLIPModel.from_pretrained` opens it; `sdatoms.evaluator.load_evaluator()`
-adds the head in `style_head.safetensors`.
+evaluate`. `transformers.CLIPModel.from_pretrained` opens it;
+`sdatoms.evaluation.evaluator.load_evaluator()` adds the head in `style_head.safetensors`.
 
 Trained from scratch by `scripts/train_evaluator.py` on {pictures:,} pictures of {concepts:,} emoji
 by {vendors} vendors. The {held_out} concepts in `scripts/held_out.txt` were left out; on them:

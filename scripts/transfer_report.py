@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from classifier_drawings import draw_plot, write_table
-
-from sdatoms.checkpoint import write_whole
+from sdatoms.classifiers.drawings import draw_plot, write_table
+from sdatoms.storage import write_whole
 
 __all__ = ["group", "read_rows", "report"]
 

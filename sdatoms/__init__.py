@@ -1,14 +1,29 @@
-"""sdatoms: Stable Diffusion personalization with filter atoms."""
+"""sdatoms: Stable Diffusion personalization with filter atoms.
 
-from sdatoms.adapters import AdapterSet, load_atoms
-from sdatoms.attention import AtomMultiheadAttention
-from sdatoms.checkpoint import AtomFile, read_atoms, save_atoms
-from sdatoms.compose import compose
+`train`, `TrainConfig` and `load_base` are imported when first asked for: they need diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sdatoms.adapters.load import AdapterSet, load_atoms
+from sdatoms.atoms.config import AtomConfig
 from sdatoms.errors import AtomError
-from sdatoms.inject import AtomConfig, Injection, inject
-from sdatoms.layers import AtomConv1d, AtomConv2d, AtomConv3d, AtomLinear
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.compose import compose
+from sdatoms.files.reader import read_atoms
+from sdatoms.files.writer import save_atoms
+from sdatoms.layers.atom_layers import AtomConv1d, AtomConv2d, AtomConv3d, AtomLinear
+from sdatoms.layers.attention import AtomMultiheadAttention
+from sdatoms.layers.inject import Injection, inject
+from sdatoms.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from sdatoms.diffusion.pipeline import load_base
+    from sdatoms.training.config import TrainConfig
+    from sdatoms.training.loop import train
 
 __all__ = [
     "AdapterSet",
@@ -21,9 +36,26 @@ __all__ = [
     "AtomLinear",
     "AtomMultiheadAttention",
     "Injection",
+    "TrainConfig",
+    "__version__",
     "compose",
     "inject",
     "load_atoms",
+    "load_base",
     "read_atoms",
     "save_atoms",
+    "train",
 ]
+
+LAZY = {
+    "TrainConfig": "sdatoms.training.config",
+    "load_base": "sdatoms.diffusion.pipeline",
+    "train": "sdatoms.training.loop",
+}
+"""Public name → the module it is fetched from."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'sdatoms' has no attribute {name!r}")
+    return getattr(import_module(LAZY[name]), name)

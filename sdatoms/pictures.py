@@ -1,4 +1,4 @@
-"""Pictures in and out: reading whatever people bring, grids with labels, thumbnails."""
+"""Pictures in and out: reading whatever people bring, captions beside them, grids, thumbnails."""
 
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ from torch import Tensor
 
 from sdatoms.errors import AtomError
 
-__all__ = ["draw_grid", "find_pictures", "make_thumbnail", "read_picture", "to_tensor"]
+__all__ = [
+    "CAPTION_LIMIT",
+    "PICTURE_SUFFIXES",
+    "draw_grid",
+    "find_pictures",
+    "make_thumbnail",
+    "read_picture",
+    "read_sidecar",
+    "to_tensor",
+]
 
+CAPTION_LIMIT = 2000
 MAX_PIXELS = 100_000_000
 
 
@@ -141,3 +151,17 @@ def make_thumbnail(picture: Image.Image, size: int = 128) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
+"""What must open as a picture; phones' HEIC does only where a plugin of Pillow reads it."""
+
+
+def read_sidecar(picture: Path) -> str:
+    sidecar = picture.with_suffix(".txt")
+    if not sidecar.is_file():
+        return ""
+    return sidecar.read_text(encoding="utf-8", errors="replace").strip()[:CAPTION_LIMIT]

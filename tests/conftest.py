@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_base import build_tiny_unet
-from tiny_pipelines import save_pipeline
+from tiny.base import build_tiny_unet
+from tiny.pipelines import save_pipeline
 from torch import nn
 
 from sdatoms import AtomConfig, compose, inject, save_atoms
-from sdatoms.checkpoint import pack_atoms
-from sdatoms.train_config import TrainConfig
+from sdatoms.files.writer import pack_atoms
+from sdatoms.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def evaluator_folder(tmp_path_factory):
     """A tiny evaluator, saved: width 16, 16 px pictures in patches of 4 px, one letter a token."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-    from sdatoms.evaluator import StyleHead, save_evaluator
+    from sdatoms.evaluation.evaluator import StyleHead, save_evaluator
 
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]

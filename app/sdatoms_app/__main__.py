@@ -2,7 +2,7 @@
 
 import sys
 
-from sdatoms.__main__ import main
+from sdatoms.cli.main import main
 
 if __name__ == "__main__":
     main(["ui", *sys.argv[1:]])

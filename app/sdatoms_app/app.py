@@ -16,17 +16,17 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from sdatoms import AtomError
-from sdatoms_app.api import build_api
-from sdatoms_app.atoms_tab import build_atoms_tab
-from sdatoms_app.compare_tab import build_compare_tab
-from sdatoms_app.generate_tab import build_generate_tab
-from sdatoms_app.history_panel import wire_panels
-from sdatoms_app.library import MAX_UPLOAD_BYTES, Library
-from sdatoms_app.runs_tab import build_runs_tab
+from sdatoms_app.atoms.tab import build_atoms_tab
+from sdatoms_app.generate.api import build_api
+from sdatoms_app.generate.compare import build_compare_tab
+from sdatoms_app.generate.panel import wire_panels
+from sdatoms_app.generate.tab import build_generate_tab
+from sdatoms_app.runs.tab import build_runs_tab
 from sdatoms_app.security import LoginGuard, OriginGuard, harden, read_auth
-from sdatoms_app.studio import Studio
+from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
+from sdatoms_app.studio.studio import Studio
 from sdatoms_app.style import STYLE, THEME
-from sdatoms_app.train_tab import build_train_tab
+from sdatoms_app.train.tab import build_train_tab
 
 __all__ = ["build_app", "find_port", "launch_settings", "serve"]
 

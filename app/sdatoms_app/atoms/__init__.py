@@ -1,0 +1,1 @@
+"""The Atoms tab; imports queue and below."""

@@ -1,0 +1,1 @@
+"""The Generate and Compare tabs; imports queue and below."""

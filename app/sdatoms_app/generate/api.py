@@ -1,0 +1,296 @@
+"""The endpoints for programs: named, typed, described. The page's own events are not among them.
+
+    client = gradio_client.Client("http://127.0.0.1:7860")
+    pictures = client.predict("cat face", api_name="/generate")
+
+Types are read from the signatures, so this module keeps its annotations as objects.
+"""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import gradio as gr
+from gradio.events import api
+
+from sdatoms import AtomError
+from sdatoms.diffusion.picture_file import read_passengers, read_recipe
+from sdatoms_app.generate.form import restore_recipe
+from sdatoms_app.generate.grids import paint_grid, plan_grid
+from sdatoms_app.shared.messages import speak
+from sdatoms_app.studio.history import Kept
+from sdatoms_app.studio.painting import Job
+from sdatoms_app.studio.references import FileReference, refer
+from sdatoms_app.studio.studio import Order, Strength, Studio
+
+__all__ = [
+    "build_api",
+]
+
+
+class Picture(TypedDict):
+    """One kept picture."""
+
+    id: str
+    seed: int
+    file: FileReference
+    parameters: dict[str, Any]
+
+
+def build_api(studio: Studio) -> None:
+    """Add the endpoints; call inside `gr.Blocks`."""
+
+    def generate(
+        prompt: str,
+        negative_prompt: str = "",
+        adapters: dict[str, Any] | None = None,
+        seed: int = 0,
+        batch: int = 1,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 5.0,
+        scheduler: str = "DDIM",
+        width: int = 0,
+        height: int = 0,
+        base: str = "",
+        start_from: str = "",
+        denoising_strength: float = 0.6,
+        embed: bool = False,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> list[Picture]:
+        """Paint pictures from a prompt and keep them.
+
+        Args:
+            prompt: what to paint; (word:1.3) weighs more, long prompts are read in full.
+            negative_prompt: what to keep away from.
+            adapters: atom file id to strength, a number or numbers for down, mid and up.
+            seed: of the first picture; others have rising seeds.
+            batch: number of pictures, 1 to 8.
+            num_inference_steps: 1 to 100.
+            guidance_scale: 0 to 30.
+            scheduler: one of those that /list_bases names.
+            width: px, a multiple of 8; 0 is the base's own.
+            height: px, a multiple of 8; 0 is the base's own.
+            base: id of a listed base; empty is the default.
+            start_from: id of a kept picture to paint over.
+            denoising_strength: how much of that picture is painted anew.
+            embed: put the atom files inside the PNGs.
+        """
+        order = Order(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            batch=batch,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            width=width,
+            height=height,
+            base=base,
+            adapters=read_strengths(adapters),
+            init_picture=open_picture(studio, start_from),
+            denoising_strength=denoising_strength,
+            embed=embed,
+        )
+        kept: list[Kept] = []
+        run_job(studio, request, lambda job: kept.extend(studio.paint(order, job)))
+        return [show(picture) for picture in kept]
+
+    def compare(
+        prompt: str,
+        adapters: dict[str, Any],
+        seed: int = 0,
+        num_inference_steps: int = 25,
+        base: str = "",
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> list[Picture]:
+        """Paint one seed without and with atom files: two pictures.
+
+        Args:
+            prompt: what to paint.
+            adapters: atom file id to strength.
+            seed: of both pictures.
+            num_inference_steps: 1 to 100.
+            base: id of a listed base; empty is the default.
+        """
+        chosen = read_strengths(adapters)
+        kept: list[Kept] = []
+
+        def work(job: Job) -> None:
+            for files in ((), chosen):
+                order = Order(
+                    prompt,
+                    seed=seed,
+                    num_inference_steps=num_inference_steps,
+                    base=base,
+                    adapters=files,
+                )
+                kept.extend(studio.paint(order, job))
+
+        run_job(studio, request, work)
+        return [show(picture) for picture in kept]
+
+    def grid(
+        prompt: str,
+        files: list[str],
+        strengths: list[float],
+        seeds: list[int],
+        num_inference_steps: int = 25,
+        base: str = "",
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """Paint a labelled grid: columns are strengths, rows are atom files or checkpoints and
+        seeds.
+
+        Args:
+            prompt: what to paint.
+            files: ids of atom files or checkpoints, each painted by itself.
+            strengths: one column each.
+            seeds: one row each.
+            num_inference_steps: 1 to 100.
+            base: id of a listed base; empty is the default.
+        """
+        order = Order(prompt, num_inference_steps=num_inference_steps, base=base)
+        done: list[tuple[Path, list[Kept]]] = []
+
+        def work(job: Job) -> None:
+            plan = plan_grid(order, strengths, seeds, files)
+            done.extend((path, list(kept)) for path, kept in paint_grid(studio, plan, job))
+
+        run_job(studio, request, work)
+        path, kept = done[-1]
+        return {"grid": refer(path), "pictures": [show(picture) for picture in kept]}
+
+    def cancel(request: gr.Request = None) -> bool:  # pyright: ignore[reportArgumentType]
+        """Cancel what this session paints; true when something was running."""
+        return studio.desk.cancel(request.session_hash if request else None)
+
+    def list_bases() -> dict[str, list[str]]:
+        """The base models and schedulers that can be asked for."""
+        from sdatoms.diffusion.pipeline import SCHEDULERS
+
+        return {
+            "bases": [choice.id for choice in studio.bases.list()],
+            "schedulers": list(SCHEDULERS),
+        }
+
+    def list_atoms() -> list[dict[str, Any]]:
+        """The listed atom files and the checkpoints of runs."""
+        return [
+            {
+                "id": entry.id,
+                "trigger": entry.trigger,
+                "parameters": entry.parameters,
+                "bytes": entry.bytes,
+                "sha256": entry.sha256,
+                "base_model": entry.base_model,
+                "step": entry.step,
+            }
+            for entry in [*studio.library.list(), *studio.library.list_checkpoints()]
+        ]
+
+    def list_pictures(search: str = "", limit: int = 20) -> list[Picture]:
+        """Kept pictures, newest first.
+
+        Args:
+            search: words that prompt, atom files (name or hash), base or seed must hold.
+            limit: at most 200.
+        """
+        return [show(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
+
+    def add_atoms(path: str) -> dict[str, Any]:
+        """Check an uploaded atom file and list it; anything but a valid atom file is refused."""
+        entry = studio.library.add(Path(path))
+        return {"id": entry.id, "trigger": entry.trigger, "sha256": entry.sha256}
+
+    def read_picture(path: str) -> dict[str, Any]:
+        """Read the recipe of an uploaded picture; list atom files that ride inside; tell what would
+        make the picture differ here."""
+        recipe = read_recipe(Path(path))
+        if recipe is None:
+            raise AtomError("the picture carries no recipe")
+        names = {used.sha256: used.name for used in recipe.adapters}
+        brought = [
+            studio.library.add_file(file, names.get(file.sha256, "passenger")).id
+            for file in read_passengers(Path(path))
+        ]
+        settings, remarks = restore_recipe(recipe, studio)
+        return {"settings": settings, "remarks": remarks, "brought": brought}
+
+    painting = {"concurrency_limit": 8, "concurrency_id": "api-painting"}
+    for endpoint in (generate, compare, grid):
+        api(speak(endpoint), api_name=endpoint.__name__, **painting)
+    api(cancel, api_name="cancel", queue=False)
+    for endpoint in (list_bases, list_atoms, list_pictures):
+        api(speak(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+    for endpoint in (add_atoms, read_picture):
+        # uploads come through a component: only files that were uploaded pass it
+        button, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")
+        upload = gr.File(visible=False, label="file", type="filepath")
+        button.click(
+            speak(endpoint),
+            upload,
+            answer,
+            api_name=endpoint.__name__,
+            api_description=" ".join((endpoint.__doc__ or "").split()),
+        )
+
+
+def run_job(studio: Studio, request: gr.Request | None, work: Any) -> None:
+    """Run work to its end under the session's name, so that `/cancel` finds it.
+
+    Raises:
+        AtomError: the work's own, or it was cancelled.
+    """
+    session = request.session_hash if request else None
+    job = studio.desk.start(session, work)
+    try:
+        for _ in job.watch():
+            pass
+    finally:
+        studio.desk.forget(session, job)
+    if job.cancelled:
+        raise AtomError("the painting was cancelled")
+
+
+def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength], ...]:
+    """Strengths as plain numbers.
+
+    Raises:
+        AtomError: a strength is no number.
+    """
+    found: list[tuple[str, Strength]] = []
+    for id, strength in (adapters or {}).items():
+        numbers = strength if isinstance(strength, dict) else {"": strength}
+        for block, number in numbers.items():
+            plain = isinstance(number, int | float) and not isinstance(number, bool)
+            if not plain or (block not in ("down", "mid", "up") and isinstance(strength, dict)):
+                raise AtomError(
+                    f"the strength of {id!r} is {strength!r}; it takes a number, or numbers for "
+                    "down, mid and up"
+                )
+        found.append((id, strength))
+    return tuple(found)
+
+
+def open_picture(studio: Studio, id: str) -> Any:
+    """A kept picture by its id, None for an empty one."""
+    if not id:
+        return None
+    from PIL import Image
+
+    with Image.open(studio.history.find(id).path) as opened:
+        return opened.convert("RGB")
+
+
+def show(kept: Kept) -> Picture:
+    recipe = kept.recipe
+    parameters: dict[str, Any] = {
+        **recipe.settings,
+        "base": recipe.base_model,
+        "adapters": {used.name: used.strength for used in recipe.adapters},
+    }
+    return {
+        "id": kept.id,
+        "seed": recipe.seed,
+        "file": refer(kept.path),
+        "parameters": parameters,
+    }

@@ -1,0 +1,196 @@
+"""The form of the Generate tab as plain settings: what presets keep, recipes restore and the page
+remembers over a reload.
+
+Settings are a dictionary of JSON values under the names of `DEFAULTS`; `adapters` is a list of
+tables with `id`, `enabled`, `strength` and the factors `down`, `mid`, `up`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from sdatoms import AtomError
+from sdatoms.diffusion.pipeline import SCHEDULERS
+from sdatoms.diffusion.recipe import Recipe, compare_recipe
+from sdatoms_app.studio.studio import (
+    MAX_ADAPTERS,
+    MAX_BATCH,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    Order,
+    Studio,
+)
+
+__all__ = [
+    "BLOCKS",
+    "DEFAULTS",
+    "ROW",
+    "clean_settings",
+    "make_order",
+    "restore_recipe",
+]
+
+BLOCKS = ("down", "mid", "up")
+
+
+DEFAULTS: dict[str, Any] = {
+    "base": "",
+    "prompt": "cat face",
+    "negative_prompt": "",
+    "num_inference_steps": 25,
+    "guidance_scale": 5.0,
+    "scheduler": "DDIM",
+    "width": 0,
+    "height": 0,
+    "seed": 0,
+    "random_seed": False,
+    "batch": 1,
+    "denoising_strength": 0.6,
+    "embed": False,
+}
+RANGES: dict[str, tuple[float, float]] = {
+    "num_inference_steps": (1, MAX_STEPS),
+    "guidance_scale": (0, 30),
+    "width": (0, MAX_SIDE),
+    "height": (0, MAX_SIDE),
+    "seed": (0, MAX_SEED),
+    "batch": (1, MAX_BATCH),
+    "denoising_strength": (0.01, 1),
+}
+ROW = {"enabled": True, "strength": 1.0, "down": 1.0, "mid": 1.0, "up": 1.0}
+
+
+def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[str, Any], list[str]]:
+    """Settings that the form takes, and a remark for each that it does not.
+
+    Args:
+        settings: from a preset, a recipe or a browser's storage; what is missing keeps its default.
+    """
+    clean, remarks = dict(DEFAULTS), []
+    for name, default in DEFAULTS.items():
+        value = settings.get(name, default)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in RANGES:
+            low, high = RANGES[name]
+            fits = number and math.isfinite(value) and low <= value <= high
+            value = type(default)(value) if fits else value
+        elif name == "scheduler":
+            fits = value in SCHEDULERS
+        else:
+            fits = type(value) is type(default)
+        if fits:
+            clean[name] = value
+        else:
+            remarks.append(f"{name.replace('_', ' ')} {str(value)[:60]!r} is not possible here.")
+    if clean["base"]:
+        try:
+            clean["base"] = studio.bases.find(clean["base"]).id
+        except AtomError as error:
+            remarks.append(f"{error}.")
+            clean["base"] = ""
+    clean["base"] = clean["base"] or studio.bases.list()[0].id
+    rows = settings.get("adapters", [])
+    listed = {entry.id for entry in [*studio.library.list(), *studio.library.list_checkpoints()]}
+    clean["adapters"] = []
+    for row in rows if isinstance(rows, list) else []:
+        id = row.get("id") if isinstance(row, dict) else None
+        if id not in listed:
+            remarks.append(f"The atom file {str(id)[:60]!r} is not here.")
+        elif len(clean["adapters"]) < MAX_ADAPTERS:
+            clean["adapters"].append({"id": id} | clean_row(row))
+    return clean, remarks
+
+
+def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one adapter row; what is no number keeps its default."""
+    clean = dict(ROW)
+    for name in ROW:
+        value = row.get(name, ROW[name])
+        if name == "enabled":
+            clean[name] = bool(value)
+        elif isinstance(value, int | float) and math.isfinite(value):
+            clean[name] = min(max(float(value), -1.0), 2.0)
+    return clean
+
+
+def make_order(settings: Mapping[str, Any], init_picture: Image.Image | None = None) -> Order:
+    """The order a form stands for; rows that are switched off are left out.
+
+    Raises:
+        AtomError: a number is missing.
+    """
+    adapters = []
+    for row in settings["adapters"]:
+        if row["enabled"]:
+            numbers = [row["strength"], *(row[block] for block in BLOCKS)]
+            if None in numbers:
+                raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
+            factors = numbers[1:]
+            blocks = {b: row["strength"] * f for b, f in zip(BLOCKS, factors, strict=True)}
+            same = factors == [1.0, 1.0, 1.0]
+            adapters.append((row["id"], float(row["strength"]) if same else blocks))
+    for name in RANGES:
+        if settings[name] is None:
+            raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
+    return Order(
+        prompt=settings["prompt"],
+        negative_prompt=settings["negative_prompt"],
+        seed=int(settings["seed"]),
+        batch=int(settings["batch"]),
+        num_inference_steps=int(settings["num_inference_steps"]),
+        guidance_scale=float(settings["guidance_scale"]),
+        scheduler=settings["scheduler"],
+        width=int(settings["width"]),
+        height=int(settings["height"]),
+        base=settings["base"],
+        adapters=tuple(adapters),
+        init_picture=init_picture,
+        denoising_strength=float(settings["denoising_strength"]),
+        embed=bool(settings["embed"]),
+    )
+
+
+def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list[str]]:
+    """Settings that paint a recipe's picture, and what stands in the way of the same pixels."""
+    listed = [choice.id for choice in studio.bases.list()]
+    here = recipe.base_model if recipe.base_model in listed else ""
+    remarks = compare_recipe(
+        recipe,
+        base_fingerprint=studio.read_fingerprint(here),
+        hashes=[u.sha256 for u in recipe.adapters if studio.library.find_hash(u.sha256)],
+    )
+    rows = []
+    for used in recipe.adapters:
+        entry = studio.library.find_hash(used.sha256)
+        if entry:
+            rows.append({"id": entry.id, **split_strength(used.strength)})
+    settings = {
+        "base": here,
+        **recipe.settings,
+        "seed": recipe.seed,
+        "adapters": rows,
+    }
+    if recipe.denoising_strength is not None:
+        settings["denoising_strength"] = recipe.denoising_strength
+    clean, more = clean_settings(settings, studio)
+    return clean, remarks + more
+
+
+def split_strength(strength: float | Mapping[str, float]) -> dict[str, float]:
+    """One number, or numbers by block, as a row of the form has them.
+
+    Numbers that the factors' sliders reach stay to the bit; else the largest becomes the row's
+    strength.
+    """
+    if not isinstance(strength, Mapping):
+        return {"strength": float(strength)}
+    numbers = {block: float(strength.get(block, 1.0)) for block in BLOCKS}
+    if all(-1 <= number <= 2 for number in numbers.values()):
+        return {"strength": 1.0, **numbers}
+    whole = max(numbers.values(), key=abs)
+    return {"strength": whole, **{block: number / whole for block, number in numbers.items()}}

@@ -1,0 +1,1 @@
+"""Trainings that wait, run and end; imports studio and below."""

@@ -1,0 +1,152 @@
+"""Runs queued trainings one after another, detached from the app.
+
+`python -m sdatoms_app.worker RUNS_FOLDER` leaves the app's session, waits until no training of that
+folder is under way, and takes the oldest queued job until none is left. Two locks that the kernel
+drops with their holders keep order: whoever holds `.training` trains, whoever holds `.waiting` is
+next, and further workers leave at once, since the next one will find their job too. The trainer
+inherits `.training`, so that a killed worker cannot let two trainings run at a time.
+
+A job is a run directory with a `job.json`. Only the standard library is needed here: a worker that
+waits for hours takes a few megabytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "JOB",
+    "OUTPUT",
+    "REQUEST",
+    "claim_job",
+    "hold_lock",
+    "list_jobs",
+    "read_json",
+    "run_jobs",
+    "update_job",
+    "wake",
+    "write_json",
+]
+
+JOB, REQUEST, OUTPUT = "job.json", "request.json", "output.txt"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table; an empty one where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Written whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, path)
+
+
+@contextlib.contextmanager
+def hold_lock(root: Path) -> Iterator[None]:
+    """Exclusive over all processes, for the moment it takes to change `job.json` files."""
+    with (root / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def update_job(run: Path, **changes: Any) -> dict[str, Any]:
+    """Change entries of a job; call while holding the lock. Returns the whole job."""
+    job = read_json(run / JOB) | changes
+    write_json(run / JOB, job)
+    return job
+
+
+def list_jobs(root: Path) -> list[Path]:
+    """Run directories with a job, oldest request first."""
+    found = [(read_json(path).get("order", 0), path.parent) for path in root.glob(f"*/{JOB}")]
+    return [run for _, run in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
+
+
+def claim_job(root: Path) -> Path | None:
+    """Mark the oldest queued job as started and return its directory; None when none is queued."""
+    with hold_lock(root):
+        for run in list_jobs(root):
+            if read_json(run / JOB).get("state") == "queued":
+                update_job(run, state="started", worker=os.getpid(), pid=None, started=time.time())
+                return run
+    return None
+
+
+def run_job(root: Path, run: Path, training: int) -> int:
+    """Train one job to its end; what the trainer prints goes to `output.txt`."""
+    command = [sys.executable, "-m", "sdatoms", "train", "--config", str(run / REQUEST)]
+    with (run / OUTPUT).open("wb") as output:
+        trainer = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(training,),
+            env=os.environ | {"TQDM_DISABLE": "1"},
+        )
+    with hold_lock(root):
+        job = update_job(run, pid=trainer.pid)
+        if job.get("stop_requested"):  # asked for between the claim and now
+            trainer.send_signal(signal.SIGTERM)
+    code = trainer.wait()
+    with hold_lock(root):
+        if read_json(run / JOB).get("pid") == trainer.pid:  # not deleted, not queued again since
+            update_job(run, state="ended", exit_code=code, ended=time.time())
+    return code
+
+
+def run_jobs(root: Path) -> None:
+    """Train queued jobs in order until none is left."""
+    with (root / ".training").open("a") as training:
+        with (root / ".waiting").open("a") as waiting:
+            try:
+                fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            fcntl.flock(training, fcntl.LOCK_EX)
+        while run := claim_job(root):
+            run_job(root, run, training.fileno())
+
+
+def wake(root: Path) -> None:
+    """Start a worker that outlives this process; returns as soon as it stands on its own."""
+    subprocess.run(
+        [sys.executable, "-m", "sdatoms_app.queue.worker", str(root)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    run_jobs(root)
+
+
+if __name__ == "__main__":
+    main()

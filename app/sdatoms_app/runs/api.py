@@ -1,0 +1,155 @@
+"""The trainings for programs: endpoints that are named, typed and described."""
+
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.events import api
+
+from sdatoms import AtomError
+from sdatoms_app.queue.queue import Job, Queue
+from sdatoms_app.shared.messages import say
+from sdatoms_app.train.page import TrainPage
+
+__all__ = [
+    "build_runs_api",
+]
+
+
+def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
+    """Add the endpoints; call inside `gr.Blocks`."""
+
+    def list_trainings() -> list[dict]:
+        """All trainings, newest first: id, title, state, step, total, eta_s."""
+        return [summarize(job) for job in queue.list()]
+
+    def get_training(run: str) -> dict:
+        """One training as it stands now, by its id."""
+        return summarize(find(run))
+
+    def find(run: str) -> Job:
+        try:
+            return queue.find(run)
+        except AtomError as error:
+            raise say(error) from None
+
+    def change(method: Any, *arguments: Any) -> dict:
+        try:
+            return summarize(method(*arguments))
+        except AtomError as error:
+            raise say(error) from None
+
+    def stop_training(run: str) -> dict:
+        """Ask a training to save its state and stop; a queued one leaves the queue."""
+        return change(queue.stop, run)
+
+    def resume_training(run: str) -> dict:
+        """Queue a stopped or failed training again from its last checkpoint."""
+        return change(queue.resume, run)
+
+    def extend_training(run: str, steps: int) -> dict:
+        """Queue an ended training for further steps, from its last checkpoint."""
+        return change(queue.resume, run, steps)
+
+    def delete_training(run: str) -> bool:
+        """Delete a training that is not under way, its pictures and its atoms."""
+        try:
+            queue.delete(run)
+        except AtomError as error:
+            raise say(error) from None
+        return True
+
+    def list_folders() -> list[str]:
+        """The folders of pictures on the server that can be trained on."""
+        return page.list_folders() if page else []
+
+    def train(
+        folder: str,
+        instance_prompt: str,
+        preset: str = "Balanced",
+        settings: dict[str, Any] | None = None,
+    ) -> dict:
+        """Queue a training on a listed folder of the server.
+
+        Args:
+            folder: one of those that /list_folders names.
+            instance_prompt: what the pictures show, with the trigger word.
+            preset: Quick, Balanced or Best.
+            settings: settings of the trainer that differ from the preset's.
+        """
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        given = (settings or {}) | {"instance_prompt": instance_prompt}
+        return change(page.train_folder, folder, preset, given)
+
+    def train_pictures(
+        files: list[str],
+        instance_prompt: str,
+        preset: str = "Balanced",
+        settings: dict[str, Any] | None = None,
+    ) -> dict:
+        """Queue a training on uploaded pictures; .txt files of their names are their captions."""
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        given = (settings or {}) | {"instance_prompt": instance_prompt}
+        return change(page.train_files, [Path(f) for f in files or []], preset, given)
+
+    def measure_training(preset: str = "Balanced", settings: dict[str, Any] | None = None) -> dict:
+        """Minutes and memory of a preset with changes to it, measured on this machine once."""
+        if page is None:
+            raise say(AtomError("this app does not train"))
+        try:
+            return page.measure_preset(preset, settings or {})
+        except AtomError as error:
+            raise say(error) from None
+
+    # Uploads come through a component: only files that were uploaded pass it.
+    given: list[Any] = [
+        gr.File(visible=False, file_count="multiple", label="files"),
+        gr.Textbox(visible=False, label="instance_prompt"),
+        gr.Textbox("Balanced", visible=False, label="preset"),
+        gr.JSON(visible=False, label="settings"),
+    ]
+    gr.Button(visible=False).click(
+        train_pictures,
+        given,
+        gr.JSON(visible=False, label="training"),
+        api_name="train_pictures",
+        api_description=train_pictures.__doc__,
+        concurrency_id="enqueue",
+        concurrency_limit=1,
+    )
+    api(
+        measure_training,
+        api_name="measure_training",
+        concurrency_id="measure",
+        concurrency_limit=1,
+    )
+    for function in (
+        list_folders,
+        train,
+        list_trainings,
+        get_training,
+        stop_training,
+        resume_training,
+        extend_training,
+        delete_training,
+    ):
+        api(function, api_name=function.__name__, concurrency_id="runs", concurrency_limit=4)
+
+
+def summarize(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "title": job.title,
+        "state": job.state,
+        "place": job.place,
+        "phase": job.phase,
+        "step": job.step,
+        "total": job.total,
+        "eta_s": job.eta_s,
+        "stopping": job.stopping,
+        "error": job.error,
+        "atoms": job.atoms is not None,
+    }

@@ -1,0 +1,1 @@
+"""Markup, plots and messages that every tab uses; imports sdatoms alone."""

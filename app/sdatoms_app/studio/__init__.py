@@ -1,0 +1,1 @@
+"""What is open on the server: base, adapters, history; imports shared."""

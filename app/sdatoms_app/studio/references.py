@@ -1,0 +1,20 @@
+"""Files that a client downloads."""
+
+from pathlib import Path
+from typing import TypedDict
+
+__all__ = [
+    "FileReference",
+    "refer",
+]
+
+
+class FileReference(TypedDict):
+    """A file that the client downloads."""
+
+    path: str
+    meta: dict[str, str]
+
+
+def refer(path: Path) -> FileReference:
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}

@@ -1,0 +1,1 @@
+"""The Train tab; imports generate, atoms and below."""

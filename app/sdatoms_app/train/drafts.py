@@ -1,0 +1,219 @@
+"""Pictures and captions somebody is putting together for a training, kept on disk at every change.
+
+A draft is a folder named by a random token that its visitor's browser holds. Pictures are stored
+under their hash, whatever they were called; captions belong to the hash, so they survive removing
+a picture, adding it again, and reloading the page.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdatoms import AtomError
+from sdatoms.errors import clip
+from sdatoms.pictures import read_picture
+from sdatoms.storage import write_whole
+from sdatoms.training.verdicts import Verdict, check_picture, check_pictures
+from sdatoms_app.queue.queue import slugify
+from sdatoms_app.queue.worker import read_json, write_json
+
+__all__ = [
+    "MAX_DRAFTS",
+    "Draft",
+    "Picture",
+    "list_folders",
+]
+
+TOKEN = re.compile(r"[0-9a-f]{32}")
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+"""Formats kept byte for byte; others are kept as the PNG of what the trainer would see."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PICTURES = 200
+MAX_PICTURE_BYTES = 64 << 20
+MAX_DRAFT_BYTES = 1 << 30
+MAX_CAPTION = 2000
+MAX_DRAFTS = 100
+LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a draft."""
+
+    id: str
+    name: str
+    """What its file was called; text, never a path."""
+    path: Path
+    caption: str
+    """Its own prompt; empty: the prompt all share."""
+
+
+class Draft:
+    """One visitor's pictures below `root`; an unknown or malformed token starts a new draft."""
+
+    def __init__(self, root: Path, token: str | None = None) -> None:
+        known = isinstance(token, str) and TOKEN.fullmatch(token)
+        self.token = token if known and token else secrets.token_hex(16)
+        self.folder = root / self.token
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            drafts = sorted(root.iterdir(), key=lambda p: p.stat().st_mtime)
+            for old in drafts[:-MAX_DRAFTS]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _read(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {"pictures": [], "captions": {}, "form": {}}
+        return empty | read_json(self.folder / "draft.json")
+
+    def _write(self, state: dict[str, Any]) -> None:
+        write_json(self.folder / "draft.json", state)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The settings last filled in."""
+        return self._read()["form"]
+
+    def keep_form(self, values: dict[str, Any]) -> None:
+        with LOCK:
+            self._write(self._read() | {"form": values})
+
+    def list(self) -> list[Picture]:
+        """Pictures in the order they came."""
+        state = self._read()
+        return [
+            Picture(p["id"], p["name"], self.folder / p["file"], state["captions"].get(p["id"], ""))
+            for p in state["pictures"]
+        ]
+
+    def add(self, paths: Sequence[Path]) -> list[str]:
+        """Keep copies of pictures; a `.txt` of a picture's name becomes its caption.
+
+        Returns:
+            One line for every file that was not taken.
+        """
+        captions = {p.stem: p for p in paths if p.suffix.lower() == ".txt"}
+        refused = []
+        with LOCK:
+            state = self._read()
+            held = {picture["id"] for picture in state["pictures"]}
+            for path in paths:
+                if path in captions.values():
+                    continue
+                name = clip(path.name, 80)
+                if len(held) >= MAX_PICTURES:
+                    refused.append(f"{name}: a training takes at most {MAX_PICTURES} pictures")
+                elif path.stat().st_size > MAX_PICTURE_BYTES:
+                    refused.append(f"{name}: at most {MAX_PICTURE_BYTES >> 20} MB are taken")
+                elif self.measure() > MAX_DRAFT_BYTES:
+                    refused.append(f"{name}: a training takes at most 1 GiB of pictures")
+                elif (verdict := check_picture(path, 64)).kind == "corrupt":
+                    refused.append(verdict.text)
+                else:
+                    id = verdict.digest[:16]
+                    if id in held:
+                        refused.append(f"{name}: it is here already")
+                    else:
+                        held.add(id)
+                        entry = {"id": id, "name": name, "file": self._store(path, id)}
+                        state["pictures"].append(entry)
+                    text = read_caption(captions.get(path.stem))
+                    if text and not state["captions"].get(id):
+                        state["captions"][id] = text
+            self._write(state)
+        return refused
+
+    def measure(self) -> int:
+        """Bytes the draft takes on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def _store(self, path: Path, id: str) -> str:
+        with Image.open(path) as opened:
+            suffix = SUFFIXES.get(opened.format or "")
+        name = f"{id}{suffix or '.png'}"
+        if suffix:
+            write_whole(self.folder / name, path.read_bytes())
+        else:
+            read_picture(path).save(self.folder / name)
+        return name
+
+    def remove(self, id: str) -> None:
+        """Take a picture out; its caption is kept for when it comes back."""
+        with LOCK:
+            state = self._read()
+            gone = [p for p in state["pictures"] if p["id"] == id]
+            state["pictures"] = [p for p in state["pictures"] if p["id"] != id]
+            self._write(state)
+            for picture in gone:
+                (self.folder / picture["file"]).unlink(missing_ok=True)
+
+    def set_caption(self, id: str, text: str) -> None:
+        """Write a picture's own prompt; empty text gives it the prompt all share.
+
+        Raises:
+            AtomError: no such picture.
+        """
+        with LOCK:
+            state = self._read()
+            if id not in {p["id"] for p in state["pictures"]}:
+                raise AtomError(f"there is no picture {clip(id)!r} in this draft")
+            state["captions"][id] = text.strip()[:MAX_CAPTION]
+            self._write(state)
+
+    def check(self, resolution: int) -> list[Verdict]:
+        """The verdict on every picture, in order."""
+        return check_pictures([p.path for p in self.list()], resolution)
+
+    def fill(self, folder: Path) -> None:
+        """Copy pictures, and captions as `.txt` beside them, in the draft's order.
+
+        Raises:
+            AtomError: there are no pictures.
+        """
+        pictures = self.list()
+        if not pictures:
+            raise AtomError("there are no pictures to train on; add at least one")
+        for number, picture in enumerate(pictures):
+            words = re.sub(r"^\d{3}-", "", slugify(Path(picture.name).stem))
+            target = folder / f"{number:03d}-{words}{picture.path.suffix}"
+            shutil.copyfile(picture.path, target)
+            if picture.caption:
+                write_whole(target.with_suffix(".txt"), picture.caption.encode())
+
+
+def read_caption(path: Path | None) -> str:
+    if path is None or path.stat().st_size > MAX_PICTURE_BYTES:
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_CAPTION]
+
+
+def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
+    """Folders with pictures at or directly below the roots an operator listed, by a name to show.
+
+    Links and hidden folders are passed over; visitors choose among the names.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        root = root.resolve()  # an operator may list a link
+        children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        for folder in [root, *children]:
+            if folder.is_symlink() or folder.name.startswith("."):
+                continue
+            name = root.name if folder == root else f"{root.name}/{folder.name}"
+            if holds_pictures(folder):
+                same = sum(other.partition(" (")[0] == name for other in found)
+                found[f"{name} ({same + 1})" if same else name] = folder
+    return found
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a file is called like a picture; whether it is one is checked when it is added."""
+    return any(p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())

@@ -1,0 +1,282 @@
+"""Load atom files into a pipeline or a module, mix them by strength, and take them out again.
+
+Adapters are baked into the plain weights, `W' = W + Σ_k s_k ΔW_k`, so that generation is the base's
+own code at the base's own speed. The pristine weights of the layers they change are kept on their
+device for an exact restore.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdatoms.adapters.bake import all_or_nothing, rebake, sum_maps
+from sdatoms.adapters.plan import choose_modules, list_modules, plan_adapter, warn_of_base
+from sdatoms.adapters.state import (
+    BakedLayer,
+    BakedModule,
+    Strength,
+    check_untouched,
+    list_held,
+    read_pristine,
+    work_side_by_side,
+)
+from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
+from sdatoms.errors import AtomError, clip
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.reader import fetch_file
+from sdatoms.fingerprint import checksum
+from sdatoms.layers.weights import find_layer
+
+__all__ = [
+    "AdapterSet",
+    "load_atoms",
+]
+
+logger = logging.getLogger(__name__)
+
+
+ROUNDING_WARNING = 0.1
+
+
+class AdapterSet:
+    """The adapters baked into a pipeline's modules (or into one module); made by `load_atoms`.
+
+    The adapters belong to the modules: every set on a module, and on every pipeline that shares it,
+    shows the same ones.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def _states(self) -> dict[str, tuple[nn.Module, BakedModule]]:
+        """Component → module and what was ever baked into it, for the target as it is now."""
+        found: dict[str, tuple[nn.Module, BakedModule]] = {}
+        for name, module in list_modules(self.target).items():
+            state = module.__dict__.get("_sdatoms_baked")
+            if isinstance(state, BakedModule):
+                found[name or state.component] = (module, state)
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters in the order of loading."""
+        states = self._states().values()
+        return tuple(dict.fromkeys(name for _, state in states for name in state.adapters))
+
+    @property
+    def strengths(self) -> dict[str, Strength]:
+        """Adapter → strength."""
+        states = self._states().values()
+        return {name: a.strength for _, state in states for name, a in state.adapters.items()}
+
+    def load(
+        self,
+        path: str | os.PathLike[str] | AtomFile,
+        *,
+        name: str | None = None,
+        strength: Strength = 1.0,
+        component: str | None = None,
+        **hub: Any,
+    ) -> AdapterSet:
+        """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
+        file, stem = fetch_file(path, hub)
+        name = name or stem
+        strength = check_strength(name, strength)
+        if name in self.names:
+            raise AtomError(
+                f"an adapter named {name!r} is already loaded; remove it or give another name"
+            )
+        modules = choose_modules(self.target, file, component)
+        brings = component is None and bool(file.embeddings)
+        if brings:
+            check_word(self.target, file.metadata["tokens"], file.embeddings)
+        plans = {c: plan_adapter(file, c, module, strength) for c, module in modules.items()}
+        warn_of_base(file, list(plans.values()))
+        states = {owner: (module, open_state(module, owner)) for owner, module in modules.items()}
+        lost = 0.0
+        with all_or_nothing(states.values()):
+            for owner, (module, state) in states.items():
+                new = [path for path in plans[owner].maps if path not in state.origins]
+                bits = lambda path, root=module: checksum(find_layer(root, path).bits)
+                sums = work_side_by_side(bits, new, list_held(module, new))
+                state.origins |= zip(new, sums, strict=True)
+                state.adapters[name] = plans[owner]
+                lost = max(lost, rebake(module, state, plans[owner].maps))
+            report_rounding(lost)
+            if brings:
+                add_word(self.target, name, file.metadata["tokens"], file.embeddings)
+        return self
+
+    def set_strengths(self, strengths: Mapping[str, Strength]) -> AdapterSet:
+        """Change strengths by name; names not mentioned keep theirs."""
+        for name in strengths:
+            self._check_name(name)
+        checked = {name: check_strength(name, value) for name, value in strengths.items()}
+        states, lost = self._check_states(), 0.0
+        with all_or_nothing(states):
+            for module, state in states:
+                touched: dict[str, None] = {}
+                for name, strength in checked.items():
+                    adapter = state.adapters.get(name)
+                    if adapter and adapter.strength != strength:
+                        state.adapters[name] = replace(adapter, strength=strength)
+                        touched |= dict.fromkeys(adapter.maps)
+                lost = max(lost, rebake(module, state, touched))
+            report_rounding(lost)
+        return self
+
+    def remove(self, name: str) -> AdapterSet:
+        """Take one adapter out; layers no other adapter touches are their pristine selves again."""
+        self._check_name(name)
+        states = self._check_states()
+        with all_or_nothing(states):
+            for module, state in states:
+                if name in state.adapters:
+                    rebake(module, state, state.adapters.pop(name).maps)
+        remove_word(self.target, name)
+        return self
+
+    def clear(self) -> None:
+        """Take all adapters out: every base weight back, bit for bit, pristine copies freed."""
+        states = self._check_states()
+        with all_or_nothing(states):
+            for module, state in states:
+                state.adapters.clear()
+                rebake(module, state, state.layers)
+        for name in list_words(self.target):
+            remove_word(self.target, name)
+
+    def delta(self, name: str, path: str) -> Tensor:
+        """Unit-strength `ΔW` of one layer in float32.
+
+        Args:
+            name: the adapter.
+            path: module path; `component.` stands in front where several components have it.
+
+        Raises:
+            AtomError: no such adapter, or it changes no such layer.
+        """
+        self._check_name(name)
+        found: list[tuple[nn.Module, BakedModule, str]] = []
+        for component, (module, state) in self._states().items():
+            if name in state.adapters:
+                maps = state.adapters[name].maps
+                prefix, rest = path.split(".", 1) if "." in path else ("", path)
+                if prefix == component and rest in maps:
+                    found = [(module, state, rest)]
+                    break
+                if path in maps:
+                    found.append((module, state, path))
+        if len(found) != 1:
+            which = "several layers" if found else "no layer"
+            raise AtomError(f"the adapter {name!r} changes {which} {clip(path)!r}")
+        module, state, inner = found[0]
+        weight = read_pristine(module, inner)
+        return sum_maps(weight, [(1.0, m) for m in state.adapters[name].maps[inner]])
+
+    def verify_base(self) -> bool:
+        """Whether the weights, with adapters taken off, equal those found at the first load.
+
+        Bit for bit, over all layers an adapter was loaded for since then.
+        """
+        for module, state in self._check_states():
+            for path, origin in state.origins.items():
+                baked = state.layers.get(path)
+                plain = not isinstance(baked, BakedLayer)
+                bits = find_layer(module, path).bits if plain else baked.pristine
+                if checksum(bits) != origin:
+                    return False
+        return True
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.names:
+            raise AtomError(
+                f"no adapter is named {name!r}; loaded are {', '.join(self.names) or 'none'}"
+            )
+
+    def _check_states(self) -> list[tuple[nn.Module, BakedModule]]:
+        """All modules, after a check of all, so that a failed call changes none."""
+        states = list(self._states().values())
+        for module, state in states:
+            check_untouched(module, state)
+        return states
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name}={strength}" for name, strength in self.strengths.items())
+        return f"AdapterSet({rows})"
+
+
+def load_atoms(
+    target: Any,
+    path: str | os.PathLike[str] | AtomFile,
+    *,
+    name: str | None = None,
+    strength: Strength = 1.0,
+    component: str | None = None,
+    **hub: Any,
+) -> AdapterSet:
+    """Bake an atom file into a pipeline, or into one module; return the set of adapters there.
+
+    Args:
+        target: a diffusers pipeline, or one module when the file holds one component (else name
+            `component`).
+        path: a file, an `AtomFile`, or a hub id with `weight_name`, `revision`, `token` as in
+            `load_lora_weights`.
+        name: defaults to the file's stem.
+        strength: any finite number; 0 is the base exactly. Or numbers by UNet block, such as
+            `{"down": 0.2, "up": 0.7}`.
+        component: which module of the pipeline, or which component of the file, is meant.
+
+    Raises:
+        AtomError: the file is unusable or fits no layer; the name is taken; the weights were
+            changed by others. Nothing is changed.
+    """
+    return AdapterSet(target).load(path, name=name, strength=strength, component=component, **hub)
+
+
+def open_state(module: nn.Module, component: str) -> BakedModule:
+    """The module's state; a new one when no adapter is loaded."""
+    state = module.__dict__.get("_sdatoms_baked")
+    if not state:
+        state = module.__dict__["_sdatoms_baked"] = BakedModule(component)
+    return state
+
+
+def report_rounding(lost: float) -> None:
+    """Tell what 16-bit weights swallow of the change, and warn when it is much."""
+    if lost:
+        logger.info("rounding to 16-bit weights loses %.2f %% of the change", 100 * lost)
+    if lost > ROUNDING_WARNING:
+        warnings.warn(
+            f"rounding to the base's 16-bit weights loses {100 * lost:.0f} % of the change; load "
+            "the pipeline with torch_dtype=torch.float32 to keep it",
+            stacklevel=4,
+        )
+
+
+def check_strength(name: str, strength: Strength) -> Strength:
+    """The strength as plain numbers.
+
+    Raises:
+        AtomError: a number is not finite, or a block is none of down, mid and up.
+    """
+    table = strength if isinstance(strength, Mapping) else {"": strength}
+    for block, number in table.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise AtomError(f"the strength of {name!r} is {number!r}; it takes a finite number")
+        if isinstance(strength, Mapping) and block not in ("down", "mid", "up"):
+            raise AtomError(
+                f"the strength of {name!r} names a block {block!r}; blocks are down, mid and up"
+            )
+    if isinstance(strength, Mapping):
+        return {block: float(number) for block, number in strength.items()}
+    return float(strength)

@@ -1,0 +1,211 @@
+"""What is baked into a module: its adapters, the pristine weights, and who else wrote to them.
+
+It lives on the root module, as `BakedModule`: whoever shares the module shares it.
+
+Adapters on layers whose weight is stored quantized: attached beside it, never baked in.
+
+Baking would have to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with
+the sum of the adapters' maps stands in the base layer's place until the last of them is taken off.
+
+Work on many weights at once, each by one thread.
+
+No thread waits for another, and no bit depends on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sdatoms.atoms.decompose import View
+from sdatoms.atoms.deltas import list_map_deltas
+from sdatoms.atoms.maps import LayerMap
+from sdatoms.errors import AtomError
+from sdatoms.fingerprint import checksum
+from sdatoms.layers.adopt import adopt
+from sdatoms.layers.atom_layers import AtomLayer, replace_modules
+from sdatoms.layers.weights import LayerWeight, find_layer, unwrap
+from sdatoms.models.families import BLOCKS
+
+__all__ = [
+    "Adapter",
+    "AttachedLayer",
+    "BakedLayer",
+    "BakedModule",
+    "Strength",
+    "check_untouched",
+    "list_held",
+    "read_pristine",
+    "work_side_by_side",
+]
+
+Strength = float | Mapping[str, float]
+"""One number, or numbers for the UNet's `down`, `mid` and `up` blocks (1 where not given)."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One loaded file on one module."""
+
+    hash: str
+    """The file's; sums are taken in the order of the hashes."""
+    maps: dict[str, list[LayerMap]]
+    """Module path → maps at strength 1."""
+    strength: Strength
+    differing: tuple[str, ...] = ()
+    """Layers whose pristine weight is not the one the file was trained on."""
+
+    def strength_at(self, path: str) -> float:
+        """The strength for the layer at `path`."""
+        if isinstance(self.strength, Mapping):
+            return float(self.strength.get(BLOCKS.get(path.split(".")[0], ""), 1.0))
+        return float(self.strength)
+
+
+@dataclass
+class BakedLayer:
+    """A layer some adapter changes now."""
+
+    base: LayerWeight
+    pristine: Tensor
+    """Its weight without adapters."""
+    current: int
+    """Checksum of the weight as last written."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+
+@dataclass
+class BakedModule:
+    """All adapters of one root module; kept in its `__dict__` as `_sdatoms_baked`."""
+
+    component: str
+    """What the module is called in keys, such as `unet`."""
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
+    origins: dict[str, int] = field(default_factory=dict)
+    """Checksums of the pristine weights since the first load; they outlive the last adapter."""
+
+    def __bool__(self) -> bool:
+        """Whether any adapter is loaded."""
+        return bool(self.adapters)
+
+
+def read_pristine(root: nn.Module, path: str) -> Tensor:
+    """The weight at `path` without the adapters that are baked into it now."""
+    state = unwrap(root).__dict__.get("_sdatoms_baked")
+    baked = state.layers.get(path) if isinstance(state, BakedModule) else None
+    return baked.pristine if baked else find_layer(root, path).weight
+
+
+def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:
+    """The parameters at `paths` as they are stored."""
+    held = (find_layer(root, path).held for path in paths)
+    return [parameter for parameter in held if parameter is not None]
+
+
+def check_untouched(root: nn.Module, state: BakedModule) -> None:
+    """Raise when somebody else changed a baked weight: a restore would then be wrong."""
+    baked: dict[str, BakedLayer] = {}
+    for path, layer in state.layers.items():
+        try:
+            found = find_layer(root, path)
+        except AtomError:
+            found = None
+        stands = layer.layer if isinstance(layer, AttachedLayer) else layer.base.module
+        if found is None or found.module is not stands:
+            raise AtomError(
+                f"the layer {path!r} was replaced by something else while adapters are baked in; "
+                "put it back, or reload the base model, before changing adapters"
+            )
+        if found.held is None or found.held.is_meta:
+            raise AtomError(
+                f"the weight of {path!r} moved to the meta device (offload?); bring it back before "
+                "changing adapters"
+            )
+        if isinstance(layer, AttachedLayer):
+            continue
+        weight = layer.weight
+        if weight.dtype != layer.pristine.dtype:
+            raise AtomError(
+                f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
+                "while adapters are baked in; cast it back (or reload the base model, if that lost "
+                "bits), call clear(), then cast and load again"
+            )
+        baked[path] = layer
+    weights = [layer.weight for layer in baked.values()]
+    for (path, layer), found in zip(
+        baked.items(), work_side_by_side(checksum, weights, weights), strict=True
+    ):
+        if found != layer.current:
+            raise AtomError(
+                f"the weight of {path!r} was written to by something else (fuse_lora, "
+                "load_state_dict?) while adapters are baked in; undo that (unfuse_lora), or reload "
+                "the base model, before changing adapters"
+            )
+
+
+@dataclass
+class AttachedLayer:
+    """A quantized layer some adapter changes now, and the atom layer that stands in its place."""
+
+    base: LayerWeight
+    layer: AtomLayer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layer = adopt(self.base.module)
+
+    @property
+    def pristine(self) -> Tensor:
+        """The base's weight as floating-point numbers."""
+        return self.base.weight
+
+    def attach(self, root: nn.Module, maps: Iterable[tuple[View, Tensor]]) -> None:
+        """Let the layer carry these maps and no others."""
+        self.layer.deltas = nn.ModuleDict(list_map_deltas(maps))
+        replace_modules(root, {self.base.module: self.layer})
+
+    def detach(self, root: nn.Module) -> None:
+        """Put the base layer back."""
+        replace_modules(root, {self.layer: self.base.module})
+
+
+ENOUGH = 1 << 22
+"""Numbers from which on several threads are worth starting."""
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def work_side_by_side(
+    work: Callable[[Job], Result], jobs: Sequence[Job], weights: Iterable[Tensor]
+) -> list[Result]:
+    """`work` on every job, the results in their order.
+
+    Args:
+        weights: what the jobs read; only plain numbers on the CPU are shared out.
+    """
+    threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def run(job: Job) -> Result:
+        with torch.inference_mode(mode):  # a thread of its own knows nothing of the caller's
+            return work(job)
+
+    held = list(weights)
+    plain = all(w.device.type == "cpu" and w.is_floating_point() for w in held)
+    try:
+        if threads > 1 and plain and sum(w.numel() for w in held) >= ENOUGH:
+            with ThreadPoolExecutor(threads, "sdatoms", torch.set_num_threads, (1,)) as pool:
+                return list(pool.map(run, jobs))
+        torch.set_num_threads(1)
+        return [run(job) for job in jobs]
+    finally:
+        torch.set_num_threads(threads)

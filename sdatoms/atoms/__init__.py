@@ -1,0 +1,1 @@
+"""The maths, on tensors only: filters, encoders, codes, deltas; imports models and below."""

@@ -1,0 +1,166 @@
+"""`AtomConfig`: what is trained in each layer, and which numbers the budget rule may lower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "AtomConfig",
+    "Variant",
+]
+
+Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
+Decomposition = Literal["linear", "sparse"]
+BlockView = Literal["channel", "joint"]
+
+
+class Default(int):
+    """A number that nobody gave."""
+
+
+LOWERED = {"num_inner_atoms": Default(3), "block_size": Default(4)}
+"""Numbers the budget rule lowers in a layer while they are defaults; a number given stands."""
+
+
+@dataclass(frozen=True)
+class AtomConfig:
+    """What is trained in each layer. See the README's table of variants.
+
+    Raises:
+        AtomError: a setting is out of its range; the sentence names it.
+    """
+
+    variant: Variant = "overcomplete"
+    """Which tensors are trained; the four settings of the paper, in its order."""
+    decomposition: Decomposition = "linear"
+    """How coefficients are found: `linear` is exact, deterministic and stores none; `sparse` is the
+    paper's sparse coding, with more atoms than filters have entries if asked; while it trains, it
+    holds m/p codes for every weight."""
+    num_atoms: int | None = None
+    """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w; h·w with
+    `sparse`)."""
+    num_inner_atoms: int = LOWERED["num_inner_atoms"]
+    """m1, inner atoms behind each atom in `overcomplete` and `full`."""
+    block_atoms: int | None = None
+    """Atoms of the block view in `coefficients` and `full`; None takes all the weight has."""
+    block_size: int = LOWERED["block_size"]
+    """b, the side of a channel block; the largest divisor not above it is taken per side."""
+    block_view: BlockView = "joint"
+    """A convolution's block atoms are shared over kernel positions (`channel`) or hold them."""
+    sparsity: float = 0.15
+    """λ of `sparse`, in units of the root mean square of the weight's entries; between 0 and 1.
+    A complete dictionary loses about this share of white filters. On the 3×3 filters of a trained
+    ResNet-56 the default sets 22 % of the codes of 9 atoms and 41 % of 12 to zero, at an error of
+    13 %: twice as much loses a quarter of the weight, a third as much hardly any code is zero."""
+    target_modules: tuple[str, ...] | None = None
+    """fnmatch patterns on module paths; None takes the model family's default."""
+    exclude_modules: tuple[str, ...] | None = None
+    """fnmatch patterns on module paths to leave out; None takes the model family's default."""
+    seed: int = 0
+    """Seeds the inner coefficients, and the rows that `sparse` learns its atoms from."""
+    defaults: tuple[str, ...] | None = None
+    """The numbers left at their defaults, which the budget rule may lower; None: those not given.
+    Kept so that a config read from a file asks for the same layers as the one that was saved."""
+    block_share: float | None = None
+    """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
+    above 0 and at most 1. A layer has at least one, which may hold more."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("variant", get_args(Variant)),
+            ("decomposition", get_args(Decomposition)),
+            ("block_view", get_args(BlockView)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise AtomError(f"AtomConfig.{name} is {value!r}; it takes {' | '.join(choices)}")
+        for name in ("num_atoms", "num_inner_atoms", "block_atoms", "block_size", "seed"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if value is None and name in ("num_atoms", "block_atoms"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise AtomError(
+                    f"AtomConfig.{name} is {value!r}; it takes a whole number of at least {least}"
+                )
+        number = isinstance(self.sparsity, int | float) and not isinstance(self.sparsity, bool)
+        if not number or not 0 < self.sparsity < 1:
+            raise AtomError(
+                f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
+            )
+        self._check_share()
+        for name in ("target_modules", "exclude_modules", "defaults"):
+            self._set(name, check_words(name, getattr(self, name)))
+        if self.target_modules == ():
+            raise AtomError("AtomConfig.target_modules is empty; it takes at least one pattern")
+        given = self.defaults
+        if given is None:
+            given = [name for name in LOWERED if isinstance(getattr(self, name), Default)]
+        for name in given:
+            if name not in LOWERED:
+                raise AtomError(
+                    f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}"
+                )
+        # dataclasses.replace hands `defaults` on beside a number of the caller's: that one stands.
+        kept = [name for name, number in LOWERED.items() if getattr(self, name) == number]
+        self._set("defaults", tuple(name for name in kept if name in given))
+        for name in LOWERED:
+            self._set(name, int(getattr(self, name)))
+
+    def _check_share(self) -> None:
+        share = self.block_share
+        if share is None:
+            return
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
+            raise AtomError(
+                f"AtomConfig.block_share is {share!r}; it takes a number above 0 and at most 1"
+            )
+        if self.block_atoms is not None:
+            raise AtomError(
+                f"AtomConfig.block_atoms is {self.block_atoms} beside a block_share of {share:g}; "
+                "one of them is given"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def may_lower(self, name: str) -> bool:
+        """Whether the budget rule may lower the number `name`."""
+        return name in (self.defaults or ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready settings."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AtomConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            AtomError: a key is unknown (named, with the nearest known one) or a value is out of
+                range.
+        """
+        if not isinstance(values, Mapping):
+            raise AtomError(f"AtomConfig is made from a table of settings, not {values!r:.80}")
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(str(key)[:80], known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+                raise AtomError(f"AtomConfig has no setting {key!r}{hint}")
+        return cls(**values)
+
+
+def check_words(name: str, value: Any) -> tuple[str, ...] | None:
+    """A string or strings as a tuple."""
+    if value is None:
+        return None
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, tuple | list | set) or not all(isinstance(w, str) for w in words):
+        raise AtomError(f"AtomConfig.{name} is {value!r}; it takes patterns on module paths")
+    return tuple(words)

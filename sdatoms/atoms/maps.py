@@ -1,0 +1,123 @@
+"""One view's delta of one weight, and what several of them add to it.
+
+ΔD is formed here and nowhere else; sums are maps, or deltas of one code book.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdatoms.atoms.codes import CodeBook, fetch_codes
+from sdatoms.atoms.decompose import Kind, View
+from sdatoms.atoms.deltas import apply_map, map_rows
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "LayerMap",
+    "SummedMap",
+    "list_pairs",
+    "sum_transforms",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class SummedMap:
+    """What one view of a weight adds to it: `X T`, or `A ΔD` with the codes A."""
+
+    view: View
+    transform: Tensor
+    """T or ΔD, float32."""
+    codes: Tensor | None
+
+    def apply(self, part: Tensor, start: int) -> Tensor:
+        """The change of some output channels of the weight, from the channel `start` on."""
+        whole, held = self.view.shape[0], len(part)
+        groups = self.view.groups if held == whole else 1
+        view = View(self.view.kind, part.shape, groups, self.view.block)
+        if self.codes is None:
+            return apply_map(part, view, self.transform)
+        n = len(self.codes)
+        rows = self.codes[start * n // whole : (start + held) * n // whole]
+        return map_rows(rows, view, self.transform)
+
+
+def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> list[SummedMap]:
+    """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
+    order given.
+
+    Raises:
+        AtomError: a sum is not finite in float32.
+    """
+    sums: dict[tuple[View, str, int], Tensor] = {}
+    codes: dict[tuple[View, str], Tensor] = {}
+    for strength, m in terms:
+        view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
+        key = (view, book, part.dim())
+        sums[key] = sums[key] + part if key in sums else part
+        if m.book and (view, book) not in codes:
+            found = fetch_codes(weight, view, m.book) if m.codes is None else m.codes
+            codes[view, book] = found
+    if not all(torch.isfinite(total.float()).all() for total in sums.values()):
+        raise AtomError("strengths this large leave the sum of the atoms no finite float32 numbers")
+    order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:]))
+    return [
+        SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[:2])) for key in order
+    ]
+
+
+def list_pairs(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> list[tuple[View, Tensor]]:
+    """Views and maps of terms that are all linear, as are all that fit quantized weights."""
+    maps = sum_transforms(weight, terms)
+    assert all(m.codes is None for m in maps)
+    return [(m.view, m.transform) for m in maps]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """One view's unit-strength delta of one layer: `ΔX = X T`, or `ΔX = A ΔD` of sparse codes."""
+
+    kind: Kind
+    block: tuple[int, int]
+    groups: int
+    kernel: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+    """The encoder, or the base atoms, and the trained tensors of the view."""
+    book: CodeBook | None = None
+    """What decides the codes A; None with the linear decomposition."""
+    codes: Tensor | None = None
+    """A, where it is known already."""
+
+    @property
+    def channels(self) -> int | None:
+        """g·i where every absolute input channel has a map of its own, else None."""
+        names = [n for n in ("inner_coefficients", "channel_atoms") if n in self.tensors]
+        return len(self.tensors[names[0]]) if names else None
+
+    @property
+    def delta(self) -> Tensor:
+        """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where every channel has its own; float64 on the CPU.
+
+        Formed anew each time, as `transform` is: both may be a thousand times larger than the
+        tensors they come from, and a file is checked against the model before it may ask for them.
+        """
+        t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
+        if "inner_atoms" in t:
+            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+        return t["atoms"] if "atoms" in t else t["channel_atoms"]
+
+    @property
+    def transform(self) -> Tensor:
+        """What filters or codes are multiplied by, float64 on the CPU: `T = E ΔD (p, p)` or
+        `(g·i, p, p)`, with sparse codes ΔD itself."""
+        if self.book:
+            return self.delta
+        return self.tensors["encoder"].detach().to("cpu", torch.float64) @ self.delta
+
+    def view(self, weight: Tensor) -> View:
+        return View(self.kind, tuple(weight.shape), self.groups, self.block)

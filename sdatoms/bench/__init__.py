@@ -1,0 +1,1 @@
+"""How speed, memory and quality are measured, a module a figure; imports classifiers and below."""

@@ -1,0 +1,1 @@
+"""Atoms on image classifiers: tasks, methods, experiments; imports evaluation and below."""

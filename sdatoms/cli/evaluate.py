@@ -1,0 +1,140 @@
+"""`sdatoms evaluate`: its flags and its table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdatoms.errors import AtomError
+
+if TYPE_CHECKING:
+    from sdatoms.evaluation.scores import Row
+
+__all__ = [
+    "add_evaluate",
+    "name_files",
+    "run_evaluate",
+    "write_table",
+]
+
+COLUMNS = ("fidelity", "likeness", "alignment", "diversity", "drift")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="atom files, one row each")
+    parser.add_argument(
+        "--subject",
+        default=None,
+        metavar="DIR",
+        help="folder of the instance pictures, or a bundled subject's name; without it there is no "
+        "fidelity",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to paint; may be given several times (default: five made from the trigger)",
+    )
+    parser.add_argument("--seeds", type=int, default=4, help="pictures a prompt (default: 4)")
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="strength of every file (default: 1.0)"
+    )
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="base model; the bundled one by default",
+    )
+    parser.add_argument(
+        "--evaluator", default=None, help="a CLIP model, folder or hub id (default: the bundled)"
+    )
+    parser.add_argument(
+        "--style_evaluator", default=None, help="a DINOv2 model for fidelity, diversity and drift"
+    )
+    parser.add_argument("--num_inference_steps", type=int, default=25)
+    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (default: 8)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Score atom files: fidelity, prompt alignment, diversity, drift, and rows to check them by."""
+    from sdatoms.diffusion.pipeline import load_base, pick_device
+    from sdatoms.diffusion.prompts import write_prompts
+    from sdatoms.evaluation.evaluator import load_evaluator
+    from sdatoms.evaluation.scores import evaluate
+    from sdatoms.files.reader import read_atoms
+
+    for flag in ("seeds", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise AtomError(f"--{flag} is {getattr(args, flag)}; it takes at least 1")
+    files = name_files([(path, read_atoms(path)) for path in args.files])
+    subject = find_subject(args.subject) if args.subject else None
+    trigger = files[0][1].metadata.get("trigger", "")
+    prompts = args.prompt or (write_prompts(trigger) if trigger else [])
+    if not prompts:
+        raise AtomError(f"{args.files[0]!r} names no trigger to write prompts from; give --prompt")
+    evaluator = load_evaluator(args.evaluator, args.style_evaluator, device=pick_device())
+    pipe = load_base(args.pretrained_model_name_or_path)
+    rows = evaluate(
+        pipe,
+        files,
+        evaluator,
+        prompts=prompts,
+        seeds=range(args.seeds),
+        subject=subject,
+        strength=args.strength,
+        batch_size=args.batch_size,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    if args.json:
+        facts = {
+            "evaluator": evaluator.name,
+            "base": args.pretrained_model_name_or_path or "sdatoms/emoji-sd",
+            "subject": str(subject) if subject else None,
+            "prompts": prompts,
+            "seeds": args.seeds,
+            "parameters": {name: file.num_parameters for name, file in files},
+            "rows": [asdict(row) for row in rows],
+        }
+        print(json.dumps(facts))
+        return
+    print(write_table(rows))
+
+
+def name_files(files: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Rows are called by the file's stem, or by its whole path where two stems are the same."""
+    stems = [Path(path).stem for path, _ in files]
+    names = [p if stems.count(Path(p).stem) > 1 else Path(p).stem for p, _ in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise AtomError(f"the atom file {name!r} was given twice; each file takes one row")
+    return [(name, file) for name, (_, file) in zip(names, files, strict=True)]
+
+
+def find_subject(text: str) -> Path:
+    from sdatoms.pictures import find_pictures
+    from sdatoms.storage import find_assets
+
+    bundled = find_assets() / "subjects" / text
+    folder = bundled if not Path(text).exists() and bundled.is_dir() else Path(text)
+    find_pictures(folder)  # refuses what holds none before any model is opened
+    return folder
+
+
+def write_table(rows: Sequence[Row]) -> str:
+    """Rows as text; higher is better in all columns but drift."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'':<{width}}  pictures" + "".join(f"  {name:>9}" for name in COLUMNS)]
+    for row in rows:
+        values = [getattr(row, name) for name in COLUMNS]
+        shown = "".join("          -" if v is None else f"  {v:>9.3f}" for v in values)
+        lines.append(f"{row.name:<{width}}  {row.pictures:>8}{shown}")
+    return "\n".join(lines)

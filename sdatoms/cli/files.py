@@ -1,0 +1,203 @@
+"""`sdatoms inspect`, `sdatoms compose` and `sdatoms export`: what is done with atom files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "add_compose",
+    "add_export",
+    "add_inspect",
+    "run_compose",
+    "run_export",
+    "run_inspect",
+    "split_strength",
+]
+
+WORST = 5
+"""Layers whose errors `export` prints."""
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`file.safetensors=0.8` → path and strength; 1 where none is given."""
+    path, mark, number = text.rpartition("=")
+    if not mark:
+        return text, 1.0
+    try:
+        return path, float(number)
+    except ValueError:
+        if Path(text).exists():
+            return text, 1.0
+        raise AtomError(
+            f"{text!r} ends in {number!r}, which is no strength; it takes FILE or FILE=0.8"
+        ) from None
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="an atom file")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Show what an atom file holds, layer by layer; needs no model."""
+    from sdatoms.errors import clip
+    from sdatoms.files.anatomy import report_file
+    from sdatoms.files.reader import read_atoms
+
+    file = read_atoms(args.file)
+    rows = report_file(file)
+    size = Path(args.file).stat().st_size
+    hidden = ("layers", "base_fingerprints", "config", "modelspec.thumbnail")
+    facts: dict[str, Any] = {
+        "file": args.file,
+        "bytes": size,
+        "header_bytes": size - sum(row.bytes for row in rows),
+        "parameters": file.num_parameters,
+        "components": list(file.components),
+        "layers": len({row.layer for row in rows}),
+        "sha256": file.sha256,
+        "config": file.config.to_dict(),
+        "metadata": {k: v for k, v in file.metadata.items() if k not in hidden},
+    }
+    if args.json:
+        print(json.dumps(facts | {"report": [asdict(row) for row in rows]}))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                print(f"{clip(f'{name}.{key}', 60):<36} {clip(str(entry))}")
+        else:
+            print(f"{name:<36} {clip(str(value))}")
+    width = min(90, max(len(row.layer) for row in rows))
+    print(f"\n{'layer':<{width}} {'view':<14} atoms parameters      bytes  change")
+    for row in rows:
+        change = "–" if row.change is None else f"{row.change:.2%}"
+        print(
+            f"{clip(row.layer, width):<{width}} {row.view:<14} {row.atoms:>5} "
+            f"{row.parameters:>10,} {row.bytes:>10,} {change:>7}"
+        )
+    header = facts["header_bytes"]
+    print(f"{'header':<{width}} {'':<14} {'':>5} {'':>10} {header:>10,}")
+    print(f"{'in all':<{width}} {'':<14} {'':>5} {file.num_parameters:>10,} {size:>10,}")
+
+
+def add_compose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE[=STRENGTH]", help="atom files of one base"
+    )
+    parser.add_argument("--output", required=True, metavar="OUT", help="the atom file to write")
+    parser.add_argument("--title", default=None, help="title of the new file")
+
+
+def run_compose(args: argparse.Namespace) -> None:
+    """Sum atom files into one file of bounded size; exact, needs no model."""
+    from sdatoms.files.compose import compose
+    from sdatoms.files.reader import read_atoms
+
+    wanted = [split_strength(text) for text in args.files]
+    files = [read_atoms(path) for path, _ in wanted]
+    sizes = [Path(path).stat().st_size for path, _ in wanted]
+    summed = compose(files, [strength for _, strength in wanted], title=args.title)
+    for (path, strength), file, size in zip(wanted, files, sizes, strict=True):
+        print(f"{path} at {strength:g}: {file.num_parameters:,} parameters, {size:,} bytes")
+    with writing(args.output):
+        summed.save(args.output)
+    after = Path(args.output).stat().st_size
+    share = after / sum(sizes)
+    print(
+        f"{args.output}: {summed.num_parameters:,} parameters, {after:,} bytes, {share:.0%} of the "
+        f"{len(files)} files together ({sum(sizes):,} bytes)"
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="an atom file")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("pipeline", "diff", "lora"),
+        help="a diffusers directory with the atoms baked in (exact), every weight's difference as "
+        "LyCORIS has it (exact), or the nearest LoRA",
+    )
+    parser.add_argument("--rank", type=int, default=None, help="of the LoRA")
+    parser.add_argument(
+        "--names",
+        choices=("diffusers", "kohya"),
+        default=None,
+        help="key names of the LoRA (default: diffusers)",
+    )
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="the base the atoms were trained on; the bundled one by default",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the numbers written (default: float32)",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="OUT", help="the file, or the directory, to write"
+    )
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Turn an atom file into a baked pipeline, a full difference or a LoRA; says what is lost."""
+    import torch
+
+    from sdatoms.adapters import export
+    from sdatoms.diffusion.pipeline import load_base
+    from sdatoms.errors import clip
+    from sdatoms.files.reader import read_atoms
+
+    lora = args.format == "lora"
+    if lora and args.rank is None:
+        raise AtomError("--rank is missing; --format lora takes one, such as --rank 16")
+    if not lora and (args.rank is not None or args.names is not None):
+        flag = "--rank" if args.rank is not None else "--names"
+        raise AtomError(f"{flag} came with --format {args.format}; it fits --format lora only")
+    file, rank, names = read_atoms(args.file), int(args.rank or 0), args.names or "diffusers"
+    dtype = getattr(torch, args.dtype)
+    pipe = load_base(args.pretrained_model_name_or_path, device="cpu")
+    if lora:
+        size = export.measure_lora(file, pipe, rank, names=names, dtype=dtype)
+    elif args.format == "diff":
+        size = export.measure_diff(file, pipe, dtype=dtype)
+    else:
+        size = export.measure_pipeline(pipe, dtype=dtype)
+    print(f"{args.output} takes {size:,} bytes of tensors; the atom file has", end=" ")
+    print(f"{Path(args.file).stat().st_size:,} bytes", flush=True)
+    with writing(args.output):
+        if lora:
+            made = export.convert_to_lora(file, pipe, rank, names=names, dtype=dtype)
+        elif args.format == "diff":
+            made = export.convert_to_diff(file, pipe, dtype=dtype)
+        else:
+            made = export.save_pipeline(file, pipe, args.output, dtype=dtype)
+        if made.tensors:
+            made.save(args.output)
+    if made.left_out:
+        print(made.left_out)
+    worst = sorted(made.errors.items(), key=lambda pair: -pair[1])[:WORST]
+    print(f"share of the change that is lost: {made.total_error:.3%} in all, by layer at most")
+    for layer, error in worst:
+        print(f"  {error:8.3%}  {clip(layer)}")
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """One sentence for a disk that is full, or a folder that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AtomError(f"{path!r} cannot be written: {reason}") from None

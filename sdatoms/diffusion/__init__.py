@@ -1,0 +1,1 @@
+"""Stable Diffusion: pipelines, prompts, pictures and their recipes; imports adapters and below."""

@@ -1,0 +1,192 @@
+"""What a picture depends on, and what would make it come out different elsewhere.
+
+Recipes as the text that A1111 and the tools around it write into pictures and read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import sdatoms
+from sdatoms.adapters.plan import same_base
+from sdatoms.errors import clip
+
+__all__ = [
+    "Recipe",
+    "UsedAtoms",
+    "compare_recipe",
+    "format_parameters",
+    "hash_picture",
+    "list_versions",
+    "parse_parameters",
+]
+
+
+@dataclass(frozen=True)
+class UsedAtoms:
+    """One atom file that took part."""
+
+    name: str
+    sha256: str
+    strength: float | dict[str, float]
+    """One number, or numbers for the UNet's `down`, `mid` and `up` blocks."""
+    trigger: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a picture depends on."""
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    num_inference_steps: int = 25
+    guidance_scale: float = 5.0
+    scheduler: str = "DDIM"
+    width: int = 0
+    """px; 0: the base's own."""
+    height: int = 0
+    base_model: str = ""
+    base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
+    """A few layers of the UNet, see `fingerprint_base`; empty where another tool painted."""
+    adapters: tuple[UsedAtoms, ...] = ()
+    denoising_strength: float | None = None
+    """Set where the picture was painted over another."""
+    init_sha256: str | None = None
+    """`hash_picture` of that other."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What pictures of other seeds, bases and atoms would share, by the names of forms."""
+        names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+        return {name: getattr(self, name) for name in (*names, "width", "height")}
+
+
+def compare_recipe(
+    recipe: Recipe,
+    *,
+    base_fingerprint: Mapping[str, Sequence[float]],
+    hashes: Iterable[str],
+) -> list[str]:
+    """What would make the picture differ if it were painted here: one sentence each.
+
+    Args:
+        base_fingerprint: of the base at hand.
+        hashes: sha256 of the atom files at hand.
+    """
+    remarks = []
+    stored, found = recipe.base_fingerprint, {k: list(v) for k, v in base_fingerprint.items()}
+    if not stored:
+        remarks.append("The picture does not say which weights its base had.")
+    elif not same_base(stored, found):
+        remarks.append(f"The base differs from the picture's ({clip(recipe.base_model)}).")
+    held = set(hashes)
+    remarks += [
+        f"The atom file {used.name} ({used.sha256[:12]}) is not here."
+        for used in recipe.adapters
+        if used.sha256 not in held
+    ]
+    here = list_versions()
+    other = [f"{k} {v}" for k, v in recipe.versions.items() if here.get(k) != v]
+    if other:
+        remarks.append(f"It was painted with {', '.join(other)}; pixels may differ a little.")
+    if recipe.denoising_strength is not None:
+        remarks.append("It was painted over another picture, which is not inside it.")
+    return remarks
+
+
+def list_versions() -> dict[str, str]:
+    """Versions that pixels depend on."""
+    return {
+        "sdatoms": sdatoms.__version__,
+        "diffusers": version("diffusers"),
+        "torch": version("torch"),
+    }
+
+
+def hash_picture(picture: Image.Image) -> str:
+    """SHA-256 of size and RGB pixels."""
+    rgb = picture.convert("RGB")
+    return sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+FIELD = re.compile(r'\s*([\w][\w ./+-]*?):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+def format_parameters(recipe: Recipe) -> str:
+    """The text A1111 writes: prompt, negative prompt, and one line of settings."""
+    settings: dict[str, Any] = {
+        "Steps": recipe.num_inference_steps,
+        "Sampler": recipe.scheduler,
+        "CFG scale": f"{recipe.guidance_scale:g}",
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+    }
+    if recipe.base_fingerprint:
+        prints = json.dumps(recipe.base_fingerprint, sort_keys=True)
+        settings["Model hash"] = sha256(prints.encode()).hexdigest()[:10]
+    if recipe.base_model:
+        settings["Model"] = Path(recipe.base_model).name
+    if recipe.denoising_strength is not None:
+        settings["Denoising strength"] = f"{recipe.denoising_strength:g}"
+    if recipe.adapters:
+        named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
+        settings["Atoms"] = ", ".join(f"{n}: {write_strength(u.strength)}" for n, u in named)
+        settings["Atoms hashes"] = ", ".join(f"{n}: {u.sha256[:12]}" for n, u in named)
+    settings["Version"] = f"sdatoms {recipe.versions.get('sdatoms', sdatoms.__version__)}"
+    lines = [recipe.prompt]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    lines.append(", ".join(f"{name}: {quote(value)}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def write_strength(strength: float | Mapping[str, float]) -> str:
+    if isinstance(strength, Mapping):
+        return " ".join(f"{block}={number:g}" for block, number in strength.items())
+    return f"{strength:g}"
+
+
+def quote(value: Any) -> str:
+    text = str(value)
+    special = any(c in text for c in ",:\n")
+    return json.dumps(text, ensure_ascii=False) if special else text
+
+
+def parse_parameters(text: str) -> Recipe:
+    """Read A1111's text, whoever wrote it; settings it lacks keep their defaults."""
+    lines = text.strip().split("\n")
+    found = {k.strip(): v.strip() for k, v in FIELD.findall(lines[-1])}
+    settings = found if len(found) >= 3 and "Steps" in found else {}
+    body = "\n".join(lines[:-1] if settings else lines)
+    prompt, _, negative = body.partition("Negative prompt:")
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", ""))
+    recipe = Recipe(prompt.strip(), negative.strip(), base_model=clip(settings.get("Model", "")))
+    changes: dict[str, Any] = {}
+    for name, setting, kind in (
+        ("seed", "Seed", int),
+        ("num_inference_steps", "Steps", int),
+        ("guidance_scale", "CFG scale", float),
+        ("denoising_strength", "Denoising strength", float),
+    ):
+        try:
+            value = kind(settings[setting])
+        except (KeyError, ValueError):
+            continue
+        changes |= {name: value} if math.isfinite(value) else {}
+    if "Sampler" in settings:
+        changes["scheduler"] = clip(settings["Sampler"], 40)
+    if size:
+        changes |= {"width": int(size[1]), "height": int(size[2])}
+    return replace(recipe, **changes)

@@ -1,0 +1,1 @@
+"""Measures of pictures and of atom files; imports diffusion and below."""

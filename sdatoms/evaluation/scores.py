@@ -1,0 +1,270 @@
+"""Score atom files on their base, beside rows that tell whether the scores can be believed.
+
+Every file paints the same prompts with the same seeds as the base without atoms. The sanity rows:
+the base itself; the instance pictures among themselves, the most that imitation can reach; the same
+or other things drawn by another vendor, which fidelity must put below them; and the base's pictures
+of other prompts, which alignment must put below the base's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdatoms.adapters.load import load_atoms
+from sdatoms.diffusion.pipeline import paint
+from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
+from sdatoms.errors import AtomError
+from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.metrics import (
+    measure_alignment,
+    measure_diversity,
+    measure_drift,
+    measure_fidelity,
+)
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.pictures import find_pictures, read_picture, read_sidecar
+from sdatoms.storage import find_assets
+from sdatoms.training.samples import Evaluate
+
+__all__ = [
+    "Row",
+    "Scorer",
+    "Subject",
+    "evaluate",
+    "measure_samples",
+    "read_subject_pictures",
+    "score_subject",
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures of a subject or a style, as embeddings."""
+
+    name: str
+    styles: Tensor
+    """`(k, e)`."""
+    concepts: Tensor
+    """`(k, d)`."""
+    captions: Tensor | None
+    """Their own captions, `(k, d)`; None where a picture has none beside it."""
+    package: str | None
+    """Where the pictures come from, when `subject.json` says so."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; None where a figure has no meaning."""
+
+    name: str
+    pictures: int
+    fidelity: float | None = None
+    likeness: float | None = None
+    alignment: float | None = None
+    diversity: float | None = None
+    drift: float | None = None
+
+
+class Scorer:
+    """Paints the same prompts and seeds by every candidate, and scores what comes out."""
+
+    def __init__(
+        self,
+        base: Any,
+        evaluator: Evaluator,
+        *,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        subject: Path | None = None,
+        batch_size: int = 8,
+        **painting: Any,
+    ) -> None:
+        """`base` paints once, at once: drift is the distance from these pictures. `painting` goes
+        to `paint`.
+
+        Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds. Drift is
+        taken on ten prompts that have nothing to do with any bundled subject.
+
+        Raises:
+            AtomError: there is no prompt or seed.
+        """
+        if not prompts or not seeds:
+            raise AtomError(
+                f"{len(prompts)} prompts came with {len(seeds)} seeds; at least 1 of each is needed"
+            )
+        self.evaluator, self.shape = evaluator, (len(prompts), len(seeds))
+        self.given = read_subject_pictures(subject, evaluator) if subject else None
+        self.asked = [(prompt, seed) for prompt in prompts for seed in seeds]
+        self.count = len(self.asked)
+        self.asked += [(prompt, seed) for seed, prompt in enumerate(UNRELATED_PROMPTS)]
+        self.painting: dict[str, Any] = {"batch_size": batch_size} | painting
+        self.texts = evaluator.embed_texts([clean_prompt(p) for p, _ in self.asked[: self.count]])
+        self.pictures: list[Image.Image] = []
+        """What the last candidate painted for the prompts, seed by seed; the base at first."""
+        self.base = self.look(base)
+
+    def look(self, pipe: Any) -> tuple[Tensor, Tensor]:
+        words, seeds = [p for p, _ in self.asked], [s for _, s in self.asked]
+        pictures = paint(pipe, words, seeds, **self.painting)
+        self.pictures = pictures[: self.count]
+        return self.evaluator.embed_concepts(pictures), self.evaluator.embed_styles(pictures)
+
+    def score(self, name: str, pipe: Any | None = None) -> Row:
+        """The row of a pipeline; without one, of the base."""
+        concepts, styles = self.look(pipe) if pipe else self.base
+        count, given = self.count, self.given
+        return Row(
+            name,
+            count,
+            fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
+            likeness=mean(measure_fidelity(concepts[:count], given.concepts)) if given else None,
+            alignment=mean(measure_alignment(concepts[:count], self.texts)),
+            diversity=mean(measure_diversity(styles[:count].unflatten(0, self.shape)))
+            if self.shape[1] > 1
+            else None,
+            drift=mean(measure_drift(styles[count:], self.base[1][count:])),
+        )
+
+    def check(self) -> list[Row]:
+        """The sanity rows: by them one sees whether the others can be believed."""
+        rows, given = [self.score("base without atoms")], self.given
+        if given:
+            rows += score_subject(given, self.evaluator)
+        concepts, styles = (part[self.count :] for part in self.base)
+        others = self.texts[torch.arange(len(styles)) * self.shape[1] % self.count]
+        wrong = Row(
+            "wrong concept: base, other prompts",
+            len(styles),
+            fidelity=mean(measure_fidelity(styles, given.styles)) if given else None,
+            likeness=mean(measure_fidelity(concepts, given.concepts)) if given else None,
+            alignment=mean(measure_alignment(concepts, others)),
+        )
+        return [*rows, wrong]
+
+
+def evaluate(
+    pipe: Any,
+    files: Sequence[tuple[str, AtomFile]],
+    evaluator: Evaluator,
+    *,
+    strength: float = 1.0,
+    say: Callable[[str], None] = lambda text: None,
+    **asked: Any,
+) -> list[Row]:
+    """One row for each `(name, file)`, then the sanity rows; `asked` goes to `Scorer`. The pipeline
+    comes back as it was.
+
+    Raises:
+        AtomError: there is no prompt or seed, or a file does not fit the base.
+    """
+    say("painting with the base")
+    scorer = Scorer(pipe, evaluator, **asked)
+    rows = []
+    for name, file in files:
+        say(f"painting with {name}")
+        adapters = load_atoms(pipe, file, name=name, strength=strength)
+        try:
+            rows.append(scorer.score(name, pipe))
+        finally:
+            adapters.remove(name)
+    return rows + scorer.check()
+
+
+def measure_samples(evaluator: Evaluator) -> Evaluate:
+    """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
+    alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
+    drift, where there are pictures of unrelated prompts, both in [0, 2].
+
+    `balance` is fidelity and alignment less drift: up as the subject is learnt, down as the prompt
+    or the rest of the base is lost.
+    """
+
+    def measure(
+        pipe: Any,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        instances: Sequence[Image.Image],
+        unrelated: Sequence[tuple[Image.Image, Image.Image]],
+    ) -> dict[str, float]:
+        styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
+        texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+        found = {
+            "fidelity": mean(measure_fidelity(styles, given)),
+            "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+        }
+        rows: dict[str, list[int]] = {}
+        for k, prompt in enumerate(prompts):
+            rows.setdefault(prompt, []).append(k)
+        groups = [measure_diversity(styles[k][None]) for k in rows.values() if len(k) > 1]
+        if groups:
+            found["diversity"] = mean(torch.cat(groups))
+        if unrelated:
+            now, base = (evaluator.embed_styles(group) for group in zip(*unrelated, strict=True))
+            found["drift"] = mean(measure_drift(now, base))
+        balance = found["fidelity"] + found["alignment"] - found.get("drift", 0.0)
+        return {**found, "balance": balance}
+
+    return measure
+
+
+def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
+    """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
+    rows = [score_pictures("pictures given, among themselves", given)]
+    if given.captions is not None:
+        shifted = mean(measure_alignment(given.concepts, given.captions.roll(1, 0)))
+        rows.append(
+            Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
+        )
+    for folder in sorted((find_assets() / "subjects").glob("*/subject.json")):
+        other = read_subject_pictures(folder.parent, evaluator)
+        if other.package != given.package:
+            rows.append(score_pictures(f"wrong vendor: {other.name}", other, given))
+    return rows
+
+
+def score_pictures(name: str, shown: Subject, given: Subject | None = None) -> Row:
+    few = given is None and len(shown.styles) < 2
+    return Row(
+        name,
+        len(shown.styles),
+        fidelity=None if few else mean(measure_fidelity(shown.styles, given and given.styles)),
+        likeness=None if few else mean(measure_fidelity(shown.concepts, given and given.concepts)),
+        alignment=None
+        if shown.captions is None
+        else mean(measure_alignment(shown.concepts, shown.captions)),
+    )
+
+
+def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
+    """Embed a folder's pictures and, where each has a caption beside it, the captions.
+
+    Raises:
+        AtomError: there is no such folder, or a file in it is broken.
+    """
+    paths, _ = find_pictures(folder)
+    pictures: list[Image.Image] = [read_picture(path) for path in paths]
+    captions = [clean_prompt(read_sidecar(path)) for path in paths]
+    about = folder / "subject.json"
+    try:
+        package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""
+    except (ValueError, KeyError, TypeError):
+        raise AtomError(f"{str(about)!r} is no JSON object that names a package") from None
+    return Subject(
+        name=folder.name,
+        styles=evaluator.embed_styles(pictures),
+        concepts=evaluator.embed_concepts(pictures),
+        captions=evaluator.embed_texts(captions) if all(captions) else None,
+        package=package or None,
+    )
+
+
+def mean(values: Tensor) -> float:
+    return float(values.mean())

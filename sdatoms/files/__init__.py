@@ -1,0 +1,1 @@
+"""Atom files: read, written, summed, looked into; imports layers and below."""

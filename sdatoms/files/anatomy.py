@@ -1,0 +1,355 @@
+r"""Look inside atom files: what layers change, what atoms look like, what the bytes are for.
+
+A view's map is `ΔX = X E ΔD` with the encoder `E (p, m)` and the atoms' delta `ΔD (m, p)`. The
+coefficients `A = X E` are only ever implied; the dictionary they stand for, `X ≈ A D`, is
+`D = E⁺`, the pseudo-inverse of the encoder. For the encoder `E = V Λ^(-1/2) c` of the linear
+decomposition that is `D = Λ^(1/2) Vᵀ / c`: the least-squares dictionary, whatever m. The base's
+filters are mixtures of the rows of `D`, the tuned filters the same mixtures of the rows of
+`D + ΔD`.
+
+Nothing here draws or paints; functions take atom files and, where weights count, a model.
+
+What an atom file holds, layer by layer, without a model.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sdatoms.atoms.keys import TOKENS, split_key
+from sdatoms.atoms.maps import LayerMap
+from sdatoms.errors import AtomError, clip
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.reader import read_atoms, read_header
+
+__all__ = [
+    "FROZEN",
+    "AtomTiles",
+    "Budget",
+    "LayerRow",
+    "Share",
+    "Sheets",
+    "count_atoms",
+    "drop_word",
+    "form_delta",
+    "lay_out",
+    "list_views",
+    "measure_budget",
+    "mute_atom",
+    "report_file",
+    "respond",
+    "show_atoms",
+]
+
+ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
+"""The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
+
+FROZEN = ("encoder", "base_atoms")
+"""Tensors that no training changes; base atoms stand for an encoder where codes are sparse."""
+
+
+@dataclass(frozen=True)
+class AtomTiles:
+    """Atoms of one view as pictures `(m, rows, columns)`, float32.
+
+    Spatial atoms are h×w kernels. Block atoms are b×b channel mixings; in the joint view each of
+    their b×b entries is an h×w kernel, laid out as one tile of b·h × b·w.
+    """
+
+    kind: str
+    before: Tensor
+    """D, the dictionary of the base."""
+    difference: Tensor
+    """ΔD; with an own ΔD for every channel, their mean, or one channel's."""
+    channels: int | None
+    """How many channels have atoms of their own; None where all share them."""
+
+    @property
+    def after(self) -> Tensor:
+        """D + ΔD."""
+        return self.before + self.difference
+
+
+class Sheets(NamedTuple):
+    """Atoms as arrays `(m, rows, columns)`, ready to be drawn."""
+
+    before: np.ndarray
+    after: np.ndarray
+    difference: np.ndarray
+    spectrum: np.ndarray | None
+    """What frequencies the atoms let through after training; None for block atoms."""
+    scale: float
+    """The largest magnitude before and after."""
+    change: float
+    """The largest magnitude in the difference."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one part of a file takes."""
+
+    parameters: int
+    """Trained numbers."""
+    bytes: int
+    """Bytes of its tensors, encoders included."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a file's bytes go; `prefix + header + tensors` is the size of the file."""
+
+    file: int
+    """Bytes on disk."""
+    prefix: int
+    """The 8 bytes that give the header's length."""
+    header: int
+    """Bytes of the JSON header: names, shapes, fingerprints, thumbnail."""
+    tensors: int
+    """Bytes of all tensors."""
+    encoders: int
+    """Bytes of the frozen encoders, or base atoms, among them."""
+    parameters: int
+    """Trained numbers."""
+    layers: dict[str, Share]
+    """`<component>.<module path>` → its share; `<component>.tokens` for a new word."""
+
+
+def drop_word(file: AtomFile) -> AtomFile:
+    """The file without the new word it may bring, which changes no layer."""
+    tensors = {key: t for key, t in file.tensors.items() if not TOKENS.fullmatch(key)}
+    gone = ("tokens", "modelspec.hash_sha256")
+    header = {k: v for k, v in file.metadata.items() if k not in gone}
+    return replace(file, metadata=header, tensors=tensors)
+
+
+def list_views(file: AtomFile) -> list[tuple[str, str, str]]:
+    """Component, module path and view of every map, in the file's order."""
+    keys = (key for key in file.tensors if not TOKENS.fullmatch(key))
+    return list(dict.fromkeys(split_key(key)[:3] for key in keys))
+
+
+def find_map(file: AtomFile, component: str, path: str, view: str) -> LayerMap:
+    views = [v for c, p, v in list_views(file) if (c, p) == (component, path)]
+    if view not in views:
+        raise AtomError(
+            f"the file has no {clip(view)!r} view of {clip(f'{component}.{path}')!r}; "
+            f"it has {', '.join(views) or 'no such layer'}"
+        )
+    return file.maps(component)[path][views.index(view)]
+
+
+def show_atoms(
+    file: AtomFile, component: str, path: str, view: str, channel: int | None = None
+) -> AtomTiles:
+    """The atoms of one view of one layer, before training and what training added.
+
+    Args:
+        file: an atom file; no model is needed.
+        component: such as `unet`.
+        path: module path of the layer.
+        view: `spatial`, `block`, or `block_2` and so on in composed files.
+        channel: absolute input channel, where every channel has atoms of its own; None shows the
+            mean of their deltas.
+
+    Raises:
+        AtomError: there is no such view or channel.
+    """
+    found = find_map(file, component, path, view)
+    if channel is not None and not 0 <= channel < (found.channels or 0):
+        raise AtomError(f"the channel is {channel}; this view has {found.channels or 'none'}")
+    delta = form_delta(found)
+    if delta.dim() == 3:
+        delta = delta.mean(0) if channel is None else delta[channel]
+    tiles = [fold_tiles(found, t).float() for t in (form_dictionary(found), delta)]
+    return AtomTiles(found.kind, tiles[0], tiles[1], found.channels)
+
+
+def lay_out(tiles: AtomTiles, limit: int, size: int) -> Sheets:
+    """The first `limit` atoms as arrays; spectra have sides of `size`."""
+    before, after, difference = (t[:limit] for t in (tiles.before, tiles.after, tiles.difference))
+    spatial = tiles.kind == "spatial"
+    return Sheets(
+        before.numpy(),
+        after.numpy(),
+        difference.numpy(),
+        respond(after, size).numpy() if spatial else None,
+        float(torch.stack([before, after]).abs().max()),
+        float(difference.abs().max()),
+    )
+
+
+def form_dictionary(found: LayerMap) -> Tensor:
+    """D `(m, p)`, float64: `E⁺`, or the base atoms of sparse codes."""
+    if "base_atoms" in found.tensors:
+        return found.tensors["base_atoms"].double()
+    return torch.linalg.pinv(found.tensors["encoder"].double())
+
+
+def form_delta(found: LayerMap) -> Tensor:
+    """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where channels have their own; float64."""
+    t = {name: tensor.double() for name, tensor in found.tensors.items()}
+    if "inner_atoms" in t:
+        return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+    return t["atoms"] if "atoms" in t else t["channel_atoms"]
+
+
+def fold_tiles(found: LayerMap, rows: Tensor) -> Tensor:
+    """`(m, p)` → `(m, rows, columns)`."""
+    a, b = found.block
+    h, w = found.kernel or (1, 1)
+    if found.kind == "spatial":
+        return rows.reshape(-1, h, w)
+    if found.kind == "channel":
+        return rows.reshape(-1, a, b)
+    return rearrange(rows, "m (a b h w) -> m (a h) (b w)", a=a, b=b, h=h, w=w)
+
+
+def respond(tiles: Tensor, size: int = 32) -> Tensor:
+    """What spatial frequencies each kernel lets through, `(m, size, size)`, zero frequency central.
+
+    The magnitude of the discrete Fourier transform of the kernel set into size×size zeros: bright
+    in the middle is a blur, dark in the middle an edge or a texture.
+    """
+    return torch.fft.fftshift(torch.fft.fft2(tiles, s=(size, size)).abs(), dim=(-2, -1))
+
+
+def measure_budget(path: str | os.PathLike[str]) -> Budget:
+    """Where the bytes of an atom file go, from its header; the parts add up to the file.
+
+    Raises:
+        AtomError: it is no atom file.
+    """
+    path = Path(path)
+    file = read_atoms(path)
+    with path.open("rb") as opened:
+        start, header = read_header(opened, f"the file {path.name!r}")
+    layers: dict[str, Share] = {}
+    encoders = total = 0
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        word = TOKENS.fullmatch(key)
+        component, module, _, name = (word[1], "tokens", "", "") if word else split_key(key)
+        size = entry["data_offsets"][1] - entry["data_offsets"][0]
+        frozen = name in FROZEN
+        total += size
+        encoders += size if frozen else 0
+        old = layers.get(f"{component}.{module}", Share(0, 0))
+        trained = 0 if frozen else file.tensors[key].numel()
+        layers[f"{component}.{module}"] = Share(old.parameters + trained, old.bytes + size)
+    return Budget(
+        file=path.stat().st_size,
+        prefix=8,
+        header=len(start) - 8,
+        tensors=total,
+        encoders=encoders,
+        parameters=file.num_parameters,
+        layers=layers,
+    )
+
+
+def mute_atom(
+    file: AtomFile, atom: int, *, component: str | None = None, path: str | None = None
+) -> AtomFile:
+    """The file without what one atom adds, in one layer or in all; the input is left as it is.
+
+    Args:
+        file: an atom file.
+        atom: number of the atom, from 0, as in `show_atoms`; layers with fewer atoms are unchanged.
+        component: only there; None: everywhere.
+        path: only in the layer at this module path; None: in all layers.
+
+    Raises:
+        AtomError: no layer that was meant has so many atoms.
+    """
+    tensors, muted, most = {}, 0, 0
+    for key, tensor in file.tensors.items():
+        owner, module, _, name = ("", "", "", "") if TOKENS.fullmatch(key) else split_key(key)
+        if name in ATOM_AXIS and component in (None, owner) and path in (None, module):
+            axis = ATOM_AXIS[name]
+            most = max(most, tensor.shape[axis])
+            if 0 <= atom < tensor.shape[axis]:
+                tensor = tensor.clone()
+                tensor.select(axis, atom).zero_()
+                muted += 1
+        tensors[key] = tensor
+    if not muted:
+        raise AtomError(f"there is no atom {atom} to mute; these layers have at most {most} atoms")
+    header = {k: v for k, v in file.metadata.items() if k != "modelspec.hash_sha256"}
+    return replace(file, metadata=header, tensors=tensors)
+
+
+def count_atoms(file: AtomFile) -> int:
+    """The most atoms any view of the file has."""
+    kept = drop_word(file).tensors
+    named = ((split_key(key)[3], tensor) for key, tensor in kept.items())
+    return max(tensor.shape[ATOM_AXIS[name]] for name, tensor in named if name in ATOM_AXIS)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One view of one layer."""
+
+    layer: str
+    """`<component>.<module path>`"""
+    view: str
+    """`spatial`, `channel 4x4` or `joint 2x2`"""
+    atoms: int
+    parameters: int
+    bytes: int
+    """Of its encoder, or base atoms, and its trained tensors."""
+    change: float | None
+    """‖ΔW‖/‖W‖ at strength 1, or None where only the weight could tell: the RMS of ΔD, which
+    equals it behind a principal encoder (per channel: up to how the weight spreads over channels).
+    """
+
+
+def report_file(file: AtomFile) -> list[LayerRow]:
+    """One row per view of every layer, in the order of the file."""
+    rows = []
+    for component in file.components:
+        for path, maps in file.maps(component).items():
+            for m in maps:
+                block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
+                frozen = m.tensors["encoder"].T if m.book is None else m.book.atoms
+                trained = [
+                    t for name, t in m.tensors.items() if name not in ("encoder", "base_atoms")
+                ]
+                rows.append(
+                    LayerRow(
+                        layer=f"{component}.{path}",
+                        view=f"{m.kind}{block}",
+                        atoms=len(frozen),
+                        parameters=sum(t.numel() for t in trained),
+                        bytes=sum(t.numel() * t.element_size() for t in m.tensors.values()),
+                        change=measure_change(m),
+                    )
+                )
+    return rows
+
+
+def measure_change(m: LayerMap) -> float | None:
+    """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
+    that change on average only."""
+    if m.book or not is_principal(m.tensors["encoder"].double()):
+        return None
+    return float(m.delta.square().mean().sqrt())
+
+
+def is_principal(encoder: Tensor) -> bool:
+    """Whether the columns are orthogonal, but not simply those of the identity (a sum's)."""
+    gram = encoder.T @ encoder
+    diagonal = gram.diagonal()
+    scale = (diagonal[:, None] * diagonal).sqrt()
+    off = (gram - torch.diag(diagonal)).abs()
+    eye = torch.eye(*encoder.shape, dtype=encoder.dtype)
+    plain = len(encoder) > 1 and torch.equal(encoder, eye)
+    return bool((off <= 1e-2 * scale).all()) and not plain

@@ -1,0 +1,340 @@
+"""Read an atom file that anybody may have made: judged by content, never by suffix or trust.
+
+The header is read and limited before the tensors are; nothing is ever unpickled; tensors must be
+finite and agree with each other and with the layout the header gives for their layer.
+
+Where an atom file comes from: memory, a local file or folder, or the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from sdatoms.atoms.codes import OVERCOMPLETE, unit_atoms
+from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.decompose import MAX_WIDTH
+from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
+from sdatoms.errors import AtomError, clip
+from sdatoms.files.atom_file import FORMAT, AtomFile
+
+__all__ = [
+    "check_file",
+    "fetch_file",
+    "read_atoms",
+    "read_header",
+]
+
+MAX_HEADER = 16 << 20
+"""Bytes of header that are read."""
+MAX_TENSORS = 100_000
+MAX_MAPS = 1 << 26
+"""The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
+TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
+"""The sets of trained tensors a view may hold beside its encoder or base atoms; a block view takes
+the first."""
+BASES = {"linear": "encoder", "sparse": "base_atoms"}
+"""Decomposition → the frozen tensor of every view."""
+MAX_ITERATIONS = 10_000
+"""The most iterations of a solver a file may ask for."""
+
+
+def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
+    """Read and validate an atom file. No model is needed, nothing is unpickled.
+
+    Raises:
+        AtomError: the file is missing, truncated, no safetensors file, of another or a future
+            format, or its tensors contradict each other.
+    """
+    path = Path(path)
+    where = f"the file {path.name!r}"
+    try:
+        if not path.is_file():
+            raise AtomError(f"there is no file {str(path)!r}")
+        with path.open("rb") as file:
+            # A checkpoint of gigabytes is refused by its header, before its tensors are read.
+            start, header = read_header(file, where)
+            metadata = check_metadata(header, where)
+            data = start + file.read()
+    except OSError as error:
+        raise AtomError(f"{where} cannot be read: {error.strerror or error}") from None
+    try:
+        tensors = load_tensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise AtomError(f"{where} is cut short or damaged: {clip(str(error))}") from None
+    config = parse_entry(metadata, "config", where)
+    try:
+        parsed = AtomConfig.from_dict(config)
+    except (AtomError, TypeError) as error:
+        raise AtomError(f"{where} has a config of another kind: {clip(str(error), 300)}") from None
+    file = AtomFile(parsed, metadata, dict(sorted(tensors.items())))
+    check_file(file, where)
+    return file
+
+
+def check_file(file: AtomFile, where: str) -> None:
+    """Refuse a file whose parts contradict each other, also where it was changed in memory.
+
+    Raises:
+        AtomError: as in `read_atoms`.
+    """
+    layers, prints = (
+        parse_entry(file.metadata, entry, where) for entry in ("layers", "base_fingerprints")
+    )
+    check_fingerprints(prints, where)
+    check_tensors(file.tensors, layers, BASES[file.config.decomposition], where)
+    check_word(file, where)
+
+
+def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
+    """The bytes up to the tensors and the JSON header in them, with limits on what it may claim."""
+    length = file.read(8)
+    size = int.from_bytes(length, "little")
+    available = os.fstat(file.fileno()).st_size - 8
+    opening = file.read(1)
+    if len(length) < 8 or size > available or opening != b"{":
+        raise AtomError(
+            f"{where} is no safetensors file (or was cut short); atom files are safetensors only"
+        )
+    if size > MAX_HEADER:
+        raise AtomError(f"{where} has a header of {size} bytes; at most {MAX_HEADER} are read")
+    text = opening + file.read(size - 1)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise AtomError(f"{where} has a header that is not JSON") from None
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise AtomError(
+            f"{where} has a header of {len(header)} entries; at most {MAX_TENSORS} are read"
+        )
+    return length + text, header
+
+
+def check_metadata(header: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The header's text entries, if they are those of an atom file this version reads."""
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise AtomError(f"{where} has a header whose metadata is not plain text")
+    came = metadata.get("format", "none")
+    if came != FORMAT and came.startswith("sdatoms/"):
+        raise AtomError(
+            f"{where} is an atom file of format {clip(came)!r} where {FORMAT!r} fits; "
+            "a newer sdatoms may read it"
+        )
+    if came != FORMAT:
+        raise AtomError(
+            f"{where} is not an atom file: its format is {clip(came)!r} where {FORMAT!r} fits"
+        )
+    return metadata
+
+
+def parse_entry(metadata: Mapping[str, str], entry: str, where: str) -> dict[str, Any]:
+    """A header entry that holds a JSON table."""
+    if entry not in metadata:
+        raise AtomError(f"{where} lacks the header entry {entry!r}")
+    try:
+        table = json.loads(metadata[entry])
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise AtomError(f"{where} has a header entry {entry!r} that is no JSON table")
+    return table
+
+
+def check_fingerprints(prints: Mapping[str, Any], where: str) -> None:
+    """Refuse fingerprints that are not four finite numbers by component and module path."""
+    for component, table in prints.items():
+        if not isinstance(table, dict):
+            raise AtomError(f"{where} has fingerprints of {clip(component)!r} that are no table")
+        for path, numbers in table.items():
+            if not (
+                isinstance(numbers, list)
+                and len(numbers) == 4
+                and all(type(v) in (int, float) and abs(v) < 1e30 for v in numbers)
+            ):
+                raise AtomError(f"{where}: the fingerprint of {clip(path)!r} is not four numbers")
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, Any], basis: str, where: str
+) -> None:
+    """Refuse tensors that are not finite, of another dtype, or contradict the layout.
+
+    Args:
+        basis: the frozen tensor of every view, by the config's decomposition.
+    """
+    if not tensors:
+        raise AtomError(f"{where} holds no tensors")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise AtomError(
+                f"{where}: {clip(key)!r} is {tensor.dtype} where a floating-point type fits"
+            )
+        if not torch.isfinite(tensor).all():
+            raise AtomError(f"{where}: {clip(key)!r} holds NaN or infinite numbers")
+    try:
+        grouped = group_tensors(tensors)
+    except AtomError as error:
+        raise AtomError(f"{where}: {error}") from None
+    for component, paths in grouped.items():
+        for path, views in paths.items():
+            layout = layers.get(f"{component}.{path}")
+            for view, found in views.items():
+                problem = check_layout(layout, view) or check_shapes(
+                    found, layout or {}, view, basis
+                )
+                if not problem and basis == BASES["sparse"]:
+                    problem = check_book(found[basis], (layout or {}).get("sparse"), view)
+                if problem:
+                    raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+
+
+def check_word(file: AtomFile, where: str) -> None:
+    """Refuse embeddings without a word, a word without embeddings, and what is no word."""
+    word, rows = file.metadata.get("tokens"), list(file.embeddings.values())
+    if (word is None) != (not rows):
+        raise AtomError(f"{where} needs both or none of embeddings and the header entry 'tokens'")
+    if word is None:
+        return
+    if not is_word(word):
+        raise AtomError(f"{where} brings {clip(word)!r}, which is no word such as <dog>")
+    if any(t.dim() != 2 or not t.numel() or len(t) != len(rows[0]) for t in rows):
+        raise AtomError(f"{where} has embeddings that are no matrices of as many rows")
+
+
+def check_layout(layout: Any, view: str) -> str:
+    """What is wrong with a layer's layout, or an empty string."""
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v < 1 << 31
+    if not isinstance(layout, dict):
+        return "has no layout in the header"
+    kernel = layout.get("kernel")
+    if not isinstance(kernel, list) or len(kernel) > 3 or not all(map(whole, kernel)):
+        return "has a layout without a kernel of up to three whole numbers, none for a linear layer"
+    if not whole(layout.get("groups")):
+        return "has a layout without a number of groups"
+    if view == "spatial":
+        return ""
+    blocks = find_blocks(layout, view)
+    sides = blocks.get("block") if isinstance(blocks, dict) else None
+    if not isinstance(sides, list) or len(sides) != 2 or not all(map(whole, sides)):
+        return "has a layout without a pair of block sides"
+    if blocks.get("view") not in ("channel", "joint"):
+        return "has a layout that names no block view"
+    return ""
+
+
+def check_book(atoms: Tensor, facts: Any, view: str) -> str:
+    """What is wrong with a view's base atoms and what the layout says of their codes, or an empty
+    string."""
+    penalties = facts.get("penalties") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or not isinstance(penalties, dict):
+        return "has a layout without the penalties of its sparse codes"
+    penalty, tolerance = penalties.get(view), facts.get("tolerance")
+    if not is_between(penalty, 1e-38, 1e38):
+        return "has a layout whose penalty is no number above 0"
+    if facts.get("solver") != "fista":
+        return f"has codes of the solver {clip(str(facts.get('solver')))!r} where 'fista' fits"
+    iterations = facts.get("iterations")
+    if not isinstance(iterations, int) or not is_between(iterations, 1, MAX_ITERATIONS):
+        return f"has a solver whose iterations are no whole number from 1 to {MAX_ITERATIONS}"
+    if not is_between(tolerance, 0, 1):
+        return "has a solver whose tolerance is no number from 0 to 1"
+    return "" if unit_atoms(atoms) else "has base atoms that are not of unit norm"
+
+
+def is_between(value: Any, least: float, most: float) -> bool:
+    """Whether the value is a number in that range."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= most
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str, basis: str
+) -> str:
+    """What is wrong with one view's tensors, or an empty string."""
+    names = set(found) - {basis}
+    blocks = find_blocks(layout, view)
+    if basis not in found or names not in (TRAINED[:1] if blocks else TRAINED):
+        held = clip(", ".join(sorted(found)))
+        kind = "one encoder" if basis == "encoder" else "base atoms"
+        return f"holds {held}: not {kind} with one set of trained tensors"
+    p = math.prod(blocks["block"]) if blocks else 1
+    if not blocks or blocks["view"] == "joint":
+        p *= math.prod(layout["kernel"])
+    if p > MAX_WIDTH:
+        return f"has {p} columns where at most {MAX_WIDTH} fit"
+    if any(not tensor.numel() for tensor in found.values()):
+        return "holds an empty tensor"
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    frozen = shapes[basis]
+    if basis == "encoder":
+        if len(frozen) != 2 or frozen[0] != p or frozen[1] > p:
+            return f"has an encoder of shape {frozen} where ({p}, at most {p}) fits"
+    elif len(frozen) != 2 or frozen[1] != p or frozen[0] > OVERCOMPLETE * p:
+        return f"has base atoms of shape {frozen} where (at most {OVERCOMPLETE * p}, {p}) fits"
+    m = frozen[1 if basis == "encoder" else 0]
+    channels = max((shapes[n][0] for n in names - {"atoms", "inner_atoms"} if shapes[n]), default=0)
+    if channels * p * p > MAX_MAPS:
+        return f"asks for {channels} maps of {p}×{p} numbers where {MAX_MAPS} numbers fit in all"
+    inner = shapes.get("inner_atoms", ())
+    expected = {
+        "encoder": (p, m),
+        "base_atoms": (m, p),
+        "atoms": (m, p),
+        "channel_atoms": (channels, m, p),
+        "inner_coefficients": (channels, m, *inner[1:2]),
+        "inner_atoms": (m, *inner[1:2], p),
+    }
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            return f"has {name} of shape {shape} where {expected[name]} fits"
+    return ""
+
+
+HUB_ARGUMENTS = {
+    "weight_name",
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+}
+
+
+def fetch_file(
+    path: str | os.PathLike[str] | AtomFile, hub: Mapping[str, Any]
+) -> tuple[AtomFile, str]:
+    """Read a local file, or one from the hub when `path` is no file but looks like a hub id."""
+    for argument in hub:
+        if argument not in HUB_ARGUMENTS:
+            raise AtomError(f"load_atoms takes no argument {argument!r}")
+    if isinstance(path, AtomFile):
+        check_file(path, "the atom file")
+        return path, clip(path.trigger or "atoms")
+    local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
+    if local.is_dir():
+        local = local / (hub.get("subfolder") or "") / filename
+    looks_like_hub = hub or str(path).count("/") == 1
+    if not local.exists() and looks_like_hub and not str(path).endswith(".safetensors"):
+        # Imported here: only hub ids need the client, and `import sdatoms` stays torch and little
+        # else.
+        from huggingface_hub import hf_hub_download
+
+        rest = {k: v for k, v in hub.items() if k != "weight_name"}
+        try:
+            local = Path(hf_hub_download(str(path), filename, **rest))
+        except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
+            reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise AtomError(
+                f"{str(path)!r} is no local file and cannot be had from the hub: {reason}"
+            ) from None
+    return read_atoms(local), local.stem

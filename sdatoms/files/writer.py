@@ -1,0 +1,197 @@
+"""One adapter, one `.safetensors` file: from live injections to an atom file and back.
+
+What a file holds is `AtomFile`'s, in `atom_file.py`; how one is validated is `atom_reader.py`'s.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sdatoms
+from sdatoms.atoms.keys import FROZEN
+from sdatoms.errors import AtomError, clip
+from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
+from sdatoms.fingerprint import fingerprint
+from sdatoms.layers.atom_layers import TunedWeight
+from sdatoms.layers.inject import Injection
+
+__all__ = [
+    "describe_layout",
+    "pack_atoms",
+    "save_atoms",
+]
+
+RESERVED = ("format", "config", "layers", "base_fingerprints", "sdatoms_version")
+"""Header entries that readers rely on; `metadata` cannot replace them."""
+ARCHITECTURES = {1024: "stable-diffusion-v2-512", 2048: "stable-diffusion-xl-v1-base"}
+"""Text width of a diffusion UNet → modelspec architecture; other widths are version 1."""
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+"""diffusers' prediction type → modelspec's."""
+THUMBNAIL = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
+MAX_THUMBNAIL = 1 << 20
+
+
+def pack_atoms(
+    injections: Mapping[str, Injection],
+    *,
+    trigger: str | None = None,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    step: int | None = None,
+    seed: int | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    resolution: int | None = None,
+    prediction_type: str | None = None,
+    thumbnail: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    word: str | None = None,
+    embeddings: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AtomFile:
+    """The atom file of live injections, in memory; the header's config is the first one's.
+
+    Args:
+        tensors: keys as in the file; replaces the live values, for instance by running averages.
+        word: a new word of the text encoders, with its `embeddings` by component.
+        dtype: of the stored numbers, base atoms aside: rounded ones would be another dictionary.
+        others: as in `save_atoms`.
+
+    Raises:
+        AtomError: as in `save_atoms`.
+    """
+    if not injections:
+        raise AtomError(
+            "there is nothing to save: no component was given; pass {'unet': injection} or the like"
+        )
+    if len({injection.config.decomposition for injection in injections.values()}) > 1:
+        raise AtomError("the components' atoms are linear and sparse; a file holds one kind")
+    stored: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    prints: dict[str, dict[str, list[float]]] = {}
+    for component, injection in injections.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", component):
+            raise AtomError(f"the component name {component!r} is not a plain name such as 'unet'")
+        if not injection.layers:
+            raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")
+        stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
+        prints[component] = {}
+        for path, weight in injection.weights.items():
+            layers[f"{component}.{path}"] = describe_layout(weight)
+            prints[component][path] = fingerprint(weight.base.weight)
+    for key, tensor in (tensors or {}).items():
+        if key not in stored or stored[key].shape != tensor.shape:
+            raise AtomError(f"the replacement tensor {key!r} fits no tensor of these injections")
+        stored[key] = tensor.detach().clone()
+    stored |= {f"{c}.tokens.embeddings": t.detach() for c, t in (embeddings or {}).items()}
+    for key, tensor in stored.items():
+        kept = torch.float32 if key.endswith("base_atoms") else dtype
+        stored[key] = tensor.to("cpu", kept).contiguous()
+        if not torch.isfinite(stored[key]).all():
+            raise AtomError(f"the tensor {key!r} holds NaN or infinite numbers; nothing was saved")
+    for key in metadata or {}:
+        if key in RESERVED:
+            raise AtomError(f"metadata cannot replace the header entry {key!r}")
+    check_thumbnail(thumbnail)
+    first = next(iter(injections.values()))
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(first.config.to_dict()),
+        "layers": json.dumps(layers, separators=(",", ":")),
+        "base_model": base_model,
+        "base_revision": base_revision,
+        "base_fingerprints": json.dumps(prints, separators=(",", ":")),
+        "trigger": trigger,
+        "tokens": word,
+        "step": step,
+        "seed": seed,
+        "sdatoms_version": sdatoms.__version__,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": guess_architecture(first.model, prediction_type),
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": title or trigger or "filter atoms",
+        "modelspec.description": description or describe_atoms(first, stored, base_model),
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.thumbnail": thumbnail,
+        "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{resolution}x{resolution}" if resolution else None,
+        "modelspec.prediction_type": PREDICTIONS.get(prediction_type or ""),
+        "modelspec.hash_sha256": hash_content(stored),
+        **(metadata or {}),
+    }
+    return AtomFile(first.config, {k: str(v) for k, v in header.items() if v is not None}, stored)
+
+
+def save_atoms(
+    path: str | os.PathLike[str],
+    injections: Mapping[str, Injection],
+    *,
+    trigger: str | None = None,
+    base_model: str | None = None,
+    **details: Any,
+) -> Path:
+    """Save `{component: injection}` as one atom file, written whole or not at all.
+
+    Args:
+        path: where to; parent directories are made.
+        injections: components as diffusers names them (`unet`, `text_encoder`, …), or `model`.
+        trigger: the words that call the subject, such as "sks dog".
+        base_model: hub id or directory of the base.
+        details: base_revision, step, seed, title, description, resolution (px), prediction_type,
+            thumbnail (a `data:image/…;base64,` URI of at most 1 MiB), metadata (further header
+            entries), dtype (float32).
+
+    Raises:
+        AtomError: nothing to save, linear beside sparse atoms, a tensor is not finite, metadata
+            names an entry of ours, or the thumbnail is no picture's data URI.
+    """
+    return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
+
+
+def describe_layout(weight: TunedWeight) -> dict[str, Any]:
+    """What a file says about a layer: kernel and groups, the view and sides of its blocks, and λ
+    and the solver of sparse codes."""
+    layout: dict[str, Any] = {"kernel": list(weight.base.shape[2:]), "groups": weight.base.groups}
+    block = weight.views.get("block")
+    if block is not None:
+        layout |= {"view": block.view.kind, "block": list(block.view.block)}
+    return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
+
+
+def check_thumbnail(thumbnail: str | None) -> None:
+    """Refuse a thumbnail that is not a picture inside a URI: model browsers show it as it is."""
+    if thumbnail is None:
+        return
+    if len(thumbnail) > MAX_THUMBNAIL or not THUMBNAIL.fullmatch(thumbnail):
+        raise AtomError(
+            f"the thumbnail {clip(thumbnail, 40)!r} ({len(thumbnail)} characters) is no "
+            f"'data:image/jpeg;base64,…' of at most {MAX_THUMBNAIL}"
+        )
+
+
+def describe_atoms(first: Injection, tensors: Mapping[str, Tensor], base_model: str | None) -> str:
+    """One sentence for model browsers."""
+    numbers = sum(t.numel() for key, t in tensors.items() if not key.endswith(FROZEN))
+    base = f" on {base_model}" if base_model else ""
+    return f"Filter atoms, variant {first.config.variant}, {numbers:,} parameters{base}; sdatoms."
+
+
+def guess_architecture(model: nn.Module, prediction_type: str | None = None) -> str:
+    """`<modelspec architecture of a diffusion UNet, or other model's class name>/filter-atoms`."""
+    if type(model).__name__ != "UNet2DConditionModel":
+        return f"{type(model).__name__.lower()}/filter-atoms"
+    width = getattr(getattr(model, "config", None), "cross_attention_dim", None)
+    name = ARCHITECTURES.get(width if isinstance(width, int) else 0, "stable-diffusion-v1")
+    if name == "stable-diffusion-v2-512" and prediction_type == "v_prediction":
+        name = "stable-diffusion-v2-768-v"
+    return f"{name}/filter-atoms"

@@ -1,0 +1,1 @@
+"""Atoms inside a torch model: injected, tuned, ejected; imports atoms and below."""

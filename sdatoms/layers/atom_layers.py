@@ -1,0 +1,156 @@
+"""Atom layers: the base layer itself, plus its deltas, with one convolution or product.
+
+An atom layer shares the base layer's `weight` and `bias` Parameter objects under the same
+state-dict keys, and all its other attributes. Built with the base constructor, it has no deltas and
+*is* that layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdatoms.atoms.columns import (
+    convolve_columns,
+    count_positions,
+    keep_bits,
+    multiply_columns,
+    pick_columns,
+)
+from sdatoms.atoms.deltas import Delta
+from sdatoms.layers.weights import LayerWeight
+
+__all__ = [
+    "AtomConv1d",
+    "AtomConv2d",
+    "AtomConv3d",
+    "AtomLayer",
+    "AtomLinear",
+    "OneWeightLayer",
+    "TunedWeight",
+    "add_deltas",
+    "replace_modules",
+    "sum_deltas",
+]
+
+
+def sum_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor | None:
+    """`ΔW` in float32, the sum of the deltas of all views; None without deltas."""
+    total = None
+    for delta in deltas.values():
+        part = delta(weight)
+        total = part if total is None else total + part
+    return total
+
+
+def add_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor:
+    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
+    delta = sum_deltas(weight, deltas)
+    return weight if delta is None else (weight + delta).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class TunedWeight:
+    """One weight of an injected model and the deltas it carries."""
+
+    base: LayerWeight
+    deltas: nn.ModuleDict
+
+    @property
+    def views(self) -> dict[str, Delta]:
+        """View (`spatial` or `block`) → `Delta`."""
+        return {view: delta for view, delta in self.deltas.items() if isinstance(delta, Delta)}
+
+
+class AtomLayer(nn.Module):
+    """What every atom layer adds to its base."""
+
+    deltas: nn.ModuleDict
+    """View (`spatial` or `block`) → `Delta`; in attention, projection → such a table."""
+
+    def carry(self, name: str, deltas: Mapping[str, nn.Module]) -> nn.ModuleDict:
+        """Take up deltas for the weight `name` (empty where there is one); return their table."""
+        self.deltas.update(deltas)
+        return self.deltas
+
+
+class OneWeightLayer(AtomLayer):
+    """An atom layer over one `weight`."""
+
+    weight: Tensor
+
+    def views(self) -> dict[str, Delta]:
+        """`deltas` as a plain table."""
+        return {view: delta for view, delta in self.deltas.items() if isinstance(delta, Delta)}
+
+    def delta_weight(self) -> Tensor | None:
+        """`ΔW` in float32, the sum of this layer's deltas; None without deltas."""
+        return sum_deltas(self.weight, self.deltas)
+
+    def tuned_weight(self) -> Tensor:
+        """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
+        return add_deltas(self.weight, self.deltas)
+
+
+class AtomConv1d(OneWeightLayer, nn.Conv1d):
+    """`nn.Conv1d` with `y = conv(x, W + ΔW)` in one convolution."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.tuned_weight(), self.bias)
+
+
+class AtomConv2d(OneWeightLayer, nn.Conv2d):
+    """`nn.Conv2d` with `y = conv(x, W + ΔW)` in one convolution, or in one product with W where
+    that trains faster (`sdatoms.columns`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        deltas = pick_columns(self, count_positions(self, input)) if input.dim() == 4 else None
+        if deltas:
+            base = lambda: self._conv_forward(input, self.weight, self.bias)
+            return keep_bits(convolve_columns(self, input, deltas), deltas, base)
+        return self._conv_forward(input, self.tuned_weight(), self.bias)
+
+
+class AtomConv3d(OneWeightLayer, nn.Conv3d):
+    """`nn.Conv3d` with `y = conv(x, W + ΔW)` in one convolution."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.tuned_weight(), self.bias)
+
+
+class AtomLinear(OneWeightLayer, nn.Linear):
+    """`nn.Linear` with `y = x (W + ΔW)ᵀ + bias` in one product."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def forward(self, input: Tensor) -> Tensor:
+        deltas = pick_columns(self, input.numel() // max(1, self.in_features))
+        if deltas and input.dim() > 1:
+            base = lambda: nn.functional.linear(input, self.weight, self.bias)
+            return keep_bits(multiply_columns(self, input, deltas), deltas, base)
+        return nn.functional.linear(input, self.tuned_weight(), self.bias)
+
+
+def replace_modules(model: nn.Module, table: Mapping[Any, nn.Module]) -> None:
+    """Put other modules in the places of those in `table`, under every name, wrappers' included."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in table:
+                parent._modules[name] = table[child]

@@ -1,0 +1,125 @@
+"""`AtomMultiheadAttention`, and the fused transformer paths that would pass atoms by.
+
+nn.MultiheadAttention reads the weights of its projections without calling a layer, so it is
+replaced as a whole: `q_proj`, `k_proj` and `v_proj` (thirds of `in_proj_weight`, or parameters of
+their own) and `out_proj` each carry atoms of their own. The computation is torch's own, over tuned
+weights: every mask, flag and fast path is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdatoms.layers.atom_layers import AtomLayer, add_deltas
+
+__all__ = [
+    "AtomMultiheadAttention",
+    "switch_off_fused",
+]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
+    """`nn.MultiheadAttention` whose four projections are `W + ΔW`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deltas = nn.ModuleDict()
+
+    def carry(self, name: str, deltas: Mapping[str, nn.Module]) -> nn.ModuleDict:
+        table = self.deltas[name] = nn.ModuleDict(deltas)
+        return table
+
+    def tune(self, name: str, weight: Tensor) -> Tensor:
+        """`W + ΔW` of one projection."""
+        table = self.deltas[name] if name in self.deltas else None
+        return add_deltas(weight, table) if isinstance(table, nn.ModuleDict) else weight
+
+    def tuned_weights(self) -> dict[str, Tensor]:
+        """The projections that carry atoms as `W + ΔW`, under the base's own names.
+
+        `in_proj_weight (3e, e)` or `q_proj_weight (e, e)`, `k_proj_weight (e, kdim)`,
+        `v_proj_weight (e, vdim)`, and `out_proj.weight (e, e)`.
+        """
+        found = {}
+        if self.in_proj_weight is not None:
+            if any(name in self.deltas for name in PROJECTIONS):
+                thirds = zip(PROJECTIONS, self.in_proj_weight.chunk(3), strict=True)
+                found["in_proj_weight"] = torch.cat([self.tune(n, part) for n, part in thirds])
+        else:
+            for name in PROJECTIONS:
+                if name in self.deltas:
+                    found[f"{name}_weight"] = self.tune(name, getattr(self, f"{name}_weight"))
+        if "out_proj" in self.deltas:
+            found["out_proj.weight"] = self.tune("out_proj", self.out_proj.weight)
+        return found
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        tuned = self.tuned_weights()
+        if not tuned:
+            return super().forward(*args, **kwargs)
+        return nn.MultiheadAttention.forward(TunedAttention(self, tuned), *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+class TunedAttention:
+    """What `nn.MultiheadAttention.forward` reads of an attention, with tuned weights in it.
+
+    The module itself is not written to, so that threads may share it.
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, tuned: Mapping[str, Tensor]) -> None:
+        self.base = base
+        self.in_proj_weight = tuned.get("in_proj_weight", base.in_proj_weight)
+        self.q_proj_weight = tuned.get("q_proj_weight", base.q_proj_weight)
+        self.k_proj_weight = tuned.get("k_proj_weight", base.k_proj_weight)
+        self.v_proj_weight = tuned.get("v_proj_weight", base.v_proj_weight)
+        self.out_proj = TunedLinear(base.out_proj, tuned.get("out_proj.weight"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+
+class TunedLinear:
+    """A linear layer's weight and bias."""
+
+    def __init__(self, base: nn.Linear, weight: Tensor | None) -> None:
+        self.weight = base.weight if weight is None else weight
+        self.bias = base.bias
+
+
+def switch_off_fused(model: nn.Module) -> Callable[[], None]:
+    """Keep torch's encoder from reading the weights of layers it does not call.
+
+    In eval mode without gradients `nn.TransformerEncoderLayer` takes a fused path unless there are
+    hooks (eject removes them), and `nn.TransformerEncoder` hands padded batches to it as nested
+    tensors.
+
+    Returns:
+        A function that brings the nested tensors back.
+    """
+    kept: list[tuple[nn.TransformerEncoder, bool]] = []
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            continue
+        if not any(isinstance(child, AtomLayer) for child in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoder):
+            kept.append((module, module.use_nested_tensor))
+            module.use_nested_tensor = False
+        else:
+            module.register_forward_hook(do_nothing)
+
+    def switch_on() -> None:
+        for encoder, nested in kept:
+            encoder.use_nested_tensor = nested
+
+    return switch_on
+
+
+def do_nothing(*_: Any) -> None:
+    """A forward hook; its presence is all that counts."""

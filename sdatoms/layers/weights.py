@@ -1,0 +1,169 @@
+"""One weight under a name of its own: what atoms tune, bakes write and files key.
+
+The weight of a convolution or a linear layer goes by the layer's module path. nn.MultiheadAttention
+holds four: `<path>.q_proj`, `.k_proj` and `.v_proj`, which are thirds of its `in_proj_weight` or
+parameters of their own, and `<path>.out_proj`; no filter crosses from one into another. A layer
+that another library wraps goes by the wrapper's path, without `base_layer` or `_orig_mod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from sdatoms.errors import AtomError, clip
+
+__all__ = [
+    "LayerWeight",
+    "find_layer",
+    "is_quantized",
+    "list_layers",
+    "list_weights",
+    "unwrap",
+]
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """A parameter of a module, or some rows of one."""
+
+    module: nn.Module
+    parameter: str = "weight"
+    rows: tuple[int, int] | None = None
+    """First row and the row after the last; None for all."""
+
+    @property
+    def held(self) -> nn.Parameter | None:
+        """The whole parameter; None where the module has none of that name."""
+        return self.module._parameters.get(self.parameter)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, detached: the live memory, or a float copy of what is stored quantized."""
+        if self.quantized:
+            # Imported here: it needs bitsandbytes, which whoever made the layer has imported.
+            from sdatoms.layers.bits import dequantize
+
+            return dequantize(self.module)
+        held = self.held
+        assert held is not None
+        return held.detach() if self.rows is None else held.detach()[slice(*self.rows)]
+
+    @property
+    def bits(self) -> Tensor:
+        """What a checksum tells a write by: the weight, or the stored bytes of a quantized one."""
+        if self.quantized:
+            from sdatoms.layers.bits import read_bits
+
+            return read_bits(self.module)
+        return self.weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(g·o, i)` or `(g·o, i, *kernel)`; empty where there is no weight."""
+        if self.quantized and isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        held = self.held
+        if held is None:
+            return ()
+        rows = held.shape[:1] if self.rows is None else (self.rows[1] - self.rows[0],)
+        return *rows, *held.shape[1:]
+
+    @property
+    def groups(self) -> int:
+        return self.module.groups if isinstance(self.module, _ConvNd) else 1
+
+    @property
+    def quantized(self) -> bool:
+        """Whether bitsandbytes stores the weight in fewer bits, so that none can be baked in."""
+        return is_quantized(self.module)
+
+    @property
+    def place(self) -> tuple[int, tuple[int, int] | None]:
+        """Equal for two names of one weight."""
+        return id(self.held), self.rows
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `module` is a `Linear4bit` or `Linear8bitLt` of bitsandbytes, or a subclass."""
+    return any(
+        kind.__name__ in ("Linear4bit", "Linear8bitLt")
+        and kind.__module__.partition(".")[0] == "bitsandbytes"
+        for kind in type(module).__mro__
+    )
+
+
+def list_weights(module: nn.Module) -> dict[str, LayerWeight]:
+    """Name within the layer → weight; the name is empty where there is only one."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return {"": LayerWeight(module)}
+    e = module.embed_dim
+    names = ("q_proj", "k_proj", "v_proj")
+    if module.in_proj_weight is not None:
+        found = {
+            name: LayerWeight(module, "in_proj_weight", (n * e, (n + 1) * e))
+            for n, name in enumerate(names)
+        }
+    else:
+        found = {name: LayerWeight(module, f"{name}_weight") for name in names}
+    return found | {"out_proj": LayerWeight(unwrap(module.out_proj))}
+
+
+def list_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield `(path, module)` in the order of `named_modules`, wrappers seen through.
+
+    A module under two names comes once, by its first. The inside of nn.MultiheadAttention belongs
+    to it and does not come.
+    """
+    return walk_layers(unwrap(model), prefix, {model})
+
+
+def walk_layers(
+    parent: nn.Module, prefix: str, seen: set[nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in parent._modules.items():
+        if child is None or (module := unwrap(child)) in seen:
+            continue
+        seen.add(module)
+        yield f"{prefix}{name}", module
+        if not isinstance(module, nn.MultiheadAttention):
+            yield from walk_layers(module, f"{prefix}{name}.", seen)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module itself where PEFT holds it as its wrapper's `base_layer`, or torch.compile as
+    `_orig_mod`."""
+    held = module._modules
+    while (inner := held.get("base_layer", held.get("_orig_mod"))) is not None:
+        module, held = inner, inner._modules
+    return module
+
+
+def find_layer(module: nn.Module, path: str) -> LayerWeight:
+    """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
+
+    Raises:
+        AtomError: there is no convolution, linear layer or attention projection with a weight of
+            its own.
+    """
+    layer: nn.Module | None = unwrap(module)
+    found: LayerWeight | None = None
+    *parents, last = path.split(".")
+    for part in parents:
+        layer = layer._modules.get(part) if layer is not None else None
+        layer = unwrap(layer) if layer is not None else None
+    if isinstance(layer, nn.MultiheadAttention):
+        found = list_weights(layer).get(last)
+    elif layer is not None and (child := layer._modules.get(last)) is not None:
+        layer = unwrap(child)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            found = LayerWeight(layer)
+    if found is None or found.held is None:
+        raise AtomError(
+            f"this {type(module).__name__} has no layer {clip(path)!r} that the file's atoms "
+            "could fit"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""What is known of models; imports the ground (`errors`, `storage`, `settings`, …) alone."""

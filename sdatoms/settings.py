@@ -1,0 +1,141 @@
+"""Flags and config files from one dataclass: names, types, defaults and help are the dataclass's
+own."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import textwrap
+import tomllib
+import types
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "add_flags",
+    "build_config",
+    "list_flags",
+    "read_config_file",
+    "read_field_help",
+    "unwrap",
+]
+
+T = TypeVar("T")
+
+
+def list_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag of a parser and of its subcommands."""
+    found = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found |= list_flags(child)
+    return found
+
+
+def read_field_help(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            assert isinstance(field.target, ast.Name)
+            found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """One flag a field; a flag that is not given is absent from the parsed namespace."""
+    hints, texts = get_type_hints(cls), read_field_help(cls)
+    for field in fields(cls):
+        kind = unwrap(hints[field.name])
+        shown = "" if field.default in (None, "", (), MISSING) else f" (default: {field.default})"
+        options: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": (texts.get(field.name, "") + shown).replace("%", "%%"),
+        }
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        elif get_origin(kind) is tuple:
+            options |= {"nargs": "+", "metavar": "TEXT"}
+        else:
+            options["type"] = kind
+            options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
+        parser.add_argument(f"--{field.name}", **options)
+
+
+def unwrap(hint: Any) -> Any:
+    """`X | None` → `X`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(a for a in get_args(hint) if a is not type(None))
+    return hint
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Settings from a `.toml`, `.yaml`, `.yml` or `.json` file.
+
+    Raises:
+        AtomError: the file is missing, of another kind, or cannot be parsed.
+    """
+    parsers = {
+        ".toml": tomllib.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+        ".json": json.loads,
+    }
+    if path.suffix not in parsers:
+        raise AtomError(f"the config file {path.name!r} is no {', '.join(parsers)} file")
+    try:
+        values = parsers[path.suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise AtomError(
+            f"the config file {path.name!r} cannot be parsed: {str(error).splitlines()[0]}"
+        ) from None
+    if not isinstance(values, dict):
+        raise AtomError(f"the config file {path.name!r} holds no table of settings")
+    return values
+
+
+def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """An instance of dataclass `cls`; unknown keys are refused with the nearest known one, types
+    are checked."""
+    named: Any = fields(cls)  # pyright: ignore[reportArgumentType]
+    known = {f.name: unwrap(h) for f, h in zip(named, get_type_hints(cls).values(), strict=True)}
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            raise AtomError(
+                f"{where} has an unknown setting {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        kind = known[key]
+        if value is None or get_origin(kind) is Literal:
+            continue
+        if get_origin(kind) is tuple:
+            words = [value] if isinstance(value, str) else value
+            if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+                raise AtomError(f"{where}: {key} is {value!r} where a list of texts fits")
+            values = values | {key: tuple(words)}
+            continue
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            values = values | {key: float(value)}
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise AtomError(f"{where}: {key} is {value!r} where {kind.__name__} fits")
+    return cls(**values)

@@ -1,0 +1,90 @@
+"""Sizes of training pictures: one square, or a bucket near each picture's own proportions.
+
+A picture is scaled until it covers its bucket, then the middle is cut out: nothing is distorted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "Fit",
+    "Size",
+    "fit_picture",
+    "list_buckets",
+]
+
+STEEPEST = 2.0
+"""Longest side over shortest of the automatic buckets."""
+
+
+Size = tuple[int, int]
+"""Height and width in px."""
+
+
+class Fit(NamedTuple):
+    """How one picture becomes a training picture."""
+
+    original: Size
+    scaled: Size
+    corner: Size
+    """Top and left of the cut, in px of the scaled picture."""
+    target: Size
+
+    @property
+    def time_ids(self) -> tuple[int, ...]:
+        """The six numbers SDXL is told: original size, corner of the cut, target size."""
+        return (*self.original, *self.corner, *self.target)
+
+
+def list_buckets(text: str | None, resolution: int, grid: int, unit: int) -> list[Size]:
+    """The sizes that `--aspect_ratio_buckets` asks for; one square when it is None.
+
+    Args:
+        grid: px that the base's autoencoder and UNet halve away; sides of the automatic buckets
+            are multiples of it, so that no feature map is cut, or of an eighth of the resolution
+            where that is less: small bases would have no bucket but the square.
+        unit: px of one latent pixel; named sides are multiples of it.
+
+    Raises:
+        AtomError: the text is no list of sizes, or a side is no multiple of the unit.
+    """
+    if resolution % unit:
+        raise AtomError(f"--resolution is {resolution}; this base takes multiples of {unit} px")
+    if text is None:
+        return [(resolution, resolution)]
+    if text == "auto":
+        grid = max(unit, min(grid, resolution // 8 // unit * unit))
+        sides = range(grid, int(resolution * math.sqrt(STEEPEST)) + 1, grid)
+        pairs = {(side, resolution**2 // side // grid * grid) for side in sides}
+        both = pairs | {(w, h) for h, w in pairs} | {(resolution, resolution)}
+        return sorted(
+            (h, w) for h, w in both if min(h, w) > 0 and max(h, w) <= STEEPEST * min(h, w)
+        )
+    try:
+        sizes = [tuple(int(side) for side in pair.split(",")) for pair in text.split(";")]
+    except ValueError:
+        sizes = []
+    if not sizes or any(len(size) != 2 for size in sizes):
+        raise AtomError(
+            f'--aspect_ratio_buckets is {text!r}; it takes "auto" or sizes such as "64,64;48,80"'
+        )
+    for h, w in sizes:
+        if h < unit or w < unit or h % unit or w % unit:
+            raise AtomError(
+                f"--aspect_ratio_buckets has {h},{w}; this base takes multiples of {unit} px"
+            )
+    return [(h, w) for h, w in sizes]
+
+
+def fit_picture(width: int, height: int, buckets: list[Size]) -> Fit:
+    """The bucket of the nearest proportions, and how the picture is scaled and cut to it."""
+    shape = math.log(height / width)
+    target = min(buckets, key=lambda size: (abs(math.log(size[0] / size[1]) - shape), size))
+    scale = max(target[0] / height, target[1] / width)
+    scaled = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
+    corner = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
+    return Fit((height, width), scaled, corner, target)

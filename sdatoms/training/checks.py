@@ -1,0 +1,150 @@
+"""What the trainer's flags take, and which do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from sdatoms.atoms.keys import is_word
+from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.errors import AtomError
+
+if TYPE_CHECKING:
+    from sdatoms.training.config import TrainConfig
+
+__all__ = [
+    "RANGES",
+    "check_settings",
+]
+
+RANGES: dict[str, tuple[float, float]] = {
+    "max_train_steps": (1, inf),
+    "train_batch_size": (1, inf),
+    "sample_batch_size": (1, inf),
+    "gradient_accumulation_steps": (1, inf),
+    "num_class_images": (1, inf),
+    "checkpointing_steps": (1, inf),
+    "checkpoints_total_limit": (1, inf),
+    "validation_steps": (0, inf),
+    "num_validation_images": (0, inf),
+    "num_drift_images": (0, len(UNRELATED_PROMPTS)),
+    "early_stopping_patience": (1, inf),
+    "lr_warmup_steps": (0, inf),
+    "lr_num_cycles": (1, inf),
+    "lr_power": (0, 100),
+    "color_jitter": (0, 1),
+    "color_copies": (1, 100),
+    "proportion_empty_prompts": (0, 1),
+    "unmasked_weight": (0, 1),
+    "prior_loss_weight": (0, 1e6),
+    "huber_c": (1e-6, 1e3),
+    "snr_gamma": (1e-6, 1e6),
+    "noise_offset": (0, 10),
+    "input_perturbation": (0, 10),
+    "timestep_bias_multiplier": (1e-6, 1e6),
+    "timestep_bias_portion": (1e-3, 1),
+    "spatial_learning_rate": (0, 1e38),
+    "block_learning_rate": (0, 1e38),
+    "text_encoder_lr": (0, 1e38),
+    "token_lr": (1e-12, 1e38),
+    "num_new_tokens_per_abstraction": (1, 64),
+    "adam_beta1": (0, 1 - 1e-9),
+    "adam_beta2": (0, 1 - 1e-9),
+    "adam_weight_decay": (0, 1e6),
+    "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, inf),
+    "ema_decay": (0, 1),
+}
+"""Flag → the least and the most it takes."""
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Refuse what is out of range or does not go together.
+
+    Raises:
+        AtomError: names the flag, what came and what fits.
+    """
+    for name, (least, most) in RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            fits = f"at least {least:g}" if most == inf else f"{least:g} to {most:g}"
+            raise AtomError(f"--{name} is {value}; it takes {fits}")
+    if config.learning_rate is not None and not 0 < config.learning_rate < inf:
+        raise AtomError(f"--learning_rate is {config.learning_rate}; it takes a number above 0")
+    for name, hint in get_type_hints(type(config)).items():
+        choices = [c for part in (hint, *get_args(hint)) for c in list_choices(part)]
+        value = getattr(config, name)
+        if choices and value is not None and value not in choices:
+            raise AtomError(f"--{name} is {value!r}; it takes {' | '.join(choices)}")
+    if config.resolution is not None and (config.resolution < 8 or config.resolution % 8):
+        raise AtomError(f"--resolution is {config.resolution}; it takes a multiple of 8")
+    for wrong, sentence in list_conflicts(config):
+        if wrong:
+            raise AtomError(sentence)
+
+
+def list_choices(hint: Any) -> list[str]:
+    return list(get_args(hint)) if get_origin(hint) is Literal else []
+
+
+def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """Yield whether settings contradict each other, and the sentence that says so."""
+    prediction = config.prior_preservation_mode == "prediction"
+    yield (
+        config.with_prior_preservation and not config.class_prompt,
+        "--with_prior_preservation needs --class_prompt, the words for the class, such as 'a dog'",
+    )
+    yield (
+        prediction and not config.with_prior_preservation,
+        "--prior_preservation_mode prediction needs --with_prior_preservation",
+    )
+    yield (
+        prediction and config.class_data_dir is not None,
+        "--class_data_dir is not read with --prior_preservation_mode prediction; leave one out",
+    )
+    yield (
+        config.use_8bit_adam and config.optimizer != "adamw",
+        f"--use_8bit_adam and --optimizer {config.optimizer} name two optimizers; leave one out",
+    )
+    yield (
+        config.optimizer == "prodigy"
+        and any((config.spatial_learning_rate, config.block_learning_rate, config.text_encoder_lr)),
+        "--optimizer prodigy finds one rate for all; leave --spatial_learning_rate, "
+        "--block_learning_rate and --text_encoder_lr out, or set them to 0",
+    )
+    yield (
+        config.text_encoder_lr is not None and not config.train_text_encoder,
+        "--text_encoder_lr needs --train_text_encoder",
+    )
+    yield (
+        config.train_text_encoder_ti and config.token_abstraction not in config.instance_prompt,
+        f"--train_text_encoder_ti: the new word {config.token_abstraction!r} must stand in "
+        "--instance_prompt",
+    )
+    yield (
+        not is_word(config.token_abstraction),
+        f"--token_abstraction is {config.token_abstraction!r}; it takes a word in lower case and "
+        "angle brackets, such as <dog>",
+    )
+    yield (
+        config.early_stopping_patience is not None and not config.best_metric,
+        "--early_stopping_patience needs --best_metric, the measured name it watches",
+    )
+    yield (
+        config.best_metric not in (None, "auto")
+        and not (config.validation_steps and config.num_validation_images),
+        "--best_metric is measured on samples; it needs --validation_steps and "
+        "--num_validation_images above 0",
+    )
+    yield (
+        bool(config.validation_prompt and config.validation_prompts),
+        "--validation_prompt and --validation_prompts both name prompts; leave one out",
+    )
+    yield (
+        config.huber_schedule == "exponential"
+        and config.huber_c >= 1
+        and config.loss_type in ("huber", "smooth_l1"),
+        f"--huber_schedule exponential falls from 1 to --huber_c, which is {config.huber_c}; it "
+        "takes less than 1",
+    )

@@ -1,0 +1,88 @@
+"""Which errors are a full memory or a closed disk, and what a run that fails early leaves.
+
+A look at the first step's gradients: atoms that none reaches would stay what they are, in
+silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sdatoms.errors import AtomError
+from sdatoms.layers.inject import Injection
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.run_folder import RunDirectory
+
+__all__ = [
+    "check_gradients",
+    "is_closed_disk",
+    "is_full_memory",
+    "mark_failed",
+]
+
+
+def mark_failed(config: TrainConfig) -> None:
+    """Say in status.json that this process's run did not come to its first step."""
+    path = Path(config.output_dir) / "status.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if json.loads(path.read_text())["pid"] == os.getpid():
+            run = RunDirectory(path.parent)
+            run.set_status("failed", 0, config.max_train_steps, None)
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
+def is_closed_disk(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room, of a quota's share or of permission."""
+    closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    return isinstance(error, OSError) and error.errno in closed
+
+
+WAITING = "inner_coefficients"
+"""Their gradient is zero as long as the inner atoms they multiply are."""
+
+
+def check_gradients(unet: Injection, held: list[nn.Parameter], compiled: str | None) -> list[str]:
+    """Names of the UNet's trained tensors whose gradient is zero.
+
+    Compiled kernels have been seen to lose gradients without a word, torch 2.13's inductor under
+    autocast in bfloat16 on the CPU among them.
+
+    Args:
+        held: what the optimizer trains; others are not looked at.
+        compiled: the backend of `torch.compile`, which must lose nothing that plain kernels have.
+
+    Raises:
+        AtomError: no tensor has a gradient, or one has none in a compiled UNet.
+    """
+    ids = {id(parameter) for parameter in held}
+    looked = [
+        (name, parameter)
+        for name, parameter in unet.named_parameters()
+        if id(parameter) in ids and not name.endswith(WAITING)
+    ]
+    silent = [name for name, p in looked if p.grad is None or not bool(p.grad.any())]
+    if silent and (compiled or len(silent) == len(looked)):
+        cure = (
+            f"; --dynamo_backend {compiled} loses it: try --mixed_precision no, or "
+            "--dynamo_backend no"
+            if compiled
+            else "; the base's output may not depend on them, or everything is masked"
+        )
+        raise AtomError(
+            f"no gradient reaches {len(silent)} of {len(looked)} tensors of atoms in the first "
+            f"step, first {silent[0]}{cure}"
+        )
+    return silent

@@ -1,0 +1,143 @@
+"""Named settings of the trainer: `sdatoms train --preset quick`.
+
+A preset stands between the trainer's defaults and what is given in a file or on the command line.
+What each one costs is in `presets.json`, measured by
+
+    python scripts/bench_training.py --presets --output sdatoms/training/presets.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sdatoms.diffusion.prompts import clean_prompt
+from sdatoms.errors import AtomError
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "expand_preset",
+    "read_costs",
+]
+
+COSTS = Path(__file__).with_name("presets.json")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset is for, and what it changes of the trainer's defaults."""
+
+    about: str
+    settings: Mapping[str, Any]
+
+
+SMALL_BLOCKS = {"atom_variant": "full", "block_size": 2, "learning_rate": 6e-3}
+"""Small blocks learn fast, and take a constant rate better than a falling one."""
+KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
+"""The base's own prediction for the class prompt, which needs no class pictures."""
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        "A first look in a minute",
+        SMALL_BLOCKS
+        | {
+            "max_train_steps": 100,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
+            "num_validation_images": 2,
+            "num_drift_images": 2,
+        },
+    ),
+    "balanced": Preset(
+        "Enough for most subjects",
+        SMALL_BLOCKS
+        | {"max_train_steps": 300, "validation_steps": 100, "checkpointing_steps": 100},
+    ),
+    "best": Preset(
+        "Long, averaged, and the step that measures best is kept",
+        SMALL_BLOCKS
+        | {
+            "learning_rate": 4e-3,
+            "max_train_steps": 600,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
+            "use_ema": True,
+            "best_metric": "auto",
+            "early_stopping_patience": 3,
+        },
+    ),
+    "pet": Preset(
+        "Faces and pets: the class stays what it was, pictures are mirrored too",
+        SMALL_BLOCKS
+        | KEEP_CLASS
+        | {
+            "max_train_steps": 200,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
+            "random_flip": True,
+            "prior_loss_weight": 0.5,
+            "use_ema": True,
+        },
+    ),
+    "object": Preset(
+        "Things: letters and logos are never mirrored, the class stays what it was",
+        SMALL_BLOCKS
+        | KEEP_CLASS
+        | {
+            "max_train_steps": 200,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
+            "prior_loss_weight": 0.3,
+        },
+    ),
+    "style": Preset(
+        "A way to draw: longer, mirrored, and every picture under its own caption",
+        SMALL_BLOCKS
+        | {
+            "max_train_steps": 400,
+            "validation_steps": 100,
+            "checkpointing_steps": 100,
+            "random_flip": True,
+        },
+    ),
+}
+
+
+def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings, under those given.
+
+    Where it keeps the class and none is named, the class is the instance prompt without its rare
+    words; where that leaves nothing new, nothing is kept.
+
+    Raises:
+        AtomError: there is no such preset.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(str(name), PRESETS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
+        raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
+    settings = {**PRESETS[name].settings, **given}
+    if given.get("optimizer") == "prodigy" and "learning_rate" not in given:
+        del settings["learning_rate"]  # it finds its own
+    plain = clean_prompt(words := str(settings.get("instance_prompt") or ""))
+    keeps = settings.get("with_prior_preservation")
+    if keeps and not settings.get("class_prompt") and plain and plain != words:
+        settings["class_prompt"] = plain
+    if not keeps or not settings.get("class_prompt"):
+        return {k: v for k, v in settings.items() if k in given or k not in KEEP_CLASS}
+    return settings
+
+
+def read_costs() -> dict[str, dict[str, Any]]:
+    """Preset → what `presets.json` says it costs, with `device` and `threads`; empty without it."""
+    if not COSTS.is_file():
+        return {}
+    facts = json.loads(COSTS.read_text(encoding="utf-8"))
+    about = {key: facts[key] for key in ("device", "threads")}
+    return {name: row | about for name, row in facts["presets"].items()}

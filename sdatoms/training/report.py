@@ -1,0 +1,134 @@
+"""What a run's `report.json` says: numbers, bytes, seconds, memory, versions.
+
+The model card of a run, and the way to the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdatoms.diffusion.pipeline import find_base
+from sdatoms.errors import AtomError
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.trainer import Trainer
+
+__all__ = [
+    "describe_run",
+    "push_run",
+    "write_card",
+]
+
+
+def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
+    """Facts about a run whose atom file is at `path`."""
+    import diffusers
+    import transformers
+
+    import sdatoms
+
+    names = dict.fromkeys(row.name for row in trainer.instances)
+    return {
+        "parameters": trainer.num_parameters,
+        "bytes": path.stat().st_size,
+        "seconds": round(time.time() - trainer.began, 2),
+        "steps": trainer.step,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024),
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "base_model": find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
+        "instance_pictures": list(names),
+        "picture_notes": list(trainer.notes),
+        "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
+        "versions": {
+            "sdatoms": sdatoms.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+PUSHED = ("README.md", "atoms.safetensors", "samples.png", "report.json", "config.toml")
+
+
+def write_card(config: TrainConfig, facts: dict[str, Any], has_grid: bool) -> str:
+    """A model card in Markdown, with the front matter the hub reads.
+
+    Args:
+        facts: what report.json says.
+        has_grid: whether there is a samples.png to show.
+    """
+    words = config.trigger or config.instance_prompt
+    base = config.pretrained_model_name_or_path
+    on_hub = base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
+    front = {
+        "base_model": base if on_hub else None,
+        "library_name": "diffusers",
+        "instance_prompt": words,
+        "tags": ["text-to-image", "stable-diffusion", "dreambooth", "filter-atoms", "sdatoms"],
+    }
+    lines = ["---"]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None]
+    lines += ["---", "", f"# {words}", ""]
+    if has_grid:
+        lines += ["![Samples, the base in the first column](samples.png)", ""]
+    variant = f"{config.atom_variant} filter atoms"
+    lines += [
+        f"{facts['parameters']:,} numbers of {variant}, {facts['bytes']:,} bytes, for "
+        f"`{facts['base_model']}`; trained on {len(facts['instance_pictures'])} pictures for "
+        f"{facts['steps']} steps in {facts['seconds']:.0f} seconds.",
+        "",
+        "```python",
+        "import sdatoms",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({base or 'path to the bundled base'!r})",
+        'sdatoms.load_atoms(pipe, "atoms.safetensors")',
+        f"image = pipe({words!r}).images[0]",
+        "```",
+        "",
+    ]
+    measured = facts["metrics"].get(f"step-{facts['chosen_step']:06d}", {})
+    if measured:
+        before = facts["metrics"].get("base", {})
+        lines += ["| measured | base | these atoms |", "|---|---|---|"]
+        for name, value in measured.items():
+            shown = f"{before[name]:.3f}" if name in before else "–"
+            lines.append(f"| {name} | {shown} | {value:.3f} |")
+        lines.append("")
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return "\n".join([*lines, f"Seed {config.seed}; {versions}.", ""])
+
+
+def push_run(run: Path, config: TrainConfig) -> str:
+    """Upload the card, the atom file, samples and report; returns the repository's address.
+
+    The login is huggingface_hub's own (`hf auth login` or `HF_TOKEN`); no token is written down.
+
+    Raises:
+        AtomError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    name = config.hub_model_id or run.resolve().name
+    try:
+        api = HfApi()
+        where = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=where.repo_id, folder_path=run, allow_patterns=list(PUSHED))
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AtomError(
+            f"the run {str(run)!r} is complete on disk but could not be pushed to {name!r}: "
+            f"{reason[:200]}"
+        ) from None
+    return str(where)

@@ -1,0 +1,209 @@
+"""What a training run leaves on disk, and all that an app needs to show it.
+
+`config.toml` (effective), `metrics.jsonl`, `status.json`, `samples/`, `checkpoints/step-000200/`,
+`atoms.safetensors`, `report.json`, `log.txt`. Every file but the two logs is written whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sdatoms.errors import AtomError
+from sdatoms.storage import write_whole
+
+__all__ = [
+    "RunDirectory",
+    "write_toml",
+]
+
+STEP = re.compile(r"^step-(\d{6,})$")
+SAMPLE = re.compile(r"^(base|step-\d{6,})-\d+\.png$")
+HEARTBEAT_SECONDS = 1.0
+
+
+class RunDirectory:
+    """Writes one run's files; see the module's docstring for the list."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self._last_beat = 0.0
+        self._stale: list[int] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AtomError(
+                f"the output folder {str(path)!r} cannot be made: {error.strerror}"
+            ) from None
+
+    def clean(self) -> None:
+        """Take away what a killed run left half-done."""
+        for path in self.checkpoints.glob(".step-*"):
+            kept = self.checkpoints / path.name[1:].removesuffix(".old")
+            if path.suffix == ".old" and not kept.exists():
+                path.rename(kept)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def start_afresh(self) -> None:
+        """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
+        new one."""
+        self.trim_metrics(-1)
+        for path in self.samples.rglob("*.png"):
+            if SAMPLE.match(path.name):
+                path.unlink()
+        self._stale = self.list_checkpoints()
+
+    def log(self, text: str) -> None:
+        """Append one line with the time to `log.txt`."""
+        stamp = datetime.datetime.now().isoformat(timespec="seconds")
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append one JSON object to `metrics.jsonl`, flushed."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop rows after `step`, which a resumed run will write again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if read_step(line) <= step]
+            write_whole(path, "".join(row + "\n" for row in rows).encode())
+
+    def set_status(
+        self, phase: str, step: int, total: int, eta_s: float | None, *, force: bool = True
+    ) -> None:
+        """Rewrite `status.json`; without `force` at most once a second."""
+        now = time.time()
+        if not force and now - self._last_beat < HEARTBEAT_SECONDS:
+            return
+        self._last_beat = now
+        status = {
+            "phase": phase,
+            "pid": os.getpid(),
+            "heartbeat": now,
+            "step": step,
+            "total": total,
+            "eta_s": eta_s,
+        }
+        self.write_json("status.json", status)
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        write_whole(self.path / "config.toml", write_toml(values).encode())
+
+    def save_checkpoint(
+        self,
+        step: int,
+        files: dict[str, bytes],
+        state: dict[str, Tensor],
+        places: str,
+        limit: int | None,
+    ) -> Path:
+        """Write `checkpoints/step-…`, complete or absent, then delete the oldest beyond `limit`.
+
+        Args:
+            places: JSON text that says where the tensors of `state` belong.
+        """
+        target = self.checkpoints / f"step-{step:06d}"
+        staging = self.checkpoints / f".{target.name}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        held = {**files, "state.safetensors": save(state, {"step": str(step), "state": places})}
+        for name, data in held.items():
+            write_whole(staging / name, data)
+        if target.exists():
+            old = self.checkpoints / f".{target.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        staging.rename(target)
+        sync_folder(self.checkpoints)
+        shutil.rmtree(self.checkpoints / f".{target.name}.old", ignore_errors=True)
+        steps = [s for s in self.list_checkpoints() if s not in self._stale or s == step]
+        for old in {*self.list_checkpoints()} - {*(steps[-limit:] if limit else steps)}:
+            shutil.rmtree(self.checkpoints / f"step-{old:06d}")
+        self._stale = []
+        return target
+
+    def list_checkpoints(self) -> list[int]:
+        """Steps of the complete checkpoints, rising."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(m[1]) for p in self.checkpoints.iterdir() if (m := STEP.match(p.name)))
+
+    def find_checkpoint(self, wanted: str) -> tuple[int, Path] | None:
+        """`latest`, a step's directory name, or a path → its step and directory; None when `latest`
+        finds none."""
+        steps = self.list_checkpoints()
+        if wanted == "latest":
+            return (steps[-1], self.checkpoints / f"step-{steps[-1]:06d}") if steps else None
+        match = STEP.match(Path(wanted).name)
+        path = self.checkpoints / Path(wanted).name
+        if not match or not path.is_dir():
+            held = ", ".join(f"step-{s:06d}" for s in steps) or "none"
+            raise AtomError(
+                f"there is no checkpoint {wanted!r} in {str(self.checkpoints)!r}; it holds {held}"
+            )
+        return int(match[1]), path
+
+    def load_state(self, checkpoint: Path) -> tuple[dict[str, Tensor], str]:
+        """The tensors and the JSON text that `save_checkpoint` was given.
+
+        Raises:
+            AtomError: the checkpoint is of an older version or damaged.
+        """
+        path = checkpoint / "state.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                places = (file.metadata() or {})["state"]
+            return load_file(path), places
+        except (OSError, SafetensorError, KeyError) as error:
+            raise AtomError(f"the checkpoint {checkpoint.name!r} cannot be read: {error}") from None
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_step(line: str) -> int:
+    try:
+        return int(json.loads(line).get("step", 0))
+    except ValueError:
+        return 1 << 60  # a line cut short by a kill
+
+
+def write_toml(values: dict[str, Any]) -> str:
+    """Flat settings as TOML; None is left out, since TOML has no word for it."""
+    lines = []
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, list | tuple):
+            text = "[" + ", ".join(json.dumps(v, ensure_ascii=False) for v in value) + "]"
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        lines.append(f"{key} = {text}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,87 @@
+"""Curves and pictures in TensorBoard, Weights & Biases and others, by accelerate's trackers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+
+from sdatoms.errors import AtomError
+from sdatoms.training.config import TrainConfig
+
+__all__ = [
+    "Trackers",
+]
+
+
+class Trackers:
+    """The trackers of one run; none unless they are asked for.
+
+    Raises:
+        AtomError: a tracker is unknown, or its package is missing.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        config: TrainConfig,
+        further: Sequence[Any] = (),
+    ) -> None:
+        names = [config.report_to] if config.report_to else []
+        for name in names:
+            if name != "all" and name not in LOGGER_TYPE_TO_CLASS:
+                raise AtomError(
+                    f"--report_to is {name!r}; it takes all, {', '.join(LOGGER_TYPE_TO_CLASS)}"
+                )
+        found = filter_trackers([*names, *further], str(folder / "logs"))
+        if names and names != ["all"] and len(found) == len(further):
+            raise AtomError(
+                f"--report_to {names[0]} needs its package; install it with pip install {names[0]}"
+            )
+        self.accelerator = accelerator
+        self.active = bool(found)
+        if self.active:
+            accelerator.log_with = found
+            accelerator.project_configuration = ProjectConfiguration(
+                str(folder), logging_dir=str(folder / "logs")
+            )
+            plain = {
+                k: " | ".join(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()
+            }
+            accelerator.init_trackers(
+                "sdatoms", config={k: "" if v is None else v for k, v in plain.items()}
+            )
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """One step's numbers."""
+        if self.active:
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+            self.accelerator.log(numbers, step=step)
+
+    def show(
+        self, name: str, pictures: Sequence[Image.Image], prompts: Sequence[str], step: int
+    ) -> None:
+        """Sample pictures, where a tracker takes pictures."""
+        if not self.active or not pictures:
+            return
+        stack = np.stack([np.asarray(picture) for picture in pictures])
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.tracker.add_images(name, stack, step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                wandb = importlib.import_module("wandb")
+                images = [wandb.Image(p, caption=c) for p, c in zip(pictures, prompts, strict=True)]
+                tracker.tracker.log({"samples": images}, step=step)
+
+    def close(self) -> None:
+        if self.active:
+            self.accelerator.end_training()

@@ -1,0 +1,348 @@
+"""`Trainer`: the state of one run, and one optimizer step of it. `train` in train.py drives it.
+
+The loss is Stable Diffusion's denoising error on instance pictures, plus `prior_loss_weight` times
+the same on their class.
+
+Reference: Ruiz et al., "DreamBooth", CVPR 2023, https://arxiv.org/abs/2208.12242, equation 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sdatoms.adapters.words import (
+    TrainedTokens,
+    add_word,
+    check_word,
+    list_encoders,
+    start_embeddings,
+)
+from sdatoms.diffusion.pipeline import load_base
+from sdatoms.errors import AtomError
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.writer import pack_atoms
+from sdatoms.layers.inject import Injection, inject, without_atoms
+from sdatoms.training.batches import Batch, Draw, draw_batches, name_bad_rows
+from sdatoms.training.conditions import Condition
+from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
+from sdatoms.training.data import Material
+from sdatoms.training.denoising import Denoising
+from sdatoms.training.failures import check_gradients
+from sdatoms.training.folder_checks import check_pictures
+from sdatoms.training.optimizers import Averages, group_parameters, make_optimizer, make_schedule
+from sdatoms.training.processes import average
+from sdatoms.training.run_folder import RunDirectory
+
+__all__ = [
+    "TrainStep",
+    "Trainer",
+    "choose_attention",
+]
+
+
+class TrainStep(NamedTuple):
+    """What one optimizer step reports."""
+
+    step: int
+    total: int
+    loss: float
+    """Weighted mean over the batch, class rows included."""
+    instance_loss: float
+    prior_loss: float | None
+    lr: float
+    seconds: float
+
+
+class Trainer:
+    """The state of one run: pipeline, injections, optimizer, run directory.
+
+    Raises:
+        AtomError: pictures, flags or base cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.began = time.time()
+        folder = check_pictures(config)
+        AcceleratorState._reset_state()  # one process may train twice, with another precision
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.device = self.accelerator.device
+        if config.allow_tf32:
+            torch.set_float32_matmul_precision("high")
+        self.main = self.accelerator.is_main_process
+        self.run = RunDirectory(Path(config.output_dir))
+        self.step = 0
+        set_seed(config.seed)
+        if self.main:
+            self.run.clean()
+            self.run.write_config(asdict(config))
+        self.tell("loading")
+        self.notes = folder.notes
+        """What preflight found odd in the instance folder."""
+        for note in self.notes:
+            self.log(note)
+        self.pipe = load_base(
+            config.pretrained_model_name_or_path,
+            revision=config.revision,
+            variant=config.variant,
+            device=self.device,
+            load_in=config.load_in,
+        )
+        unet = self.pipe.unet
+        self.denoising = Denoising(self.pipe.scheduler.config, config)
+        self.material = Material(
+            self.pipe,
+            config,
+            folder,
+            paints=self.main,
+            wait=self.accelerator.wait_for_everyone,
+            log=self.log,
+            tell=lambda phase: self.tell(phase, force=False),
+        )
+        self.instances, self.classes = self.material.instances, self.material.classes
+        encoders = self.material.text.encoders
+        self.injections: dict[str, Injection] = {"unet": inject(unet, make_atom_config(config))}
+        if config.train_text_encoder:
+            for name, encoder in encoders.items():
+                self.injections[name] = inject(encoder, make_text_config(config))
+        self.tokens: dict[str, TrainedTokens] = {}
+        if config.train_text_encoder_ti:
+            self.tokens = prepare_tokens(self.pipe, config)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            for name, encoder in encoders.items():
+                if name in self.injections:
+                    encoder.gradient_checkpointing_enable()
+        backend = config.dynamo_backend
+        self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
+        self.prepare_optimizer()
+        self.draw = Draw(
+            denoising=self.denoising,
+            seed=config.seed,
+            batch_size=config.train_batch_size,
+            num_processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+            proportion_empty_prompts=config.proportion_empty_prompts,
+            class_prompt=config.class_prompt if config.with_prior_preservation else None,
+        )
+        self.torn = False
+        """Whether an optimizer step began and has not ended."""
+        self.checked = False
+        """Whether a step's gradients were looked at."""
+
+    def prepare_optimizer(self) -> None:
+        config = self.config
+        embeddings = [tokens.embeddings for tokens in self.tokens.values()]
+        groups = group_parameters(self.injections, config, embeddings)
+        if not groups:
+            raise AtomError("every learning rate is 0; there is nothing to train")
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        held = {id(p) for p in self.parameters}
+        for injection in self.injections.values():
+            for parameter in injection.parameters():
+                parameter.requires_grad_(id(parameter) in held)
+        self.optimizer = make_optimizer(groups, config, self.log)
+        self.schedule = make_schedule(self.optimizer, config)
+        self.scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
+            self.device.type, enabled=config.mixed_precision == "fp16"
+        )
+        named = [
+            (f"{component}.{name}", parameter)
+            for component, injection in self.injections.items()
+            for name, parameter in injection.named_parameters()
+        ]
+        named += [(f"{c}.tokens.embeddings", t.embeddings) for c, t in self.tokens.items()]
+        self.averages = Averages(named, config.ema_decay) if config.use_ema else None
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def log(self, text: str) -> None:
+        if self.main:
+            self.run.log(text)
+
+    def tell(self, phase: str, eta_s: float | None = None, *, force: bool = True) -> None:
+        """Say in status.json what is going on."""
+        if self.main:
+            self.run.set_status(phase, self.step, self.config.max_train_steps, eta_s, force=force)
+
+    def predict(self, unet: Any, noisy: Tensor, batch: Batch, condition: Condition) -> Tensor:
+        added = None
+        if condition.pooled is not None:
+            added = {"text_embeds": condition.pooled, "time_ids": batch.time_ids.to(noisy)}
+        return unet(
+            noisy,
+            batch.timesteps.to(self.device),
+            condition.context,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Loss of every row of a batch, `(B,)`."""
+        device = self.device
+        latents, noise, mixed, t = (
+            tensor.to(device)
+            for tensor in (batch.latents, batch.noise, batch.input_noise, batch.timesteps)
+        )
+        noisy = self.denoising.mix(latents, mixed, t)
+        with self.accelerator.autocast():
+            predicted = self.predict(self.unet, noisy, batch, self.material.condition(batch))
+            if batch.from_base:
+                with torch.no_grad(), without_atoms(self.injections["unet"]):
+                    condition = self.material.condition(batch, base=True)
+                    target = self.predict(self.pipe.unet, noisy, batch, condition)
+            else:
+                target = self.denoising.target(latents, noise, t)
+        mask = None if batch.mask is None else batch.mask.to(device)
+        return self.denoising.error(predicted, target, t, mask)
+
+    def take_step(self) -> TrainStep:
+        """One optimizer step over `gradient_accumulation_steps` batches.
+
+        Raises:
+            AtomError: the loss or a gradient is no longer finite, or atoms have no gradient in
+                the first step; the atoms are as before.
+        """
+        config, began = self.config, time.perf_counter()
+        for component in self.injections:
+            getattr(self.pipe, component).train()
+        facts = torch.zeros(3, device=self.device)  # loss, instance loss, prior loss
+        share, bad = 1 / config.gradient_accumulation_steps, ""
+        for micro in range(config.gradient_accumulation_steps):
+            index = self.step * config.gradient_accumulation_steps + micro
+            for batch in draw_batches(self.instances, self.classes, index, self.draw):
+                weight = config.prior_loss_weight if batch.prior else 1.0
+                # The backward pass too: gradient checkpointing runs layers again in it.
+                with choose_attention(self.device):
+                    errors = self.measure(batch)
+                    self.scaler.scale(weight * errors.mean() * share).backward()
+                mean = errors.detach().mean() * share
+                facts[0] += weight * mean
+                facts[2 if batch.prior else 1] += mean
+                bad = bad or name_bad_rows(batch, errors.detach())
+        gradients = self.gather_gradients()
+        average([*gradients, facts])
+        loss, instance, prior = (float(fact) for fact in facts)
+        if not torch.isfinite(facts).all():
+            self.optimizer.zero_grad()
+            raise AtomError(
+                f"the loss became {loss} at step {self.step + 1}{bad}; lower --learning_rate "
+                f"({self.optimizer.param_groups[0]['lr']:g} now); the last checkpoint is whole"
+            )
+        if not self.checked and loss:
+            self.check_first_step()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise AtomError(
+                f"a gradient became {float(norm)} at step {self.step + 1}; lower --learning_rate; "
+                "the last checkpoint is whole"
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.torn = True
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        if self.averages:
+            self.averages.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.torn = False
+        kept = prior if config.with_prior_preservation else None
+        seconds = time.perf_counter() - began
+        return TrainStep(self.step, config.max_train_steps, loss, instance, kept, lr, seconds)
+
+    def check_first_step(self) -> None:
+        backend = self.config.dynamo_backend
+        compiled = None if backend == "no" else backend
+        silent = check_gradients(self.injections["unet"], self.parameters, compiled)
+        if silent:
+            self.log(f"no gradient reaches {len(silent)} tensors of atoms, first {silent[0]}")
+        self.checked = True
+
+    def gather_gradients(self) -> list[Tensor]:
+        """Every trained tensor's gradient; zeros where this process's rows gave none."""
+        found = []
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+        return found
+
+    def live(self) -> dict[str, Tensor]:
+        """The atoms as they are now, under the atom file's keys."""
+        return {
+            f"{component}.{name}": tensor
+            for component, injection in self.injections.items()
+            for name, tensor in injection.named_tensors()
+        } | {f"{c}.tokens.embeddings": t.embeddings for c, t in self.tokens.items()}
+
+    def output(self) -> dict[str, Tensor]:
+        """The atoms that samples and the final file hold: the averages where they are asked for."""
+        averaged = self.averages.values if self.averages and self.config.ema_output else {}
+        return {**self.live(), **averaged}
+
+    def pack(
+        self,
+        tensors: dict[str, Tensor] | None = None,
+        *,
+        step: int | None = None,
+        thumbnail: str | None = None,
+    ) -> AtomFile:
+        """An atom file in memory; of the live atoms when no tensors are given."""
+        config, held = self.config, self.live() | (tensors or {})
+        words = config.trigger or config.instance_prompt
+        own = {c: held.pop(f"{c}.tokens.embeddings") for c in self.tokens}
+        return pack_atoms(
+            self.injections,
+            trigger=words,
+            base_model=config.pretrained_model_name_or_path or "sdatoms/emoji-sd",
+            base_revision=config.revision,
+            step=self.step if step is None else step,
+            seed=config.seed,
+            title=words,
+            resolution=self.material.resolution,
+            prediction_type=self.denoising.prediction_type,
+            thumbnail=thumbnail,
+            tensors=held,
+            word=config.token_abstraction if own else None,
+            embeddings=own,
+        )
+
+
+def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
+    """Give the pipeline the new word; component → its embeddings, to be trained.
+
+    Raises:
+        AtomError: the base knows the word already, or the initializer concept holds no token.
+    """
+    word, count = config.token_abstraction, config.num_new_tokens_per_abstraction
+    encoders = list_encoders(pipe)
+    start = {
+        component: start_embeddings(*pair, count, config.initializer_concept)
+        for component, pair in encoders.items()
+    }
+    check_word(pipe, word, start)
+    add_word(pipe, "training", word, start)
+    return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
+
+
+def choose_attention(device: torch.device) -> Any:
+    """On the CPU the plain kernel: the fused one's backward is three times slower there at small
+    sizes."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

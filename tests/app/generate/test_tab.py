@@ -1,0 +1,203 @@
+"""Journeys through the page in a headless Chromium; nothing sleeps, everything waits for a sign."""
+
+import io
+import re
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny.training import WAIT
+
+pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
+NAMELESS = """() => {
+  const shown = (e) => e.offsetParent !== null || getComputedStyle(e).position === 'fixed';
+  const named = (e) => [
+    e.getAttribute('aria-label'), e.title, e.innerText, e.alt,
+    e.placeholder, ...[...e.querySelectorAll('img[alt]')].map((i) => i.alt),
+    ...[...(e.labels || [])].map((l) => l.innerText),
+    ...(e.getAttribute('aria-labelledby') || '').split(' ').map(
+      (id) => document.getElementById(id)?.innerText),
+  ].some((text) => text && text.trim());
+  return [...document.querySelectorAll('button, input, textarea, select, [role=button]')]
+    .filter((e) => shown(e) && !named(e) && e.type !== 'hidden')
+    .map((e) => e.outerHTML.slice(0, 160));
+}"""
+
+
+def finish(page):
+    """Wait until the painting is over; returns the note and the newest picture's pixels."""
+    from playwright.sync_api import expect
+
+    fresh = page.locator("#note .note:not([data-old])")
+    expect(fresh).to_be_visible(timeout=WAIT)
+    expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#cancel")).to_be_disabled()
+    note = fresh.inner_text()
+    shown = page.locator("#result img").last
+    if not shown.count():
+        return note, None, b""
+    data = page.request.get(shown.get_attribute("src")).body()
+    with Image.open(io.BytesIO(data)) as opened:
+        return note, np.array(opened.convert("RGB")), data
+
+
+def begin(page):
+    """Mark the note that stands there, then click Paint: the next note is this painting's."""
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
+    page.locator("#paint").click()
+
+
+def paint(page):
+    begin(page)
+    return finish(page)
+
+
+SETTLED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Two frames on: what an accordion held back is there and listens."""
+
+
+def unfold(page, *parts):
+    for part in parts:
+        page.locator(f"#{part} button").first.click()
+        page.evaluate(SETTLED)
+
+
+def set_steps(page, steps):
+    unfold(page, "settings")
+    page.locator("#steps input[type=number]").fill(str(steps))
+
+
+def test_the_first_picture_takes_one_click(open_page):
+    """Nothing needs to be chosen: the page opens with a prompt, and Paint is the first click."""
+    page = open_page()
+    began = time.monotonic()
+    note, picture, _ = paint(page)
+    assert time.monotonic() - began < 30  # on the bundled base: README, "Measured"
+    assert picture.shape == (64, 64, 3) and "seed 0, no atoms, DDIM, 25 steps" in note
+
+
+def test_load_mix_and_clear_two_adapters(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 3)
+    note, base, _ = paint(page)
+    assert "seed 0, no atoms" in note
+    assert page.locator("#cards b").count() == 0  # what files say is text, never markup
+    page.get_by_role("button", name="Add dog").click()
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    page.locator("#cards").get_by_text("sks dog", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_have_value("cat face sks dog", timeout=WAIT)
+    page.locator("#prompt textarea").fill("cat face")
+    page.get_by_role("button", name="Add ink").click()
+    expect(page.locator("#strength-1 input[type=number]")).to_be_visible(timeout=WAIT)
+    page.locator("#strength-0 input[type=number]").fill("0.5")
+    unfold(page, "blocks-1")
+    page.locator("#up-1 input[type=number]").fill("0")
+    note, mixed, _ = paint(page)
+    assert "dog at 0.5, ink at 1/1/0" in note and not np.array_equal(mixed, base)
+    page.locator("#enabled-0 input").uncheck()
+    note, _, _ = paint(page)
+    assert "dog" not in note
+    page.get_by_role("button", name="Remove dog").click()
+    expect(page.locator("#strength-1")).to_be_hidden(timeout=WAIT)
+    page.get_by_role("button", name="Remove ink").click()
+    expect(page.locator("#strength-0")).to_be_hidden(timeout=WAIT)
+    note, again, _ = paint(page)
+    assert "no atoms" in note and np.array_equal(again, base)
+
+
+def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 3)
+    page.locator("#drop input[type=file]").set_input_files(adapters_dir / "ink.safetensors")
+    expect(page.locator("#note")).to_contain_text("is listed and chosen", timeout=WAIT)
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    page.locator("#seed input").fill("123")
+    page.locator("#prompt textarea").fill("cat <b>face</b>")
+    note, first, data = paint(page)
+    assert "seed 123, uploads/ink-" in note
+    (tmp_path / "picture.png").write_bytes(data)
+    fresh = open_page()
+    fresh.locator("#drop input[type=file]").set_input_files(tmp_path / "picture.png")
+    expect(fresh.locator("#note")).to_contain_text("as it was when", timeout=WAIT)
+    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    _, again, _ = paint(fresh)
+    assert np.array_equal(first, again)
+    fresh.reload()  # the form is remembered
+    expect(fresh.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    fresh.locator("#drop input[type=file]").set_input_files(adapters_dir / "old.safetensors")
+    expect(fresh.get_by_text(re.compile("no safetensors file")).first).to_be_visible(timeout=WAIT)
+    unfold(fresh, "history")
+    fresh.locator("#history-search input, #history-search textarea").fill("123 ink")
+    fresh.locator("#history-look").click()
+    expect(fresh.locator("#past-note")).to_contain_text(re.compile(r"\d picture"), timeout=WAIT)
+    fresh.locator("#past img").first.click()
+    expect(fresh.locator("#past-note")).to_contain_text("<b>face</b> · seed 123", timeout=WAIT)
+    assert fresh.locator("#past b, #past-note b, #result b").count() == 0  # recipes are text too
+    fresh.locator("#past-send").click()
+    expect(fresh.locator("#init-picture img")).to_be_attached(timeout=WAIT)
+
+
+def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 100)
+    for field, value in (("batch", "8"), ("width", "192"), ("height", "192")):  # work for a while
+        page.locator(f"#{field} input[type=number], #{field} input").first.fill(value)
+    begin(page)
+    expect(page.locator("#live img")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#paint")).to_be_disabled()
+    page.locator("#cancel").click()
+    note, _, _ = finish(page)
+    assert "Cancelled" in note
+    expect(page.locator("#live")).to_be_hidden(timeout=WAIT)
+    page.locator("#prompt textarea").fill("")
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
+    page.locator("#paint").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#note [role=alert]")).to_contain_text("prompt is empty", timeout=WAIT)
+    finish(page)
+    page.locator("#prompt textarea").fill("cat")
+    page.locator("#paint").click()
+    expect(page.locator("#live img")).to_be_visible(timeout=WAIT)
+    page.reload()  # whoever leaves cancels, and finds the page ready
+    expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#cancel")).to_be_disabled()
+    expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+    page.locator("#prompt textarea").fill("cat")
+    unfold(page, "settings")
+    page.locator("#steps input[type=number]").fill("2")
+    page.locator("#batch input[type=number]").fill("1")
+    assert "seed" in paint(page)[0]
+
+
+def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
+    page.get_by_role("button", name="Add dog").click()
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    unfold(page, "settings", "start-from", "presets", "history", "blocks-0")
+    page.locator("#steps input[type=number]").fill("2")
+    page.locator("#preset-name input, #preset-name textarea").fill("mine")
+    page.locator("#preset-save").click()
+    expect(page.locator("#preset input")).to_have_value("mine", timeout=WAIT)
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#to-compare").click()
+    expect(page.locator("#slider img").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#compare-paint")).to_be_enabled(timeout=WAIT)
+    page.locator("#grid-strengths textarea, #grid-strengths input").fill("0, 1")
+    page.locator("#grid-seeds textarea, #grid-seeds input").fill("5")
+    page.locator("#grid-paint").click()
+    expect(page.locator("#grid-note")).to_contain_text("2 pictures", timeout=WAIT)
+    expect(page.locator("#grid img")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#grid-paint")).to_be_enabled(timeout=WAIT)
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

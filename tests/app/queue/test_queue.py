@@ -1,0 +1,244 @@
+"""The training queue on disk: order, one at a time, dead processes, and names that are no paths."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from sdatoms_app.queue.queue import MAX_QUEUED, Queue, slugify
+from sdatoms_app.queue.worker import claim_job, hold_lock, read_json, update_job
+from sdatoms_app.runs.files import (
+    describe_seconds,
+    list_samples,
+    open_samples,
+    pack_run,
+    read_curves,
+    smooth,
+)
+from tiny.base import save_tiny_base
+from tiny.training import wait_for
+
+import sdatoms
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A queue whose workers are not started: jobs stay where the test puts them."""
+    monkeypatch.setattr("sdatoms_app.queue.queue.wake", lambda root: None)
+    return Queue(tmp_path / "runs")
+
+
+def fill(folder):
+    for k in range(2):
+        Image.new("RGB", (64, 64), (80 * k, 40, 200)).save(folder / f"{k}.png")
+
+
+def end_process():
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_jobs_are_claimed_in_the_order_they_came(queue):
+    ids = [queue.add(f"job {k}", {}, fill).id for k in range(3)]
+    assert [job.id for job in queue.list()] == ids[::-1]
+    assert [queue.find(id).place for id in ids] == [0, 1, 2]
+    assert [claim_job(queue.root).name for _ in ids] == ids
+    assert claim_job(queue.root) is None
+
+
+def test_a_job_holds_its_own_pictures_and_settings(queue):
+    hostile = "../../x; rm -rf $HOME\n"
+    job = queue.add(hostile, {"instance_prompt": hostile, "max_train_steps": 7}, fill)
+    assert job.path.parent == queue.root and job.id.startswith("x-rm-rf-home-")
+    request = json.loads((job.path / "request.json").read_text())
+    assert request["instance_prompt"] == hostile and request["output_dir"] == str(job.path)
+    assert sorted(p.name for p in (job.path / "instance_images").iterdir()) == ["0.png", "1.png"]
+    assert (job.state, job.total) == ("queued", 7)
+
+
+def test_a_refused_job_leaves_nothing(queue):
+    def refuse(folder):
+        fill(folder)
+        raise sdatoms.AtomError("no")
+
+    with pytest.raises(sdatoms.AtomError, match="no"):
+        queue.add("x", {}, refuse)
+    assert [p.name for p in queue.root.iterdir()] == []
+    for k in range(MAX_QUEUED):
+        queue.add(f"{k}", {}, fill)
+    with pytest.raises(sdatoms.AtomError, match=f"at most {MAX_QUEUED}"):
+        queue.add("one more", {}, fill)
+
+
+def test_a_full_disk_takes_no_training(queue, monkeypatch):
+    monkeypatch.setattr("sdatoms_app.queue.queue.FREE_BYTES", 1 << 60)
+    with pytest.raises(sdatoms.AtomError, match="of the disk are free"):
+        queue.add("x", {}, fill)
+    assert queue.list() == []
+
+
+@pytest.mark.parametrize(
+    "id", ["../runs", "/etc", "", ".lock", "con\0", "x" * 300, "Ü", "-rf", ".new-x", None]
+)
+def test_ids_that_are_not_listed_are_refused(queue, id):
+    queue.add("x", {}, fill)
+    for ask in (queue.find, queue.stop, queue.resume, queue.delete):
+        with pytest.raises(sdatoms.AtomError, match="is listed; refresh"):
+            ask(id)
+
+
+def test_links_out_of_the_folder_are_no_runs(queue, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "status.json").write_text("{}")
+    queue.root.mkdir()
+    (queue.root / "link").symlink_to(outside)
+    assert queue.list() == []
+    with pytest.raises(sdatoms.AtomError):
+        queue.delete("link")
+    assert (outside / "status.json").exists()
+
+
+def test_a_dead_process_is_shown_as_stopped_and_can_go_on(queue):
+    job = queue.add("x", {"max_train_steps": 9}, fill)
+    claim_job(queue.root)
+    gone = end_process()
+    with hold_lock(queue.root):
+        update_job(job.path, pid=gone)
+    status = {"phase": "training", "pid": gone, "heartbeat": time.time(), "step": 4, "total": 9}
+    (job.path / "status.json").write_text(json.dumps(status))
+    found = queue.find(job.id)
+    assert (found.state, found.step, found.live) == ("stopped", 4, False)
+    assert "gone" in found.error
+    assert queue.resume(job.id).state == "queued"
+    request = read_json(job.path / "request.json")
+    assert request["resume_from_checkpoint"] == "latest" and request["max_train_steps"] == 9
+
+
+def test_a_process_that_is_not_the_trainer_is_never_signalled(queue, monkeypatch):
+    """Numbers of processes are used again: this test's own process is alive, and not the run's."""
+    job = queue.add("x", {}, fill)
+    claim_job(queue.root)
+    with hold_lock(queue.root):
+        update_job(job.path, pid=os.getpid())
+    (job.path / "status.json").write_text(json.dumps({"phase": "training", "pid": os.getpid()}))
+    signals = []
+    monkeypatch.setattr(os, "kill", lambda *args: signals.append(args))
+    assert queue.find(job.id).state == "stopped"
+    with pytest.raises(sdatoms.AtomError, match="not running"):
+        queue.stop(job.id)
+    assert not signals
+
+
+def test_leaving_the_queue_and_deleting(queue):
+    first, second = (queue.add(f"{k}", {}, fill) for k in range(2))
+    with pytest.raises(sdatoms.AtomError, match="stop it first"):
+        queue.delete(first.id)
+    assert queue.stop(first.id).state == "stopped"
+    assert claim_job(queue.root).name == second.id
+    queue.delete(first.id)
+    assert [job.id for job in queue.list()] == [second.id]
+    assert not first.path.exists()
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 10**9])
+def test_extending_takes_some_steps(queue, steps):
+    job = queue.add("x", {"max_train_steps": 5}, fill)
+    queue.stop(job.id)
+    (job.path / "status.json").write_text(json.dumps({"phase": "done", "pid": 1}))
+    with hold_lock(queue.root):
+        update_job(job.path, state="ended", pid=1, exit_code=0)
+    assert queue.find(job.id).state == "done"
+    with pytest.raises(sdatoms.AtomError, match="steps"):
+        queue.resume(job.id, steps)
+
+
+@pytest.mark.parametrize("words", ["", "…", "../..", "CON", "a" * 300])
+def test_names_are_plain(words):
+    assert slugify(words).replace("-", "").isalnum() and len(slugify(words)) <= 40
+
+
+def test_curves_pass_over_what_is_no_row(tmp_path):
+    rows = [
+        {"step": k, "loss": 1 / k, "lr": 0.1, "seconds": 2.0, "clip": k} for k in range(1, 1001)
+    ]
+    text = "\n".join(json.dumps(row) for row in rows)
+    broken = '\n{"step": 1001, "loss": NaN}\n[1]\n{"step": "x"}\n{"step": 1002, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text + broken)
+    curves = read_curves(tmp_path)
+    assert curves.steps[-1] == 1000 and len(curves.steps) <= 400
+    assert curves.loss[-1] == 1 / 1000 and curves.seconds_per_step == 2.0
+    assert set(curves.others) == {"clip"} and curves.others["clip"][-1] == (1000, 1000.0)
+    assert read_curves(tmp_path / "nowhere").steps == []
+
+
+def test_smoothing_keeps_constants_and_does_not_lag():
+    assert smooth([2.0] * 9, 0.9) == pytest.approx([2.0] * 9)
+    bump = [0.0] * 20 + [1.0] + [0.0] * 20
+    smoothed = smooth(bump, 0.8)
+    assert smoothed.index(max(smoothed)) == 20
+    assert smooth(bump, 0.0) == bump
+
+
+def test_samples_come_base_first_then_by_step(tmp_path):
+    names = ["step-000200-0.png", "base-1.png", "step-000050-0.png", "base-0.png", "notes.txt"]
+    (tmp_path / "samples").mkdir()
+    for name in names:
+        (tmp_path / "samples" / name).write_bytes(b"")
+    (tmp_path / "samples" / "step-000300-0.png").symlink_to("/etc/passwd")
+    found = [(path.name, label) for path, label in list_samples(tmp_path)]
+    assert found == [
+        ("base-0.png", "base"),
+        ("base-1.png", "base"),
+        ("step-000050-0.png", "step 50"),
+        ("step-000200-0.png", "step 200"),
+    ]
+    assert open_samples(tmp_path) == []  # none of them is whole yet
+    assert len(pack_run(tmp_path)) > 0
+
+
+def test_seconds_in_words():
+    assert [describe_seconds(s) for s in (5, 65, 3725)] == ["5 s", "1 min 5 s", "1 h 2 min"]
+
+
+def test_two_trainings_one_after_the_other(tmp_path):
+    """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
+    base = str(save_tiny_base(tmp_path / "base"))
+    queue = Queue(tmp_path / "runs")
+    settings = {
+        "instance_prompt": "a dog",
+        "pretrained_model_name_or_path": base,
+        "validation_steps": 0,
+        "checkpointing_steps": 1000,
+        "lr_warmup_steps": 0,
+    }
+    first = queue.add("long", settings | {"max_train_steps": 20_000}, fill)
+    second = queue.add("short", settings | {"max_train_steps": 2}, fill)
+    wait_for(lambda: queue.find(first.id).step >= 1)
+    running = queue.find(first.id)
+    assert running.state == "running" and running.pid != os.getpid()
+    assert os.getsid(running.pid) != os.getsid(0)
+    assert (queue.find(second.id).state, queue.find(second.id).place) == ("queued", 1)
+    assert queue.stop(first.id).stopping and queue.stop(first.id)
+    stopped = wait_for(lambda: (j := queue.find(first.id)).state == "stopped" and j)
+    assert stopped.error == "" and any((first.path / "checkpoints").iterdir())
+    done = wait_for(lambda: (j := queue.find(second.id)).state == "done" and j)
+    assert sdatoms.read_atoms(done.atoms).num_parameters > 0
+    queue.resume(second.id, 2)
+    wait_for(lambda: (j := queue.find(second.id)).state == "done" and j.step == 4)
+    assert read_curves(second.path).steps == [1, 2, 3, 4]
+    queue.delete(second.id)
+    assert [job.id for job in queue.list()] == [first.id]
+
+
+def test_a_trainers_refusal_is_shown(tmp_path):
+    queue = Queue(tmp_path / "runs")
+    settings = {"instance_prompt": "a dog", "pretrained_model_name_or_path": str(tmp_path)}
+    job = queue.add("x", settings, fill)
+    failed = wait_for(lambda: (j := queue.find(job.id)).state == "failed" and j)
+    assert "is no diffusers pipeline" in failed.error

@@ -1,0 +1,97 @@
+"""Every tab, in light and dark, under axe: contrast, names, roles, order of focus."""
+
+import pytest
+from tiny.training import draw, wait_for
+
+pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
+TABS = ("Generate", "Compare", "Atoms", "Train", "Runs")
+GRAVE = ("serious", "critical")
+GRADIOS = {
+    ("aria-prohibited-attr", "div.empty[aria-label='Empty value']"): (
+        "the placeholder of an empty Gallery or ImageSlider carries a label and no role"
+    ),
+}
+"""(rule, selector) → why it is Gradio's own and not ours to mend."""
+ASK = """async (own) => {
+  const found = await axe.run(document, {resultTypes: ['violations']});
+  return found.violations.flatMap((v) => v.nodes.map((n) => ({
+    rule: v.id, impact: n.impact, html: n.html.slice(0, 240), where: n.target.join(' '),
+    theirs: own.find(([rule, css]) => {
+      const e = document.querySelector(n.target[0]);
+      return rule === v.id && e && e.matches(css);
+    }) || null,
+    why: n.failureSummary,
+  })));
+}"""
+
+
+@pytest.fixture(scope="module")
+def trained(studio, tmp_path_factory):
+    """A run of two steps with samples, so that the Runs tab has something to show, and with a line
+    in its settings that is wider than the page."""
+    from sdatoms_app.train.page import open_queue
+
+    queue = open_queue(studio)
+    settings = {
+        "instance_prompt": "a sks dog",
+        "pretrained_model_name_or_path": studio.base,
+        "max_train_steps": 2,
+        "validation_steps": 1,
+        "validation_prompt": "a sks dog" + " on a wide beach" * 8,
+        "num_validation_images": 1,
+    }
+    job = queue.add("a sks dog", settings, lambda folder: draw(folder / "a.png"))
+    return wait_for(lambda: (j := queue.find(job.id)).state == "done" and j)
+
+
+def fill(page, tab, picture):
+    """Bring out all that the tab can show."""
+    from playwright.sync_api import expect
+
+    page.get_by_role("tab", name=tab, exact=True).click()
+    if tab == "Generate":
+        page.get_by_role("button", name="Add dog").click()
+        expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
+        page.locator("#paint").click()
+        expect(page.locator("#result img").first).to_be_visible()
+        expect(page.locator("#paint")).to_be_enabled()
+    if tab == "Compare":
+        page.locator("#compare-paint").click()
+        expect(page.locator("#slider img").first).to_be_visible()
+        expect(page.locator("#compare-paint")).to_be_enabled()
+    if tab == "Atoms":
+        page.locator("#anatomy-file input").click()
+        page.get_by_role("option", name="dog", exact=False).first.click()
+        expect(page.locator("#anatomy-after img")).to_be_visible()
+    if tab == "Train":
+        page.locator("#train-upload input[type=file]").set_input_files(picture)
+        expect(page.locator("#train-gallery img").first).to_be_visible()
+        page.locator("#train-with_prior_preservation input").check()
+        expect(page.locator("#train-class_prompt textarea")).to_be_visible()
+    if tab == "Runs":
+        expect(page.locator("#run-samples img").first).to_be_visible()
+        expect(page.locator("#run-loss svg")).to_be_visible()
+    folded = page.locator("button.label-wrap:not(.open):visible")
+    while folded.count():
+        folded.first.click()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_grave_on_any_tab(open_page, trained, tmp_path, theme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(f"/?__theme={theme}")
+    page.add_style_tag(content="* {transition: none !important; animation: none !important}")
+    page.evaluate(Axe().axe_script)
+    picture = draw(tmp_path / "a.png")
+    faults = []
+    for tab in TABS:
+        fill(page, tab, picture)
+        found = page.evaluate(ASK, [list(key) for key in GRADIOS])
+        assert isinstance(found, list)
+        faults += [
+            f"{tab}: {f['rule']} at {f['where']}: {f['html']} {f['why']}"
+            for f in found
+            if f["impact"] in GRAVE and not f["theirs"]
+        ]
+    assert not faults, "\n".join(faults)

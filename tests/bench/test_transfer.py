@@ -1,0 +1,216 @@
+"""Benchmarks of classifiers: chosen rates, resumption, what pre-training may see, processes."""
+
+import json
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny.classifiers import open_scripts, save_resnet
+from tiny.training import join_two_processes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with open_scripts(
+        data="sdatoms.classifiers.pictures",
+        bench="bench_transfer",
+        compare="compare_classifiers",
+        finetune="finetune_classifier",
+        pretrain="pretrain_classifier",
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    return save_resnet(tmp_path / "resnet8.safetensors")
+
+
+@pytest.fixture
+def subjects(tmp_path):
+    numbers = np.random.default_rng(0)
+    for k, name in enumerate("ab"):
+        (tmp_path / "subjects" / name).mkdir(parents=True)
+        for n in range(6):
+            pixels = numbers.integers(100 * k, 100 * k + 100, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "subjects" / name / f"{n}.png")
+    return tmp_path / "subjects"
+
+
+@pytest.fixture
+def run_bench(scripts, model, subjects, tmp_path, monkeypatch):
+    """Run the transfer benchmark on the subjects, into `out`; gives all lines so far."""
+
+    def run(*words, draws=1):
+        out = tmp_path / "out"
+        flags = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
+        flags += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", str(draws)]
+        monkeypatch.setattr(sys, "argv", [*flags, "--output_dir", str(out), *words])
+        scripts.bench.main()
+        return (out / "runs.jsonl").read_text().splitlines()
+
+    return run
+
+
+def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(run_bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_bench("--methods", "linear probe", "--seeds", "0")
+    words = ["--methods", "linear probe", "atoms", "--seeds", "0", "1"]
+    lines = run_bench(*words)
+    assert run_bench(*words) == lines
+    rows = [json.loads(line) for line in lines]
+    cells = [(row["method"], row["seed"]) for row in rows]
+    assert cells == [("linear probe", 0), ("atoms", 0), ("linear probe", 1), ("atoms", 1)]
+    for row, first in ((rows[2], rows[0]), (rows[3], rows[1])):
+        assert 3 <= len(first["trials"]) <= 5 and len(row["trials"]) == 1
+        assert row["learning_rate"] == first["learning_rate"]
+    assert [row["parameters"] for row in rows] == [0, 7 * 81, 0, 7 * 81]
+    table = (out / "resnet8.md").read_text()
+    assert table.count("±") == 4 and "linear probe" in table
+    assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
+
+
+def test_runs_of_another_length_are_kept_apart(run_bench, tmp_path, capsys):
+    words = ["--methods", "linear probe", "--seeds", "0"]
+    run_bench(*words)
+    before = (tmp_path / "out" / "runs.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as left:
+        run_bench(*words, "--subject_epochs", "2")
+    assert left.value.code == 2 and "over 1 epochs, not 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "runs.jsonl").read_bytes() == before
+
+
+def test_all_methods_are_run_but_those_that_tuned_norms_make_equal(scripts):
+    listed = lambda kind: [
+        method
+        for _, method, _ in scripts.bench.list_cells(
+            Namespace(batch_norm=kind, methods=None, tasks=["subjects"], subject_draws=1)
+        )
+    ]
+    assert listed("frozen") == list(scripts.bench.METHODS)
+    assert [m for m in listed("frozen") if m not in listed("tuned")] == [
+        f"{variant} + norms" for variant in ("atoms", "overcomplete", "coefficients", "full")
+    ]
+
+
+def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_bench, tmp_path):
+    words = ["--methods", "atoms", "--seeds", "0"]
+    run_bench(*words, draws=1)
+    rows = [json.loads(line) for line in run_bench(*words, draws=3)]
+    assert [row["draw"] for row in rows] == [0, 1, 2]
+    assert [len(row["trials"]) for row in rows[1:]] == [1, 1]
+    assert len({row["trials"][-1]["loss"] for row in rows}) == 3  # other pictures each
+    mean = 100 * sum(row["test_accuracy"] for row in rows) / 3
+    line = json.loads((tmp_path / "out" / "resnet8.json").read_text())[0]
+    assert line["mean"] == line["subjects"] == f"{mean:.1f}"  # one seed has no deviation
+
+
+def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_bench, tmp_path):
+    out = tmp_path / "out"
+    words = ["--seeds", "0", "--methods", "atoms", "LoRA r1", "full fine-tuning"]
+    run_bench(*words, "--batch_norm", "frozen")
+    rows = [json.loads(line) for line in run_bench(*words, "--batch_norm", "tuned")]
+    frozen, tuned = (
+        {row["method"]: row["parameters"] for row in rows if row["batch_norm"] == kind}
+        for kind in ("frozen", "tuned")
+    )
+    norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    grown = {name: tuned[name] - frozen[name] for name in tuned}
+    assert grown == {"atoms": norms, "LoRA r1": norms, "full fine-tuning": 0}
+    assert (out / "resnet8.md").exists() and (out / "resnet8-tuned.md").exists()
+
+
+def test_finished_runs_make_a_table_and_a_plot(
+    scripts, model, subjects, tmp_path, monkeypatch, capsys
+):
+    runs = []
+    for method in ("atoms", "bias"):
+        runs.append(str(tmp_path / method))
+        words = ["--model", model, "--data", str(subjects), "--method", method, "--epochs", "1"]
+        scripts.finetune.main([*words, "--output_dir", runs[-1]])
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["compare", *runs, "--output_dir", str(out)])
+    scripts.compare.main()
+    assert (out / "comparison.md").read_text() in capsys.readouterr().out
+    assert "567" in (out / "comparison.md").read_text() and (out / "comparison.png").exists()
+    monkeypatch.setattr(sys, "argv", ["compare", str(out), "--output_dir", str(out)])
+    with pytest.raises(SystemExit) as left:
+        scripts.compare.main()
+    assert left.value.code == 2 and "no result.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "blocks"),
+    [
+        (["coefficients"], (8, "channel", 0.045, None)),
+        (["coefficients", "--block_atoms", "2"], (4, "joint", None, 2)),
+        (["coefficients", "--block_size", "2"], (2, "joint", None, None)),
+        (["coefficients", "--block_share", "0.3"], (4, "joint", 0.3, None)),
+        (["full"], (4, "joint", None, None)),
+    ],
+)
+def test_large_blocks_are_given_where_no_flag_asks_for_others(
+    scripts, model, subjects, capsys, flags, blocks
+):
+    words = ["--model", model, "--data", str(subjects), "--epochs", "1", "--method"]
+    scripts.finetune.main([*words, *flags])
+    config = json.loads(capsys.readouterr().out.splitlines()[-1])["atoms"]
+    names = ("block_size", "block_view", "block_share", "block_atoms")
+    assert tuple(config[name] for name in names) == blocks
+
+
+def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
+    picture = Image.new("RGB", (4, 4))
+    pools = [
+        scripts.data.Pool(
+            "emoji",
+            ("a", "b"),
+            {"train": [scripts.data.Item(lambda: picture, n % 2, str(n)) for n in concepts]},
+        )
+        for concepts in (range(40), range(2, 38))
+    ]
+    later = scripts.data.keep_test(pools[1], seed=3)
+    kept = scripts.pretrain.leave_out(pools[0], later)
+    tested = {item.group for item in later.items["test"]}
+    assert len(tested) == 14
+    assert {i.group for i in kept.items["train"]} == {str(n) for n in range(40)} - tested
+    assert {i.group for i in kept.items["test"]} == tested
+
+
+def work(rank, port, words, folder):
+    join_two_processes(rank, port)
+    with open_scripts(finetune="finetune_classifier") as opened:
+        opened.finetune.main([*words, "--output_dir", folder])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(scripts, model, subjects, tmp_path):
+    from socket import socket
+
+    from safetensors.torch import load_file
+
+    # Eight training pictures in threes: the last batch has two, and one process gets one of them.
+    words = ["--model", model, "--data", str(subjects), "--method", "full", "--epochs", "2"]
+    words += ["--train_batch_size", "3", "--num_train", "8"]
+    scripts.finetune.main([*words, "--output_dir", str(tmp_path / "one")])
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    arguments = lambda rank: (rank, port, words, str(tmp_path / "two"))
+    workers = [context.Process(target=work, args=arguments(rank)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+        assert worker.exitcode == 0
+    for file in ("atoms.safetensors", "head.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)

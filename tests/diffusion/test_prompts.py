@@ -1,0 +1,82 @@
+"""Weights in prompts and prompts past the text encoder's window."""
+
+import pytest
+import torch
+from tiny.base import save_tiny_base
+
+from sdatoms import AtomError
+from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.prompts import count_tokens, encode_prompts, parse_prompt
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return load_base(str(save_tiny_base(tmp_path_factory.mktemp("tiny"))))
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        ("a cat", [("a cat", 1.0)]),
+        ("a (cat:1.3)", [("a ", 1.0), ("cat", 1.3)]),
+        ("(a (b:2) c:0.5)", [("a ", 0.5), ("b", 1.0), (" c", 0.5)]),
+        ("((x)) [y]", [("x", 1.1 * 1.1), (" ", 1.0), ("y", 1 / 1.1)]),
+        (r"\(plain\) 1:2 )", [("(plain) 1:2 )", 1.0)]),
+        ("open (end", [("open ", 1.0), ("end", 1.1)]),
+        ("(x:-0.5)", [("x", -0.5)]),
+    ],
+)
+def test_brackets_become_weights(text, pieces):
+    found = parse_prompt(text)
+    assert [t for t, _ in found] == [t for t, _ in pieces]
+    assert [w for _, w in found] == pytest.approx([w for _, w in pieces])
+
+
+def test_weights_out_of_range_are_refused():
+    with pytest.raises(AtomError, match="weights go from -10 to 10"):
+        parse_prompt("(cat:99)")
+
+
+def test_plain_prompts_are_the_pipelines_own(pipe):
+    assert encode_prompts(pipe, ["cat"], "bad") == {"prompt": ["cat"], "negative_prompt": ["bad"]}
+    weighted = encode_prompts(pipe, ["(cat:1.0) "], None)["prompt_embeds"]
+    own = pipe.encode_prompt("cat", "cpu", 1, False)[0]
+    torch.testing.assert_close(weighted, own, rtol=0, atol=0)
+
+
+def test_every_token_of_a_long_prompt_counts(pipe):
+    long = "abcdefgh ijklmnop qrstuvwx yzabcd"
+    count = count_tokens(pipe, long)
+    assert count.tokens > 2 * count.window and count.windows == 3
+    embeds = encode_prompts(pipe, [long, "short"], "no")
+    assert embeds["prompt_embeds"].shape == (2, 3 * 16, 12)
+    assert embeds["negative_prompt_embeds"].shape == (2, 3 * 16, 12)
+    other = encode_prompts(pipe, [long[:-1] + "e"], None)["prompt_embeds"]
+    assert torch.equal(other[:, :32], embeds["prompt_embeds"][:1, :32])
+    assert not torch.equal(other[:, 32:], embeds["prompt_embeds"][:1, 32:])
+    with pytest.raises(AtomError, match="at most 112 are taken"):
+        encode_prompts(pipe, ["abcdefghij " * 20])
+
+
+def test_a_weight_moves_its_token_along_the_line_from_the_empty_prompt(pipe):
+    def embed(text):
+        return encode_prompts(pipe, [text])["prompt_embeds"][0]
+
+    one, none, half, two = (embed(f"a (b:{w}) c") for w in (1, 0, 0.5, 2))
+    torch.testing.assert_close(half, (one + none) / 2)
+    torch.testing.assert_close(two, 2 * one - none)
+    assert [i for i in range(16) if not torch.equal(one[i], two[i])] == [2]
+    pictures = [
+        paint(pipe, [f"a (b:{w}) c"], [0], num_inference_steps=2)[0].tobytes() for w in (1, 2)
+    ]
+    assert pictures[0] != pictures[1]
+
+
+def test_two_text_encoders_are_refused_by_name(pipe):
+    pipe.text_encoder_2 = pipe.text_encoder
+    try:
+        with pytest.raises(AtomError, match="one text encoder"):
+            encode_prompts(pipe, ["(cat:1.2)"])
+    finally:
+        del pipe.text_encoder_2

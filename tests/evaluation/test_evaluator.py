@@ -1,0 +1,135 @@
+"""The evaluator: saving and opening, two models behind one interface, and the order of its scores
+on drawings everybody can tell apart."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
+
+from sdatoms import AtomError
+from sdatoms.evaluation.evaluator import StyleHead, load_evaluator, save_evaluator
+from sdatoms.evaluation.scores import read_subject_pictures, score_subject
+from sdatoms.storage import find_assets
+
+BUNDLED = find_assets() / "emoji-clip"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dino") / "tiny"
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            image_size=16,
+            patch_size=4,
+        )
+    ).save_pretrained(path)
+    CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    ).save_pretrained(path)
+    return path
+
+
+def test_embeddings_are_unit_rows(evaluator_folder, pictures):
+    evaluator = load_evaluator(str(evaluator_folder))
+    texts = evaluator.embed_texts(["a cat", "a very long caption about a cat", ""])
+    for rows, width in (
+        (evaluator.embed_concepts(pictures), 8),
+        (evaluator.embed_styles(pictures), 12),
+        (texts, 8),
+    ):
+        assert rows.shape == (3, width) and rows.dtype == torch.float32
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+
+
+def test_saved_and_opened_twice_is_the_same_evaluator(evaluator_folder, pictures, tmp_path):
+    first = load_evaluator(str(evaluator_folder))
+    save_evaluator(tmp_path / "again", first.clip, first.style, first.tokenizer, size=16)
+    again = load_evaluator(str(tmp_path / "again"))
+    assert isinstance(again.style, StyleHead) and len(again.style.drawing.levels) == 2
+    assert torch.equal(first.embed_concepts(pictures), again.embed_concepts(pictures))
+    assert torch.equal(first.embed_styles(pictures), again.embed_styles(pictures))
+    assert torch.equal(first.embed_texts(["cat"]), again.embed_texts(["cat"]))
+
+
+def test_saving_leaves_the_model_in_float32(evaluator_folder, tmp_path):
+    evaluator = load_evaluator(str(evaluator_folder))
+    save_evaluator(tmp_path / "e", evaluator.clip, evaluator.style, evaluator.tokenizer, size=16)
+    assert evaluator.clip.dtype == torch.float32
+
+
+def test_the_style_head_has_two_halves_of_equal_length(evaluator_folder, pictures):
+    styles = load_evaluator(str(evaluator_folder)).embed_styles(pictures)
+    for half in styles.chunk(2, 1):
+        torch.testing.assert_close(half.norm(dim=1), torch.full((3,), 0.5**0.5))
+
+
+def test_clip_itself_opens_the_folder(evaluator_folder, pictures):
+    model = CLIPModel.from_pretrained(evaluator_folder, dtype=torch.float32).eval()
+    pixels = CLIPImageProcessor.from_pretrained(evaluator_folder)(
+        images=pictures, return_tensors="pt"
+    )
+    with torch.no_grad():
+        found = model.get_image_features(**pixels).pooler_output
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(found, dim=1),
+        load_evaluator(str(evaluator_folder)).embed_concepts(pictures),
+    )
+
+
+def test_a_dino_model_takes_the_place_of_the_head(evaluator_folder, dino, pictures, tmp_path):
+    bare = shutil.copytree(evaluator_folder, tmp_path / "bare")
+    (bare / "style_head.safetensors").unlink()
+    with pytest.raises(AtomError, match="nothing sees style"):
+        load_evaluator(str(bare))
+    evaluator = load_evaluator(str(bare), str(dino))
+    assert evaluator.embed_styles(pictures).shape == (3, 16)
+    assert evaluator.embed_concepts(pictures).shape == (3, 8)
+    assert str(dino) in evaluator.name
+
+
+def test_pictures_do_not_depend_on_their_neighbours(evaluator_folder, pictures):
+    evaluator = load_evaluator(str(evaluator_folder))
+    together = evaluator.embed_styles(pictures)
+    alone = torch.cat([evaluator.embed_styles([picture]) for picture in pictures])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_opened_is_named(evaluator_folder, tmp_path, pictures):
+    with pytest.raises(AtomError, match=r"style_head\.safetensors"):
+        load_evaluator(str(tmp_path))
+    (tmp_path / "style_head.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(AtomError, match="cannot be opened"):
+        load_evaluator(str(tmp_path))
+    broken = shutil.copytree(evaluator_folder, tmp_path / "broken")
+    (broken / "style_head.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(AtomError, match="the style head"):
+        load_evaluator(str(broken))
+    with pytest.raises(AtomError, match="no picture"):
+        load_evaluator(str(evaluator_folder)).embed_concepts([])
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="assets/emoji-clip is not there")
+@pytest.mark.parametrize("name", ["ink", "clay", "cat"])
+def test_the_bundled_evaluator_puts_sanity_rows_in_order(name):
+    """The pictures given are more alike than any other vendor's pictures are to them, and agree
+    more with their own captions than with each other's."""
+    evaluator = load_evaluator()
+    given = read_subject_pictures(find_assets() / "subjects" / name, evaluator)
+    own, shifted, *others = score_subject(given, evaluator)
+    assert others and all(row.name.startswith("wrong vendor") for row in others)
+    assert all(row.fidelity + 0.05 < own.fidelity for row in others)
+    assert shifted.name.startswith("wrong concept") and shifted.alignment < own.alignment

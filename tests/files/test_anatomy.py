@@ -1,0 +1,159 @@
+"""Laws of looking inside a file: sums that fit the file, tiles that fit the layer, cosines."""
+
+import pytest
+import torch
+
+import sdatoms
+from sdatoms.adapters.changes import measure_changes
+from sdatoms.files.anatomy import (
+    count_atoms,
+    list_views,
+    measure_budget,
+    mute_atom,
+    respond,
+    show_atoms,
+)
+from sdatoms.files.compose import compose
+from sdatoms.files.likeness import compare_files
+
+VARIANTS = ("atoms", "overcomplete", "coefficients", "full")
+
+
+def deltas(file, unet):
+    adapters = sdatoms.load_atoms(unet, file, name="x")
+    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
+    adapters.clear()
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_changes_are_those_of_the_deltas(make_unet, make_file, variant):
+    file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
+    rows = measure_changes(file, unet)
+    found = deltas(file, unet)
+    assert {row.path for row in rows} == set(found)
+    for row in rows:
+        expected = found[row.path].norm() / unet.get_submodule(row.path).weight.detach().norm()
+        assert row.change == pytest.approx(float(expected), rel=1e-4)
+        assert row.block in ("down", "mid", "up")
+    assert sum(row.parameters for row in rows) == file.num_parameters
+
+
+def test_changes_do_not_see_adapters_that_are_baked_in(make_unet, make_file):
+    file, unet = sdatoms.read_atoms(make_file(variant="atoms")), make_unet()
+    before = measure_changes(file, unet)
+    sdatoms.load_atoms(unet, file, name="x", strength=3.0)
+    assert measure_changes(file, unet) == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_budget_adds_up_to_the_file(make_file, variant):
+    path = make_file(variant=variant)
+    file, budget = sdatoms.read_atoms(path), measure_budget(path)
+    assert budget.prefix + budget.header + budget.tensors == budget.file == path.stat().st_size
+    assert budget.parameters == file.num_parameters
+    assert sum(share.bytes for share in budget.layers.values()) == budget.tensors
+    assert sum(share.parameters for share in budget.layers.values()) == file.num_parameters
+    assert budget.tensors - budget.encoders == 4 * file.num_parameters
+
+
+def test_tiles_are_the_dictionary_that_rebuilds_the_filters(make_unet, make_file):
+    """With A = X E, A D is X before, and A (D + ΔD) is X + ΔX after."""
+    file, unet = sdatoms.read_atoms(make_file(variant="atoms")), make_unet()
+    change = deltas(file, unet)
+    for component, path, view in list_views(file)[:4]:
+        tiles = show_atoms(file, component, path, view)
+        weight = unet.get_submodule(path).weight.detach()
+        filters = weight.reshape(-1, 9)
+        coefficients = filters @ file.tensors[f"{component}.{path}.{view}.encoder"]
+        assert tiles.before.shape[1:] == (3, 3)
+        torch.testing.assert_close(
+            coefficients @ tiles.before.flatten(1), filters, atol=1e-4, rtol=1e-3
+        )
+        after = (filters + change[path].reshape(-1, 9)).detach()
+        torch.testing.assert_close(
+            coefficients @ tiles.after.flatten(1), after, atol=1e-4, rtol=1e-3
+        )
+
+
+def test_channel_tiles_average_to_the_mean_tile(make_file):
+    file = sdatoms.read_atoms(make_file(variant="overcomplete"))
+    component, path, view = list_views(file)[0]
+    mean = show_atoms(file, component, path, view)
+    each = [show_atoms(file, component, path, view, c).difference for c in range(mean.channels)]
+    torch.testing.assert_close(torch.stack(each).mean(0), mean.difference)
+    with pytest.raises(sdatoms.AtomError, match=f"channel is {mean.channels}"):
+        show_atoms(file, component, path, view, mean.channels)
+    with pytest.raises(sdatoms.AtomError, match="no 'block' view"):
+        show_atoms(file, component, path, "block")
+
+
+@pytest.mark.parametrize(("view", "side"), [("channel", 4), ("joint", 12)])
+def test_block_tiles_have_the_blocks_shape(make_file, view, side):
+    file = sdatoms.read_atoms(make_file(variant="coefficients", block_view=view, block_size=4))
+    conv = next(p for c, p, _ in list_views(file) if p.endswith("resnets.0.conv1"))
+    tiles = show_atoms(file, "unet", conv, "block")
+    assert tiles.before.shape[1:] == tiles.difference.shape[1:] == (side, side)
+
+
+def test_response_at_zero_frequency_is_the_sum_of_the_kernel(rng):
+    tiles = torch.randn(5, 3, 3, generator=rng)
+    torch.testing.assert_close(respond(tiles, 16)[:, 8, 8], tiles.sum((1, 2)).abs())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_likeness_of_a_file_to_itself_its_negative_and_others(make_file, variant):
+    a = sdatoms.read_atoms(make_file("a", seed=1, variant=variant))
+    b = sdatoms.read_atoms(make_file("b", seed=2, variant=variant))
+    matrix = compare_files([a, compose([a], [-2.0]), b])
+    assert matrix[0][0].cosine == pytest.approx(1)
+    assert matrix[0][1].cosine == pytest.approx(-1)
+    assert matrix[0][2].cosine == pytest.approx(matrix[2][0].cosine)
+    assert abs(matrix[0][2].cosine) < 0.5
+    assert matrix[0][2].exact == matrix[0][2].common > 0
+    assert matrix[0][2].same_base
+
+
+def test_likeness_is_the_cosine_of_the_weights_changes(make_unet, make_file):
+    a = sdatoms.read_atoms(make_file("a", seed=1, variant="atoms"))
+    b = compose([a, sdatoms.read_atoms(make_file("b", seed=2, variant="atoms"))], [1.0, 0.5])
+    unet = make_unet()
+    found = [sorted(deltas(file, unet).items()) for file in (a, b)]
+    flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
+    expected = torch.nn.functional.cosine_similarity(*flat, dim=0)
+    assert compare_files([a, b])[0][1].cosine == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_likeness_tells_other_bases_and_other_encoders(make_unet, make_file, perturb, tmp_path):
+    a = sdatoms.read_atoms(make_file("a", variant="atoms"))
+    injection = perturb(sdatoms.inject(make_unet(seed=7), sdatoms.AtomConfig(variant="atoms")))
+    path = sdatoms.save_atoms(tmp_path / "other.safetensors", {"unet": injection})
+    likeness = compare_files([a, sdatoms.read_atoms(path)])[0][1]
+    assert not likeness.same_base and likeness.exact == 0 < likeness.common
+    blocks = sdatoms.read_atoms(make_file("c", variant="coefficients"))
+    apart = compare_files([a, blocks])[0][1]
+    assert apart.cosine == 0 and apart.common == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_muting_every_atom_leaves_the_base(make_unet, make_file, run_unet, variant):
+    file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
+    expected = run_unet(unet)
+    muted = file
+    for atom in range(count_atoms(file)):
+        muted = mute_atom(muted, atom)
+    adapters = sdatoms.load_atoms(unet, muted)
+    assert torch.equal(run_unet(unet), expected)
+    adapters.clear()
+    assert sdatoms.load_atoms(unet, file).names and not torch.equal(run_unet(unet), expected)
+
+
+def test_muting_one_atom_in_one_layer_changes_that_layer_alone(make_unet, make_file):
+    file, unet = sdatoms.read_atoms(make_file(variant="overcomplete")), make_unet()
+    path = list(file.maps("unet"))[2]
+    muted = mute_atom(file, 0, component="unet", path=path)
+    before, after = deltas(file, unet), deltas(muted, unet)
+    differing = [p for p in before if not torch.equal(before[p], after[p])]
+    assert differing == [path] and muted.sha256 != file.sha256
+    with pytest.raises(sdatoms.AtomError, match="no atom 99"):
+        mute_atom(file, 99)

@@ -1,0 +1,429 @@
+"""Laws of company: LoRA around atom layers, hooks on them, copies, compilers, checkpoints."""
+
+import copy
+import io
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.hooks import (
+    AlignDevicesHook,
+    ModelHook,
+    add_hook_to_module,
+    remove_hook_from_module,
+)
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms, save_atoms
+from sdatoms.files.writer import pack_atoms
+from sdatoms.layers.weights import find_layer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = AtomConfig("full", num_inner_atoms=2, block_size=2)
+LORA = {
+    "r": 4,
+    "target_modules": ["stem", "pointwise", "head"],
+    "init_lora_weights": False,
+}
+
+
+@pytest.fixture
+def x(rng):
+    return torch.randn(2, 3, 9, 9, generator=rng)
+
+
+def add_lora(model):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return inject_adapter_in_model(LoraConfig(**LORA), model)
+
+
+def layer_sum(base, layer, lora, x):
+    """`x` through the base layer, plus what atoms and LoRA add to it, each computed alone."""
+    plain = base(x)
+    return plain + (layer(x) - plain) + (lora(x) - plain)
+
+
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+@pytest.mark.parametrize("path", ["stem", "pointwise", "head"])
+def test_lora_and_atoms_give_the_sum_whichever_came_first(
+    rng, make_convnet, perturb, tolerance, path, first
+):
+    base = make_convnet().get_submodule(path)
+    tuned, adapted, both = make_convnet(), add_lora(make_convnet()), make_convnet()
+    perturb(inject(tuned, CONFIG))
+    if first == "atoms":
+        injection = perturb(inject(both, CONFIG))
+        add_lora(both)
+    else:
+        injection = perturb(inject(add_lora(both), CONFIG))
+    shape = (2, base.in_features) if path == "head" else (2, base.in_channels, 6, 6)
+    x = torch.randn(shape, generator=rng)
+
+    with torch.no_grad():
+        expected = layer_sum(base, *(m.get_submodule(path) for m in (tuned, adapted)), x)
+        found = both.get_submodule(path)(x)
+
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+    assert both.get_submodule(path).base_layer is injection.layers[path]
+    assert {row.path for row in injection.report()} == {
+        "stem", "depthwise", "pointwise", "grouped", "head",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+def test_eject_finds_layers_behind_wrappers_and_leaves_lora(
+    x, make_convnet, perturb, tolerance, first
+):
+    model = make_convnet()
+    expected = add_lora(make_convnet())(x).detach()
+    if first == "lora":
+        add_lora(model)
+    bases = {path: m for path, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
+    injection = perturb(inject(model, CONFIG))
+    if first == "atoms":
+        add_lora(model)
+    assert not torch.equal(model(x), expected)
+
+    injection.eject()
+
+    torch.testing.assert_close(model(x).detach(), expected, **tolerance[torch.float32])
+    for path, base in bases.items():
+        if first == "atoms" and path in LORA["target_modules"]:
+            path = f"{path}.base_layer"
+        assert model.get_submodule(path) is base, path
+    assert not any(isinstance(m, AtomConv2d | AtomLinear) and m.deltas for m in model.modules())
+
+
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+@pytest.mark.parametrize("path", ["stem", "head"])
+def test_a_lora_merged_into_the_weight_goes_through_linear_atoms_too(
+    rng, make_convnet, perturb, tolerance, path, decomposition
+):
+    """PEFT's `merge` writes W + L where atoms read W: the map of linear atoms then acts on L as
+    well, `W + L + Δ(W + L)`; sparse codes are those of W, and the sum stays exact."""
+    model, plain = make_convnet(), make_convnet().get_submodule(path)
+    layer = perturb(inject(model, replace(CONFIG, decomposition=decomposition))).layers[path]
+    wrapper = add_lora(model).get_submodule(path)
+    shape = (2, plain.in_features) if path == "head" else (2, plain.in_channels, 6, 6)
+    x = torch.randn(shape, generator=rng)
+    with torch.no_grad():
+        apart, delta = wrapper(x), layer.delta_weight()
+        wrapper.merge()
+        merged = wrapper(x)
+        if decomposition == "linear":
+            delta = delta + sum(
+                d(wrapper.get_delta_weight("default")) for d in layer.views().values()
+            )
+        plain.weight.copy_(layer.weight + delta)
+        torch.testing.assert_close(merged, plain(x), **tolerance[torch.float32])
+        assert torch.allclose(merged, apart, rtol=1e-4, atol=1e-5) == (decomposition == "sparse")
+        wrapper.unmerge()
+        torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.mha(x, x, x)[0]
+
+
+def make_attending(lora=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attending().eval()
+        torch.manual_seed(1)
+        if not lora:
+            return model
+        config = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
+        return inject_adapter_in_model(config, model)
+
+
+def merge_lora(model):
+    """Plain attention with the weights that PEFT's LoRA computes with."""
+    model = copy.deepcopy(model)
+    model.mha.merge()
+    base = model.mha.get_base_layer()
+    plain = Attending().eval()
+    with torch.no_grad():
+        plain.mha.in_proj_weight.copy_(base.in_proj_weight)
+        plain.mha.in_proj_bias.copy_(base.in_proj_bias)
+        plain.mha.out_proj.weight.copy_(base.out_proj.get_base_layer().weight)
+        plain.mha.out_proj.bias.copy_(base.out_proj.get_base_layer().bias)
+    return plain
+
+
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, first):
+    """PEFT merges into the weights of nn.MultiheadAttention on every call: the same law."""
+    config = AtomConfig("coefficients", block_size=2)
+    model = make_attending(lora=first == "lora")
+    injection = perturb(inject(model, config), 0.3)
+    if first == "atoms":
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            lora = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
+            inject_adapter_in_model(lora, model)
+    merged = merge_lora(make_attending(lora=True))
+    x = torch.randn(2, 5, 8, generator=rng)
+    with torch.no_grad():
+        only_lora = merged(x)
+        for path, tuned in injection.weights.items():
+            weight = find_layer(merged, path).weight
+            weight += sum(delta(weight) for delta in tuned.views.values())
+        torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])
+        torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])  # unmerged well
+    injection.eject()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), only_lora, **tolerance[torch.float32])
+
+
+def test_lora_on_attention_adds_to_a_loaded_file(rng, perturb, tolerance):
+    config = AtomConfig("coefficients", block_size=2)
+    injection = perturb(inject(make_attending(), config), 0.3)
+    file = pack_atoms({"model": injection})
+    model, expected = make_attending(lora=True), merge_lora(make_attending(lora=True))
+    adapters = load_atoms(model, file, name="a")
+    x = torch.randn(2, 5, 8, generator=rng)
+    with torch.no_grad():
+        for path in injection.weights:
+            find_layer(expected, path).weight.add_(adapters.delta("a", path))
+        torch.testing.assert_close(model(x), expected(x), **tolerance[torch.float32])
+
+
+def test_files_of_a_wrapped_model_fit_the_plain_one(tmp_path, make_convnet, perturb):
+    plain, wrapped = make_convnet(), add_lora(make_convnet())
+    injection = perturb(inject(wrapped, CONFIG))
+    path = save_atoms(tmp_path / "a", {"model": injection})
+    delta = load_atoms(plain, path, name="a").delta("a", "stem")
+    torch.testing.assert_close(delta, injection.layers["stem"].delta_weight().detach())
+
+
+def test_training_goes_on_after_peft_froze_the_atoms(x, make_convnet, perturb):
+    model = make_convnet()
+    injection = perturb(inject(model, CONFIG))
+    with torch.random.fork_rng():
+        adapted = get_peft_model(model, LoraConfig(**LORA))
+    assert not any(p.requires_grad for p in injection.parameters())
+
+    injection.train_atoms()
+    adapted(x).square().sum().backward()
+
+    assert all(p.grad.abs().sum() > 0 for p in injection.parameters())
+
+
+class Doubling(ModelHook):
+    """A hook that shows in the output."""
+
+    def post_forward(self, module, output):
+        return 2 * output
+
+
+@pytest.mark.parametrize("path", ["stem", "head"])
+def test_accelerate_hooks_go_with_the_layer(rng, make_convnet, perturb, tolerance, path):
+    model = make_convnet()
+    base = model.get_submodule(path)
+    x = torch.randn((2, 3, 6, 6) if path == "stem" else (2, 48), generator=rng)
+    add_hook_to_module(base, AlignDevicesHook(execution_device="cpu"))
+    add_hook_to_module(base, Doubling(), append=True)
+    hooked = base.forward
+    before = base(x).detach()
+    injection = inject(model, CONFIG)
+    layer = model.get_submodule(path)
+    assert torch.equal(layer(x), before)
+
+    perturb(injection, 0.3)
+
+    with torch.no_grad():
+        expected = 2 * type(layer).forward(layer, x)
+    torch.testing.assert_close(layer(x).detach(), expected, **tolerance[torch.float32])
+    assert (expected - before).abs().max() > 0.01
+    remove_hook_from_module(layer)
+    torch.testing.assert_close(2 * layer(x).detach(), expected, **tolerance[torch.float32])
+    injection.eject()
+    assert model.get_submodule(path) is base
+    assert base.forward is hooked
+
+
+def test_what_a_removed_hook_leaves_behind_is_no_obstacle(x, make_convnet, perturb):
+    model = make_convnet()
+    add_hook_to_module(model.stem, Doubling())
+    remove_hook_from_module(model.stem)
+    assert "forward" in vars(model.stem)
+    before = model(x)
+
+    perturb(inject(model, CONFIG), 0.3)
+
+    assert (model(x) - before).abs().max() > 1e-3
+
+
+def test_foreign_forwards_are_refused_by_name(make_convnet):
+    model = make_convnet()
+    base, plain = model.head, type(model.head).forward
+    model.head.forward = lambda x: plain(base, x)
+    before = dict(model.named_modules())
+    with pytest.raises(AtomError, match="forward of this Linear was replaced by another library"):
+        inject(model, CONFIG)
+    assert dict(model.named_modules()) == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_hooked_model_and_its_copy_are_independent(x, make_convnet, perturb):
+    model = make_convnet()
+    add_hook_to_module(model.stem, Doubling())
+    injection = perturb(inject(model, CONFIG))
+    twin, before = copy.deepcopy(model), model(x).detach()
+
+    perturb(injection, 0.3)
+
+    assert torch.equal(twin(x), before)
+    assert not torch.equal(model(x), before)
+
+
+def test_a_copy_carries_working_atoms(x, make_convnet, perturb):
+    model = make_convnet()
+    injection = perturb(inject(model, CONFIG))
+    twin = copy.deepcopy(model)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == injection.num_parameters
+
+    twin(x).square().sum().backward()
+
+    assert all(p.grad.abs().sum() > 0 for p in trained)
+    assert all(p.grad is None for p in injection.parameters())
+
+
+def test_an_injected_model_is_saved_and_read_by_torch(x, make_convnet, perturb):
+    model = make_convnet()
+    perturb(inject(model, CONFIG))
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(x), model(x))
+
+
+@pytest.mark.parametrize("variant", ["overcomplete", "full"])
+def test_compiled_models_compute_the_same_and_train(x, make_convnet, perturb, tolerance, variant):
+    model = make_convnet()
+    injection = perturb(inject(model, AtomConfig(variant)))
+    expected = model(x)
+    expected.square().sum().backward()
+    grads = {name: p.grad for name, p in injection.named_parameters()}
+    for parameter in injection.parameters():
+        parameter.grad = None
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = compiled(x)
+    found.square().sum().backward()
+
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+    for name, parameter in injection.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-3, atol=1e-4)
+    perturb(injection, 0.3)
+    torch.testing.assert_close(compiled(x), model(x), **tolerance[torch.float32])
+    assert not torch.allclose(model(x), expected, atol=1e-3)
+    torch._dynamo.reset()
+
+
+def test_what_is_compiled_already_is_seen_through(x, tmp_path, make_convnet, perturb, tolerance):
+    """Keys stay the plain model's, and the compiled one takes up atoms, files and strengths."""
+    model, plain = make_convnet(), make_convnet()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        before = compiled(x)
+        injection = perturb(inject(compiled, CONFIG), 0.3)
+        assert list(injection.layers) == list(inject(plain, CONFIG).layers)
+        path = save_atoms(tmp_path / "a", {"model": injection})
+        tuned = compiled(x)
+        assert not torch.equal(tuned, before)
+        with pytest.raises(AtomError, match="already carries filter atoms"):
+            inject(model, CONFIG)
+        injection.eject()
+        assert torch.equal(compiled(x), before)
+        adapters = load_atoms(compiled, path, name="a")
+        assert load_atoms(model, path, name="b", strength=0).names == ("a", "b")
+        torch.testing.assert_close(compiled(x), tuned, **tolerance[torch.float32])
+        adapters.set_strengths({"a": 0})
+        assert torch.equal(compiled(x), before)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's backend needs g++")
+def test_the_default_compiler_gives_the_same_gradients(x, make_convnet, perturb, tolerance):
+    model = make_convnet()
+    injection = perturb(inject(model, AtomConfig("full")))
+    expected = model(x)
+    grads = torch.autograd.grad(expected.square().sum(), list(injection.parameters()))
+    found = torch.compile(model)(x)
+    again = torch.autograd.grad(found.square().sum(), list(injection.parameters()))
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+    for one, other in zip(grads, again, strict=True):
+        assert other.any()
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(x, make_convnet, perturb, reentrant):
+    model = make_convnet()
+    injection = perturb(inject(model, CONFIG))
+    x.requires_grad_(True)
+    model(x).square().sum().backward()
+    grads = [p.grad.clone() for p in injection.parameters()]
+    for parameter in injection.parameters():
+        parameter.grad = None
+
+    checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+
+    for parameter, expected in zip(injection.parameters(), grads, strict=True):
+        # The reentrant kind runs forward without gradients first, where weights are formed.
+        assert reentrant or torch.equal(parameter.grad, expected)
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_autocast_in_bfloat16_trains_float32_atoms(x, make_convnet, perturb, tolerance):
+    model = make_convnet()
+    injection = perturb(inject(model, CONFIG))
+    expected = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    found.float().square().sum().backward()
+
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, **tolerance[torch.bfloat16])
+    assert all(p.grad.dtype == torch.float32 for p in injection.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in injection.parameters())
+
+
+def test_atoms_cast_to_half_precision_do_not_train(make_convnet):
+    model = make_convnet()
+    injection = inject(model, CONFIG)
+    model.requires_grad_(False)
+    atoms = injection.weights["stem"].views["block"].atoms
+    atoms.data = atoms.data.half()
+    sentence = r"'stem\.block\.atoms' was cast to torch\.float16; atoms train in float32"
+
+    with pytest.raises(AtomError, match=sentence):
+        torch.optim.AdamW(injection.parameters())
+    with pytest.raises(AtomError, match=sentence):
+        injection.train_atoms()
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_not_the_atoms_dtype(make_convnet, default):
+    model = make_convnet()
+    torch.set_default_dtype(default)
+    try:
+        state = inject(model, CONFIG).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}

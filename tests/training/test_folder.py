@@ -1,0 +1,93 @@
+"""Before any model is loaded, all that is wrong with a folder of pictures is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdatoms import AtomError
+from sdatoms.training.folder import check_folder
+
+
+def test_captions_come_from_metadata_then_text_then_the_prompt(make_pictures):
+    folder = make_pictures(sizes=((20, 20),) * 3)
+    (folder / "0.txt").write_text("not this")
+    (folder / "1.txt").write_text("a blue wall\n")
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a red wall"}\n')
+    found = check_folder(folder, "a wall")
+    assert [s.prompt for s in found.sources] == ["a red wall", "a blue wall", "a wall"]
+    assert found.notes == ()
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "words": "a wide wall"}\n')
+    assert check_folder(folder, "x", caption_column="words").sources[0].prompt == "a wide wall"
+
+
+def test_every_problem_is_named_at_once(make_pictures):
+    folder = make_pictures(sizes=((20, 20),) * 3)
+    whole = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("L", (20, 10)).save(folder / "1.mask.png")
+    Image.new("L", (20, 20)).save(folder / "9.mask.png")
+    row = {"file_name": "absent.png", "text": "x"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(AtomError) as error:
+        check_folder(folder, "x")
+    for words in (
+        "cannot be read as pictures: 0.png, broken.jpg, phone.HEIC",
+        "masks without a picture: 9.mask.png",
+        "the mask 1.mask.png is 20×10 px where its picture is 20×20",
+        "names absent pictures: absent.png",
+    ):
+        assert words in str(error.value)
+
+
+def test_what_is_odd_but_usable_is_noted(make_pictures):
+    folder = make_pictures(sizes=((20, 20),) * 2)
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    near = np.asarray(Image.open(folder / "1.png")).astype(int) + 1
+    Image.fromarray(near.clip(0, 255).astype("uint8")).save(folder / "near.webp", lossless=True)
+    Image.new("RGB", (4, 30), "red").save(folder / "small.png")
+    frames = [Image.new("RGB", (20, 20), color) for color in ("blue", "green")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    (folder / "notes.md").write_text("hello")
+    found = check_folder(folder, "x", least_side=8)
+    assert [s.path.name for s in found.sources] == [
+        "0.png",
+        "1.png",
+        "copy.png",
+        "moving.gif",
+        "near.webp",
+        "small.png",
+    ]
+    assert found.notes == (
+        "ignored 1 files that are no pictures in pictures: notes.md",
+        "tiny pictures, scaled up a lot to be trained on: small.png (4×30 px)",
+        "animated pictures, only their first frame is used: moving.gif",
+        "duplicate pictures: copy.png = 0.png",
+        "pictures that look alike: near.webp ≈ 1.png",
+    )
+
+
+def test_masks_are_found_beside_pictures_or_in_a_folder(make_pictures, tmp_path):
+    folder = make_pictures(sizes=((20, 20),) * 2)
+    Image.new("L", (20, 20)).save(folder / "0.mask.png")
+    assert [s.mask is not None for s in check_folder(folder, "x").sources] == [True, False]
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (40, 40)).save(masks / "1.png")
+    found = check_folder(folder, "x", mask_dir=masks).sources
+    assert [s.mask for s in found] == [None, masks / "1.png"]
+    with pytest.raises(AtomError, match="--mask_data_dir: there is no folder"):
+        check_folder(folder, "x", mask_dir=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", '["0.png"]', '{"file_name": "0.png"}', '{"file_name": 1, "text": "x"}']
+)
+def test_metadata_that_cannot_be_read_is_refused_by_its_line(make_pictures, line):
+    folder = make_pictures()
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n' + line)
+    with pytest.raises(AtomError, match="line 2 of"):
+        check_folder(folder, "x")

@@ -1,0 +1,119 @@
+"""Optimizers and schedules by name; what is wrong is one sentence."""
+
+import sys
+
+import pytest
+import torch
+from diffusers.optimization import SchedulerType
+
+from sdatoms import AtomConfig, AtomError, inject
+from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer, make_schedule
+from sdatoms.training.trainer import Trainer
+
+
+@pytest.fixture
+def build(make_unet, train_config):
+    def make(log=lambda text: None, **flags):
+        config = train_config(**flags)
+        injection = inject(make_unet(), AtomConfig(variant=config.atom_variant))
+        groups = group_parameters({"unet": injection}, config)
+        return make_optimizer(groups, config, log), config
+
+    return make
+
+
+def test_flags_reach_adam(build):
+    optimizer, _ = build(adam_beta1=0.8, adam_beta2=0.9, adam_weight_decay=0.1, learning_rate=0.5)
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.9), 0.1, 0.5)
+
+
+def test_any_class_can_be_named_with_its_arguments(build):
+    words = ("momentum=0.9", "nesterov=True")
+    optimizer, _ = build(optimizer="torch.optim.SGD", optimizer_args=words)
+    assert type(optimizer) is torch.optim.SGD
+    assert (optimizer.param_groups[0]["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"optimizer": "lion"}, "--optimizer lion is unknown; it takes adamw"),
+        ({"optimizer": "no_such_package.Lion"}, "needs the package 'no_such_package'"),
+        ({"optimizer": "torch.optim.Lion"}, "torch.optim.Lion is no torch optimizer"),
+        ({"optimizer": "torch.nn.Linear"}, "torch.nn.Linear is no torch optimizer"),
+        ({"optimizer_args": ("speed=1",)}, "AdamW does not take these settings: .*speed"),
+        ({"optimizer_args": ("speed",)}, "--optimizer_args has 'speed'"),
+    ],
+)
+def test_wrong_optimizers_are_refused(build, flags, words):
+    with pytest.raises(AtomError, match=words):
+        build(**flags)
+
+
+def test_eight_bit_adam_says_how_much_it_covers(train_config):
+    lines = []
+    large, small = (torch.nn.Parameter(torch.ones(size)) for size in (5000, 4095))
+    groups = [{"params": [large, small], "lr": 1e-3, "name": "unet.block"}]
+    optimizer = make_optimizer(groups, train_config(use_8bit_adam=True), lines.append)
+    assert "5000 of 9095 numbers in 8 bits" in lines[0]
+    large.grad, small.grad = torch.ones(5000), torch.ones(4095)
+    optimizer.step()
+    assert optimizer.state[large]["state1"].dtype == torch.uint8
+    assert optimizer.state[small]["state1"].dtype == torch.float32
+    assert float(large.detach().max()) < 1 and float(small.detach().max()) < 1
+
+
+def test_prodigy_gets_its_settings_and_finds_a_rate(build, train_config):
+    pytest.importorskip("prodigyopt", reason="prodigyopt is not installed")
+    optimizer, config = build(optimizer="prodigy", prodigy_beta3=0.9, prodigy_decouple=False)
+    (group,) = optimizer.param_groups
+    assert choose_rate(config) == 1.0 == group["lr"]
+    assert (group["beta3"], group["decouple"], group["safeguard_warmup"]) == (0.9, False, True)
+    word = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
+    trainer = Trainer(train_config(optimizer="prodigy", lr_scheduler="constant", **word))
+    first = trainer.optimizer.param_groups[0]["d"]
+    for _ in range(10):
+        trainer.step = 0  # the same batch every time, which says where to go
+        trainer.take_step()
+    assert trainer.optimizer.param_groups[0]["d"] > 2 * first
+    assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 1
+
+
+def test_prodigy_without_its_package_is_one_sentence(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(AtomError, match="--optimizer prodigy needs the package 'prodigyopt'"):
+        build(optimizer="prodigy")
+
+
+def test_the_rate_is_scaled_by_pictures_a_step(build):
+    flags = {"scale_lr": True, "learning_rate": 1e-3}
+    _, config = build(train_batch_size=2, gradient_accumulation_steps=3, **flags)
+    assert choose_rate(config) == pytest.approx(6e-3)
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])
+def test_every_schedule_of_diffusers_can_be_named(build, name):
+    rules = "1:2,0.5" if name == "piecewise_constant" else None
+    optimizer, config = build(
+        lr_scheduler=name, lr_step_rules=rules, lr_warmup_steps=2, max_train_steps=6
+    )
+    schedule = make_schedule(optimizer, config)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"] / choose_rate(config))
+        optimizer.step()
+        schedule.step()
+    warm = [1, 1] if name in ("constant", "piecewise_constant") else [0, 0.5]
+    assert rates[:2] == pytest.approx(warm) and rates[2] == pytest.approx(0.5 if rules else 1.0)
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+def test_wrong_schedules_are_refused(build):
+    optimizer, config = build(lr_scheduler="sawtooth")
+    with pytest.raises(AtomError, match="--lr_scheduler is 'sawtooth'; it takes linear"):
+        make_schedule(optimizer, config)
+    optimizer, config = build(lr_scheduler="piecewise_constant")
+    with pytest.raises(AtomError, match="--lr_step_rules, such as"):
+        make_schedule(optimizer, config)

@@ -1,0 +1,74 @@
+"""Presets are plain settings, under whatever is given, and their costs are those measured."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sdatoms.cli.main import main
+from sdatoms.errors import AtomError
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.presets import PRESETS, expand_preset, read_costs
+
+SUBJECT = {"instance_data_dir": "dogs", "instance_prompt": "a sks dog"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_config(name):
+    config = TrainConfig(**expand_preset(name, SUBJECT))
+    for key, value in PRESETS[name].settings.items():
+        assert getattr(config, key) == value, key
+    assert TrainConfig(**expand_preset(name, {}))  # without a prompt there is no class to keep
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_given_wins(name):
+    given = {"max_train_steps": 7, "learning_rate": 1e-5, "with_prior_preservation": False}
+    settings = expand_preset(name, SUBJECT | given | {"prior_preservation_mode": "images"})
+    assert {key: settings[key] for key in given} == given
+    TrainConfig(**settings)
+
+
+def test_prodigy_finds_its_own_rate_under_a_preset():
+    assert "learning_rate" not in expand_preset("quick", {"optimizer": "prodigy"})
+    own = expand_preset("quick", {"optimizer": "prodigy", "learning_rate": 0.5})
+    assert own["learning_rate"] == 0.5
+
+
+def test_the_class_is_the_prompt_without_its_rare_words():
+    assert expand_preset("pet", SUBJECT)["class_prompt"] == "a dog"
+    assert expand_preset("pet", SUBJECT | {"class_prompt": "a pet"})["class_prompt"] == "a pet"
+    plain = expand_preset("pet", SUBJECT | {"instance_prompt": "a dog"})  # nothing rare in it
+    assert "class_prompt" not in plain and "with_prior_preservation" not in plain
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(AtomError, match="no preset 'quik'; did you mean quick"):
+        expand_preset("quik", {})
+    with pytest.raises(AtomError, match="there are quick, balanced, best, pet, object, style"):
+        expand_preset("zzz", {})
+
+
+def test_the_command_line_beats_the_file_and_the_file_the_preset(train_config, tmp_path):
+    config = train_config()
+    file = tmp_path / "own.toml"
+    file.write_text('preset = "best"\nlearning_rate = 1e-3\nmax_train_steps = 5\n')
+    flags = ["instance_data_dir", "instance_prompt", "output_dir", "pretrained_model_name_or_path"]
+    words = [word for name in flags for word in (f"--{name}", getattr(config, name))]
+    more = ["--max_train_steps", "1", "--validation_steps", "0", "--best_metric_goal", "max"]
+    main(["train", "--config", str(file), *words, *more])
+    with (Path(config.output_dir) / "config.toml").open("rb") as written:
+        found = tomllib.load(written)
+    assert found["max_train_steps"] == 1  # the command line
+    assert found["learning_rate"] == 1e-3  # the file
+    assert found["use_ema"] is True and found["block_size"] == 2  # the preset
+
+
+def test_costs_are_measured_for_the_presets_as_they_are():
+    costs = read_costs()
+    if not costs:
+        pytest.skip("run scripts/bench_training.py --presets")
+    for name, row in costs.items():
+        assert row["settings"] == dict(PRESETS[name].settings), f"measure {name} again"
+        assert row["core_seconds"] > 0 and row["peak_memory_bytes"] > 0 and row["bytes"] > 0
+    assert costs["quick"]["core_seconds"] <= 60
