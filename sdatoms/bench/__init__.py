@@ -1,1 +1,2 @@
-"""How speed, memory and quality are measured, a module a figure; imports classifiers and below."""
+"""What the figures in README and docs are measured by, a module a figure; imports classifiers and
+below, and PEFT for the peers."""

@@ -93,16 +93,16 @@ def open_classifier(
     else:
         model, processor = open_transformers(where)
         size, mean, spread = read_processor(processor)
-    head_path = find_head(model, where)
-    old = model.get_submodule(head_path)
+    head_path, old = find_head(model, where)
     head = nn.Linear(old.in_features, classes)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()
     model.set_submodule(head_path, head)
-    if hasattr(model, "config"):
-        model.config.num_labels = classes
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.num_labels = classes
     size = resolution or size or guess_size(model)
     return Classifier(model.float().eval(), head_path, size, mean, spread, where)
 
@@ -172,13 +172,14 @@ def guess_size(model: nn.Module) -> int:
     return 32 if type(model).__name__ == "CifarResNet" else 224
 
 
-def find_head(model: nn.Module, where: str) -> str:
-    """Path of the linear layer that makes the logits: the last one, if nothing but it follows."""
-    linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    last = linear[-1] if linear else ""
+def find_head(model: nn.Module, where: str) -> tuple[str, nn.Linear]:
+    """The linear layer that makes the logits, with its path: the last one, if nothing but it
+    follows."""
+    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    last = linear[-1][0] if linear else ""
     if last.partition(".")[0] not in ("classifier", "head", "heads", "fc", "linear"):
         raise AtomError(f"{clip(where)!r}, a {type(model).__name__}, has no linear head to replace")
-    return last
+    return linear[-1]
 
 
 def classify(model: nn.Module, x: Tensor) -> Tensor:
@@ -246,7 +247,8 @@ def load_head(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]
             raise AtomError(f"the tensor {clip(key)!r} in {name!r} fits nothing in this model")
     head = nn.Linear(old.in_features, len(bias)).to(old.weight)
     with torch.no_grad():
-        head.weight.copy_(weight), head.bias.copy_(bias)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
         for key, tensor in tensors.items():
             own[key].copy_(tensor)
     model.set_submodule(place, head)

@@ -7,11 +7,13 @@ reach the disk, and what it may inflate to is bounded.
 
 from __future__ import annotations
 
+import importlib
 import io
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -164,7 +166,7 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
 
 def read_dataset(where: str) -> Pool:
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise AtomError(
             f"there is no folder, zip or built-in task {clip(where)!r}, and to look for a data set "

@@ -1,4 +1,4 @@
-"""Built-in tasks: emoji by category and by vendor, CIFAR pictures by their rotation.
+"""Classifiers' tasks of emoji: by category and by vendor.
 
 Emoji come from npm packages (see `evaluator_data.py`); all drawings of one concept are in one
 split, so that no category is told by having seen the concept.
@@ -6,52 +6,41 @@ split, so that no category is told by having seen the concept.
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from base_data import Concept, fetch_packages, load_concepts, load_pictures
-from evaluator_data import VENDORS, load_collection
+from bundled.base_data import Concept, fetch_packages, load_concepts, load_pictures
+from bundled.evaluator_data import VENDORS, load_collection
 from PIL import Image
 from torch import Tensor
 
 from sdatoms.classifiers.pictures import Item, Pool
-from sdatoms.classifiers.sources import check_classes, read_pool
+from sdatoms.classifiers.sources import check_classes
 from sdatoms.errors import AtomError
 
-__all__ = ["TASKS", "read_task"]
+__all__ = ["EMOJI", "EMOJI_TASKS", "PACKAGES", "list_emoji_tasks", "read_emoji"]
 
-TASKS = ("emoji-category", "emoji-vendor", "cifar-rotation")
+RUNS = Path(__file__).parents[2] / "runs"
+PACKAGES, EMOJI = RUNS / "base" / "packages", RUNS / "evaluator" / "pictures.pt"
+"""Where npm packages and drawn emoji are kept unless told otherwise."""
+EMOJI_TASKS = ("emoji-category", "emoji-vendor")
 BITMAPS = {"noto": "google", "twemoji": "twitter"}
 """Vendor → its name in the packages that hold pictures, not drawings."""
-QUARTERS = (0, 90, 180, 270)
 
 
-def read_task(
-    name: str,
-    *,
-    packages: Path,
-    emoji: Path,
-    cifar: Path | None = None,
-    vendors: tuple[str, ...] | None = None,
-) -> Pool:
-    """A built-in task, or what `classifier_sources.read_pool` makes of another name.
+def list_emoji_tasks(
+    packages: Path, cache: Path, vendors: Sequence[str] | None = None
+) -> dict[str, Callable[[], Pool]]:
+    """Task → what reads it; nothing is fetched or drawn before that.
 
     Args:
         packages: folder of npm packages, fetched as needed.
-        emoji: where the drawn emoji are kept, made as needed.
-        cifar: folder or zip with `train` and `test` folders of upright pictures.
-        vendors: emoji of these alone; None for all.
-
-    Raises:
-        AtomError: as `read_pool`; or the rotation task has no pictures.
+        cache: where the drawn emoji are kept, made as needed.
+        vendors: emoji of these alone; None or none for all.
     """
-    if name.startswith("emoji-") and name in TASKS:
-        return read_emoji(name, packages, emoji, vendors)
-    if name == "cifar-rotation":
-        if cifar is None:
-            raise AtomError("the task 'cifar-rotation' needs --cifar, a folder or zip of pictures")
-        return read_rotations(cifar)
-    return read_pool(name)
+    wanted = tuple(vendors or ())
+    return {name: partial(read_emoji, name, packages, cache, wanted) for name in EMOJI_TASKS}
 
 
 def read_emoji(
@@ -103,18 +92,3 @@ def read_collection(packages: Path, cache: Path, wanted: tuple[str, ...] | None)
         for n, (v, c) in enumerate(rows)
         if not wanted or names[v] in wanted
     ]
-
-
-def read_rotations(cifar: Path) -> Pool:
-    """Every picture at one of four quarter turns, drawn once for all."""
-    upright = read_pool(str(cifar))
-    numbers = random.Random(0)
-    items = {}
-    for split, found in upright.items.items():
-        turned = []
-        for item in found:
-            turn = numbers.randrange(4)
-            opener = lambda item=item, turn=turn: item.open().rotate(QUARTERS[turn])
-            turned.append(Item(opener, turn, item.group))
-        items[split] = turned
-    return Pool("cifar-rotation", tuple(f"{q} degrees" for q in QUARTERS), items, flips=False)
