@@ -1,7 +1,7 @@
 """Built-in tasks: emoji by category and by vendor, CIFAR pictures by their rotation.
 
-Emoji come from npm packages (see `evaluator_data.py`); all drawings of one concept are in one
-split, so that no category is told by having seen the concept.
+Emoji come from npm packages (see `bundled/evaluator_data.py`); all drawings of one concept are in
+one split, so that no category is told by having seen the concept.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from base_data import Concept, fetch_packages, load_concepts, load_pictures
+from bundled.base_data import Concept, fetch_packages, load_concepts, load_pictures
+from bundled.evaluator_data import VENDORS, load_collection
 from classifier_data import Item, Pool
 from classifier_sources import check_classes, read_pool
-from evaluator_data import VENDORS, load_collection
 from PIL import Image
 from torch import Tensor
 
