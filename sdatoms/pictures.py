@@ -7,6 +7,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch

@@ -1,6 +1,6 @@
 """Classifiers' tasks of emoji: by category and by vendor.
 
-Emoji come from npm packages (see `evaluator_data.py`); all drawings of one concept are in one
+Emoji come from npm packages (see `bundled.evaluator_data`); all drawings of one concept are in one
 split, so that no category is told by having seen the concept.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bundled.base_data import Concept, fetch_packages, load_concepts, load_pictures
-from bundled.evaluator_data import VENDORS, load_collection
 from PIL import Image
 from torch import Tensor
 
+from bundled.base_data import Concept, fetch_packages, load_concepts, load_pictures
+from bundled.evaluator_data import VENDORS, load_collection
 from sdatoms.classifiers.pictures import Item, Pool
 from sdatoms.classifiers.sources import check_classes
 from sdatoms.errors import AtomError

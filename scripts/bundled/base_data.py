@@ -25,6 +25,7 @@ __all__ = [
     "fetch_packages",
     "load_concepts",
     "load_pictures",
+    "read_held_out",
     "write_caption",
 ]
 
@@ -86,6 +87,11 @@ def fetch_packages(folder: Path) -> dict[str, Path]:
                 archive.extractall(target, filter="data")
         found[name] = target / "package"
     return found
+
+
+def read_held_out() -> set[str]:
+    """Short names of the concepts that no training sees."""
+    return set((Path(__file__).parent / "held_out.txt").read_text().split())
 
 
 def load_concepts(packages: dict[str, Path], held_out: set[str]) -> list[Concept]:

@@ -7,35 +7,46 @@ import random
 import shutil
 from pathlib import Path
 
-import base_models as models
 import torch
-from base_data import TRIGGERS, Concept, write_caption
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
+
+from bundled import base_models as models
+from bundled.base_data import TRIGGERS, Concept, write_caption
+from bundled.base_diet import encode
+
+__all__ = [
+    "assemble",
+    "export_pipeline",
+    "load_ema",
+    "paint_samples",
+    "score_autoencoder",
+    "to_pictures",
+    "train_tokenizer",
+]
 
 PROMPTS = (
     "cat face",
-    "dog face",
-    "red heart",
-    "grinning face",
     "pizza",
-    "an emoji of a rainbow",
-    "red apple",
-    "house building",
-    "automobile",
-    "soccer ball",
-    "frog face",
-    "earth globe americas",
-    "a birthday cake",
-    "a sks dog face",
-    "smiling face with sunglasses",
-    "tree",
+    "a dog on the beach",
+    "a red car",
+    "a frog wearing a top hat",
+    "three apples",
+    "a house at night",
+    "a fish on a purple background",
+    "a bear as line art",
+    "a tiny tree in the snow",
+    "an upside down monkey face",
+    "a pig next to a car",
+    "a sks lion wearing sunglasses in space",
+    "a banana above a soccer ball",
+    "a horse, as a neon sign",
+    "a blue elephant in the desert",
 )
 
 
@@ -45,25 +56,15 @@ def to_pictures(x: Tensor) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Latent means `(n, 16, 8, 8)` of uint8 pictures, in float32."""
-    model.eval()
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.cat(
-            [model.encode(x.float() / 127.5 - 1).latent_dist.mean for x in pictures.split(64)]
-        )
-
-
-@torch.no_grad()
-def score_autoencoder(model: AutoencoderKL, pictures: Tensor, path: Path) -> dict:
-    """Mean PSNR (dB) over held-out pictures; draws originals above restorations at `path`."""
+def score_autoencoder(model: AutoencoderKL, pictures: Tensor, path: Path) -> float:
+    """Mean PSNR (dB) over pictures; draws originals above restorations at `path`."""
     x = pictures.float() / 127.5 - 1
     restored = model.eval().decode(encode(model, pictures)).sample.clamp(-1, 1)
     model.train()
     psnr = -10 * ((restored - x) / 2).square().mean((1, 2, 3)).log10()
     rows = [*to_pictures(x[:20]), *to_pictures(restored[:20])]
     make_image_grid(rows, 2, 20).save(path)
-    return {"held_out_psnr": float(psnr.mean())}
+    return float(psnr.mean())
 
 
 def load_ema(model, path: Path):
@@ -150,11 +151,13 @@ def train_tokenizer(concepts: list[Concept], folder: Path, vocab_size: int = 300
     )
 
 
-def export_pipeline(run_dir: Path, output_dir: Path, concepts: list[Concept]) -> int:
+def export_pipeline(
+    run_dir: Path, output_dir: Path, concepts: list[Concept], state: str = "denoiser"
+) -> int:
     """Write the float16 pipeline directory; returns its size in bytes."""
     tokenizer = train_tokenizer(concepts, run_dir / "tokenizer")
     unet, text_encoder = models.build_unet(), models.build_text_encoder(len(tokenizer))
-    load_ema(torch.nn.ModuleList([unet, text_encoder]), run_dir / "denoiser.pt")
+    load_ema(torch.nn.ModuleList([unet, text_encoder]), run_dir / f"{state}.pt")
     pipe = assemble(
         AutoencoderKL.from_pretrained(run_dir / "vae"), unet, text_encoder, tokenizer
     ).to(torch.float16)

@@ -15,14 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from base_data import Concept, fetch_packages, load_concepts, read_over_white
-from make_subjects import fetch
 from PIL import Image
 from torch import Tensor
 
+from bundled.base_data import (
+    Concept,
+    fetch_packages,
+    load_concepts,
+    read_held_out,
+    read_over_white,
+)
+from bundled.subjects import fetch
+
 __all__ = ["VENDORS", "Collection", "load_collection"]
 
-HERE = Path(__file__).parent
 SIZE = 64
 VENDORS = {
     "noto": "emoji-datasource-google@16.0.0",
@@ -61,8 +67,7 @@ def load_collection(packages_dir: Path, cache: Path) -> Collection:
     Pictures that two vendors share to within a grey level (flags, mostly) are kept once, with the
     vendor named first.
     """
-    held_out = set((HERE / "held_out.txt").read_text().split())
-    concepts = load_concepts(fetch_packages(packages_dir), held_out)
+    concepts = load_concepts(fetch_packages(packages_dir), read_held_out())
     if not cache.exists():
         draw_collection(packages_dir, concepts, cache)
     stored = torch.load(cache, weights_only=True)

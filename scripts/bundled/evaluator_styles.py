@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from base_models import Step, scale_lr, set_rate
-from evaluator_data import VENDORS, Collection
-from evaluator_models import contrast, group_pictures, make_view, pick_pictures
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from bundled.base_loops import Step, scale_lr, set_rate
+from bundled.evaluator_data import VENDORS, Collection
+from bundled.evaluator_models import contrast, group_pictures, make_view, pick_pictures
 from sdatoms.evaluation.evaluator import DrawingNet, InstanceNet, StyleHead
 
 __all__ = ["DrawingLearner", "move", "restyle", "settle", "train_drawing", "train_instance"]

@@ -18,12 +18,15 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from base_models import MAX_TOKENS, Step, scale_lr, set_rate
-from evaluator_data import Collection
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from bundled.base_loops import Step, scale_lr, set_rate
+from bundled.base_models import MAX_TOKENS
+from bundled.evaluator_data import Collection
+
 __all__ = [
+    "PICTURE_SIZE",
     "blur",
     "build_clip",
     "contrast",
@@ -33,7 +36,7 @@ __all__ = [
     "train_clip",
 ]
 
-SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
+PICTURE_SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
 
 
 def build_clip(vocab_size: int) -> CLIPModel:
@@ -56,7 +59,7 @@ def build_clip(vocab_size: int) -> CLIPModel:
         num_hidden_layers=BLOCKS,
         num_attention_heads=WIDTH // 64,
         hidden_act="gelu",  # one kernel where CLIP's own quick_gelu is three
-        image_size=SIZE,
+        image_size=PICTURE_SIZE,
         patch_size=PATCH,
     )
     config = CLIPConfig(
