@@ -1,2 +1,4 @@
-"""What the figures in README and docs are measured by, a module a figure; imports classifiers and
-below, and PEFT for the peers."""
+"""What the figures in the docs are measured by, a module each; imports classifiers and below.
+
+PEFT, psutil and playwright are imported where they are needed.
+"""

@@ -1,5 +1,6 @@
-"""A training pass of one convolution with atoms both ways: by its tuned weight, and by the input's
-columns; beside LoRA r = 4 on it and the frozen convolution alone.
+"""A training pass of one convolution with atoms, by its tuned weight and by the input's columns.
+
+Beside it stand LoRA r = 4 on the same convolution and the frozen convolution alone.
 
 Forward and backward, with a gradient for the input, as in a UNet.
 """

@@ -1,5 +1,4 @@
-"""Filter atoms and what they stand beside, each put into a model in one way: PEFT's LoRA, LoKr and
-OFT, and full fine-tuning."""
+"""Filter atoms and their peers in one form: PEFT's LoRA, LoKr and OFT, and full fine-tuning."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def measure_photographs(
     output.parent.mkdir(parents=True, exist_ok=True)
     asked = {"max_train_steps": max_train_steps, "threads": threads}
     found = json.loads(output.read_text()) if output.is_file() else {}
-    facts = found if asked.items() <= found.items() else asked | {"subjects": {}}
+    facts: dict[str, Any] = found if asked.items() <= found.items() else asked | {"subjects": {}}
     classes = read_classes(photographs)
     evaluator = load_evaluator()
     for subject in subjects:

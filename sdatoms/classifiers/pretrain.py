@@ -47,7 +47,7 @@ def pretrain(
     classifier = Classifier(model, "linear", 32, MEAN, SPREAD, "scratch")
     tuned = attach(classifier, "full_finetune", statistics=True)
     accelerator = make_accelerator(settings.mixed_precision)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore
+    classifier.place(accelerator.device)
     began, shown = time.perf_counter(), task.train.join(task.validation)
     fit(tuned, shown, rate, settings, accelerator, flips=pool.flips)
     reached = evaluate(classifier, task.test, accelerator.device)
