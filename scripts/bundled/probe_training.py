@@ -17,7 +17,7 @@ from bundled.gallery import Example, Gallery
 from bundled.modifiers import KINDS, Scene
 from bundled.probe import Probe, find_modifiers, label, show_on_white
 
-__all__ = ["draw_examples", "read_references", "score_probe", "train_probe"]
+__all__ = ["draw_examples", "normalize", "read_references", "score_probe", "train_probe"]
 
 PLAIN, HELD_OUT_PAIRS = 0.08, 0.12
 """Shares of pictures without a modifier, and of such with a held-out pair."""
