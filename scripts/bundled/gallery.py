@@ -22,7 +22,16 @@ from bundled.modifiers import (
 )
 from bundled.scenes import recolour, render
 
-__all__ = ["WEIGHTS", "Example", "Gallery", "draw_scene", "load_gallery"]
+__all__ = [
+    "WEIGHTS",
+    "Example",
+    "Gallery",
+    "choose_name",
+    "draw_scene",
+    "find_kinds",
+    "find_unseen",
+    "load_gallery",
+]
 
 WEIGHTS: Mapping[str, float] = {
     "colour": 1.2,
