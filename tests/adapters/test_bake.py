@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
 from torch import nn
 
 from sdatoms import AtomConfig, inject, load_atoms
@@ -18,7 +19,6 @@ LAYERS = {
     "depthwise": lambda: nn.Conv2d(16, 16, (3, 1), groups=16),
     "linear": lambda: nn.Linear(20, 12),
 }
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 
 
 @pytest.fixture

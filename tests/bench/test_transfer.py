@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny.classifiers import open_scripts, save_resnet
-from tiny.training import join_two_processes
+from tiny.runs import join_two_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

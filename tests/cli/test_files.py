@@ -123,7 +123,7 @@ def test_compose_refuses_in_one_line(refuse, tmp_path, make_file):
 @pytest.fixture
 def base(tmp_path, make_pipe):
     folder = tmp_path / "base"
-    make_pipe(tmp_path / "words").save_pretrained(folder)
+    make_pipe().save_pretrained(folder)
     return folder
 
 

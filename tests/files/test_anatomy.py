@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
 
 import sdatoms
 from sdatoms.adapters.changes import measure_changes
@@ -15,8 +16,6 @@ from sdatoms.files.anatomy import (
 )
 from sdatoms.files.compose import compose
 from sdatoms.files.likeness import compare_files
-
-VARIANTS = ("atoms", "overcomplete", "coefficients", "full")
 
 
 def deltas(file, unet):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny.atoms import VARIANTS
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms, save_atoms
@@ -21,7 +22,6 @@ from sdatoms.storage import write_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 KEY = "unet.conv_in.spatial.inner_atoms"
 
 

@@ -10,7 +10,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny.layers import VARIANTS, inject_one
+from tiny.atoms import VARIANTS, inject_one
+from tiny.modules import SelfAttention, build
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms, save_atoms
@@ -35,26 +36,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def sparse_file(tmp_path, make_convnet, perturb):
+def sparse_file(tmp_path, make_atoms):
     """Save sparse atoms tuned on `make_convnet()`; returns the path."""
 
-    def make(name="dog", seed=1, size=0.05, variant="full", **settings):
-        config = AtomConfig(variant, "sparse", **settings)
-        injection = perturb(inject(make_convnet(), config), size, seed)
-        return save_atoms(
-            tmp_path / f"{name}.safetensors", {"model": injection}, trigger=f"sks {name}"
-        )
+    def make(name="dog", seed=1, variant="full", **settings):
+        file = make_atoms(f"sks {name}", seed, decomposition="sparse", variant=variant, **settings)
+        return file.save(tmp_path / f"{name}.safetensors")
 
     return make
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x):
-        return self.attention(x, x, x)[0]
 
 
 @pytest.fixture
@@ -279,16 +268,14 @@ def test_files_hold_no_codes(make_convnet, sparse_file):
 
 
 def test_attention_is_coded_projection_by_projection(rng, perturb):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        base = Attention().eval()
+    base = build(SelfAttention).eval()
     model, fresh = copy.deepcopy(base), copy.deepcopy(base)
     x = torch.randn(2, 5, 8, generator=rng)
     injection = inject(model, AtomConfig("coefficients", "sparse", block_size=2))
     with torch.no_grad():
         assert torch.equal(model(x), base(x))
         file = pack_atoms({"model": perturb(injection, 0.3)})
-        assert "model.attention.q_proj.sparse.block_base_atoms" in file.tensors
+        assert "model.attn.q_proj.sparse.block_base_atoms" in file.tensors
         load_atoms(fresh, file)
         assert not torch.allclose(model(x), base(x), atol=1e-3)
         torch.testing.assert_close(fresh(x), model(x), rtol=1e-4, atol=1e-5)

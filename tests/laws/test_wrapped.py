@@ -14,6 +14,7 @@ from accelerate.hooks import (
     remove_hook_from_module,
 )
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from tiny.modules import SelfAttention, build
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,10 +37,10 @@ def x(rng):
     return torch.randn(2, 3, 9, 9, generator=rng)
 
 
-def add_lora(model):
+def add_lora(model, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return inject_adapter_in_model(LoraConfig(**LORA), model)
+        return inject_adapter_in_model(LoraConfig(**LORA | settings), model)
 
 
 def layer_sum(base, layer, lora, x):
@@ -126,37 +127,22 @@ def test_a_lora_merged_into_the_weight_goes_through_linear_atoms_too(
         torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
 
 
-class Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x):
-        return self.mha(x, x, x)[0]
-
-
 def make_attending(lora=False):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Attending().eval()
-        torch.manual_seed(1)
-        if not lora:
-            return model
-        config = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
-        return inject_adapter_in_model(config, model)
+    model = build(SelfAttention).eval()
+    return add_lora(model, r=2, target_modules=["attn"]) if lora else model
 
 
 def merge_lora(model):
     """Plain attention with the weights that PEFT's LoRA computes with."""
     model = copy.deepcopy(model)
-    model.mha.merge()
-    base = model.mha.get_base_layer()
-    plain = Attending().eval()
+    model.attn.merge()
+    base = model.attn.get_base_layer()
+    plain = SelfAttention().eval()
     with torch.no_grad():
-        plain.mha.in_proj_weight.copy_(base.in_proj_weight)
-        plain.mha.in_proj_bias.copy_(base.in_proj_bias)
-        plain.mha.out_proj.weight.copy_(base.out_proj.get_base_layer().weight)
-        plain.mha.out_proj.bias.copy_(base.out_proj.get_base_layer().bias)
+        plain.attn.in_proj_weight.copy_(base.in_proj_weight)
+        plain.attn.in_proj_bias.copy_(base.in_proj_bias)
+        plain.attn.out_proj.weight.copy_(base.out_proj.get_base_layer().weight)
+        plain.attn.out_proj.bias.copy_(base.out_proj.get_base_layer().bias)
     return plain
 
 
@@ -167,10 +153,7 @@ def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, 
     model = make_attending(lora=first == "lora")
     injection = perturb(inject(model, config), 0.3)
     if first == "atoms":
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            lora = LoraConfig(r=2, target_modules=["mha"], init_lora_weights=False)
-            inject_adapter_in_model(lora, model)
+        add_lora(model, r=2, target_modules=["attn"])
     merged = merge_lora(make_attending(lora=True))
     x = torch.randn(2, 5, 8, generator=rng)
     with torch.no_grad():

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny.layers import VARIANTS, inject_one, make_base
+from tiny.atoms import VARIANTS, inject_one
+from tiny.modules import make_base
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

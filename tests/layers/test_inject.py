@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 
 
 def rows_of(injection):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny.runs import assert_same_atoms, read_metrics, read_tensors
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base, paint
@@ -20,22 +21,6 @@ from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
 
 WORD = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
-
-
-def read_metrics(folder):
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def read_tensors(folder):
-    return sdatoms.read_atoms(Path(folder) / "atoms.safetensors").tensors
-
-
-def assert_same_atoms(one, other):
-    one, other = read_tensors(one), read_tensors(other)
-    assert one.keys() == other.keys()
-    for key, tensor in one.items():
-        assert torch.equal(tensor, other[key]), key
 
 
 def measure_brightness(pipe, pictures, prompts, instances, unrelated):
