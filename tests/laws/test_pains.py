@@ -38,7 +38,7 @@ PAINS = {
     "8 aspect-ratio buckets, class pictures too": (
         "training/test_trainer.test_buckets_keep_proportions_and_train_on_every_size",
         "training/test_buckets.test_a_picture_covers_its_bucket_in_its_own_proportions",
-        "training/test_photographs.test_photographs_train_under_buckets_with_mirrored_copies_and_a_class",
+        "laws/test_photographs.test_photographs_train_under_buckets_with_mirrored_copies_and_a_class",
     ),
     "9 overfitting, drift of the language": (
         "training/test_trainer.test_prediction_of_the_base_is_kept_without_class_pictures",
