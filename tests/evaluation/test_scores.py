@@ -1,4 +1,4 @@
-"""`sdatoms evaluate`: the table of a tiny pipeline, and one line for wrong input."""
+"""The scores: a table of a tiny pipeline, and the figures of the trainer."""
 
 import json
 
@@ -8,8 +8,7 @@ from tiny.modules import copy_weights, same_weights
 from tiny.pictures import draw_noise
 
 import sdatoms
-from sdatoms.cli.evaluate import name_files, write_table
-from sdatoms.cli.main import main
+from sdatoms.cli.evaluate import write_table
 from sdatoms.diffusion.prompts import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import evaluate, measure_samples
@@ -82,59 +81,6 @@ def test_prompts_come_from_the_trigger_and_are_read_without_it():
     assert clean_prompt("a cat in the style of sks") == "a cat"
     assert clean_prompt("a sks cat, <my-cat> winking") == "a cat, winking"
     assert clean_prompt("a tasks list") == "a tasks list"
-
-
-def test_rows_are_named_by_stem_unless_two_are_alike():
-    assert [n for n, _ in name_files([("a/x.st", 1), ("b/y.st", 2)])] == ["x", "y"]
-    assert [n for n, _ in name_files([("a/x.st", 1), ("b/x.st", 2)])] == ["a/x.st", "b/x.st"]
-
-
-def test_wrong_input_is_one_line(capsys, tmp_path, make_file, evaluator_folder, subject):
-    file = str(make_file(variant="atoms"))
-    tiny = ["--evaluator", str(evaluator_folder)]
-    for argv, word in (
-        ([str(tmp_path / "none.safetensors")], "none.safetensors"),
-        ([file, "--seeds", "0"], "--seeds is 0"),
-        ([file, "--batch_size", "0"], "--batch_size is 0"),
-        ([file, file], "twice"),
-        ([file, "--subject", str(tmp_path / "nowhere")], "nowhere"),
-        ([file, "--evaluator", str(subject)], "style_head.safetensors"),
-        ([file, *tiny, "--pretrained_model_name_or_path", str(subject)], "model_index.json"),
-        ([], "FILE"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(["evaluate", *argv])
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "", argv
-        assert len(err.strip().splitlines()) == 1 and word in err, err
-
-
-def test_the_command_prints_one_json_object(
-    capsys, one_thread, pipe, evaluator_folder, make_file, tmp_path
-):
-    pipe.save_pretrained(tmp_path / "base")
-    main(
-        [
-            "evaluate",
-            str(make_file(variant="atoms")),
-            "--pretrained_model_name_or_path",
-            str(tmp_path / "base"),
-            "--evaluator",
-            str(evaluator_folder),
-            "--seeds",
-            "2",
-            "--prompt",
-            "a cat",
-            "--num_inference_steps",
-            "2",
-            "--json",
-        ]
-    )
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["prompts"] == ["a cat"] and facts["seeds"] == 2
-    names = [row["name"] for row in facts["rows"]]
-    assert names[:2] == ["dog", "base without atoms"]
-    assert facts["parameters"]["dog"] > 0
 
 
 def test_the_trainer_gets_every_figure_of_its_samples(evaluator_folder):

@@ -1,7 +1,7 @@
-"""Files nobody should make, and models they do not fit: refused, cheaply, with nothing changed.
+"""Files nobody should make: refused, cheaply, with nothing changed.
 
-What is wrong inside one file is in `test_checkpoint.py`; second injections, patterns that match
-nothing and models on the meta device are in `test_inject.py`.
+What is wrong inside one file is in `files/test_reader.py`, what does not fit a model in
+`adapters/test_plan.py`; second injections and patterns that match nothing are in `layers/`.
 """
 
 import contextlib
@@ -65,6 +65,8 @@ def shift(key, change):
 
 
 ENCODER = "unet.conv_in.spatial.encoder"
+
+
 OFFSETS = {
     "overlap": shift(ENCODER, lambda a, b: [a - 4, b - 4]),
     "gap": shift(ENCODER, lambda a, b: [a + 4, b + 4]),
@@ -196,97 +198,6 @@ def test_layouts_of_absurd_size_are_refused(make_unet, make_file, kernel):
     file.metadata["layers"] = json.dumps(layers)
     file.save(path)
     refuse(make_unet(), path, "without a kernel of up to three whole numbers")
-
-
-def test_keys_that_fit_no_module_or_only_some_are_refused(make_unet, make_convnet, make_file):
-    path = make_file()
-    refuse(make_convnet(), path, "this ConvNet has no layer '.*' that the file's atoms could fit")
-    unet = make_unet()
-    del unet.mid_block.resnets[1]
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv1'")
-    unet = make_unet()
-    unet.mid_block.resnets[1].conv2 = nn.BatchNorm2d(32)
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv2'")
-    refuse(make_unet(), path, "holds no component 'vae'; it holds unet", component="vae")
-
-
-@pytest.mark.parametrize(
-    ("layer", "sentence"),
-    [
-        (nn.Conv2d(4, 16, 5, padding=2), r"'conv_in' has kernel \(5, 5\) in 1 groups where"),
-        (nn.Conv2d(4, 16, 3, groups=2), r"'conv_in' has kernel \(3, 3\) in 2 groups where"),
-        (nn.Conv2d(5, 16, 3), "'conv_in' has 5 input channels where the file's atoms have 4"),
-        (nn.Linear(4, 16), r"'conv_in' has kernel \(\) in 1 groups where"),
-    ],
-)
-def test_a_base_of_other_shapes_is_refused(make_unet, make_file, layer, sentence):
-    unet = make_unet()
-    unet.conv_in = layer
-    refuse(unet, make_file(), sentence)
-
-
-def test_blocks_that_do_not_divide_a_weight_are_refused(perturb):
-    make = lambda o, i: nn.Sequential(nn.Linear(i, o))
-    file = pack_atoms(
-        {"unet": perturb(inject(make(8, 8), AtomConfig("coefficients", block_size=4)))}
-    )
-    refuse(make(8, 6), file, "has 8×6 channels, which 4×4 blocks do not divide")
-
-
-def test_a_base_of_other_weights_is_loaded_with_one_warning(make_unet, make_file):
-    path = make_file()
-    file = read_atoms(path)
-    file.metadata["base_model"] = "<b>\x1b[31mme\nyou</b>" * 999
-    unet = make_unet(seed=1)
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
-    with pytest.warns(UserWarning) as caught:
-        adapters = load_atoms(unet, file)
-    (warning,) = caught
-    text, count = str(warning.message), len(file.layers)
-    assert f"the weights of {count} of {count} layers differ from the base" in text
-    assert text.isprintable()
-    assert len(text) < 400
-    adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
-
-
-def test_one_layer_of_another_base_is_counted_as_one(make_unet, make_file):
-    unet = make_unet()
-    with torch.no_grad():
-        unet.conv_out.weight *= -1
-    with pytest.warns(UserWarning, match=r"the weights of 1 of \d+ layers differ"):
-        load_atoms(unet, make_file())
-
-
-def test_weights_on_the_meta_device_are_refused(make_unet, make_file):
-    refuse(make_unet().to("meta"), make_file(), "'conv_in' lies on the meta device; load the")
-
-
-def test_integer_weights_are_refused(make_unet, make_file):
-    unet = make_unet()
-    weight = unet.conv_in.weight.detach().to(torch.int8)
-    unet.conv_in.weight = nn.Parameter(weight, requires_grad=False)
-    refuse(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms fit floating-point")
-
-
-def test_shared_weights_are_refused(make_unet, perturb):
-    def make(tied):
-        model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
-        if tied:
-            model[1].weight = model[0].weight
-        return model
-
-    file = pack_atoms({"unet": perturb(inject(make(False)))})
-    refuse(make(True), file, "the layers '0' and '1' share one weight")
-
-
-def test_a_model_that_carries_atoms_is_refused(make_unet, make_file):
-    unet = make_unet()
-    path = make_file()
-    injection = inject(unet)
-    refuse(unet, path, "carries injected atoms; eject them before loading a file")
-    injection.eject()
-    load_atoms(unet, path)
 
 
 def test_megabytes_of_text_are_kept_out_of_every_message(make_unet, make_file, make_convnet):
