@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny.modules import copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def refuse(target, path, sentence, **options):
     """Loading fails in one line and leaves the module as it was."""
-    before = {k: v.clone() for k, v in target.state_dict().items()}
+    before = copy_weights(target)
     with pytest.raises(AtomError, match=sentence) as error:
         load_atoms(target, path, **options)
     assert len(str(error.value).splitlines()) == 1
@@ -62,7 +63,7 @@ def test_a_base_of_other_weights_is_loaded_with_one_warning(make_unet, make_file
     file = read_atoms(path)
     file.metadata["base_model"] = "<b>\x1b[31mme\nyou</b>" * 999
     unet = make_unet(seed=1)
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    before = copy_weights(unet)
     with pytest.warns(UserWarning) as caught:
         adapters = load_atoms(unet, file)
     (warning,) = caught
@@ -71,7 +72,7 @@ def test_a_base_of_other_weights_is_loaded_with_one_warning(make_unet, make_file
     assert text.isprintable()
     assert len(text) < 400
     adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, before)
 
 
 def test_one_layer_of_another_base_is_counted_as_one(make_unet, make_file):

@@ -6,6 +6,8 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny.atoms import read_raw, write_raw
+from tiny.modules import copy_weights, same_weights
 
 from sdatoms import AtomError, load_atoms, read_atoms
 from sdatoms.errors import clip
@@ -16,21 +18,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = "unet.conv_in.spatial.inner_atoms"
 
 
-def read_parts(path):
-    """Tensors, metadata and the offset of the first tensor byte, read without our code."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    return load_file(path), json.loads(data[8 : 8 + size])["__metadata__"], 8 + size
-
-
-def write_header(path, header, claim=None):
-    text = json.dumps(header).encode()
-    path.write_bytes((len(text) if claim is None else claim).to_bytes(8, "little") + text)
-
-
 def spoil_tensors(change):
     def spoil(path):
-        tensors, metadata, _ = read_parts(path)
+        tensors, metadata = load_file(path), read_raw(path)[0]["__metadata__"]
         change(tensors, metadata)
         save_file(tensors, path, metadata)
 
@@ -55,7 +45,7 @@ def with_nan(tensors, metadata):
 def claim_tensors(count):
     """A header that claims `count` tensors of no bytes."""
     one = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    return lambda path: write_header(path, {f"{i}": one for i in range(count)})
+    return lambda path: write_raw(path, {f"{i}": one for i in range(count)})
 
 
 def claim_wide_map(tensors, metadata):
@@ -74,7 +64,7 @@ BAD = {
     "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:500]), "was cut short"),
     "cut in the tensors": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "is cut short or damaged"),
     "longer": (lambda p: p.write_bytes(p.read_bytes() + b"\0"), "is cut short or damaged"),
-    "header past the end": (lambda p: write_header(p, {}, claim=2**40), "was cut short"),
+    "header past the end": (lambda p: write_raw(p, {}, claim=2**40), "was cut short"),
     "header no JSON": (lambda p: p.write_bytes(b"\x02" + b"\0" * 7 + b"{]"), "is not JSON"),
     "header deep": (
         lambda p: p.write_bytes((200_006).to_bytes(8, "little") + b'{"a": ' + b"[" * 200_000),
@@ -87,10 +77,10 @@ BAD = {
     "200,000 tensors": (claim_tensors(200_000), "has a header of 200000 entries; at most 100000"),
     "a million tensors": (claim_tensors(1_000_000), r"has a header of \d+ bytes; at most 16777216"),
     "metadata no text": (
-        lambda p: write_header(p, {"__metadata__": {"format": 1}}),
+        lambda p: write_raw(p, {"__metadata__": {"format": 1}}),
         "metadata is not plain text",
     ),
-    "no metadata": (lambda p: write_header(p, {}), "its format is 'none' where 'sdatoms/1' fits"),
+    "no metadata": (lambda p: write_raw(p, {}), "its format is 'none' where 'sdatoms/1' fits"),
     "future": (
         spoil_tensors(lambda t, m: m.update(format="sdatoms/2")),
         "of format 'sdatoms/2' where 'sdatoms/1' fits; a newer sdatoms may read it",
@@ -168,7 +158,7 @@ BAD = {
 def test_bad_files_are_refused_in_one_line_and_the_model_stays(make_unet, make_file, case):
     spoil, sentence = BAD[case]
     unet = make_unet()
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    before = copy_weights(unet)
     path = make_file()
     spoil(path)
 
@@ -179,7 +169,7 @@ def test_bad_files_are_refused_in_one_line_and_the_model_stays(make_unet, make_f
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 600
     assert "dog.safetensors" in str(error.value)
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, before)
     assert not any(name.startswith("_sdatoms") for name in vars(unet))
 
 

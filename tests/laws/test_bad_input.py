@@ -4,13 +4,14 @@ What is wrong inside one file is in `files/test_reader.py`, what does not fit a 
 `adapters/test_plan.py`; second injections and patterns that match nothing are in `layers/`.
 """
 
-import contextlib
 import json
 import random
-import resource
 
 import pytest
 import torch
+from tiny.atoms import read_raw, write_raw
+from tiny.limits import little_memory
+from tiny.modules import copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
@@ -20,33 +21,9 @@ from sdatoms.files.writer import pack_atoms
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@contextlib.contextmanager
-def limited_memory(extra):
-    """Let the process take at most `extra` bytes more than it has."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + extra, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def write_raw(path, header, data=b""):
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def split_file(path):
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
 def refuse(target, path, sentence, **options):
     """Loading fails in one line and leaves the module as it was."""
-    before = {k: v.clone() for k, v in target.state_dict().items()}
+    before = copy_weights(target)
     with pytest.raises(AtomError, match=sentence) as error:
         load_atoms(target, path, **options)
     assert len(str(error.value).splitlines()) == 1
@@ -89,13 +66,13 @@ OFFSETS = {
 @pytest.mark.parametrize("case", OFFSETS)
 def test_offsets_that_lie_are_refused(make_unet, make_file, case):
     path = make_file()
-    write_raw(path, *OFFSETS[case](*split_file(path)))
+    write_raw(path, *OFFSETS[case](*read_raw(path)))
     refuse(make_unet(), path, "cut short or damaged")
 
 
 def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_file, make_unet):
     """Fewer than a header may hold, every one in its place."""
-    header, _ = split_file(make_file())
+    header, _ = read_raw(make_file())
     kept = {"__metadata__": header["__metadata__"]}
     for k in range(20_000):
         kept[f"unet.layer{k}.spatial.atoms"] = {
@@ -105,7 +82,7 @@ def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_f
         }
     path = tmp_path / "many.safetensors"
     write_raw(path, kept, bytes(40_000))
-    with limited_memory(1 << 30):
+    with little_memory(1 << 30):
         refuse(make_unet(), path, "has no layout in the header")
 
 
@@ -166,15 +143,15 @@ def test_changes_without_finite_weights_are_taken_back(
     path = make_file()
     refuse(make_unet().to(dtype), path, sentence, strength=strength)
     unet = make_unet().to(dtype)
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    before = copy_weights(unet)
     adapters = load_atoms(unet, path, name="dog", strength=0.5)
-    baked = {k: v.clone() for k, v in unet.state_dict().items()}
+    baked = copy_weights(unet)
     with pytest.raises(AtomError, match=sentence):
         adapters.set_strengths({"dog": strength})
     assert adapters.strengths == {"dog": 0.5}
-    assert all(torch.equal(v, baked[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, baked)
     adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, before)
 
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400, "true", '"1"'])
@@ -240,7 +217,7 @@ def test_small_files_do_not_ask_for_gigabytes_of_channels(tmp_path):
     }
     path = make_hostile(1, tensors, {"kernel": [3, 3], "groups": 1}).save(tmp_path / "x")
     with (
-        limited_memory(600 << 20),
+        little_memory(600 << 20),
         pytest.raises(AtomError, match="asks for 2000000 maps of 9×9 numbers where 67108864"),
     ):
         read_atoms(path)
@@ -263,16 +240,16 @@ def wide():
 def test_maps_of_small_files_are_not_kept(wide):
     """Eight maps of 128 MiB, one after the other."""
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    with limited_memory(800 << 20):
+    before = copy_weights(model)
+    with little_memory(800 << 20):
         adapters = load_atoms(model, wide[0], name="x")
         assert not torch.equal(model[7].weight, before["7.weight"])
         adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert same_weights(model, before)
 
 
 def test_sums_of_small_files_are_small(wide):
-    with limited_memory(600 << 20):
+    with little_memory(600 << 20):
         summed = compose(wide, [1, -1])
     assert summed.num_parameters == sum(file.num_parameters for file in wide)
 

@@ -20,6 +20,7 @@ from diffusers import (
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from PIL import Image
 from tiny.limits import HANG
+from tiny.modules import copy_weights
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
 
@@ -97,7 +98,7 @@ def test_a_fused_lora_is_noticed_and_nothing_is_restored_over_it(pipe, folder, a
     adapters = load_atoms(pipe, atoms)
     pipe.load_lora_weights(lora)
     pipe.fuse_lora()
-    fused = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    fused = copy_weights(pipe.unet)
     with pytest.raises(AtomError, match="unfuse_lora"):
         adapters.clear()
     now = pipe.unet.state_dict()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny.atoms import VARIANTS
+from tiny.modules import copy_weights, same_weights
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
 from sdatoms.adapters.export import convert_to_diff
@@ -94,10 +95,10 @@ def test_a_base_in_sixteen_bits_drifts_within_bounds(make_convnet, sparse_file, 
 def test_another_base_is_refused_and_stays(make_convnet, sparse_file):
     path = sparse_file()
     other = make_convnet(seed=1)
-    before = {k: v.clone() for k, v in other.state_dict().items()}
+    before = copy_weights(other)
     with pytest.raises(AtomError, match="weights of 5 of 5 layers are not those these sparse"):
         load_atoms(other, path)
-    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+    assert same_weights(other, before)
     assert not any(name.startswith("_sdatoms") for name in vars(other))
     one = make_convnet()
     one.stem.weight.data.neg_()

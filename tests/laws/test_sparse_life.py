@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 from tiny.atoms import VARIANTS, inject_one
-from tiny.modules import SelfAttention, build
+from tiny.modules import SelfAttention, build, copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms, save_atoms
@@ -117,10 +117,10 @@ def test_the_representation_and_casts(make_convnet, pictures):
     model = make_convnet()
     injection = inject(model, AtomConfig("atoms", "sparse", num_atoms=12))
     assert "AtomDelta(spatial, sparse atoms=12, width=9, parameters=108)" in repr(model)
-    before = {k: v.clone() for k, v in injection.state_dict().items()}
+    before = copy_weights(injection)
     model.to(torch.bfloat16)
     assert model.grouped.deltas["spatial"].codes.dtype == torch.float32
-    assert all(torch.equal(v, before[k]) for k, v in injection.state_dict().items())
+    assert same_weights(injection, before)
     assert torch.isfinite(model(pictures.bfloat16())).all()
 
 
@@ -143,7 +143,7 @@ def test_state_dicts_hold_no_codes_and_carry_base_atoms_over(make_convnet, pertu
     ]:
         with pytest.raises(AtomError, match=sentence):
             fresh.load_state_dict(bad)
-        assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
+        assert same_weights(fresh, state)
     with torch.no_grad():
         assert torch.equal(other(pictures), model(pictures))
 
@@ -153,7 +153,7 @@ def test_a_fresh_base_with_the_file_is_the_injected_model(
     tmp_path, make_convnet, perturb, pictures, variant
 ):
     model, fresh = make_convnet(), make_convnet()
-    base = {k: v.clone() for k, v in fresh.state_dict().items()}
+    base = copy_weights(fresh)
     injection = perturb(inject(model, AtomConfig(variant, "sparse", seed=3)))
     path = save_atoms(tmp_path / "dog.safetensors", {"model": injection})
     file = read_atoms(path)
@@ -173,12 +173,12 @@ def test_a_fresh_base_with_the_file_is_the_injected_model(
         delta = adapters.delta("dog", path)
         torch.testing.assert_close(delta, layer.delta_weight(), rtol=1e-4, atol=1e-6)
     adapters.set_strengths({"dog": 0.25})
-    half = {k: v.clone() for k, v in fresh.state_dict().items()}
+    half = copy_weights(fresh)
     adapters.set_strengths({"dog": 1.0}).set_strengths({"dog": 0.25})
-    assert all(torch.equal(v, half[k]) for k, v in fresh.state_dict().items())
+    assert same_weights(fresh, half)
     assert adapters.verify_base()
     adapters.clear()
-    assert all(torch.equal(v, base[k]) for k, v in fresh.state_dict().items())
+    assert same_weights(fresh, base)
 
 
 def test_attention_is_coded_projection_by_projection(rng, perturb):

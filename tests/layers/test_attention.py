@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from tiny.modules import Attention, build
+from tiny.modules import Attention, build, same_weights
 from torch import nn
 
 from sdatoms import (
@@ -180,7 +180,7 @@ def test_the_module_is_replaced_as_a_whole_and_comes_back():
     injection.eject()
     assert model.attn is base
     assert list(model.state_dict()) == keys
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert same_weights(model, state)
 
 
 def test_the_base_constructor_makes_the_base_layer(rng):
@@ -226,7 +226,7 @@ def test_a_file_bakes_into_the_parameters_and_clears_to_the_bit(
         adapters.set_strengths({"a": 0.5})
         adapters.clear()
 
-    assert all(torch.equal(v, pristine[k]) for k, v in fresh.state_dict().items())
+    assert same_weights(fresh, pristine)
     assert {key.split(".")[2] for key in read_atoms(path).tensors} == set(PROJECTIONS)
 
 
@@ -245,7 +245,7 @@ def test_atoms_bake_into_their_own_model_for_a_while(tmp_path, rng, perturb):
 
         assert_same(model(x), live, rtol=0, atol=0)
     assert all(torch.equal(v, pristine[k]) for k, v in model.state_dict().items() if k in pristine)
-    assert all(torch.equal(v, state[k]) for k, v in injection.state_dict().items())
+    assert same_weights(injection, state)
 
 
 def test_a_foreign_write_to_one_third_is_noticed(tmp_path, perturb):

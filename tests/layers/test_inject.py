@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny.atoms import VARIANTS
+from tiny.modules import same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
@@ -205,7 +206,7 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
     ]:
         with pytest.raises(AtomError, match=sentence):
             fresh.load_state_dict(bad)
-        assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
+        assert same_weights(fresh, state)
 
 
 class Reading(nn.Module):
