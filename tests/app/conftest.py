@@ -1,5 +1,4 @@
-"""Fixtures of the app's tests: a tiny base on disk, a folder of atom files, a studio, a server, a
-headless Chromium."""
+"""Fixtures of the app's tests: a folder of atom files, a studio, a server, a headless Chromium."""
 
 import gc
 import shutil
@@ -11,8 +10,7 @@ from PIL import Image
 from sdatoms_app.app import build_app, find_port, launch_settings
 from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.studio import Order, Studio
-from tiny.base import save_tiny_base
-from tiny.training import WAIT
+from tiny.limits import WAIT
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base
@@ -30,12 +28,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
-    """The directory of a tiny pipeline."""
-    return save_tiny_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Every tab, in light and dark, under axe: contrast, names, roles, order of focus."""
 
 import pytest
-from tiny.training import draw, wait_for
+from tiny.limits import wait_for
+from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 TABS = ("Generate", "Compare", "Atoms", "Train", "Runs")

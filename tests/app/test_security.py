@@ -17,7 +17,7 @@ from sdatoms_app.studio import library
 from sdatoms_app.studio.library import Library
 from sdatoms_app.train import drafts
 from sdatoms_app.train.drafts import Draft
-from tiny.training import draw
+from tiny.pictures import draw
 
 from sdatoms import AtomError
 

@@ -5,26 +5,14 @@ import json
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
+from tiny.modules import build, copy_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
-
-
-@pytest.fixture
-def make_atoms(make_convnet, perturb):
-    """Atoms tuned on `make_convnet()`, or on that base as another dtype stores it."""
-
-    def make(trigger="a", seed=1, base=0, dtype=torch.float32, **config):
-        model = make_convnet(base).to(dtype).float()
-        injection = perturb(inject(model, AtomConfig(**config)), 0.05, seed)
-        return pack_atoms({"model": injection}, trigger=trigger, base_model=f"base {base}")
-
-    return make
 
 
 @pytest.fixture
@@ -35,7 +23,7 @@ def bake(make_convnet):
         model = make_convnet()
         for k, (file, strength) in enumerate(zip(files, strengths, strict=True)):
             load_atoms(model, file, name=str(k), strength=strength)
-        return {name: weight.clone() for name, weight in model.state_dict().items()}
+        return copy_weights(model)
 
     return run
 
@@ -115,9 +103,7 @@ def make_wide(perturb):
     """Atoms of one 64×64 convolution: an `overcomplete` delta of 1,971 numbers at m1 = 3."""
 
     def make(seed, dtype=torch.float32, **config):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Conv2d(64, 64, 3)).to(dtype).float()
+        model = nn.Sequential(build(nn.Conv2d, 64, 64, 3)).to(dtype).float()
         injection = perturb(inject(model, AtomConfig(**config)), seed=seed)
         return pack_atoms({"model": injection})
 
@@ -180,9 +166,7 @@ def test_the_order_of_arguments_changes_no_bit(make_atoms, variant):
 
 def test_more_than_nine_block_views_are_read_back(tmp_path, perturb):
     def make(seed, **config):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Conv2d(12, 12, 3))
+        model = nn.Sequential(build(nn.Conv2d, 12, 12, 3))
         config = AtomConfig("coefficients", block_atoms=2, **config)
         return pack_atoms({"model": perturb(inject(model, config), seed=seed)})
 

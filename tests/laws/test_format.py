@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny.layers import FLAVOURS, SETTINGS, inject_one, make_base
+from tiny.atoms import SETTINGS, inject_one
+from tiny.modules import FLAVOURS, make_base
 from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms

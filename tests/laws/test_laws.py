@@ -8,7 +8,8 @@ import math
 
 import pytest
 import torch
-from tiny.layers import DTYPES, FLAVOURS, SETTINGS, inject_one, make_base
+from tiny.atoms import DTYPES, SETTINGS, inject_one
+from tiny.modules import FLAVOURS, make_base
 from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms

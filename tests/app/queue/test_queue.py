@@ -18,8 +18,8 @@ from sdatoms_app.runs.files import (
     read_curves,
     smooth,
 )
-from tiny.base import save_tiny_base
-from tiny.training import wait_for
+from tiny.limits import wait_for
+from tiny.pipelines import save_base
 
 import sdatoms
 
@@ -208,7 +208,7 @@ def test_seconds_in_words():
 
 def test_two_trainings_one_after_the_other(tmp_path):
     """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
-    base = str(save_tiny_base(tmp_path / "base"))
+    base = str(save_base(tmp_path / "base"))
     queue = Queue(tmp_path / "runs")
     settings = {
         "instance_prompt": "a dog",

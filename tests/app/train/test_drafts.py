@@ -15,8 +15,8 @@ from sdatoms_app.train.form import (
 )
 from sdatoms_app.train.measure import Measurements, describe_facts
 from sdatoms_app.train.page import change_preset
-from tiny.base import save_tiny_base
-from tiny.training import draw
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base
@@ -60,7 +60,7 @@ def test_the_crop_is_what_the_trainer_encodes(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     path = draw(folder / "a.png", (150, 90))
-    pipe = load_base(str(save_tiny_base(tmp_path / "base")), device="cpu")
+    pipe = load_base(str(save_base(tmp_path / "base")), device="cpu")
     sources = check_folder(folder, "a dog").sources
     cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8, 8))
     crop = check_pictures([path], find_resolution(str(tmp_path / "base")))[0].crop
@@ -215,7 +215,7 @@ def test_presets_that_keep_the_class_read_it_from_the_prompt():
 
 
 def test_measuring_is_done_once_and_told_in_words(tmp_path):
-    base = str(save_tiny_base(tmp_path / "base"))
+    base = str(save_base(tmp_path / "base"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     draw(pictures / "a.png")

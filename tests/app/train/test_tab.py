@@ -19,7 +19,8 @@ from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.form import read_preset
 from sdatoms_app.train.measure import make_key
 from sdatoms_app.train.page import TrainPage, open_queue
-from tiny.training import draw, wait_for
+from tiny.limits import wait_for
+from tiny.pictures import draw
 
 import sdatoms
 from sdatoms.files.compose import compose
