@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from sdatoms import AtomConfig, Injection, inject
-from sdatoms.atoms.config import Variant
+from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.classifiers.model import Classifier, list_norms
 from sdatoms.errors import AtomError
 from sdatoms.files.writer import pack_atoms
+from sdatoms.layers.inject import Injection, inject
 from sdatoms.layers.weights import list_layers
 from sdatoms.models.families import FAMILY_EXCLUDES
 

@@ -19,6 +19,7 @@ from sdatoms.diffusion.pipeline import find_base
 from sdatoms.errors import AtomError
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.trainer import Trainer
+from sdatoms.version import __version__
 
 __all__ = [
     "describe_run",
@@ -31,8 +32,6 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
     """Facts about a run whose atom file is at `path`."""
     import diffusers
     import transformers
-
-    import sdatoms
 
     names = dict.fromkeys(row.name for row in trainer.instances)
     return {
@@ -48,7 +47,7 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
         "picture_notes": list(trainer.notes),
         "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
         "versions": {
-            "sdatoms": sdatoms.__version__,
+            "sdatoms": __version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
