@@ -1,6 +1,5 @@
 """The trainings for programs: endpoints that are named, typed and described."""
 
-
 from pathlib import Path
 from typing import Any
 
