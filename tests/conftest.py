@@ -198,13 +198,17 @@ def sample_files(tmp_path, make_convnet, perturb):
         "coefficients": AtomConfig("coefficients", block_size=2),
         "channel": AtomConfig("coefficients", block_size=4, block_view="channel"),
         "full": AtomConfig("full", num_inner_atoms=1),
+        "product": AtomConfig("coefficients", block_form="product", block_size=4),
+        "product each": AtomConfig(
+            "full", block_form="product", block_factors="each", block_size=2, num_inner_atoms=1
+        ),
         "linear": AtomConfig("atoms", target_modules=("head", "pointwise"), block_size=2),
     }
     files = {
         name: pack_atoms({"model": perturb(inject(make_convnet(), config), 0.05, seed)})
         for seed, (name, config) in enumerate(configs.items())
     }
-    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1])
+    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1, -0.7, 0.6])
     files["composed of two"] = compose([files["overcomplete"], files["full"]], [1, 0.5])
     files["composed again"] = compose([files["composed"], files["atoms"]], [1, 3])
     return {name: file.save(tmp_path / f"{name}.safetensors") for name, file in files.items()}

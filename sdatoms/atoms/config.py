@@ -17,6 +17,8 @@ __all__ = [
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
 Decomposition = Literal["linear", "sparse"]
 BlockView = Literal["channel", "joint"]
+BlockForm = Literal["map", "product"]
+BlockFactors = Literal["shared", "each"]
 
 
 class Default(int):
@@ -69,12 +71,22 @@ class AtomConfig:
     block_share: float | None = None
     """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
     above 0 and at most 1. A layer has at least one, which may hold more."""
+    block_form: BlockForm = "map"
+    """How `coefficients` and `full` change channel blocks: by one full map between the entries of a
+    block (`map`), or by a small matrix over its output channels and one over its input channels
+    (`product`), which holds far fewer numbers, trains at LoRA's price and takes a `block_size` of
+    16 where none is given."""
+    block_factors: BlockFactors = "shared"
+    """Whether all blocks of a weight have one pair of factors (`shared`), or each row and column of
+    blocks its own (`each`); with `block_form` "product" only."""
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("variant", get_args(Variant)),
             ("decomposition", get_args(Decomposition)),
             ("block_view", get_args(BlockView)),
+            ("block_form", get_args(BlockForm)),
+            ("block_factors", get_args(BlockFactors)),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -93,6 +105,7 @@ class AtomConfig:
                 f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
             )
         self._check_share()
+        self._check_form()
         for name in ("target_modules", "exclude_modules", "defaults"):
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():
@@ -110,6 +123,26 @@ class AtomConfig:
         self._set("defaults", tuple(name for name in kept if name in given))
         for name in LOWERED:
             self._set(name, int(getattr(self, name)))
+
+    def _check_form(self) -> None:
+        """Refuse what a product of two factors has no place for."""
+        if self.block_form == "map":
+            if self.block_factors != "shared":
+                raise AtomError(
+                    "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
+                )
+            return
+        if self.decomposition == "sparse":
+            raise AtomError(
+                "AtomConfig.block_form is 'product', which has no codes; decomposition 'sparse' "
+                "takes block_form 'map'"
+            )
+        for name in ("block_atoms", "block_share"):
+            if getattr(self, name) is not None:
+                raise AtomError(
+                    f"AtomConfig.{name} is {getattr(self, name)!r}; block_form 'product' has two "
+                    "factors and no atoms to count"
+                )
 
     def _check_share(self) -> None:
         share = self.block_share

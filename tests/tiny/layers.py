@@ -34,6 +34,13 @@ SETTINGS = {
     "atoms, m < rank": {"variant": "atoms", "num_atoms": 2, "block_atoms": 3},
     "full, 12 atoms": {"variant": "full", "num_atoms": 12, "block_atoms": 3},
     "channel view": {"variant": "full", "block_view": "channel"},
+    "product": {"variant": "coefficients", "block_form": "product"},
+    "product each, full": {
+        "variant": "full",
+        "block_form": "product",
+        "block_factors": "each",
+        "block_size": 4,
+    },
     "a share of blocks": {"variant": "full", "block_share": 0.1, "block_view": "channel"},
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
