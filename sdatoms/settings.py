@@ -1,5 +1,4 @@
-"""Flags and config files from one dataclass: names, types, defaults and help are the dataclass's
-own."""
+"""Flags and settings files from one dataclass, whose names, types, defaults and texts they take."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, first_line
 
 __all__ = [
     "add_flags",
@@ -106,7 +105,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise AtomError(
-            f"the config file {path.name!r} cannot be parsed: {str(error).splitlines()[0]}"
+            f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
         ) from None
     if not isinstance(values, dict):
         raise AtomError(f"the config file {path.name!r} holds no table of settings")

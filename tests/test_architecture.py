@@ -152,6 +152,21 @@ def find_private_imports(modules, files):
                 yield f"{name}:{line} imports {imported}, which {module}.__all__ does not name"
 
 
+def find_false_fronts(modules):
+    """Public names that a module only hands on; the packages' own front doors do so openly."""
+    for name, path in modules.items():
+        if name in GROUND or name.endswith("__main__"):
+            continue
+        imported = {
+            alias.asname or alias.name
+            for node in read_tree(path).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        for handed_on in sorted((read_all(path) or set()) & imported):
+            yield f"{name}.__all__ names {handed_on}, which it did not define"
+
+
 def find_shadows(modules):
     """Modules that a public function of their package hides, as `import a.b as c` would find."""
     public = {name: read_all(path) or set() for name, path in modules.items()}
@@ -202,6 +217,10 @@ def test_every_imported_name_is_public_in_its_module():
     modules = list_modules()
     scripts = {f"scripts.{p.stem}": p for p in sorted((ROOT / "scripts").rglob("*.py"))}
     check(find_private_imports(modules, modules | scripts))
+
+
+def test_no_module_hands_on_the_names_of_another():
+    check(find_false_fronts(list_modules()))
 
 
 def test_no_module_is_hidden_by_a_public_function():

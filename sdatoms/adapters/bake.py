@@ -26,7 +26,7 @@ from sdatoms.files.writer import describe_layout
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.atom_layers import TunedWeight
 from sdatoms.layers.inject import Injection
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 __all__ = [
     "all_or_nothing",
@@ -59,7 +59,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
         if layer is None:
             if not terms:
                 continue
-            base = find_layer(root, path)
+            base = find_weight(root, path)
             if base.quantized:
                 layer = AttachedLayer(base)
             else:
@@ -92,14 +92,14 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-Job = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
+WeightSum = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
 """Where to write, the pristine weight, and the maps to add."""
 
 
-def write_sums(jobs: Sequence[Job]) -> list[tuple[float, float, int]]:
-    """`write_sum` for every job, and the checksum of what was written; layers side by side."""
+def write_sums(sums: Sequence[WeightSum]) -> list[tuple[float, float, int]]:
+    """`write_sum` for every weight, and the checksum of what was written; layers side by side."""
     return work_side_by_side(
-        lambda job: (*write_sum(*job), checksum(job[0])), jobs, (weight for weight, _, _ in jobs)
+        lambda one: (*write_sum(*one), checksum(one[0])), sums, (weight for weight, _, _ in sums)
     )
 
 
@@ -197,7 +197,7 @@ def bake_injection(
             raise AtomError(f"there is no injected layer {clip(path)!r} for the given tensors")
     kept: list[tuple[TunedWeight, dict[str, nn.Module], Tensor | None]] = []
     try:
-        jobs: list[Job] = []
+        sums: list[WeightSum] = []
         for path, maps in list_maps(grouped, layouts).items():
             tuned = injection.weights[path]
             terms = [(1.0, lend_codes(m, tuned)) for m in maps]
@@ -209,9 +209,9 @@ def bake_injection(
             else:
                 pristine = copy_weight(live)
                 kept.append((tuned, deltas, pristine))
-                jobs.append((live, pristine, terms))
+                sums.append((live, pristine, terms))
                 tuned.deltas.clear()
-        write_sums(jobs)
+        write_sums(sums)
         yield
     finally:
         with torch.no_grad():

@@ -30,7 +30,7 @@ from sdatoms.adapters.load import AdapterSet, load_atoms
 from sdatoms.adapters.plan import choose_modules
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -122,7 +122,7 @@ def walk_deltas(file: AtomFile, target: Any) -> Iterator[tuple[str, str, Tensor]
 def walk_shapes(file: AtomFile, target: Any) -> Iterator[torch.Size]:
     for component, module in choose_modules(target, file, None).items():
         for path in list_layers(file)[component]:
-            yield find_layer(module, path).weight.shape
+            yield find_weight(module, path).weight.shape
 
 
 def list_layers(file: AtomFile) -> dict[str, list[str]]:
@@ -287,7 +287,7 @@ def save_pipeline(
     modules = choose_modules(pipe, file, None)
     errors = ErrorTable()
     for component, path, delta in walk_deltas(file, pipe):
-        base = find_layer(modules[component], path).weight.detach().cpu()
+        base = find_weight(modules[component], path).weight.detach().cpu()
         baked = (base + delta).to(base.dtype).to(dtype)
         errors.add(f"{component}.{path}", delta, baked.float() - base.float())
     staging = folder.with_name(f".{folder.name}.tmp")

@@ -34,7 +34,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import fetch_file
 from sdatoms.fingerprint import checksum
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 __all__ = [
     "AdapterSet",
@@ -106,7 +106,7 @@ class AdapterSet:
         with all_or_nothing(states.values()):
             for owner, (module, state) in states.items():
                 new = [path for path in plans[owner].maps if path not in state.origins]
-                bits = lambda path, root=module: checksum(find_layer(root, path).bits)
+                bits = lambda path, root=module: checksum(find_weight(root, path).bits)
                 sums = work_side_by_side(bits, new, list_held(module, new))
                 state.origins |= zip(new, sums, strict=True)
                 state.adapters[name] = plans[owner]
@@ -192,7 +192,7 @@ class AdapterSet:
             for path, origin in state.origins.items():
                 baked = state.layers.get(path)
                 plain = not isinstance(baked, BakedLayer)
-                bits = find_layer(module, path).bits if plain else baked.pristine
+                bits = find_weight(module, path).bits if plain else baked.pristine
                 if checksum(bits) != origin:
                     return False
         return True

@@ -25,7 +25,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import fingerprint, matches
 from sdatoms.layers.inject import carries_atoms
-from sdatoms.layers.weights import LayerWeight, find_layer, unwrap
+from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
 
 __all__ = [
     "Fit",
@@ -57,7 +57,7 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
     holders = {layer.base.place: path for path, layer in state.layers.items()}
     maps = file.maps(component)
     for path, views in maps.items():
-        layer = find_layer(module, path)
+        layer = find_weight(module, path)
         check_fit(path, layer, views)
         holder = holders.setdefault(layer.place, path)
         if holder != path:
@@ -159,7 +159,7 @@ def judge_fit(file: AtomFile, pipe: Any) -> Fit:
         for component, module in choose_modules(pipe, file, None).items():
             maps = file.maps(component)
             for path, views in maps.items():
-                check_fit(path, find_layer(module, path), views)
+                check_fit(path, find_weight(module, path), views)
             prints = file.fingerprints.get(component, {})
             for path in spread([path for path in prints if path in maps]):
                 if not matches(prints[path], fingerprint(read_pristine(module, path))):

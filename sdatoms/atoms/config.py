@@ -21,17 +21,22 @@ BlockForm = Literal["map", "product"]
 BlockFactors = Literal["shared", "each"]
 
 
-class Default(int):
-    """A number that nobody gave."""
-
-
-LOWERED = {"num_inner_atoms": Default(3), "block_size": Default(4)}
-"""Numbers the budget rule lowers in a layer while they are defaults; a number given stands."""
+LOWERED = {"num_inner_atoms": 3, "block_size": 4}
+"""What these numbers are where none was given; the budget rule lowers them in a layer, while a
+number that was given stands."""
+PRODUCT = {"block_size": 16}
+"""What they are in product form."""
+NOT_GIVEN: Any = None
+"""Their default; `AtomConfig` turns it into the number and notes the name in `defaults`."""
 
 
 @dataclass(frozen=True)
 class AtomConfig:
     """What is trained in each layer. See the README's table of variants.
+
+    `num_inner_atoms` and `block_size` always read as numbers. None in the call means that none was
+    given, which `defaults` keeps: `AtomConfig()` and `AtomConfig(block_size=4)` are not equal,
+    since a layer too small for the one's blocks gets smaller ones, and the other's stand.
 
     Raises:
         AtomError: a setting is out of its range; the sentence names it.
@@ -46,12 +51,14 @@ class AtomConfig:
     num_atoms: int | None = None
     """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w; h·w with
     `sparse`)."""
-    num_inner_atoms: int = LOWERED["num_inner_atoms"]
-    """m1, inner atoms behind each atom in `overcomplete` and `full`."""
+    num_inner_atoms: int = NOT_GIVEN
+    """m1, inner atoms behind each atom in `overcomplete` and `full`; 3 when not given, and fewer
+    where the budget asks."""
     block_atoms: int | None = None
     """Atoms of the block view in `coefficients` and `full`; None takes all the weight has."""
-    block_size: int = LOWERED["block_size"]
-    """b, the side of a channel block; the largest divisor not above it is taken per side."""
+    block_size: int = NOT_GIVEN
+    """b, the side of a channel block; the largest divisor not above it is taken per side; 4 when
+    not given, and less where the budget asks."""
     block_view: BlockView = "joint"
     """A convolution's block atoms are shared over kernel positions (`channel`) or hold them."""
     sparsity: float = 0.15
@@ -66,8 +73,9 @@ class AtomConfig:
     seed: int = 0
     """Seeds the inner coefficients, and the rows that `sparse` learns its atoms from."""
     defaults: tuple[str, ...] | None = None
-    """The numbers left at their defaults, which the budget rule may lower; None: those not given.
-    Kept so that a config read from a file asks for the same layers as the one that was saved."""
+    """The numbers that nobody gave, which the budget rule may lower; None in the call: those not
+    given in it. Kept so that a config read from a file asks for the same layers as the one that was
+    saved, and handed on by `dataclasses.replace`, where a number other than the default stands."""
     block_share: float | None = None
     """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
     above 0 and at most 1. A layer has at least one, which may hold more."""
@@ -93,7 +101,7 @@ class AtomConfig:
                 raise AtomError(f"AtomConfig.{name} is {value!r}; it takes {' | '.join(choices)}")
         for name in ("num_atoms", "num_inner_atoms", "block_atoms", "block_size", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
-            if value is None and name in ("num_atoms", "block_atoms"):
+            if value is None and name != "seed":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise AtomError(
@@ -110,19 +118,23 @@ class AtomConfig:
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():
             raise AtomError("AtomConfig.target_modules is empty; it takes at least one pattern")
-        given = self.defaults
-        if given is None:
-            given = [name for name in LOWERED if isinstance(getattr(self, name), Default)]
-        for name in given:
+        self._fill_defaults()
+
+    def _fill_defaults(self) -> None:
+        """Give the numbers that were not given, and keep their names."""
+        numbers = LOWERED | (PRODUCT if self.block_form == "product" else {})
+        missing = [name for name in numbers if getattr(self, name) is None]
+        for name in missing:
+            self._set(name, numbers[name])
+        named = missing if self.defaults is None else self.defaults
+        for name in named:
             if name not in LOWERED:
                 raise AtomError(
                     f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}"
                 )
         # dataclasses.replace hands `defaults` on beside a number of the caller's: that one stands.
-        kept = [name for name, number in LOWERED.items() if getattr(self, name) == number]
-        self._set("defaults", tuple(name for name in kept if name in given))
-        for name in LOWERED:
-            self._set(name, int(getattr(self, name)))
+        kept = [name for name, number in numbers.items() if getattr(self, name) == number]
+        self._set("defaults", tuple(name for name in kept if name in named))
 
     def _check_form(self) -> None:
         """Refuse what a product of two factors has no place for."""

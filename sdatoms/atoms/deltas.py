@@ -41,8 +41,14 @@ __all__ = [
     "OvercompleteDelta",
     "ProductDelta",
     "apply_map",
+    "combine_inner",
     "map_rows",
 ]
+
+
+def combine_inner(coefficients: Tensor, atoms: Tensor) -> Tensor:
+    """`ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`: β `(g·i, m, m1)` and D1 `(m, m1, p)` give `(g·i, m, p)`."""
+    return torch.einsum("caj,ajp->cap", coefficients, atoms)
 
 
 def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
@@ -175,7 +181,7 @@ class OvercompleteDelta(Delta):
         self.inner_atoms = nn.Parameter(make_zeros(self.basis, m, m1, view.width))
 
     def delta_atoms(self) -> Tensor:
-        return torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
+        return combine_inner(self.inner_coefficients, self.inner_atoms)
 
 
 class ChannelDelta(Delta):

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from sdatoms.atoms.codes import CodeBook, fetch_codes
 from sdatoms.atoms.decompose import Kind, View
-from sdatoms.atoms.deltas import Delta, FixedProductDelta, MapDelta, apply_map, map_rows
+from sdatoms.atoms.deltas import (
+    Delta,
+    FixedProductDelta,
+    MapDelta,
+    apply_map,
+    combine_inner,
+    map_rows,
+)
 from sdatoms.atoms.products import FACTORS, apply_factors
 from sdatoms.errors import AtomError
 
@@ -159,7 +166,7 @@ class LayerMap:
         """
         t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
         if "inner_atoms" in t:
-            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+            return combine_inner(t["inner_coefficients"], t["inner_atoms"])
         return t["atoms"] if "atoms" in t else t["channel_atoms"]
 
     @property

@@ -40,7 +40,6 @@ __all__ = [
     "Sheets",
     "count_atoms",
     "drop_word",
-    "form_delta",
     "lay_out",
     "list_views",
     "measure_budget",
@@ -170,7 +169,7 @@ def show_atoms(
     if found.factors:
         tiles = [lay_factors(found, added).float() for added in (False, True)]
         return AtomTiles("product", tiles[0], tiles[1], None)
-    delta = form_delta(found)
+    delta = found.delta
     if delta.dim() == 3:
         delta = delta.mean(0) if channel is None else delta[channel]
     tiles = [fold_tiles(found, t).float() for t in (form_dictionary(found), delta)]
@@ -196,14 +195,6 @@ def form_dictionary(found: LayerMap) -> Tensor:
     if "base_atoms" in found.tensors:
         return found.tensors["base_atoms"].double()
     return torch.linalg.pinv(found.tensors["encoder"].double())
-
-
-def form_delta(found: LayerMap) -> Tensor:
-    """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where channels have their own; float64."""
-    t = {name: tensor.double() for name, tensor in found.tensors.items()}
-    if "inner_atoms" in t:
-        return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
-    return t["atoms"] if "atoms" in t else t["channel_atoms"]
 
 
 def lay_factors(found: LayerMap, added: bool) -> Tensor:

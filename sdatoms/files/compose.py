@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import sdatoms
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
@@ -38,6 +37,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
 from sdatoms.files.reader import check_file
 from sdatoms.fingerprint import matches
+from sdatoms.version import __version__
 
 __all__ = [
     "compose",
@@ -123,7 +123,7 @@ def describe_sum(parts: Sequence[Part], title: str | None) -> dict[str, str]:
     sources = [{"sha256": f.sha256, "strength": s, "trigger": f.trigger} for f, s in parts]
     header = {
         "composed_from": json.dumps(sources),
-        "sdatoms_version": sdatoms.__version__,
+        "sdatoms_version": __version__,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": title or " + ".join(name for name, _ in names),
         "modelspec.description": "Sum of " + ", ".join(f"{n!r} at {s:g}" for n, s in names),

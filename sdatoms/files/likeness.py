@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import compare_factors
-from sdatoms.files.anatomy import form_delta
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import matches
 
@@ -162,7 +161,7 @@ def find_frame(found: LayerMap) -> Tensor:
 def read_numbers(found: LayerMap, deltas: bool) -> Tensor:
     """ΔD, or T times √m, so that both weigh alike; a leading axis where channels have their own."""
     if deltas:
-        return form_delta(found)
+        return found.delta
     return found.transform * find_frame(found).shape[1] ** 0.5
 
 

@@ -25,7 +25,7 @@ from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
 from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
 from sdatoms.atoms.products import FACTORS
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
 
 __all__ = [
@@ -71,7 +71,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
     try:
         tensors = load_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise AtomError(f"{where} is cut short or damaged: {clip(str(error))}") from None
+        raise AtomError(f"{where} is cut short or damaged: {first_line(error)}") from None
     config = parse_entry(metadata, "config", where)
     try:
         parsed = AtomConfig.from_dict(config)
@@ -354,8 +354,8 @@ def fetch_file(
         try:
             local = Path(hf_hub_download(str(path), filename, **rest))
         except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
-            reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise AtomError(
-                f"{str(path)!r} is no local file and cannot be had from the hub: {reason}"
+                f"{str(path)!r} is no local file and cannot be had from the hub: "
+                f"{first_line(error)}"
             ) from None
     return read_atoms(local), local.stem

@@ -37,8 +37,6 @@ __all__ = [
 
 BUDGET = 4
 """A delta may hold at most one `BUDGET`-th of its layer's weights."""
-PRODUCT_SIDE = 16
-"""The block side of products where none is given."""
 
 
 def build_deltas(
@@ -142,7 +140,7 @@ def fit_product(
     Sides given stand; a side is at least 2, since factors of 1×1 would scale channels alone.
     """
     given = not config.may_lower("block_size")
-    asked = config.block_size if given else PRODUCT_SIDE
+    asked = config.block_size
     each = config.block_factors == "each"
     for b in range(asked, 1, -1):
         sides = (split_side(shape[0] // groups, b), split_side(shape[1], b))

@@ -9,7 +9,7 @@ from tiny.layers import FLAVOURS, SETTINGS, inject_one, make_base
 from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +65,7 @@ def compare(delta, path, model, name, rtol=1e-4):
     adapters = load_atoms(model, path, name="it", strength=0)
     for layer in read_atoms(path).layers:
         inner = layer.removeprefix("model.")
-        weight = find_layer(model, inner).weight.numpy()
+        weight = find_weight(model, inner).weight.numpy()
         expected = adapters.delta("it", inner)
         assert expected.abs().max() > 0
         found = torch.from_numpy(delta(path, layer, weight)).float()

@@ -13,7 +13,7 @@ from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms
 from sdatoms.layers.atom_layers import AtomLayer
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,7 +113,7 @@ def add_deltas(plain, injection):
     for path, weight in injection.weights.items():
         with torch.no_grad():
             delta = sum(delta(weight.base.weight) for delta in weight.views.values())
-            target = find_layer(tuned, path).weight
+            target = find_weight(tuned, path).weight
             assert delta.dtype == torch.float32
             assert float(delta.norm() / target.float().norm()) > 0.1
             wide = torch.promote_types(target.dtype, torch.float32)
