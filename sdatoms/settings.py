@@ -9,6 +9,7 @@ import json
 import textwrap
 import tomllib
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -56,10 +57,19 @@ def read_field_help(cls: type) -> dict[str, str]:
     return found
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """One flag a field; a flag that is not given is absent from the parsed namespace."""
+def add_flags(
+    parser: argparse.ArgumentParser, cls: type, flags: Mapping[str, str] | None = None
+) -> None:
+    """One flag a field; a flag that is not given is absent from the parsed namespace.
+
+    Args:
+        flags: flag → field, for some of the fields under names of the command's own; None takes all
+            under theirs.
+    """
     hints, texts = get_type_hints(cls), read_field_help(cls)
-    for field in fields(cls):
+    known = {field.name: field for field in fields(cls)}
+    for flag, name in (flags or dict(zip(known, known, strict=True))).items():
+        field = known[name]
         kind = unwrap(hints[field.name])
         shown = "" if field.default in (None, "", (), MISSING) else f" (default: {field.default})"
         options: dict[str, Any] = {
@@ -75,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         else:
             options["type"] = kind
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        parser.add_argument(f"--{field.name}", **options)
+        parser.add_argument(f"--{flag}", **options)
 
 
 def unwrap(hint: Any) -> Any:

@@ -34,10 +34,26 @@ __all__ = [
     "fingerprint_base",
     "judge_fit",
     "list_modules",
-    "plan_adapter",
+    "plan_file",
     "same_base",
     "warn_of_base",
 ]
+
+
+def plan_file(
+    file: AtomFile, target: Any, *, component: str | None = None, strength: Strength = 1.0
+) -> dict[str, tuple[nn.Module, Adapter]]:
+    """Component → its module in `target`, and the adapter the file is for it; nothing is changed.
+
+    Args:
+        target: a pipeline, or one module.
+        component: the only one meant; None takes all of the file's.
+
+    Raises:
+        AtomError: as in `plan_adapter`, or there is no such component.
+    """
+    modules = choose_modules(target, file, component)
+    return {c: (module, plan_adapter(file, c, module, strength)) for c, module in modules.items()}
 
 
 def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: Strength) -> Adapter:

@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 from sdatoms.errors import AtomError
 
 __all__ = [
+    "ATOM_FLAGS",
     "AtomConfig",
     "Variant",
+    "read_atom_flags",
 ]
 
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
@@ -199,6 +201,23 @@ class AtomConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
                 raise AtomError(f"AtomConfig has no setting {key!r}{hint}")
         return cls(**values)
+
+
+OWN_FLAGS = ("seed", "defaults", "target_modules", "exclude_modules")
+"""Settings that commands spell in ways of their own, or not at all."""
+ATOM_FLAGS = {
+    f"atom_{field.name}" if field.name in ("variant", "decomposition") else field.name: field.name
+    for field in fields(AtomConfig)
+    if field.name not in OWN_FLAGS
+}
+"""Flag → setting of `AtomConfig`, for every command that takes settings of atoms. `--variant` is
+diffusers' own: which weight files to load."""
+
+
+def read_atom_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `AtomConfig` among parsed flags; those absent or None are not given."""
+    found = {setting: given.get(flag) for flag, setting in ATOM_FLAGS.items()}
+    return {setting: value for setting, value in found.items() if value is not None}
 
 
 def check_words(name: str, value: Any) -> tuple[str, ...] | None:

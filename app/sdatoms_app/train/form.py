@@ -43,7 +43,16 @@ SCHEDULES = (
     "polynomial",
 )
 GROUPS = {
-    "Method": ("atom_", "num_atoms", "num_inner", "block_size", "block_view", "block_atoms"),
+    "Method": (
+        "atom_",
+        "num_atoms",
+        "num_inner",
+        "block_atoms",
+        "block_share",
+        "block_size",
+        "block_view",
+        "sparsity",
+    ),
     "Steps and learning rate": (
         "max_train_steps",
         "train_batch",
