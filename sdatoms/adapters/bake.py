@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.adapters.state import AttachedLayer, BakedLayer, BakedModule, work_side_by_side
-from sdatoms.atoms.deltas import list_map_deltas
 from sdatoms.atoms.keys import group_tensors
-from sdatoms.atoms.maps import LayerMap, list_pairs, sum_transforms
+from sdatoms.atoms.maps import LayerMap, form_deltas, sum_transforms
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import list_maps
 from sdatoms.files.writer import describe_layout
@@ -68,7 +67,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             state.layers[path] = layer
         if isinstance(layer, AttachedLayer):
             if terms:
-                layer.attach(root, list_pairs(layer.pristine, terms))
+                layer.attach(root, form_deltas(layer.pristine, terms))
             else:
                 layer.detach(root)
                 del state.layers[path]
@@ -163,7 +162,7 @@ def walk_sum(
     """Yield output channels and `Σ s ΔW` for them, in float32."""
     maps = sum_transforms(weight, terms)
     step = len(weight)
-    if all(m.view.groups == 1 or m.transform.dim() == 2 for m in maps):
+    if not any(m.whole for m in maps):
         # Blocks cross no group, so a single map does not care where groups begin.
         side = math.lcm(*(m.view.block[0] for m in maps))
         step = max(1, CHUNK // max(1, weight.shape[1:].numel()) // side) * side
@@ -206,7 +205,7 @@ def bake_injection(
             if tuned.base.quantized:
                 kept.append((tuned, deltas, None))
                 tuned.deltas.clear()
-                tuned.deltas.update(list_map_deltas(list_pairs(live, terms)))
+                tuned.deltas.update(form_deltas(live, terms))
             else:
                 pristine = copy_weight(live)
                 kept.append((tuned, deltas, pristine))

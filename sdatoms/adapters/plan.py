@@ -129,6 +129,13 @@ def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
         (o, i), (bo, bi) = (shape[0] // groups, shape[1]), m.block
         if o % bo or i % bi:
             raise AtomError(f"{where} has {o}×{i} channels, which {bo}×{bi} blocks do not divide")
+        if m.factors and m.factors[0].dim() == 3:
+            counts = tuple(len(factor) for factor in m.factors)
+            if counts != (shape[0] // bo, groups * i // bi):
+                raise AtomError(
+                    f"{where} has {shape[0] // bo} and {groups * i // bi} blocks of channels where "
+                    f"the file's atoms have {counts[0]} and {counts[1]}"
+                )
         if m.channels not in (None, groups * i):
             raise AtomError(
                 f"{where} has {groups * i} input channels where the file's atoms have {m.channels}"

@@ -22,8 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.decompose import View
-from sdatoms.atoms.deltas import list_map_deltas
+from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
@@ -167,9 +166,9 @@ class AttachedLayer:
         """The base's weight as floating-point numbers."""
         return self.base.weight
 
-    def attach(self, root: nn.Module, maps: Iterable[tuple[View, Tensor]]) -> None:
-        """Let the layer carry these maps and no others."""
-        self.layer.deltas = nn.ModuleDict(list_map_deltas(maps))
+    def attach(self, root: nn.Module, deltas: Mapping[str, Delta]) -> None:
+        """Let the layer carry these deltas and no others."""
+        self.layer.deltas = nn.ModuleDict(dict(deltas))
         replace_modules(root, {self.base.module: self.layer})
 
     def detach(self, root: nn.Module) -> None:

@@ -19,11 +19,15 @@ __all__ = [
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
 Decomposition = Literal["linear", "sparse"]
 BlockView = Literal["channel", "joint"]
+BlockForm = Literal["map", "product"]
+BlockFactors = Literal["shared", "each"]
 
 
 LOWERED = {"num_inner_atoms": 3, "block_size": 4}
 """What these numbers are where none was given; the budget rule lowers them in a layer, while a
 number that was given stands."""
+PRODUCT = {"block_size": 16}
+"""What they are in product form."""
 NOT_GIVEN: Any = None
 """Their default; `AtomConfig` turns it into the number and notes the name in `defaults`."""
 
@@ -77,12 +81,22 @@ class AtomConfig:
     block_share: float | None = None
     """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
     above 0 and at most 1. A layer has at least one, which may hold more."""
+    block_form: BlockForm = "map"
+    """How `coefficients` and `full` change channel blocks: by one full map between the entries of a
+    block (`map`), or by a small matrix over its output channels and one over its input channels
+    (`product`), which holds far fewer numbers, trains at LoRA's price and takes a `block_size` of
+    16 where none is given."""
+    block_factors: BlockFactors = "shared"
+    """Whether all blocks of a weight have one pair of factors (`shared`), or each row and column of
+    blocks its own (`each`); with `block_form` "product" only."""
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("variant", get_args(Variant)),
             ("decomposition", get_args(Decomposition)),
             ("block_view", get_args(BlockView)),
+            ("block_form", get_args(BlockForm)),
+            ("block_factors", get_args(BlockFactors)),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -101,6 +115,7 @@ class AtomConfig:
                 f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
             )
         self._check_share()
+        self._check_form()
         for name in ("target_modules", "exclude_modules", "defaults"):
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():
@@ -109,9 +124,10 @@ class AtomConfig:
 
     def _fill_defaults(self) -> None:
         """Give the numbers that were not given, and keep their names."""
-        missing = [name for name in LOWERED if getattr(self, name) is None]
+        numbers = LOWERED | (PRODUCT if self.block_form == "product" else {})
+        missing = [name for name in numbers if getattr(self, name) is None]
         for name in missing:
-            self._set(name, LOWERED[name])
+            self._set(name, numbers[name])
         named = missing if self.defaults is None else self.defaults
         for name in named:
             if name not in LOWERED:
@@ -119,8 +135,28 @@ class AtomConfig:
                     f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}"
                 )
         # dataclasses.replace hands `defaults` on beside a number of the caller's: that one stands.
-        kept = [name for name, number in LOWERED.items() if getattr(self, name) == number]
+        kept = [name for name, number in numbers.items() if getattr(self, name) == number]
         self._set("defaults", tuple(name for name in kept if name in named))
+
+    def _check_form(self) -> None:
+        """Refuse what a product of two factors has no place for."""
+        if self.block_form == "map":
+            if self.block_factors != "shared":
+                raise AtomError(
+                    "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
+                )
+            return
+        if self.decomposition == "sparse":
+            raise AtomError(
+                "AtomConfig.block_form is 'product', which has no codes; decomposition 'sparse' "
+                "takes block_form 'map'"
+            )
+        for name in ("block_atoms", "block_share"):
+            if getattr(self, name) is not None:
+                raise AtomError(
+                    f"AtomConfig.{name} is {getattr(self, name)!r}; block_form 'product' has two "
+                    "factors and no atoms to count"
+                )
 
     def _check_share(self) -> None:
         share = self.block_share

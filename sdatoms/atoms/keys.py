@@ -26,7 +26,7 @@ __all__ = [
     "split_key",
 ]
 KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
-FROZEN = (".encoder", "base_atoms")
+FROZEN = (".encoder", ".strength", "base_atoms")
 """Ends of the keys of tensors that no training changes."""
 BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
 """View → what its base atoms are called under `sparse`."""

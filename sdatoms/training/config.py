@@ -259,6 +259,10 @@ class TrainConfig:
     """Whether block atoms are shared over kernel positions or hold them (joint)."""
     block_share: float | None = None
     """In place of block_atoms, the share of a layer's weights its block atoms may hold."""
+    block_form: Literal["map", "product"] | None = None
+    """How a channel block changes: by one full map, or by a product of two small factors (map)."""
+    block_factors: Literal["shared", "each"] | None = None
+    """Whether all blocks of a weight share one pair of factors, or each has its own (shared)."""
     sparsity: float | None = None
     """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 

@@ -1,6 +1,7 @@
 """Laws of the settings: refused by name, and the same after a trip through a file."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -113,3 +114,27 @@ def test_replacing_one_number_leaves_the_other_open():
     changed = replace(AtomConfig(), block_size=2)
     assert changed == AtomConfig(block_size=2)
     assert changed.may_lower("num_inner_atoms")
+
+
+def test_products_have_a_block_side_of_their_own():
+    product = AtomConfig("coefficients", block_form="product")
+    assert product.block_size == 16 and product.may_lower("block_size")
+    assert AtomConfig.from_dict(product.to_dict()) == product
+    assert not AtomConfig("coefficients", block_form="product", block_size=16).may_lower(
+        "block_size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"block_form": "product", "decomposition": "sparse"}, "decomposition 'sparse'"),
+        ({"block_form": "product", "block_atoms": 3}, "block_atoms is 3"),
+        ({"block_form": "product", "block_share": 0.1}, "block_share is 0.1"),
+        ({"block_factors": "each"}, "block_form 'product' alone"),
+        ({"block_form": "kron"}, "map | product"),
+    ],
+)
+def test_what_a_product_has_no_place_for_is_refused(settings, named):
+    with pytest.raises(AtomError, match=re.escape(named)):
+        AtomConfig("coefficients", **settings)

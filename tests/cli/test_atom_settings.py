@@ -25,10 +25,15 @@ SETTINGS = {
     "block_share": 0.05,
     "block_size": 2,
     "block_view": "channel",
+    "block_form": "product",
+    "block_factors": "each",
     "sparsity": 0.4,
 }
 """Flag → a value other than its default."""
-BESIDE = {"sparsity": {"atom_decomposition": "sparse"}}
+BESIDE = {
+    "sparsity": {"atom_decomposition": "sparse"},
+    "block_factors": {"block_form": "product"},
+}
 """Flags that matter beside another only."""
 
 

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-(READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+READER, PRODUCT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
-def run_reader(text=READER):
+def run_reader(text=READER + PRODUCT):
     scope = {}
     exec(text, scope)
-    return scope["delta"]
+    return lambda *layer: scope["delta"](*layer) + scope["product"](*layer)
 
 
 def test_the_reader_is_twenty_lines_of_plain_numpy():
@@ -52,7 +52,13 @@ def test_the_plain_reader_reads_half_precision(sample_files, tmp_path, make_conv
         for key in file.tensors:
             file.tensors[key] = file.tensors[key].half()
         path = file.save(tmp_path / name)
-        compare(run_reader(READER.replace("<f4", "<f2")), path, make_convnet(), name, rtol=1e-2)
+        compare(
+            run_reader((READER + PRODUCT).replace("<f4", "<f2")),
+            path,
+            make_convnet(),
+            name,
+            rtol=1e-2,
+        )
 
 
 def compare(delta, path, model, name, rtol=1e-4):
