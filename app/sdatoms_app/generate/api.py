@@ -210,7 +210,7 @@ def build_api(studio: Studio) -> None:
             raise AtomError("the picture carries no recipe")
         names = {used.sha256: used.name for used in recipe.adapters}
         brought = [
-            studio.library.add_file(file, names.get(file.sha256, "passenger")).id
+            studio.library.add_file(file, names.get(file.sha256, "copy")).id
             for file in read_passengers(Path(path))
         ]
         settings, remarks = restore_recipe(recipe, studio)

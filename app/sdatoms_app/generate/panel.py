@@ -132,7 +132,7 @@ def restore_picture(form: Form, path: Path) -> list[Any]:
         raise AtomError(f"the picture {path.name!r} carries no recipe; its settings are not known")
     names = {used.sha256: used.name for used in recipe.adapters}
     brought = [
-        form.studio.library.add_file(file, names.get(file.sha256, "passenger")).id
+        form.studio.library.add_file(file, names.get(file.sha256, "copy")).id
         for file in read_passengers(path)
     ]
     settings, remarks = restore_recipe(recipe, form.studio)

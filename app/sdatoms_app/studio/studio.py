@@ -151,8 +151,8 @@ class Studio:
             previewer=previewer,
         )[0]
         recipe = make_recipe(order, entries, picture, seed, (self._opened.id, self._prints))
-        inside = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
-        return self.history.keep(picture, recipe, inside)
+        embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
+        return self.history.keep(picture, recipe, embedded)
 
     def _load(self, entries: list[tuple[Entry, Strength]]) -> list[str]:
         """Make the pipeline carry these files and no others; files that stay are not read again.
