@@ -46,9 +46,10 @@ from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.batches import Draw, draw_batches
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.data import Material
+from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
-from sdatoms.training.folder_checks import check_pictures
+from sdatoms.training.inputs import check_inputs
+from sdatoms.training.parts import make_buckets, prepare_data
 from sdatoms.training.trainer import choose_attention
 
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
@@ -141,7 +142,7 @@ def main() -> None:
     pictures_dir.mkdir(parents=True, exist_ok=True)
     prompts = write_prompts(about["instance_prompt"])
     pipe = load_base()
-    material = prepare(pipe, folder, about["instance_prompt"], args)
+    data = prepare(pipe, folder, about["instance_prompt"], args)
     scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
     save_pictures(pictures_dir / "base", scorer.pictures)
     asked = {"subject": args.subject, "steps": args.max_train_steps, "seed": args.seed}
@@ -154,7 +155,7 @@ def main() -> None:
             if any((row["method"], row["rate"]) == (name, rate) for row in rows):
                 continue
             fresh = load_base()
-            facts = run_method(fresh, METHODS[name], rate, material, args)
+            facts = run_method(fresh, METHODS[name], rate, data, args)
             measured = asdict(scorer.score(name, fresh))
             folder_name = f"{name} {rate:g}".replace(" ", "-")
             save_pictures(pictures_dir / folder_name, scorer.pictures)
@@ -170,7 +171,7 @@ def main() -> None:
         draw_rows(pictures_dir, instances, shown, every=len(SEEDS) + 1).save(args.strip)
 
 
-def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> Material:
+def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> TrainingData:
     """The pictures of a subject, encoded as the trainer encodes them."""
     config = TrainConfig(
         instance_data_dir=str(folder),
@@ -178,15 +179,7 @@ def prepare(pipe: Any, folder: Path, prompt: str, args: argparse.Namespace) -> M
         train_batch_size=args.train_batch_size,
         seed=args.seed,
     )
-    return Material(
-        pipe,
-        config,
-        check_pictures(config),
-        paints=False,
-        wait=lambda: None,
-        log=print,
-        tell=lambda phase: None,
-    )
+    return prepare_data(pipe, {}, check_inputs(config), make_buckets(pipe, config), config)
 
 
 def pick_best(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -215,12 +208,12 @@ def draw_rows(
 
 
 def run_method(
-    pipe: Any, method: Method, rate: float, material: Material, args: argparse.Namespace
+    pipe: Any, method: Method, rate: float, data: TrainingData, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train one method at one rate on the pipeline's UNet, in place; returns what was measured."""
     parameters, save = method.attach(pipe.unet)
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    denoising = Denoising(pipe.scheduler.config, material.config)
+    denoising = Denoising(pipe.scheduler.config)
     draw = Draw(denoising, args.seed, args.train_batch_size)
     losses, seconds = [], []
     pipe.unet.train()
@@ -228,7 +221,7 @@ def run_method(
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20)
-        losses.append(take_step(pipe.unet, material, step, draw))
+        losses.append(take_step(pipe.unet, data, step, draw))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -242,12 +235,12 @@ def run_method(
     }
 
 
-def take_step(unet: nn.Module, material: Material, step: int, draw: Draw) -> float:
-    (batch,) = draw_batches(material.instances, None, step, draw)
+def take_step(unet: nn.Module, data: TrainingData, step: int, draw: Draw) -> float:
+    (batch,) = draw_batches(data.instances, None, step, draw)
     noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
     target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
     with choose_attention(torch.device("cpu")):
-        context = material.condition(batch).context
+        context = data.condition(batch).context
         predicted = unet(noisy, batch.timesteps, context, return_dict=False)[0]
     loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()

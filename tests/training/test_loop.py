@@ -15,7 +15,8 @@ from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import measure_samples
-from sdatoms.training.loop import Run, estimate, train
+from sdatoms.training.estimate import estimate
+from sdatoms.training.loop import Run, train
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
 
@@ -238,7 +239,8 @@ def test_sampling_and_measuring_do_not_change_the_training(train_config, tmp_pat
 
 def test_averages_are_what_samples_and_the_file_hold(train_config):
     config = train_config(use_ema=True, learning_rate=1e-2)
-    run = Run(config, None, ())
+    run = Run(config, None)
+    run.prepare()
     values = [run.trainer.live()]
     for _ in run.walk():
         values.append({key: tensor.clone() for key, tensor in run.trainer.live().items()})
@@ -334,7 +336,8 @@ def test_samples_hold_no_more_pictures_at_once_than_a_training_batch(train_confi
         num_drift_images=6,
         sample_batch_size=8,
     )
-    run = Run(config, lambda *_: {"bright": 1.0}, ())
+    run = Run(config, lambda *_: {"bright": 1.0})
+    run.prepare()
     seen = {"unet": set(), "decoder": set()}
     pipe = run.trainer.pipe
     for name, module in (("unet", pipe.unet), ("decoder", pipe.vae.decoder)):

@@ -22,7 +22,7 @@ from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.pictures import read_picture
 from sdatoms.storage import write_whole
-from sdatoms.training.verdicts import Verdict, check_picture, check_pictures
+from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.queue import slugify
 from sdatoms_app.queue.worker import read_json, write_json
 
@@ -115,10 +115,10 @@ class Draft:
                     refused.append(f"{name}: at most {MAX_PICTURE_BYTES >> 20} MB are taken")
                 elif self.measure() > MAX_DRAFT_BYTES:
                     refused.append(f"{name}: a training takes at most 1 GiB of pictures")
-                elif (verdict := check_picture(path, 64)).kind == "corrupt":
-                    refused.append(verdict.text)
+                elif (check := check_picture(path, 64)).kind == "corrupt":
+                    refused.append(check.text)
                 else:
-                    id = verdict.digest[:16]
+                    id = check.digest[:16]
                     if id in held:
                         refused.append(f"{name}: it is here already")
                     else:
@@ -168,8 +168,8 @@ class Draft:
             state["captions"][id] = text.strip()[:MAX_CAPTION]
             self._write(state)
 
-    def check(self, resolution: int) -> list[Verdict]:
-        """The verdict on every picture, in order."""
+    def check(self, resolution: int) -> list[PictureCheck]:
+        """What the trainer would make of every picture, in order."""
         return check_pictures([p.path for p in self.list()], resolution)
 
     def fill(self, folder: Path) -> None:

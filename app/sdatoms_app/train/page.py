@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.diffusion.pipeline import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset, read_costs
-from sdatoms.training.verdicts import find_resolution
 from sdatoms_app.queue.queue import INSTANCES, Job, Queue, read_request
 from sdatoms_app.shared.html import count
 from sdatoms_app.shared.messages import say
@@ -135,7 +135,7 @@ class TrainPage:
         """Side in px of the training pictures: the form's, else the base's own."""
         side = str(draft.form.get("resolution") or "")
         known = side.isdecimal() and 8 <= int(side) <= CAPS["resolution"]
-        return int(side) if known else find_resolution(self.studio.base)
+        return int(side) if known else read_resolution(self.studio.base)
 
     def load(self, token: str | None) -> list[Any]:
         """The draft and the settings of a page that is opened anew."""
