@@ -1,6 +1,7 @@
-"""What a picture depends on, and what would make it come out different elsewhere.
+"""Recipes: what a picture depends on, and what would make it come out different elsewhere.
 
-Recipes as the text that A1111 and the tools around it write into pictures and read.
+`format_parameters` and `parse_parameters` are the text that A1111 and the tools around it write
+into pictures and read.
 """
 
 from __future__ import annotations

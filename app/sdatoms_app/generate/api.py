@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.events import api
 
 from sdatoms import AtomError
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import answer_errors
@@ -211,7 +211,7 @@ def build_api(studio: Studio) -> None:
         names = {used.sha256: used.name for used in recipe.adapters}
         brought = [
             studio.library.add_file(file, names.get(file.sha256, "copy")).id
-            for file in read_passengers(Path(path))
+            for file in read_embedded_atoms(Path(path))
         ]
         settings, remarks = restore_recipe(recipe, studio)
         return {"settings": settings, "remarks": remarks, "brought": brought}

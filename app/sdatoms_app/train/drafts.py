@@ -22,7 +22,7 @@ from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.pictures import read_picture
 from sdatoms.storage import write_whole
-from sdatoms.training.verdicts import Verdict, check_picture, check_pictures
+from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
 from sdatoms_app.studio.library import slugify
 
@@ -171,8 +171,8 @@ class Draft:
             state["captions"][id] = text.strip()[:MAX_CAPTION]
             self._write(state)
 
-    def check(self, resolution: int) -> list[Verdict]:
-        """The verdict on every picture, in order."""
+    def check(self, resolution: int) -> list[PictureCheck]:
+        """What the trainer would make of every picture, in order."""
         return check_pictures([p.path for p in self.list()], resolution)
 
     def fill(self, folder: Path) -> None:

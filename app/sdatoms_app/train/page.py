@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.diffusion.pipeline import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset
-from sdatoms.training.verdicts import find_resolution
 from sdatoms_app.queue.queue import INSTANCES, Queue
 from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
@@ -48,7 +48,7 @@ def open_queue(studio: Studio) -> Queue:
 class TrainPage:
     """The tab's handlers; they keep nothing in memory, so a reload or a restart loses nothing.
 
-    `show` and what builds on it return the pictures' part of the page: token, crops, verdicts,
+    `show` and what builds on it return the pictures' part of the page: token, crops, checks,
     picture to edit, its caption.
     """
 
@@ -91,10 +91,10 @@ class TrainPage:
     ) -> list[Any]:
         """The pictures' part of the page."""
         pictures = draft.list()
-        verdicts = draft.check(self.find_side(draft))
-        pairs = list(zip(pictures, verdicts, strict=True))
+        checks = draft.check(self.find_side(draft))
+        pairs = list(zip(pictures, checks, strict=True))
         crops = [(v.crop, MARKS[v.kind]) for _, v in pairs if v.crop is not None]
-        counts = {kind: sum(v.kind == kind for v in verdicts) for kind in MARKS}
+        counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
             f"{MARKS[v.kind]} · {p.name}: {rename(v.text, pictures)}"
@@ -118,7 +118,7 @@ class TrainPage:
         """Side in px of the training pictures: the form's, else the base's own."""
         side = str(draft.form.get("resolution") or "")
         known = side.isdecimal() and 8 <= int(side) <= CAPS["resolution"]
-        return int(side) if known else find_resolution(self.studio.base)
+        return int(side) if known else read_resolution(self.studio.base)
 
     def load(self, token: str | None) -> list[Any]:
         """The draft and the settings of a page that is opened anew."""
