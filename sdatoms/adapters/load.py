@@ -8,12 +8,10 @@ device for an exact restore.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,12 +22,12 @@ from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
     BakedLayer,
     BakedModule,
-    Strength,
     check_untouched,
     list_held,
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
+from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import fetch_file
@@ -90,7 +88,7 @@ class AdapterSet:
         """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
         file, stem = fetch_file(path, hub)
         name = name or stem
-        strength = check_strength(name, strength)
+        strength = check_strength(strength, f"the strength of {name!r}")
         if name in self.names:
             raise AtomError(
                 f"an adapter named {name!r} is already loaded; remove it or give another name"
@@ -122,7 +120,10 @@ class AdapterSet:
         """Change strengths by name; names not mentioned keep theirs."""
         for name in strengths:
             self._check_name(name)
-        checked = {name: check_strength(name, value) for name, value in strengths.items()}
+        checked = {
+            name: check_strength(value, f"the strength of {name!r}")
+            for name, value in strengths.items()
+        }
         states, lost = self._check_states(), 0.0
         with all_or_nothing(states):
             for module, state in states:
@@ -262,22 +263,3 @@ def report_rounding(lost: float) -> None:
             "the pipeline with torch_dtype=torch.float32 to keep it",
             stacklevel=4,
         )
-
-
-def check_strength(name: str, strength: Strength) -> Strength:
-    """The strength as plain numbers.
-
-    Raises:
-        AtomError: a number is not finite, or a block is none of down, mid and up.
-    """
-    table = strength if isinstance(strength, Mapping) else {"": strength}
-    for block, number in table.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise AtomError(f"the strength of {name!r} is {number!r}; it takes a finite number")
-        if isinstance(strength, Mapping) and block not in ("down", "mid", "up"):
-            raise AtomError(
-                f"the strength of {name!r} names a block {block!r}; blocks are down, mid and up"
-            )
-    if isinstance(strength, Mapping):
-        return {block: float(number) for block, number in strength.items()}
-    return float(strength)

@@ -14,13 +14,13 @@ from torch import nn
 from sdatoms.adapters.state import (
     Adapter,
     BakedModule,
-    Strength,
     check_untouched,
     list_held,
     read_pristine,
     work_side_by_side,
 )
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.strengths import Strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import fingerprint, matches

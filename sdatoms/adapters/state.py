@@ -14,7 +14,7 @@ No thread waits for another, and no bit depends on how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -25,27 +25,23 @@ from torch import Tensor, nn
 from sdatoms.atoms.decompose import View
 from sdatoms.atoms.deltas import list_map_deltas
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.strengths import Strength, read_strength
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, replace_modules
 from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
-from sdatoms.models.families import BLOCKS
 
 __all__ = [
     "Adapter",
     "AttachedLayer",
     "BakedLayer",
     "BakedModule",
-    "Strength",
     "check_untouched",
     "list_held",
     "read_pristine",
     "work_side_by_side",
 ]
-
-Strength = float | Mapping[str, float]
-"""One number, or numbers for the UNet's `down`, `mid` and `up` blocks (1 where not given)."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,7 @@ class Adapter:
 
     def strength_at(self, path: str) -> float:
         """The strength for the layer at `path`."""
-        if isinstance(self.strength, Mapping):
-            return float(self.strength.get(BLOCKS.get(path.split(".")[0], ""), 1.0))
-        return float(self.strength)
+        return read_strength(self.strength, path)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as save_tensors
 
+from sdatoms.atoms.strengths import check_strength
 from sdatoms.diffusion.recipe import (
     Recipe,
     UsedAtoms,
@@ -158,16 +159,10 @@ def build_used(entry: Any, where: str) -> UsedAtoms:
     texts = ("name", "sha256", "trigger")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(k, ""), str) for k in texts):
         raise AtomError(f"{where} has a recipe with an adapter that is no table of texts")
-    strength = entry.get("strength", 1.0)
-    numbers = strength if isinstance(strength, dict) else {"down": strength}
-    for block, number in numbers.items():
-        plain = isinstance(number, int | float) and not isinstance(number, bool)
-        if not plain or not math.isfinite(number) or block not in ("down", "mid", "up"):
-            raise AtomError(f"{where} has a recipe with a strength of {clip(repr(strength))}")
     return UsedAtoms(
         name=clip(entry.get("name", ""), 200),
         sha256=clip(entry.get("sha256", ""), 64),
-        strength=strength,
+        strength=check_strength(entry.get("strength", 1.0), f"{where} has a recipe whose strength"),
         trigger=clip(entry.get("trigger", "")),
     )
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sdatoms import AdapterSet, AtomError, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
+from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.pipeline import SCHEDULERS, load_base, paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens, parse_prompt
@@ -35,7 +36,6 @@ __all__ = [
     "MAX_STEPS",
     "MAX_STRENGTH",
     "Order",
-    "Strength",
     "Studio",
 ]
 
@@ -46,9 +46,6 @@ MAX_SIDE = 1024
 MAX_ADAPTERS = 5
 MAX_SEED = 2**32 - 1
 MAX_STRENGTH = 10.0
-
-
-Strength = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
