@@ -23,7 +23,9 @@ from sdatoms.adapters.state import (
     BakedLayer,
     BakedModule,
     check_untouched,
+    find_state,
     list_held,
+    open_state,
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
@@ -59,8 +61,8 @@ class AdapterSet:
         """Component → module and what was ever baked into it, for the target as it is now."""
         found: dict[str, tuple[nn.Module, BakedModule]] = {}
         for name, module in list_modules(self.target).items():
-            state = module.__dict__.get("_sdatoms_baked")
-            if isinstance(state, BakedModule):
+            state = find_state(module)
+            if state is not None:
                 found[name or state.component] = (module, state)
         return found
 
@@ -243,14 +245,6 @@ def load_atoms(
             changed by others. Nothing is changed.
     """
     return AdapterSet(target).load(path, name=name, strength=strength, component=component, **hub)
-
-
-def open_state(module: nn.Module, component: str) -> BakedModule:
-    """The module's state; a new one when no adapter is loaded."""
-    state = module.__dict__.get("_sdatoms_baked")
-    if not state:
-        state = module.__dict__["_sdatoms_baked"] = BakedModule(component)
-    return state
 
 
 def report_rounding(lost: float) -> None:

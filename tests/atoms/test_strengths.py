@@ -22,7 +22,7 @@ def test_finite_numbers_become_plain_ones(strength):
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_no_finite_number_is_refused_in_one_sentence(wrong):
     for strength in (wrong, {"up": wrong}):
-        with pytest.raises(AtomError, match="^the strength of 'dog' is .*takes a finite number$"):
+        with pytest.raises(AtomError, match=r"^the strength of 'dog' is .*takes a finite number$"):
             check_strength(strength, "the strength of 'dog'")
 
 

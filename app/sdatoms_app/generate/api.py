@@ -14,7 +14,7 @@ from gradio.events import api
 
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, check_strength
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import speak
@@ -203,15 +203,15 @@ def build_api(studio: Studio) -> None:
         return {"id": entry.id, "trigger": entry.trigger, "sha256": entry.sha256}
 
     def read_picture(path: str) -> dict[str, Any]:
-        """Read the recipe of an uploaded picture; list atom files that ride inside; tell what would
+        """Read the recipe of an uploaded picture; list atom files kept inside; tell what would
         make the picture differ here."""
         recipe = read_recipe(Path(path))
         if recipe is None:
             raise AtomError("the picture carries no recipe")
         names = {used.sha256: used.name for used in recipe.adapters}
         brought = [
-            studio.library.add_file(file, names.get(file.sha256, "passenger")).id
-            for file in read_passengers(Path(path))
+            studio.library.add_file(file, names.get(file.sha256, "embedded")).id
+            for file in read_embedded_atoms(Path(path))
         ]
         settings, remarks = restore_recipe(recipe, studio)
         return {"settings": settings, "remarks": remarks, "brought": brought}

@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import ROW, restore_recipe
 from sdatoms_app.shared.html import count, draw_note
 from sdatoms_app.studio.studio import MAX_ADAPTERS
@@ -98,7 +98,7 @@ def take_file(tab: GenerateTab, path: Path, values: Sequence[Any]) -> list[Any]:
 
 
 def restore_picture(tab: GenerateTab, path: Path) -> list[Any]:
-    """Updates of the note and the form for a picture; atom files that ride inside are listed.
+    """Updates of the note and the form for a picture; atom files kept inside are listed.
 
     Raises:
         AtomError: the picture has no recipe, or carries something that is no atom file.
@@ -108,8 +108,8 @@ def restore_picture(tab: GenerateTab, path: Path) -> list[Any]:
         raise AtomError(f"the picture {path.name!r} carries no recipe; its settings are not known")
     names = {used.sha256: used.name for used in recipe.adapters}
     brought = [
-        tab.studio.library.add_file(file, names.get(file.sha256, "passenger")).id
-        for file in read_passengers(path)
+        tab.studio.library.add_file(file, names.get(file.sha256, "embedded")).id
+        for file in read_embedded_atoms(path)
     ]
     settings, remarks = restore_recipe(recipe, tab.studio)
     filled, _ = tab.fill(settings)

@@ -254,8 +254,8 @@ class Studio:
             init_sha256=hash_picture(order.init_picture) if order.init_picture else None,
             versions=list_versions(),
         )
-        riders = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
-        return self.history.keep(picture, recipe, riders)
+        embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
+        return self.history.keep(picture, recipe, embedded)
 
     def _load(self, entries: list[tuple[Entry, Strength]]) -> list[str]:
         """Make the pipeline carry these files and no others; files that stay are not read again.
