@@ -79,7 +79,7 @@ class Tuned:
     statistics: bool = False
     """Whether batch normalization goes on averaging, in place of keeping what it knows."""
     extras: list[str] = field(default_factory=list)
-    """State-dict names of what rides with the head."""
+    """State-dict names of what is saved with the head."""
 
     @property
     def head(self) -> dict[str, nn.Parameter]:

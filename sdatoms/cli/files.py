@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -32,13 +33,14 @@ def split_strength(text: str) -> tuple[str, float]:
     if not mark:
         return text, 1.0
     try:
-        return path, float(number)
+        strength = float(number)
     except ValueError:
         if Path(text).exists():
             return text, 1.0
         raise AtomError(
             f"{text!r} ends in {number!r}, which is no strength; it takes FILE or FILE=0.8"
         ) from None
+    return path, check_number(strength, f"the strength of {path!r}")
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:

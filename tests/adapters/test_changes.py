@@ -10,6 +10,7 @@ from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
 from sdatoms.adapters.changes import measure_changes
 from sdatoms.adapters.export import convert_to_diff, convert_to_lora, measure_diff, measure_lora
 from sdatoms.adapters.load import AdapterSet
+from sdatoms.adapters.state import find_state
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,7 +45,7 @@ def photograph(model):
         AdapterSet(model).strengths,
         [
             (path, id(layer), layer.current)
-            for path, layer in getattr(model.__dict__.get("_sdatoms_baked"), "layers", {}).items()
+            for path, layer in getattr(find_state(model), "layers", {}).items()
             if hasattr(layer, "current")
         ],
     )

@@ -15,6 +15,7 @@ from tiny.modules import copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
+from sdatoms.adapters.state import find_state
 from sdatoms.files.atom_file import FORMAT, AtomFile
 from sdatoms.files.writer import pack_atoms
 
@@ -30,7 +31,7 @@ def refuse(target, path, sentence, **options):
     assert str(error.value).isprintable()
     for key, tensor in target.state_dict().items():
         assert tensor.is_meta or torch.equal(tensor, before[key]), key
-    assert not target.__dict__.get("_sdatoms_baked")
+    assert not find_state(target)
 
 
 def shift(key, change):

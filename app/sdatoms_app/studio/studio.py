@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdatoms import AdapterSet, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
+from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
@@ -20,14 +21,7 @@ from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
 from sdatoms_app.studio.history import History, Kept
 from sdatoms_app.studio.library import Entry, Library
-from sdatoms_app.studio.orders import (
-    MAX_SEED,
-    Order,
-    Strength,
-    check_order,
-    list_paint_settings,
-    make_recipe,
-)
+from sdatoms_app.studio.orders import MAX_SEED, Order, check_order, list_paint_settings, make_recipe
 from sdatoms_app.studio.painting import Desk, Job
 from sdatoms_app.studio.saved_forms import SavedForms
 
