@@ -22,10 +22,12 @@ from PIL import Image
 __all__ = [
     "TRIGGERS",
     "Concept",
+    "clean",
     "fetch_packages",
     "load_concepts",
     "load_pictures",
     "read_held_out",
+    "read_over_white",
     "write_caption",
 ]
 

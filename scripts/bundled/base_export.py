@@ -21,7 +21,6 @@ from bundled.base_data import TRIGGERS, Concept, write_caption
 from bundled.base_diet import encode
 
 __all__ = [
-    "assemble",
     "export_pipeline",
     "load_ema",
     "paint_samples",

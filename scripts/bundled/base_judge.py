@@ -1,4 +1,4 @@
-"""Judge the pictures of the bundled base: whose concept they show, beside a sheet for a person.
+"""Judge the bundled base: restored and painted pictures, by number and on a sheet for a person.
 
 The picture's own concept has to be among the 10 nearest of all real Noto emoji, by the evaluator's
 concept embedding and by plain distance of 32×32 px pictures. The autoencoder is judged by
@@ -8,6 +8,8 @@ concept embedding and by plain distance of 32×32 px pictures. The autoencoder i
 from __future__ import annotations
 
 import random
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,14 +17,66 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bundled.base_data import Concept
-from bundled.base_export import to_pictures
+from bundled.base_data import Concept, load_pictures
+from bundled.base_export import score_autoencoder, to_pictures
+from bundled.base_followed import draw_prompts, score_followed, stack
+from bundled.base_stages import Run, paint_held_out
+from bundled.probe import load_probe
+from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.pictures import to_tensor
 
-__all__ = ["NEAREST", "draw_sheet", "pick_concepts", "rank_concepts", "rank_own", "shrink"]
+__all__ = ["draw_sheet", "judge_base", "pick_concepts", "rank_concepts", "rank_own", "shrink"]
 
 NEAREST = 10
+SHEET = 64
+
+
+def judge_base(
+    *,
+    base_dir: Path,
+    evaluator_dir: Path,
+    run_dir: Path,
+    probe: Path,
+    output_dir: Path,
+    num_prompts: int,
+    per_kind: int,
+    batch_size: int,
+    seed: int,
+    **painting,
+) -> dict:
+    """Take every measure and draw the sheets; without the probe's file no sentence is judged.
+
+    Args:
+        painting: how pictures are painted: `guidance_scale`, `num_inference_steps`, `scheduler`.
+    """
+    run, pipe = Run(run_dir, base_dir), load_base(str(base_dir))
+    _, real = load_pictures(run.packages, "google", [c.key for c in run.concepts])
+    hidden = real[torch.tensor([c.held_out for c in run.concepts])]
+    found = {
+        "autoencoder_held_out_psnr": score_autoencoder(
+            pipe.vae, hidden, output_dir / "autoencoder.png"
+        ),
+        "autoencoder_scenes_psnr": score_autoencoder(
+            pipe.vae, paint_held_out(run), output_dir / "autoencoder-scenes.png"
+        ),
+    }
+    pipe.vae.eval()
+    draw = partial(paint, pipe, batch_size=batch_size, **painting)
+    numbers = pick_concepts(run.concepts, num_prompts, seed)
+    began = time.time()
+    painted = draw([run.concepts[k].name for k in numbers], range(seed, seed + len(numbers)))
+    found["seconds_a_picture"] = round((time.time() - began) / max(1, len(numbers)), 3)
+    for name, rank in rank_concepts(painted, numbers, real, evaluator_dir).items():
+        found[f"among_{NEAREST}_by_{name}"] = float((rank < NEAREST).float().mean())
+    if probe.exists():
+        prompts = draw_prompts(run.gallery, per_kind, seed)
+        texts = [prompt.text for prompt in prompts]
+        painted = draw(texts, range(seed, seed + len(texts)))
+        found["followed"] = score_followed(load_probe(probe), run.gallery, prompts, painted)
+        shown = random.Random(seed).sample(range(len(texts)), min(SHEET, len(texts)))
+        sheet = draw_sheet([painted[i] for i in shown], [texts[i] for i in shown])
+        sheet.save(output_dir / "contact-sheet.png")
+    return found | {"prompts": len(numbers), "real": len(run.concepts)} | painting
 
 
 def pick_concepts(concepts: list[Concept], count: int, seed: int) -> list[int]:
@@ -42,10 +96,6 @@ def rank_concepts(
         gallery = evaluator.embed_concepts(to_pictures(real.float() / 127.5 - 1))
         distances["evaluator"] = evaluator.embed_concepts(painted) @ gallery.T
     return {name: rank_own(nearness, numbers) for name, nearness in distances.items()}
-
-
-def stack(pictures: list[Image.Image]) -> Tensor:
-    return torch.stack([to_tensor(picture.convert("RGB")) for picture in pictures])
 
 
 def shrink(pictures: Tensor) -> Tensor:

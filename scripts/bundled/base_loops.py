@@ -24,6 +24,7 @@ from bundled.base_models import LATENT_CHANNELS, build_scheduler
 
 __all__ = [
     "Step",
+    "cast",
     "choose_precision",
     "scale_lr",
     "set_rate",

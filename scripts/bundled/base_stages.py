@@ -26,7 +26,7 @@ from bundled.base_models import (
 from bundled.base_training import drive, read_state
 from bundled.gallery import Gallery, load_gallery
 
-__all__ = ["STAGES", "Run"]
+__all__ = ["STAGES", "Run", "paint_held_out", "settle_precision"]
 
 AUTOENCODER_SCENES = 30_000
 HELD_OUT_SCENES = 256

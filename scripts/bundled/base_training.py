@@ -14,7 +14,7 @@ from torch import nn
 
 from bundled.base_loops import Step
 
-__all__ = ["drive", "read_state", "write_row", "write_whole"]
+__all__ = ["drive", "read_state", "write_whole"]
 
 
 def drive(

@@ -20,9 +20,18 @@ from bundled.modifiers import (
     find_conflict,
     holds_held_out_pair,
 )
-from bundled.scenes import render
+from bundled.scenes import recolour, render
 
-__all__ = ["WEIGHTS", "Example", "Gallery", "draw_scene", "load_gallery"]
+__all__ = [
+    "WEIGHTS",
+    "Example",
+    "Gallery",
+    "choose_name",
+    "draw_scene",
+    "find_kinds",
+    "find_unseen",
+    "load_gallery",
+]
 
 WEIGHTS: Mapping[str, float] = {
     "colour": 1.2,
@@ -65,6 +74,8 @@ class Gallery:
     pictures: tuple[Image.Image, ...]
     open_to: tuple[frozenset[str], ...]
     """Kinds of modifiers that make sense on each concept."""
+    unseen: tuple[frozenset[tuple[str, str]], ...]
+    """(kind, value) that would hardly change each concept: yellow on what is yellow."""
 
     @property
     def subjects(self) -> tuple[int, ...]:
@@ -95,7 +106,7 @@ class Gallery:
                 second=self.concepts[second].key if second != concept else None,
                 held_out_pair=held_out_pair,
             )
-            if scene is not None:
+            if scene is not None and not self.unseen[concept] & set(scene.modifiers):
                 break
         name = choose_name(self.concepts[concept], rng)
         caption = describe(name, scene, rng, choose_name(self.concepts[second], rng))
@@ -154,7 +165,8 @@ def load_gallery(
     folder = packages[f"emoji-datasource-{vendor}"] / "img" / vendor / "64"
     pictures = tuple(read_picture(folder / f"{c.key}.png") for c in concepts)
     open_to = tuple(find_kinds(c, p) for c, p in zip(concepts, pictures, strict=True))
-    return Gallery(tuple(concepts), pictures, open_to)
+    unseen = tuple(find_unseen(p) for p in pictures)
+    return Gallery(tuple(concepts), pictures, open_to, unseen)
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -179,3 +191,23 @@ def find_kinds(concept: Concept, picture: Image.Image) -> frozenset[str]:
     if words & TURNED_WORDS or np.abs(x - x[::-1, ::-1]).mean() < 0.06:
         kinds.discard("turned")
     return frozenset(kinds)
+
+
+def find_unseen(picture: Image.Image) -> frozenset[tuple[str, str]]:
+    """Colours and styles that leave the picture nearly as it is, told from 16 × 16 px."""
+    small = picture.resize((16, 16), Image.Resampling.BOX)
+    x = np.asarray(small, np.float32) / 255
+    solid = x[..., 3] > 0.5
+    if not solid.any():
+        return frozenset()
+    x = x[solid][:, :3]
+    found = set()
+    for name in VALUES["colour"]:
+        dyed = np.asarray(recolour(small, name), np.float32)[solid][:, :3] / 255
+        if np.abs(dyed - x).mean() < 0.1:
+            found.add(("colour", name))
+    if (x.max(-1) - x.min(-1)).mean() < 0.12:
+        found.add(("style", "black and white"))
+    if x.mean() < 0.25:
+        found.add(("style", "silhouette"))
+    return frozenset(found)

@@ -53,11 +53,11 @@ def paint_beach(rng: random.Random) -> Image.Image:
     fill(pen, 0.42, (40, 140, 215), 0.66)
     for k in range(3):
         y = 62 + 9 * k + rng.randint(-1, 1)
-        pen.line((rng.randint(0, 30), y, rng.randint(70, 127), y), fill=(150, 210, 245), width=2)
+        pen.line((rng.randint(0, 30), y, rng.randint(70, 127), y), fill=(90, 170, 230), width=3)
     fill(pen, 0.66, (245, 220, 155))
     pen.rectangle((0, 82, SIDE, 86), fill=(255, 255, 255))
-    for _ in range(14):
-        dot(pen, rng.randint(0, 127), rng.randint(92, 126), 1, (215, 180, 110))
+    for _ in range(6):
+        dot(pen, rng.randint(0, 127), rng.randint(94, 124), 3, (234, 205, 140))
     return picture
 
 
@@ -69,8 +69,8 @@ def paint_snow(rng: random.Random) -> Image.Image:
     pen.polygon(((60, 80), (98, 30), (140, 80)), fill=(125, 145, 178))
     pen.polygon(((84, 48), (98, 30), (114, 48)), fill=(255, 255, 255))
     pen.ellipse((-40, 70, 168, 190), fill=(248, 251, 255))
-    for _ in range(26):
-        dot(pen, rng.randint(0, 127), rng.randint(0, 84), 2, (255, 255, 255))
+    for _ in range(12):
+        dot(pen, rng.randint(4, 123), rng.randint(4, 84), 3, (255, 255, 255))
     return picture
 
 
@@ -81,17 +81,17 @@ def paint_grass(rng: random.Random) -> Image.Image:
         for dx, r in ((-10, 7), (0, 10), (11, 7)):
             dot(pen, x + dx, y, r, (255, 255, 255))
     fill(pen, 0.56, (105, 190, 70))
-    for _ in range(34):
-        x, y = rng.randint(0, 127), rng.randint(80, 126)
-        pen.line((x, y, x + rng.randint(-2, 2), y - 8), fill=(55, 140, 45), width=2)
+    for _ in range(14):
+        x, y = rng.randint(2, 125), rng.randint(84, 126)
+        pen.line((x, y, x + rng.randint(-2, 2), y - 9), fill=(78, 162, 55), width=4)
     return picture
 
 
 def paint_night(rng: random.Random) -> Image.Image:
     picture = shade((0, (12, 16, 58)), (1, (44, 50, 110)))
     pen = ImageDraw.Draw(picture)
-    for _ in range(24):
-        dot(pen, rng.randint(2, 125), rng.randint(2, 80), rng.choice((1, 1, 2)), (255, 255, 225))
+    for _ in range(11):
+        dot(pen, rng.randint(3, 84), rng.randint(3, 80), 2, (225, 225, 205))
     dot(pen, 106, 20, 14, (252, 240, 180))
     dot(pen, 99, 16, 12, (16, 20, 64))
     pen.ellipse((-30, 104, 158, 180), fill=(22, 30, 60))
@@ -121,17 +121,16 @@ def paint_under_water(rng: random.Random) -> Image.Image:
     for x in (6, 18, 108, 120):
         sway = rng.choice((-4, 4))
         pen.line((x, 124, x + sway, 108, x - sway, 94, x, 80), fill=(30, 130, 80), width=5)
-    for _ in range(11):
-        x, y, r = rng.randint(6, 122), rng.randint(6, 100), rng.choice((3, 4, 5))
-        pen.ellipse((x - r, y - r, x + r, y + r), outline=(215, 245, 255), width=2)
+    for _ in range(7):
+        dot(pen, rng.randint(6, 122), rng.randint(6, 100), rng.choice((4, 5)), (150, 215, 240))
     return picture
 
 
 def paint_space(rng: random.Random) -> Image.Image:
     picture = shade((0, (10, 4, 22)), (1, (34, 10, 56)))
     pen = ImageDraw.Draw(picture)
-    for _ in range(44):
-        dot(pen, rng.randint(0, 127), rng.randint(0, 127), rng.choice((1, 1, 2)), (255, 255, 255))
+    for _ in range(16):
+        dot(pen, rng.randint(3, 124), rng.randint(3, 124), 2, (215, 205, 235))
     dot(pen, 20, 20, 14, (225, 140, 80))
     pen.ellipse((-4, 15, 44, 25), outline=(250, 215, 150), width=3)
     dot(pen, 116, 116, 22, (90, 200, 190))
@@ -145,15 +144,14 @@ def paint_city(rng: random.Random) -> Image.Image:
     for k, (x, width, top) in enumerate(towers):
         grey = (96, 104, 122) if k % 2 else (125, 110, 108)
         pen.rectangle((x, top, x + width, 96), fill=grey)
-        for wy in range(top + 5, 92, 11):
-            for wx in range(x + 4, x + width - 4, 9):
+        for wy in range(top + 6, 90, 16):
+            for wx in (x + 3, x + width - 9):
                 lit = rng.random() < 0.5
-                pen.rectangle(
-                    (wx, wy, wx + 4, wy + 5), fill=(255, 235, 140) if lit else (70, 78, 95)
-                )
+                light = (245, 222, 140) if lit else (78, 85, 102)
+                pen.rectangle((wx, wy, wx + 6, wy + 8), fill=light)
     fill(pen, 0.75, (70, 72, 78))
     for x in range(4, 128, 32):
-        pen.rectangle((x, 112, x + 16, 115), fill=(245, 245, 245))
+        pen.rectangle((x, 112, x + 16, 115), fill=(200, 200, 200))
     return picture
 
 
@@ -163,12 +161,12 @@ def paint_rain(rng: random.Random) -> Image.Image:
     for x, y, r in ((10, 8, 16), (34, 4, 18), (62, 8, 17), (90, 4, 18), (116, 8, 16)):
         dot(pen, x, y, r, (62, 70, 84))
     fill(pen, 0.84, (88, 100, 118))
-    for _ in range(34):
-        x, y = rng.randint(0, 130), rng.randint(22, 118)
-        pen.line((x, y, x - 4, y + 12), fill=(185, 220, 255), width=2)
+    for _ in range(18):
+        x, y = rng.randint(4, 127), rng.randint(24, 114)
+        pen.line((x, y, x - 4, y + 14), fill=(172, 202, 232), width=4)
     for _ in range(3):
         x = rng.randint(4, 100)
-        pen.ellipse((x, 114, x + 22, 121), outline=(175, 205, 235), width=2)
+        pen.ellipse((x, 114, x + 22, 121), outline=(140, 160, 185), width=3)
     return picture
 
 
@@ -194,7 +192,7 @@ def paint_sunset(rng: random.Random) -> Image.Image:
     fill(pen, 0.6, (70, 35, 95))
     for k in range(5):
         half, y = 26 - 3 * k + rng.randint(-3, 3), 82 + 9 * k
-        pen.line((64 - half, y, 64 + half, y), fill=(255, 170, 80), width=3)
+        pen.line((64 - half, y, 64 + half, y), fill=(215, 130, 85), width=4)
     return picture
 
 
@@ -211,7 +209,7 @@ def paint_room(rng: random.Random) -> Image.Image:
     pen.rectangle((90, 18, 114, 38), fill=rng.choice(((235, 245, 220), (250, 235, 200))))
     fill(pen, 0.72, (165, 105, 60))
     for y in (100, 112, 122):
-        pen.line((0, y, SIDE, y), fill=(135, 82, 45), width=2)
+        pen.line((0, y, SIDE, y), fill=(145, 92, 52), width=3)
     return picture
 
 

@@ -24,7 +24,7 @@ def find_edges(picture: Image.Image, figure: Image.Image) -> np.ndarray:
     x = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
     across = np.abs(x[1:-1, 2:] - x[1:-1, :-2]).max(-1)
     down = np.abs(x[2:, 1:-1] - x[:-2, 1:-1]).max(-1)
-    return np.clip((np.maximum(across, down) - 0.08) * 2.2, 0, 1)
+    return np.clip((np.maximum(across, down) - 0.12) * 2, 0, 1)
 
 
 def mix(amount: np.ndarray, paper: tuple[int, int, int], ink: tuple[int, int, int]) -> Image.Image:
@@ -34,11 +34,11 @@ def mix(amount: np.ndarray, paper: tuple[int, int, int], ink: tuple[int, int, in
 
 
 def draw_lines(picture: Image.Image, figure: Image.Image) -> Image.Image:
-    return mix(find_edges(picture, figure), (255, 255, 255), (15, 15, 15))
+    return mix(find_edges(picture, figure), (255, 255, 255), (60, 60, 66))
 
 
 def draw_blueprint(picture: Image.Image, figure: Image.Image) -> Image.Image:
-    return mix(find_edges(picture, figure), (25, 75, 165), (240, 248, 255))
+    return mix(find_edges(picture, figure), (35, 85, 170), (200, 222, 250))
 
 
 def draw_grey(picture: Image.Image, figure: Image.Image) -> Image.Image:
@@ -71,7 +71,8 @@ def draw_neon(picture: Image.Image, figure: Image.Image) -> Image.Image:
     lines = Image.fromarray((hue * find_edges(picture, figure)[..., None] * 255).astype(np.uint8))
     glow = np.asarray(lines.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
     wall = np.array([14, 10, 32], np.float32)
-    return Image.fromarray(np.clip(wall + 1.1 * glow + np.asarray(lines), 0, 255).astype(np.uint8))
+    shine = wall + 1.1 * glow + 0.7 * np.asarray(lines, np.float32)
+    return Image.fromarray(shine.clip(0, 255).astype(np.uint8))
 
 
 STYLES: dict[str, Callable[[Image.Image, Image.Image], Image.Image]] = {

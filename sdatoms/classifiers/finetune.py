@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.config import ATOM_FLAGS, AtomConfig, read_atom_flags
 from sdatoms.classifiers.experiment import Experiment, run_experiment
 from sdatoms.classifiers.fit import TrainSettings
 from sdatoms.classifiers.methods import BLOCKS, METHODS, attach, suggest_rates
@@ -21,19 +21,10 @@ from sdatoms.classifiers.tasks import ROTATION, Readers, read_task
 from sdatoms.errors import AtomError
 from sdatoms.settings import add_flags
 
-__all__ = ["add_finetune", "run_finetune"]
+__all__ = ["add_finetune", "make_atom_config", "run_finetune"]
 
-ATOMS = {
-    "atom_decomposition": ("decomposition", str),
-    "num_atoms": ("num_atoms", int),
-    "num_inner_atoms": ("num_inner_atoms", int),
-    "block_atoms": ("block_atoms", int),
-    "block_share": ("block_share", float),
-    "block_size": ("block_size", int),
-    "block_view": ("block_view", str),
-    "sparsity": ("sparsity", float),
-}
-"""Flag → setting of AtomConfig and its kind."""
+ATOMS = {flag: name for flag, name in ATOM_FLAGS.items() if flag != "atom_variant"}
+"""Flag → setting of AtomConfig; the variant is the method."""
 
 
 def add_finetune(parser: argparse.ArgumentParser, tasks: Sequence[str] = ()) -> None:
@@ -73,13 +64,26 @@ def add_finetune(parser: argparse.ArgumentParser, tasks: Sequence[str] = ()) -> 
     parser.add_argument("--rank", type=int, default=4, help="of LoRA")
     parser.add_argument("--train_norms", action="store_true", help="gains and shifts too; counted")
     parser.add_argument("--train_batch_norm", action="store_true", help="statistics move as well")
-    for flag, (_, kind) in ATOMS.items():
-        parser.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS)
+    add_flags(parser, AtomConfig, ATOMS)
     for flag in ("target_modules", "exclude_modules"):
         parser.add_argument(f"--{flag}", nargs="+", default=None, metavar="PATTERN")
     parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
     parser.add_argument("--vendors", nargs="+", default=None, help="whose emoji; all by default")
     add_flags(parser, TrainSettings)
+
+
+def make_atom_config(args: argparse.Namespace, seed: int) -> AtomConfig:
+    """What the flags ask of the atoms; the method becomes their variant."""
+    atoms = read_atom_flags(vars(args))
+    blocks = {*BLOCKS, "block_atoms", "block_form", "block_factors"}
+    if args.method == "coefficients" and not blocks & {*atoms}:
+        atoms |= BLOCKS
+    return AtomConfig(
+        **atoms,
+        target_modules=args.target_modules,
+        exclude_modules=args.exclude_modules,
+        seed=seed,
+    )
 
 
 def run_finetune(args: argparse.Namespace, readers: Readers) -> None:
@@ -88,15 +92,7 @@ def run_finetune(args: argparse.Namespace, readers: Readers) -> None:
     settings = TrainSettings(
         **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
     )
-    atoms = {setting: given[flag] for flag, (setting, _) in ATOMS.items() if flag in given}
-    if args.method == "coefficients" and not {*BLOCKS, "block_atoms"} & {*atoms}:
-        atoms |= BLOCKS
-    config = AtomConfig(
-        **atoms,
-        target_modules=args.target_modules,
-        exclude_modules=args.exclude_modules,
-        seed=settings.seed,
-    )
+    config = make_atom_config(args, settings.seed)
     if args.method not in METHODS:
         raise AtomError(f"there is no method {args.method!r:.60}; known are {', '.join(METHODS)}")
     rates = tuple(args.learning_rate or suggest_rates(args.method, args.train_batch_norm)[1:2])

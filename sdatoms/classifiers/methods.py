@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from sdatoms.atoms.config import AtomConfig, Variant
+from sdatoms.atoms.keys import read_kind
 from sdatoms.classifiers.model import Classifier, list_norms
 from sdatoms.errors import AtomError
 from sdatoms.files.writer import pack_atoms
@@ -172,8 +173,7 @@ def attach(
     if method in VARIANTS:
         tuned.injection = inject(model, leave_head(classifier, method, config or AtomConfig()))
         for name, parameter in tuned.injection.named_parameters():
-            kind = name.split(".")[-2].split("_")[0]
-            tuned.groups.setdefault(kind, {})[name] = parameter
+            tuned.groups.setdefault(read_kind(name), {})[name] = parameter
     elif method in ("lora", "lora_conv"):
         tuned.groups["trained"] = add_lora(classifier, method == "lora_conv", rank)
     elif method in ("bias", "full_finetune"):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.families import MODELS
 from sdatoms.models.open import SETS, build_model, open_model
 from sdatoms.storage import write_whole
@@ -125,7 +125,7 @@ def open_from_set(library: str, name: str) -> nn.Module:
             return models.create_model(name, pretrained=True)
         return models.get_model(name, weights="DEFAULT")
     except Exception as error:  # both raise many kinds for unknown names and failed downloads
-        reason = clip(str(error).strip().partition("\n")[0], 200)
+        reason = first_line(error)
         raise AtomError(f"{library} opens no model {clip(name)!r}: {reason}") from None
 
 
@@ -135,7 +135,7 @@ def open_transformers(where: str) -> tuple[nn.Module, Mapping[str, Any]]:
     try:
         model = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(
             f"there is no image classifier {clip(where)!r}, as folder, file or name: {reason}"
         ) from None

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms.classifiers.pictures import Item, Pool
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.pictures import read_picture
 
 __all__ = [
@@ -175,7 +175,7 @@ def read_dataset(where: str) -> Pool:
     try:
         found = datasets.load_dataset(where)
     except Exception as error:  # the library raises many kinds for what it cannot find or fetch
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(f"the data set {clip(where)!r} cannot be opened: {reason}") from None
     features = found["train"].features if "train" in found else {}
     label = next((k for k, v in features.items() if isinstance(v, datasets.ClassLabel)), None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny.classifiers import finetune, save_resnet
-from tiny.training import join_two_processes
+from tiny.runs import join_two_processes
 
 from sdatoms import AtomError
 from sdatoms.bench.transfer import METHODS, TransferPlan, report_transfer, run_transfer

@@ -9,6 +9,7 @@ __all__ = [
     "count",
     "draw_note",
     "draw_progress",
+    "escape",
 ]
 
 

@@ -1,4 +1,7 @@
-"""Files that a client downloads."""
+"""Files that a client of the endpoints downloads.
+
+Endpoints' types are read from their signatures: annotations stay objects here.
+"""
 
 from pathlib import Path
 from typing import TypedDict
