@@ -37,7 +37,7 @@ def place(wheel, tmp_path_factory):
     command = [sys.executable, "-m", "pip", "--python", python, "install", str(wheel)]
     subprocess.run([*command, "--no-deps", "--no-index", "--quiet"], check=True)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
-    # A path of a .pth file is searched, but its own .pth files, an editable install's, are not read.
+    # A folder in a .pth file is searched; its own .pth files, of editable installs, are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 
