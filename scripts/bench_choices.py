@@ -14,10 +14,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from sdatoms_app.train.form import PRESETS
 
 from sdatoms.bench.choices import compare_kinds, compare_rules, measure_choices
 from sdatoms.storage import list_subjects
+from sdatoms.training.presets import PRESETS
 
 
 def main() -> None:

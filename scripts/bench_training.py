@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sdatoms_app.train.form import PRESETS
 
 from sdatoms.bench.presets import measure_presets, read_presets
 from sdatoms.bench.process import name_device
 from sdatoms.bench.training import CASES, METHODS, list_cases, measure_cases
 from sdatoms.storage import write_whole
+from sdatoms.training.presets import PRESETS
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sdatoms_app.train.form import PRESETS
 
 from sdatoms.bench.process import call_apart
 from sdatoms.evaluation.evaluator import load_evaluator
@@ -26,7 +25,7 @@ from sdatoms.evaluation.scores import measure_samples
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
-from sdatoms.training.presets import expand_preset
+from sdatoms.training.presets import PRESETS, expand_preset
 
 __all__ = ["measure_preset", "measure_presets", "read_presets"]
 

@@ -23,9 +23,8 @@ __all__ = [
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    from sdatoms_app.train.form import PRESETS
-
     from sdatoms.training.config import TrainConfig
+    from sdatoms.training.presets import PRESETS
 
     add_flags(parser, TrainConfig)
     parser.add_argument(

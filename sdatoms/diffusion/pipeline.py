@@ -1,5 +1,7 @@
-"""Open a Stable Diffusion base and paint with it. The trainer, the commands and the app all paint
-through here."""
+"""Open a Stable Diffusion base and paint with it.
+
+The trainer, the commands and the app all paint through here.
+"""
 
 from __future__ import annotations
 

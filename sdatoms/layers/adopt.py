@@ -31,7 +31,7 @@ def find_kind(module: nn.Module) -> type[AtomLayer] | None:
     """The atom layer for a base of exactly this class; None where there is none."""
     if is_quantized(module):
         # Imported here: it needs bitsandbytes, which whoever made the layer has imported.
-        from sdatoms.bench.choices import KINDS as QUANTIZED
+        from sdatoms.layers.quantized import KINDS as QUANTIZED
 
         return QUANTIZED.get(type(module))
     return KINDS.get(type(module))

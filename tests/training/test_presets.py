@@ -4,12 +4,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from sdatoms_app.train.form import PRESETS
 
 from sdatoms.cli.main import main
 from sdatoms.errors import AtomError
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.presets import expand_preset, read_costs
+from sdatoms.training.presets import PRESETS, expand_preset, read_costs
 
 SUBJECT = {"instance_data_dir": "dogs", "instance_prompt": "a sks dog"}
 
