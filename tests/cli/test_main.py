@@ -1,9 +1,11 @@
 """The command line: what comes out, and one line with exit code 2 for wrong input."""
 
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sdatoms
-from sdatoms.cli.main import main, train_main
+from sdatoms.cli.main import COMMANDS, main, train_main
 from sdatoms.cli.train import find_measure
 from sdatoms.diffusion.pipeline import load_base
 from sdatoms.storage import find_assets
@@ -221,3 +223,21 @@ def test_the_bundled_evaluator_measures_the_bundled_base_alone(
     asked = TrainConfig("p", "a cat", evaluator=str(evaluator_folder), **other)
     assert find_measure(asked) is not None
     assert find_measure(TrainConfig("p", "a cat", validation_steps=0)) is None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_in_a_line_what_each_command_does(name):
+    module, line = COMMANDS[name]
+    run = getattr(import_module(f"sdatoms.cli.{module}"), f"run_{name}")
+    assert line == inspect.getdoc(run).splitlines()[0]
+
+
+def test_help_and_version_wait_for_no_torch():
+    code = (
+        "import sys\nfrom sdatoms.cli.main import main\n"
+        "try: main([sys.argv[1]])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'numpy', 'diffusers'} & set(sys.modules)\n"
+    )
+    for flag in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", code, flag], check=True, capture_output=True)
