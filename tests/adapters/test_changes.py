@@ -1,24 +1,17 @@
 """The changes a file makes, measured without loading it: those of its deltas."""
 
 import pytest
-from tiny.atoms import VARIANTS
+from tiny.atoms import VARIANTS, measure_deltas
 
 import sdatoms
 from sdatoms.adapters.changes import measure_changes
-
-
-def deltas(file, unet):
-    adapters = sdatoms.load_atoms(unet, file, name="x")
-    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
-    adapters.clear()
-    return found
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_changes_are_those_of_the_deltas(make_unet, make_file, variant):
     file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
     rows = measure_changes(file, unet)
-    found = deltas(file, unet)
+    found = measure_deltas(file, unet)
     assert {row.path for row in rows} == set(found)
     for row in rows:
         expected = found[row.path].norm() / unet.get_submodule(row.path).weight.detach().norm()
