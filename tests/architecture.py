@@ -163,6 +163,21 @@ def find_private_imports(root):
                 yield f"{name}:{line} imports {imported}, which {module}.__all__ does not name"
 
 
+def find_false_fronts(root):
+    """Public names that a module only hands on; the packages' own front doors do so openly."""
+    for name, path in list_modules(root).items():
+        if name in GROUND or name.endswith("__main__"):
+            continue
+        imported = {
+            alias.asname or alias.name
+            for node in read_tree(path).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        for handed_on in sorted((read_all(path) or set()) & imported):
+            yield f"{name}.__all__ names {handed_on}, which it did not define"
+
+
 def find_shadows(root):
     """Modules that a public function of their package hides, as `import a.b as c` would find."""
     modules = list_modules(root)
@@ -239,6 +254,7 @@ RULE = {
     "imports go down": find_wrong_imports,
     "no circle": find_circles,
     "imported names are public": find_private_imports,
+    "no module hands on another's names": find_false_fronts,
     "no module is hidden by a function": find_shadows,
     "every module says what it is for": find_poor_openings,
     "scripts are short and imported by nothing": find_long_scripts,

@@ -86,6 +86,13 @@ BROKEN = {
         {"scripts/train.py": "from sdatoms.training.loop import step\n"},
         "scripts.train:1 imports step, which sdatoms.training.loop.__all__ does not name",
     ),
+    "a false front": (
+        {
+            "sdatoms/layers/inject.py": '"""In."""\nfrom sdatoms.errors import AtomError\n'
+            '__all__ = ["AtomError", "inject"]\n'
+        },
+        "sdatoms.layers.inject.__all__ names AtomError, which it did not define",
+    ),
     "a hidden module": (
         {"sdatoms/__init__.py": '"""Atoms."""\n__all__ = ["errors"]\n'},
         "sdatoms.errors is hidden by sdatoms.errors",

@@ -16,9 +16,8 @@ from sdatoms.adapters.export import (
     convert_to_lora,
     measure_diff,
     measure_lora,
-    measure_pipeline,
-    save_pipeline,
 )
+from sdatoms.adapters.pipelines import measure_pipeline, save_pipeline
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,6 +10,7 @@ from sdatoms.files.anatomy import (
     list_views,
     measure_budget,
     mute_atom,
+    report_file,
     respond,
     show_atoms,
 )
@@ -92,3 +93,21 @@ def test_muting_one_atom_in_one_layer_changes_that_layer_alone(make_unet, make_f
     assert differing == [path] and muted.sha256 != file.sha256
     with pytest.raises(sdatoms.AtomError, match="no atom 99"):
         mute_atom(file, 99)
+
+
+@pytest.mark.parametrize("factors", ["shared", "each"])
+def test_products_show_two_factors_that_can_be_muted(make_unet, make_file, run_unet, factors):
+    product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}
+    file, unet = sdatoms.read_atoms(make_file(block_size=4, **product)), make_unet()
+    component, path, view = list_views(file)[1]
+    tiles = show_atoms(file, component, path, view)
+    assert tiles.kind == "product" and tiles.before.shape == (2, 4, 4)
+    assert torch.equal(tiles.before[0], torch.eye(4)) and tiles.difference.abs().max() > 0
+    assert count_atoms(file) == 2 and report_file(file)[1].view == "product 4x4"
+    expected = run_unet(unet)
+    for atom in (0, 1):
+        one = mute_atom(file, atom)
+        assert one.sha256 != file.sha256
+    adapters = sdatoms.load_atoms(unet, mute_atom(one, 0))
+    assert torch.equal(run_unet(unet), expected)
+    adapters.clear()

@@ -41,3 +41,22 @@ def test_likeness_tells_other_bases_and_other_encoders(make_unet, make_file, per
     blocks = sdatoms.read_atoms(make_file("c", variant="coefficients"))
     apart = compare_files([a, blocks])[0][1]
     assert apart.cosine == 0 and apart.common == 0
+
+
+@pytest.mark.parametrize("factors", ["shared", "each"])
+def test_likeness_of_products_is_that_of_their_changes(make_unet, make_file, factors):
+    """White filters give the cosine of the changes; random ones come near."""
+    product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}
+    a, b = (
+        sdatoms.read_atoms(make_file(name, seed=seed, block_size=4, **product))
+        for seed, name in enumerate("ab")
+    )
+    mixed = compose([a, b], [1.0, 0.5])
+    unet = make_unet()
+    found = [sorted(measure_deltas(file, unet).items()) for file in (a, mixed)]
+    flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
+    expected = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    matrix = compare_files([a, mixed, compose([a], [-1.0])])
+    assert matrix[0][1].cosine == pytest.approx(expected, abs=0.1)
+    assert matrix[0][0].cosine == pytest.approx(1) and matrix[0][2].cosine == pytest.approx(-1)
+    assert matrix[0][1].common > 0 and matrix[0][1].same_base

@@ -11,7 +11,7 @@ from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomLinear, inject, load_atoms, save_atoms
 from sdatoms.files.writer import pack_atoms
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,7 +153,7 @@ def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, 
     with torch.no_grad():
         only_lora = merged(x)
         for path, tuned in injection.weights.items():
-            weight = find_layer(merged, path).weight
+            weight = find_weight(merged, path).weight
             weight += sum(delta(weight) for delta in tuned.views.values())
         torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])
         torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])  # unmerged well
@@ -171,7 +171,7 @@ def test_lora_on_attention_adds_to_a_loaded_file(rng, perturb, tolerance):
     x = torch.randn(2, 5, 8, generator=rng)
     with torch.no_grad():
         for path in injection.weights:
-            find_layer(expected, path).weight.add_(adapters.delta("a", path))
+            find_weight(expected, path).weight.add_(adapters.delta("a", path))
         torch.testing.assert_close(model(x), expected(x), **tolerance[torch.float32])
 
 

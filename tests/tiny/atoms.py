@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms
+from sdatoms.adapters.state import find_state
 from sdatoms.files.writer import pack_atoms
 from tiny.modules import copy_weights
 
@@ -16,6 +17,13 @@ SETTINGS = {
     "atoms, m < rank": {"variant": "atoms", "num_atoms": 2, "block_atoms": 3},
     "full, 12 atoms": {"variant": "full", "num_atoms": 12, "block_atoms": 3},
     "channel view": {"variant": "full", "block_view": "channel"},
+    "product": {"variant": "coefficients", "block_form": "product"},
+    "product each, full": {
+        "variant": "full",
+        "block_form": "product",
+        "block_factors": "each",
+        "block_size": 4,
+    },
     "a share of blocks": {"variant": "full", "block_share": 0.1, "block_view": "channel"},
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -25,6 +33,10 @@ SAMPLES = {
     "coefficients": AtomConfig("coefficients", block_size=2),
     "channel": AtomConfig("coefficients", block_size=4, block_view="channel"),
     "full": AtomConfig("full", num_inner_atoms=1),
+    "product": AtomConfig("coefficients", block_form="product", block_size=4),
+    "product each": AtomConfig(
+        "full", block_form="product", block_factors="each", block_size=2, num_inner_atoms=1
+    ),
     "linear": AtomConfig("atoms", target_modules=("head", "pointwise"), block_size=2),
 }
 """What `build_samples` tunes a `ConvNet` with."""
@@ -55,7 +67,7 @@ def build_samples(make_convnet):
         name: pack_atoms({"model": perturb(inject(make_convnet(), config), 0.05, seed)})
         for seed, (name, config) in enumerate(SAMPLES.items())
     }
-    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1])
+    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1, -0.7, 0.6])
     files["composed of two"] = compose([files["overcomplete"], files["full"]], [1, 0.5])
     files["composed again"] = compose([files["composed"], files["atoms"]], [1, 3])
     return files
@@ -100,4 +112,4 @@ def refuse_file(target, path, sentence, **options):
     assert str(error.value).isprintable()
     for key, tensor in target.state_dict().items():
         assert tensor.is_meta or torch.equal(tensor, before[key]), key
-    assert not target.__dict__.get("_sdatoms_baked")
+    assert not find_state(target)

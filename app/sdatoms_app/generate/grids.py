@@ -11,11 +11,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import Strength
 from sdatoms.errors import clip
 from sdatoms.pictures import draw_grid
 from sdatoms_app.studio.history import Kept
+from sdatoms_app.studio.orders import MAX_SEED, Order
 from sdatoms_app.studio.painting import Job
-from sdatoms_app.studio.studio import MAX_SEED, Order, Strength, Studio
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "MAX_CELLS",
