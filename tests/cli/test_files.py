@@ -28,22 +28,6 @@ def run(capsys):
     return call
 
 
-@pytest.fixture
-def refuse(capsys):
-    """A command ends with exit code 2 and one line on standard error."""
-
-    def call(*words, sentence):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2
-        assert len(err.strip().splitlines()) == 1, err
-        assert sentence in err
-        return out
-
-    return call
-
-
 def test_inspect_accounts_for_every_byte(run, make_file):
     path = make_file(variant="full", num_inner_atoms=2)
     (line,) = run("inspect", path, "--json")
@@ -117,7 +101,7 @@ def test_compose_refuses_in_one_line(refuse, tmp_path, make_file):
         ((f"{one}=nan", "--output", out), "takes a finite number"),
         ((one, "--output", one / "below"), "cannot be written"),
     ]:
-        refuse("compose", *words, sentence=sentence)
+        refuse(["compose", *words], sentence)
         assert not out.exists()
 
 
@@ -173,9 +157,9 @@ def test_export_refuses_in_one_line(refuse, tmp_path, make_file, base):
         (("--format", "ckpt"), "ckpt"),
         ((), "--format"),
     ]:
-        refuse(*common, *words, sentence=sentence)
+        refuse([*common, *words], sentence)
     elsewhere = ("export", path, "--output", base, "--pretrained_model_name_or_path", base)
-    refuse(*elsewhere, "--format", "pipeline", sentence="exists already")
+    refuse([*elsewhere, "--format", "pipeline"], "exists already")
     missing = ("export", path, "--output", out, "--pretrained_model_name_or_path", tmp_path / "no")
-    refuse(*missing, "--format", "diff", sentence="cannot be opened")
+    refuse([*missing, "--format", "diff"], "cannot be opened")
     assert not out.exists()

@@ -4,30 +4,13 @@ import copy
 
 import pytest
 import torch
-from tiny.atoms import VARIANTS
-from tiny.modules import same_weights
+from tiny.atoms import VARIANTS, find_rows
+from tiny.modules import same_weights, snapshot
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rows_of(injection):
-    return {row.path: row for row in injection.report()}
-
-
-def snapshot(model):
-    """All that eject has to bring back."""
-    hooks = [
-        {k: dict(v) for k, v in vars(m).items() if k.endswith("_hooks")} for m in model.modules()
-    ]
-    return (
-        {name: module for name, module in model.named_modules()},
-        {name: (p, p.requires_grad) for name, p in model.named_parameters()},
-        {name: module.training for name, module in model.named_modules()},
-        hooks,
-    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -230,7 +213,7 @@ def test_layers_whose_weight_is_read_without_a_call_are_left_out():
     """Atoms there would train nothing, in silence."""
     model = nn.Sequential(Reading(), nn.Linear(4, 4))
     injection = inject(model, AtomConfig("coefficients", block_size=2))
-    notes = {path: row.note for path, row in rows_of(injection).items() if not row.view}
+    notes = {path: row.note for path, row in find_rows(injection).items() if not row.view}
     assert set(notes) == {"0.qkv", "0.proj", "0.part"}
     assert set(notes.values()) == {"left out: Reading reads its weight without calling the layer"}
     model(torch.ones(2, 8)).square().sum().backward()
