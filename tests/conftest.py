@@ -8,7 +8,7 @@ from tiny.evaluator import save_tiny_evaluator
 from tiny.modules import ConvNet, build
 
 from sdatoms import AtomConfig, inject, save_atoms
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def make_atoms(make_convnet):
     def make(trigger="sks dog", seed=1, size=0.05, base=0, dtype=torch.float32, **config):
         model = make_convnet(base).to(dtype).float()
         injection = atoms.perturb(inject(model, AtomConfig(**config)), size, seed)
-        return pack_atoms({"model": injection}, trigger=trigger, base_model=f"base {base}")
+        return pack_atoms({"model": injection}, FileFacts(trigger, f"base {base}"))
 
     return make
 

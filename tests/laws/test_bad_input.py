@@ -16,7 +16,7 @@ from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
 from sdatoms.files.atom_file import FORMAT, AtomFile
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -176,7 +176,7 @@ def test_megabytes_of_text_are_kept_out_of_every_message(make_unet, make_file, m
     assert again.trigger == page
     adapters = load_atoms(make_unet(), again)
     assert max(map(len, adapters.names)) <= 120
-    other = pack_atoms({"unet": inject(make_unet(seed=1))}, trigger=page)
+    other = pack_atoms({"unet": inject(make_unet(seed=1))}, FileFacts(trigger=page))
     with pytest.raises(AtomError, match="were trained on different bases") as error:
         compose([again, other])
     assert str(error.value).isprintable()
@@ -245,7 +245,9 @@ def test_sums_of_small_files_are_small(wide):
 def test_no_change_of_bytes_gets_past_the_reader(tmp_path, perturb):
     """Any damage is refused as damage, or leaves a file that is one."""
     injection = perturb(inject(nn.Sequential(nn.Conv2d(2, 2, 3)), AtomConfig("atoms")))
-    path = pack_atoms({"unet": injection}, trigger="sks").save(tmp_path / "x.safetensors")
+    path = pack_atoms({"unet": injection}, FileFacts(trigger="sks")).save(
+        tmp_path / "x.safetensors"
+    )
     data = path.read_bytes()
     draw, refused = random.Random(0), 0
     start = 8 + int.from_bytes(data[:8], "little")

@@ -222,6 +222,28 @@ def test_layers_whose_weight_is_read_without_a_call_are_left_out():
         inject(nn.Sequential(Reading()), AtomConfig("coefficients", target_modules="0.qkv"))
 
 
+def test_without_source_no_reading_is_seen_and_the_log_says_so(caplog):
+    """As in frozen applications: layers get their atoms as if they were called."""
+    code = compile(
+        "class Sourceless(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.qkv = nn.Linear(8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return nn.functional.linear(x, self.qkv.weight)\n",
+        "<frozen>",
+        "exec",
+    )
+    space = {"nn": nn, "__name__": __name__}
+    exec(code, space)
+    model = nn.Sequential(space["Sourceless"](), space["Sourceless"]())
+    injection = inject(model, AtomConfig("coefficients", block_size=2))
+    assert set(injection.layers) == {"0.qkv", "1.qkv"}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert "no source of Sourceless.forward" in lines[0] and "exclude that layer" in lines[0]
+
+
 def test_the_fused_transformer_path_does_not_pass_atoms_by(rng, perturb, tolerance):
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
