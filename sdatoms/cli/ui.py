@@ -27,6 +27,13 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--offline", action="store_true", help="no request leaves the machine")
     parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="where a reverse proxy serves the app: a path it strips, such as /atoms, or the whole "
+        "public address",
+    )
+    parser.add_argument(
         "--mcp", action="store_true", help="serve the endpoints as Model Context Protocol tools too"
     )
     parser.add_argument(
@@ -73,4 +80,5 @@ def run_ui(args: argparse.Namespace) -> None:
         share=args.share,
         offline=args.offline,
         mcp=args.mcp,
+        root_path=args.root_path,
     )
