@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
@@ -244,6 +245,24 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
         with pytest.raises(AtomError, match=sentence):
             fresh.load_state_dict(bad)
         assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_of_an_injected_model_is_a_safetensors_file(
+    tmp_path, make_unet, make_convnet, perturb, variant, decomposition
+):
+    makers = [make_unet, make_convnet]
+    if variant in ("coefficients", "full"):
+        makers.append(lambda: nn.TransformerEncoderLayer(8, 2, 16))
+    for make in makers:
+        model = make()
+        perturb(inject(model, AtomConfig(variant, decomposition=decomposition)))
+        path = tmp_path / "state.safetensors"
+        save_file(model.state_dict(), path)
+        found = load_file(path)
+        assert found.keys() == model.state_dict().keys()
+        assert all(torch.equal(found[k], t) for k, t in model.state_dict().items())
 
 
 def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
