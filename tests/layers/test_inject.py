@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny.atoms import VARIANTS, find_rows
 from tiny.modules import same_weights, snapshot
 from torch import nn
@@ -190,6 +191,24 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
         with pytest.raises(AtomError, match=sentence):
             fresh.load_state_dict(bad)
         assert same_weights(fresh, state)
+
+
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_of_an_injected_model_is_a_safetensors_file(
+    tmp_path, make_unet, make_convnet, perturb, variant, decomposition
+):
+    makers = [make_unet, make_convnet]
+    if variant in ("coefficients", "full"):
+        makers.append(lambda: nn.TransformerEncoderLayer(8, 2, 16))
+    for make in makers:
+        model = make()
+        perturb(inject(model, AtomConfig(variant, decomposition=decomposition)))
+        path = tmp_path / "state.safetensors"
+        save_file(model.state_dict(), path)
+        found = load_file(path)
+        assert found.keys() == model.state_dict().keys()
+        assert all(torch.equal(found[k], t) for k, t in model.state_dict().items())
 
 
 class Reading(nn.Module):
