@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdatoms.cli.main import add_commands
-from sdatoms.cli.parser import LineParser
+from sdatoms.cli.main import COMMANDS, build_parser
 from sdatoms.settings import list_flags
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +38,7 @@ def list_code(page):
 @cache
 def read_commands():
     """Command of `sdatoms` → its flags."""
-    parser = LineParser()
-    add_commands(parser)
+    parser = build_parser(COMMANDS)
     (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return {name: set(list_flags(command)) for name, command in action.choices.items()}
 
