@@ -21,6 +21,7 @@ from sdatoms.atoms.columns import (
     pick_columns,
 )
 from sdatoms.atoms.deltas import Delta
+from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
 
 __all__ = [
@@ -88,11 +89,24 @@ class OneWeightLayer(AtomLayer):
 
     def delta_weight(self) -> Tensor | None:
         """`ΔW` in float32, the sum of this layer's deltas; None without deltas."""
-        return sum_deltas(self.weight, self.deltas)
+        if not self.deltas:
+            return None
+        sparse = all(delta.sparse for delta in self.views().values())
+        return sum_deltas(
+            self.weight if sparse else take_off_merged(self, self.weight), self.deltas
+        )
 
     def tuned_weight(self) -> Tensor:
         """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
-        return add_deltas(self.weight, self.deltas)
+        delta = self.delta_weight()
+        return self.weight if delta is None else (self.weight + delta).to(self.weight.dtype)
+
+    def pick_columns(self, positions: int) -> dict[str, Delta] | None:
+        """As `sdatoms.atoms.columns.pick_columns`; None while something is merged into the
+        weight, which the input's columns would meet too."""
+        deltas = pick_columns(self, positions)
+        merged = deltas and take_off_merged(self, self.weight) is not self.weight
+        return None if merged else deltas
 
 
 class AtomConv1d(OneWeightLayer, nn.Conv1d):
@@ -115,7 +129,7 @@ class AtomConv2d(OneWeightLayer, nn.Conv2d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        deltas = pick_columns(self, count_positions(self, input)) if input.dim() == 4 else None
+        deltas = self.pick_columns(count_positions(self, input)) if input.dim() == 4 else None
         if deltas:
             base = lambda: self._conv_forward(input, self.weight, self.bias)
             return keep_bits(convolve_columns(self, input, deltas), deltas, base)
@@ -141,7 +155,7 @@ class AtomLinear(OneWeightLayer, nn.Linear):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        deltas = pick_columns(self, input.numel() // max(1, self.in_features))
+        deltas = self.pick_columns(input.numel() // max(1, self.in_features))
         if deltas and input.dim() > 1:
             base = lambda: nn.functional.linear(input, self.weight, self.bias)
             return keep_bits(multiply_columns(self, input, deltas), deltas, base)
@@ -154,3 +168,4 @@ def replace_modules(model: nn.Module, table: Mapping[Any, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child is not None and child in table:
                 parent._modules[name] = table[child]
+                remember_wrapper(parent, name, table[child])
