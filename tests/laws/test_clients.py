@@ -41,7 +41,7 @@ if len(sys.argv) > 3:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     shown = pipe("a red apple", num_inference_steps=3, generator=generator, output_type="np")
-    out["picture"] = torch.tensor(shown.images)
+    out["picture"] = torch.tensor(shown.images).contiguous()
 save_file(out, sys.argv[2])
 """
 READ_LORA = """
