@@ -8,33 +8,33 @@ device for an exact restore.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
-from sdatoms.adapters.bake import all_or_nothing, rebake, sum_maps
-from sdatoms.adapters.plan import choose_modules, list_modules, plan_adapter, warn_of_base
+from sdatoms.adapters.bake import all_or_nothing, rebake
+from sdatoms.adapters.changes import form_delta
+from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
     BakedLayer,
     BakedModule,
-    Strength,
     check_untouched,
+    find_state,
     list_held,
-    read_pristine,
+    open_state,
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
+from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import fetch_file
 from sdatoms.fingerprint import checksum
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 __all__ = [
     "AdapterSet",
@@ -61,8 +61,8 @@ class AdapterSet:
         """Component → module and what was ever baked into it, for the target as it is now."""
         found: dict[str, tuple[nn.Module, BakedModule]] = {}
         for name, module in list_modules(self.target).items():
-            state = module.__dict__.get("_sdatoms_baked")
-            if isinstance(state, BakedModule):
+            state = find_state(module)
+            if state is not None:
                 found[name or state.component] = (module, state)
         return found
 
@@ -90,27 +90,29 @@ class AdapterSet:
         """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
         file, stem = fetch_file(path, hub)
         name = name or stem
-        strength = check_strength(name, strength)
+        strength = check_strength(strength, f"the strength of {name!r}")
         if name in self.names:
             raise AtomError(
                 f"an adapter named {name!r} is already loaded; remove it or give another name"
             )
-        modules = choose_modules(self.target, file, component)
+        plans = plan_file(file, self.target, component=component, strength=strength)
         brings = component is None and bool(file.embeddings)
         if brings:
             check_word(self.target, file.metadata["tokens"], file.embeddings)
-        plans = {c: plan_adapter(file, c, module, strength) for c, module in modules.items()}
-        warn_of_base(file, list(plans.values()))
-        states = {owner: (module, open_state(module, owner)) for owner, module in modules.items()}
+        warn_of_base(file, [adapter for _, adapter in plans.values()])
+        states = [
+            (module, open_state(module, owner), adapter)
+            for owner, (module, adapter) in plans.items()
+        ]
         lost = 0.0
-        with all_or_nothing(states.values()):
-            for owner, (module, state) in states.items():
-                new = [path for path in plans[owner].maps if path not in state.origins]
-                bits = lambda path, root=module: checksum(find_layer(root, path).bits)
+        with all_or_nothing((module, state) for module, state, _ in states):
+            for module, state, adapter in states:
+                new = [path for path in adapter.maps if path not in state.origins]
+                bits = lambda path, root=module: checksum(find_weight(root, path).bits)
                 sums = work_side_by_side(bits, new, list_held(module, new))
                 state.origins |= zip(new, sums, strict=True)
-                state.adapters[name] = plans[owner]
-                lost = max(lost, rebake(module, state, plans[owner].maps))
+                state.adapters[name] = adapter
+                lost = max(lost, rebake(module, state, adapter.maps))
             report_rounding(lost)
             if brings:
                 add_word(self.target, name, file.metadata["tokens"], file.embeddings)
@@ -120,7 +122,10 @@ class AdapterSet:
         """Change strengths by name; names not mentioned keep theirs."""
         for name in strengths:
             self._check_name(name)
-        checked = {name: check_strength(name, value) for name, value in strengths.items()}
+        checked = {
+            name: check_strength(value, f"the strength of {name!r}")
+            for name, value in strengths.items()
+        }
         states, lost = self._check_states(), 0.0
         with all_or_nothing(states):
             for module, state in states:
@@ -180,8 +185,7 @@ class AdapterSet:
             which = "several layers" if found else "no layer"
             raise AtomError(f"the adapter {name!r} changes {which} {clip(path)!r}")
         module, state, inner = found[0]
-        weight = read_pristine(module, inner)
-        return sum_maps(weight, [(1.0, m) for m in state.adapters[name].maps[inner]])
+        return form_delta(module, inner, state.adapters[name].maps[inner])
 
     def verify_base(self) -> bool:
         """Whether the weights, with adapters taken off, equal those found at the first load.
@@ -192,7 +196,7 @@ class AdapterSet:
             for path, origin in state.origins.items():
                 baked = state.layers.get(path)
                 plain = not isinstance(baked, BakedLayer)
-                bits = find_layer(module, path).bits if plain else baked.pristine
+                bits = find_weight(module, path).bits if plain else baked.pristine
                 if checksum(bits) != origin:
                     return False
         return True
@@ -243,14 +247,6 @@ def load_atoms(
     return AdapterSet(target).load(path, name=name, strength=strength, component=component, **hub)
 
 
-def open_state(module: nn.Module, component: str) -> BakedModule:
-    """The module's state; a new one when no adapter is loaded."""
-    state = module.__dict__.get("_sdatoms_baked")
-    if not state:
-        state = module.__dict__["_sdatoms_baked"] = BakedModule(component)
-    return state
-
-
 def report_rounding(lost: float) -> None:
     """Tell what 16-bit weights swallow of the change, and warn when it is much."""
     if lost:
@@ -261,22 +257,3 @@ def report_rounding(lost: float) -> None:
             "the pipeline with torch_dtype=torch.float32 to keep it",
             stacklevel=4,
         )
-
-
-def check_strength(name: str, strength: Strength) -> Strength:
-    """The strength as plain numbers.
-
-    Raises:
-        AtomError: a number is not finite, or a block is none of down, mid and up.
-    """
-    table = strength if isinstance(strength, Mapping) else {"": strength}
-    for block, number in table.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise AtomError(f"the strength of {name!r} is {number!r}; it takes a finite number")
-        if isinstance(strength, Mapping) and block not in ("down", "mid", "up"):
-            raise AtomError(
-                f"the strength of {name!r} names a block {block!r}; blocks are down, mid and up"
-            )
-    if isinstance(strength, Mapping):
-        return {block: float(number) for block, number in strength.items()}
-    return float(strength)

@@ -92,7 +92,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
-        say=lambda text: print(text, file=sys.stderr),
+        report=lambda text: print(text, file=sys.stderr),
     )
     if args.json:
         facts = {

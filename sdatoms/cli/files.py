@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -32,13 +33,14 @@ def split_strength(text: str) -> tuple[str, float]:
     if not mark:
         return text, 1.0
     try:
-        return path, float(number)
+        strength = float(number)
     except ValueError:
         if Path(text).exists():
             return text, 1.0
         raise AtomError(
             f"{text!r} ends in {number!r}, which is no strength; it takes FILE or FILE=0.8"
         ) from None
+    return path, check_number(strength, f"the strength of {path!r}")
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +156,7 @@ def run_export(args: argparse.Namespace) -> None:
     """Turn an atom file into a baked pipeline, a full difference or a LoRA; says what is lost."""
     import torch
 
-    from sdatoms.adapters import export
+    from sdatoms.adapters import export, pipelines
     from sdatoms.diffusion.pipeline import load_base
     from sdatoms.errors import clip
     from sdatoms.files.reader import read_atoms
@@ -173,7 +175,7 @@ def run_export(args: argparse.Namespace) -> None:
     elif args.format == "diff":
         size = export.measure_diff(file, pipe, dtype=dtype)
     else:
-        size = export.measure_pipeline(pipe, dtype=dtype)
+        size = pipelines.measure_pipeline(pipe, dtype=dtype)
     print(f"{args.output} takes {size:,} bytes of tensors; the atom file has", end=" ")
     print(f"{Path(args.file).stat().st_size:,} bytes", flush=True)
     with writing(args.output):
@@ -182,7 +184,7 @@ def run_export(args: argparse.Namespace) -> None:
         elif args.format == "diff":
             made = export.convert_to_diff(file, pipe, dtype=dtype)
         else:
-            made = export.save_pipeline(file, pipe, args.output, dtype=dtype)
+            made = pipelines.save_pipeline(file, pipe, args.output, dtype=dtype)
         if made.tensors:
             made.save(args.output)
     if made.left_out:

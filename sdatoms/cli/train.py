@@ -1,4 +1,4 @@
-"""`sdatoms demo` and `sdatoms train`."""
+"""`sdatoms train`: flags, config file and preset into a `TrainConfig`, and its steps as a bar."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def run_train(args: argparse.Namespace) -> None:
     )
     from tqdm import tqdm
 
-    from sdatoms.training.loop import estimate, train
+    from sdatoms.training.estimate import estimate
+    from sdatoms.training.loop import train
     from sdatoms.training.processes import agree
 
     if args.dry_run:

@@ -1,5 +1,7 @@
-"""Open a Stable Diffusion base and paint with it. The trainer, the commands and the app all paint
-through here."""
+"""Open a Stable Diffusion base and paint with it.
+
+The trainer, the commands and the app all paint through here.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,20 @@ from PIL import Image, ImageOps
 
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.storage import find_assets
-from sdatoms.training.config import TrainConfig
 
 __all__ = [
+    "DEFAULT_RESOLUTION",
     "SCHEDULERS",
     "find_base",
     "load_base",
     "paint",
-    "peek_resolution",
     "pick_device",
+    "read_resolution",
 ]
 
+DEFAULT_RESOLUTION = 512
 SCHEDULERS = {
     "DDIM": "DDIMScheduler",
     "Euler": "EulerDiscreteScheduler",
@@ -89,9 +92,7 @@ def load_base(
     except AtomError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200
-        )
+        reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     if vae := getattr(pipe, "vae", None):
@@ -135,7 +136,7 @@ def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any
             where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        reason = clip(str(error).strip().splitlines()[0], 200)
+        reason = first_line(error)
         raise AtomError(
             f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
         ) from None
@@ -175,7 +176,7 @@ def paint(
     Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the
     same, pixel for pixel, whatever is painted beside it; larger batches are faster and may differ
     from it by a grey level. Prompts may weigh words and be longer than the text encoder's window,
-    see `sdatoms.prompts`.
+    see `sdatoms.diffusion.prompts`.
 
     Args:
         init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
@@ -206,7 +207,7 @@ def paint(
     for index in range(batches):
         part = slice(index * batch_size, (index + 1) * batch_size)
 
-        def tell(
+        def report(
             running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
         ) -> dict[str, Any]:
             steps = running.num_timesteps
@@ -220,7 +221,7 @@ def paint(
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
-                callback_on_step_end=tell,
+                callback_on_step_end=report,
                 **settings,
             )
         pictures.extend(result.images)
@@ -266,12 +267,13 @@ def set_scheduler(pipe: Any, name: str) -> None:
         pipe.scheduler = cls.from_config(pipe.scheduler.config)
 
 
-def peek_resolution(config: TrainConfig) -> int:
-    """The base's own side in px, read without loading it; 512 where that cannot be known."""
-    folder = Path(find_base(config.pretrained_model_name_or_path))
+def read_resolution(name_or_path: str | None) -> int:
+    """The side in px a local base was trained at, from its configuration files; 512 where that is
+    not known without opening the model."""
+    folder = Path(find_base(name_or_path))
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_text())
-        vae = json.loads((folder / "vae" / "config.json").read_text())
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
-        return 512
+        return DEFAULT_RESOLUTION

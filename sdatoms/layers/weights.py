@@ -17,13 +17,19 @@ from torch.nn.modules.conv import _ConvNd
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
+    "BAKED",
     "LayerWeight",
-    "find_layer",
+    "find_weight",
     "is_quantized",
     "list_layers",
     "list_weights",
     "unwrap",
 ]
+
+
+BAKED = "_sdatoms_baked"
+"""Key of a module's `__dict__` under which `adapters.state` keeps what is baked into the module's
+weights; what is kept there is true while any adapter is."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def find_layer(module: nn.Module, path: str) -> LayerWeight:
+def find_weight(module: nn.Module, path: str) -> LayerWeight:
     """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
 
     Raises:

@@ -16,8 +16,9 @@ from sdatoms_app.studio.orders import Order
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.page import open_queue
 from tiny.app import connect
-from tiny.base import save_tiny_base
-from tiny.training import HANG, draw
+from tiny.limits import HANG
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base
@@ -40,7 +41,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """The directory of a tiny pipeline."""
-    return save_tiny_base(tmp_path_factory.mktemp("models") / "tiny")
+    return save_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

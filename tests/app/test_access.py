@@ -2,7 +2,8 @@
 
 import pytest
 from tiny.app import open_tab
-from tiny.training import draw, wait_for
+from tiny.limits import wait_for
+from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 TABS = ("Generate", "Compare", "Atoms", "Train", "Runs")

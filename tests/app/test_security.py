@@ -28,7 +28,7 @@ from sdatoms_app.security import (
 )
 from sdatoms_app.train.drafts import Draft
 from tiny.app import connect, get, list_file_events, post, run_event, upload
-from tiny.training import HANG
+from tiny.limits import HANG
 
 from sdatoms import AtomError
 

@@ -8,7 +8,7 @@ import numpy as np
 from gradio_client import Client
 from PIL import Image
 
-from tiny.training import HANG
+from tiny.limits import HANG
 
 get, post = partial(httpx.get, timeout=HANG), partial(httpx.post, timeout=HANG)
 

@@ -2,26 +2,22 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny.limits import little_room
+from tiny.runs import read_metrics
 
 import sdatoms
 from sdatoms.cli.main import main
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
-
-
-def read_metrics(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def list_flags(config, **changes):
@@ -83,17 +79,6 @@ def test_full_memory_saves_the_last_whole_step(train_config):
     assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [2, 3, 4]
 
 
-@contextmanager
-def little_room(size):
-    """No file of this process may grow past `size` bytes: the next write meets a full disk."""
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
-
-
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config):
     config = train_config()
     steps = train(config)
@@ -108,7 +93,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config)
 def test_a_disk_that_is_full_before_the_first_step_is_one_sentence(train_config):
     config = train_config()
     words = "the run directory '.*run' cannot be written: .*too large"
-    with little_room(64), pytest.raises(sdatoms.AtomError, match=words):
+    with little_room(1500), pytest.raises(sdatoms.AtomError, match=words):
         next(train(config))
     assert not list(Path(config.output_dir).glob("*.toml"))
 

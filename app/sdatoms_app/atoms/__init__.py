@@ -1,1 +1,1 @@
-"""The Atoms tab; imports studio and below."""
+"""The Atoms tab; imports queue and below."""

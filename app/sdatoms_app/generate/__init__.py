@@ -1,1 +1,1 @@
-"""The Generate and Compare tabs; imports studio and below."""
+"""The Generate and Compare tabs; imports queue and below."""

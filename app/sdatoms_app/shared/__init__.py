@@ -1,1 +1,1 @@
-"""Markup, plots, messages and events that every tab uses; imports the library alone."""
+"""Markup, plots and messages that every tab uses; imports the ground and sdatoms."""

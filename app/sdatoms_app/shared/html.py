@@ -9,7 +9,6 @@ __all__ = [
     "count",
     "draw_note",
     "draw_progress",
-    "escape",
 ]
 
 

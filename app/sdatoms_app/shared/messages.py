@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from sdatoms import AtomError
-from sdatoms_app.shared.html import draw_note, escape
+from sdatoms_app.shared.html import draw_note
 
 __all__ = [
     "answer_errors",

@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import find_base
+from sdatoms.diffusion.pipeline import DEFAULT_RESOLUTION, find_base, read_resolution
 from sdatoms.errors import clip
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
 ]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-DEFAULT_SIDE = 512
 MAX_LISTED = 100
 MODEL = "model.diffusion_model."
 """What the names of a denoiser begin with in a model that is one file."""
@@ -83,12 +81,9 @@ class Bases:
     def find_side(self, id: str) -> int:
         """Side in px of the pictures the base was trained on, from its configuration files."""
         try:
-            folder = Path(find_base(self.find(id).where))
-            unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-            vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-            return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-        except (AtomError, OSError, ValueError, KeyError, TypeError):
-            return DEFAULT_SIDE
+            return read_resolution(self.find(id).where)
+        except AtomError:
+            return DEFAULT_RESOLUTION
 
 
 def is_model_file(path: Path) -> bool:

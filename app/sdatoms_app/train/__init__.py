@@ -1,1 +1,1 @@
-"""The Train tab; imports queue and below."""
+"""The Train tab; imports generate, atoms and below."""

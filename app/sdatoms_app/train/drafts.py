@@ -23,7 +23,7 @@ from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.pictures import read_picture
 from sdatoms.storage import write_whole
-from sdatoms.training.verdicts import Verdict, check_picture, check_pictures
+from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import CAPTIONS, reduce_photo, shrink_picture, sort_files
@@ -145,10 +145,10 @@ class Draft:
             return "a training takes at most 1 GiB of pictures"
         with tempfile.TemporaryDirectory() as folder:
             photo = reduce_photo(path, Path(folder))
-            verdict = check_picture(photo, 64)
-            if verdict.kind == "corrupt":
-                return verdict.text
-            id = owners[path.stem] = verdict.digest[:16]
+            check = check_picture(photo, 64)
+            if check.kind == "corrupt":
+                return check.text
+            id = owners[path.stem] = check.digest[:16]
             if id in {picture["id"] for picture in state["pictures"]}:
                 return "it is here already"
             entry = {"id": id, "name": clip(path.name, 80), "file": self._store(photo, id)}
@@ -217,8 +217,8 @@ class Draft:
             state["captions"][id] = text.strip()[:MAX_CAPTION]
             self._write(state)
 
-    def check(self, resolution: int) -> list[Verdict]:
-        """The verdict on every picture, in order."""
+    def check(self, resolution: int) -> list[PictureCheck]:
+        """What the trainer would make of every picture, in order."""
         return check_pictures([p.path for p in self.list()], resolution)
 
     def fill(self, folder: Path) -> None:

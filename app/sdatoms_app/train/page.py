@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.diffusion.pipeline import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
+from sdatoms.training.picture_checks import PictureCheck
 from sdatoms.training.presets import expand_preset
-from sdatoms.training.verdicts import Verdict, find_resolution
 from sdatoms_app.queue.queue import INSTANCES, Queue
 from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
@@ -48,7 +49,7 @@ def open_queue(studio: Studio) -> Queue:
 class TrainPage:
     """The tab's handlers; they keep nothing in memory, so a reload or a restart loses nothing.
 
-    `show` and what builds on it return the pictures' part of the page: token, crops, verdicts,
+    `show` and what builds on it return the pictures' part of the page: token, crops, checks,
     picture to edit, its caption.
     """
 
@@ -91,15 +92,15 @@ class TrainPage:
     ) -> list[Any]:
         """The pictures' part of the page."""
         pictures = draft.list()
-        verdicts = draft.check(self.find_side(draft))
-        pairs = list(zip(pictures, verdicts, strict=True))
-        crops = [(v.crop, mark(p, v)) for p, v in pairs if v.crop is not None]
-        counts = {kind: sum(v.kind == kind for v in verdicts) for kind in MARKS}
+        checks = draft.check(self.find_side(draft))
+        pairs = list(zip(pictures, checks, strict=True))
+        crops = [(c.crop, mark(p, c)) for p, c in pairs if c.crop is not None]
+        counts = {kind: sum(c.kind == kind for c in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
-            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
-            for p, v in pairs
-            if v.kind != "fine" or "," in v.text or p.mask
+            f"{mark(p, c)} · {p.name}: {rename(c.text, pictures)}"
+            for p, c in pairs
+            if c.kind != "fine" or "," in c.text or p.mask
         ]
         lines += [f"✗ left out · {line}" for line in refused]
         now = next((p for p in pictures if p.id == chosen), pictures[0] if pictures else None)
@@ -118,7 +119,7 @@ class TrainPage:
         """Side in px of the training pictures: the form's, else the base's own."""
         side = str(draft.form.get("resolution") or "")
         known = side.isdecimal() and 8 <= int(side) <= CAPS["resolution"]
-        return int(side) if known else find_resolution(self.studio.base)
+        return int(side) if known else read_resolution(self.studio.base)
 
     @show_errors
     def load(self, token: str | None) -> list[Any]:
@@ -304,13 +305,13 @@ class TrainPage:
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
 
 
-def mark(picture: Picture, verdict: Verdict) -> str:
+def mark(picture: Picture, check: PictureCheck) -> str:
     """What is to be said of a picture in a word or two."""
-    return MARKS[verdict.kind] + (" · masked" if picture.mask else "")
+    return MARKS[check.kind] + (" · masked" if picture.mask else "")
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:
-    """A verdict's text with the names visitors know instead of those on disk."""
+    """The text of a check with the names visitors know instead of those on disk."""
     for picture in pictures:
         text = text.replace(picture.path.name, picture.name)
     return text

@@ -15,8 +15,9 @@ from sdatoms_app.runs.files import (
 from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.studio import Studio
 from tiny.app import connect
-from tiny.base import save_tiny_base
-from tiny.training import draw, wait_for
+from tiny.limits import wait_for
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 import sdatoms
 
@@ -30,7 +31,7 @@ def fill(folder):
 
 def test_two_trainings_one_after_the_other(tmp_path):
     """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
-    base = str(save_tiny_base(tmp_path / "base"))
+    base = str(save_base(tmp_path / "base"))
     queue = Queue(tmp_path / "runs")
     settings = {
         "instance_prompt": "a dog",

@@ -6,7 +6,7 @@ from sdatoms_app.queue.worker import write_json
 from sdatoms_app.train.form import read_preset
 from sdatoms_app.train.measure import make_key
 from sdatoms_app.train.page import TrainPage
-from tiny.training import wait_for
+from tiny.limits import wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 

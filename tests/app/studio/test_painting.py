@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from sdatoms_app.studio.painting import Cancelled, Desk, Job
-from tiny.training import HANG
+from tiny.limits import HANG
 
 from sdatoms import AtomError
 

@@ -1,12 +1,12 @@
 """What settings cost is measured once, by the trainer itself."""
 
 from sdatoms_app.train.measure import Measurements, describe_facts
-from tiny.base import save_tiny_base
-from tiny.training import draw
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 
 def test_measuring_is_done_once_and_told_in_words(tmp_path):
-    base = str(save_tiny_base(tmp_path / "base"))
+    base = str(save_base(tmp_path / "base"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     draw(pictures / "a.png")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from tiny.app import open_tab
-from tiny.training import wait_for
+from tiny.limits import wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 STEPS = 20_000

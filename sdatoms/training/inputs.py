@@ -1,0 +1,39 @@
+"""What a run is given on disk, refused before any model is loaded: instance and class pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdatoms.diffusion.pipeline import read_resolution
+from sdatoms.errors import AtomError
+from sdatoms.training.class_pictures import check_classes, find_class_folder
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.folder import PictureFolder, check_folder
+
+__all__ = [
+    "check_inputs",
+]
+
+
+def check_inputs(config: TrainConfig) -> PictureFolder:
+    """The instance folder; refuses, before any model is loaded, what cannot be trained on.
+
+    Raises:
+        AtomError: a folder or prompt is missing, or pictures cannot be used.
+    """
+    for name in ("instance_data_dir", "instance_prompt"):
+        if not getattr(config, name):
+            raise AtomError(
+                f"--{name} is missing; training needs a folder of pictures and a prompt for them"
+            )
+    found = check_folder(
+        Path(config.instance_data_dir),
+        config.instance_prompt,
+        resolution=config.resolution or read_resolution(config.pretrained_model_name_or_path),
+        caption_column=config.caption_column,
+        mask_dir=Path(config.mask_data_dir) if config.mask_data_dir else None,
+    )
+    if config.with_prior_preservation and config.prior_preservation_mode == "images":
+        folder = find_class_folder(config.class_data_dir, config.output_dir)
+        check_classes(folder, config.class_prompt or "")
+    return found
