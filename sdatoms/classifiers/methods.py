@@ -21,7 +21,7 @@ from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.atoms.keys import read_kind
 from sdatoms.classifiers.model import Classifier, list_norms
 from sdatoms.errors import AtomError
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import Injection, inject
 from sdatoms.layers.weights import list_layers
 from sdatoms.models.families import FAMILY_EXCLUDES
@@ -131,7 +131,8 @@ class Tuned:
         model = self.classifier.model
         if self.injection is not None:
             file = pack_atoms(
-                {"model": self.injection}, base_model=self.classifier.source, seed=seed
+                {"model": self.injection},
+                FileFacts(base_model=self.classifier.source, seed=seed),
             )
             return "atoms.safetensors", save_tensors(file.tensors, file.metadata)
         if self.method.startswith("lora"):

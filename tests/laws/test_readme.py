@@ -80,11 +80,13 @@ def test_files_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_of_the_package_can_be_imported(page):
-    for name in re.findall(r"\bsdatoms(?:\.[A-Za-z_]\w*)+", "\n".join(list_code(page))):
-        owner, parts = importlib.import_module("sdatoms"), name.split(".")[1:]
+    named = r"\bsdatoms(?:_app)?(?:\.[A-Za-z_]\w*)+"
+    for name in re.findall(named, "\n".join(list_code(page))):
+        top, *parts = name.split(".")
+        owner = importlib.import_module(top)
         for n, part in enumerate(parts):
             if not hasattr(owner, part):
-                importlib.import_module(".".join(["sdatoms", *parts[: n + 1]]))
+                importlib.import_module(".".join([top, *parts[: n + 1]]))
             owner = getattr(owner, part)
 
 

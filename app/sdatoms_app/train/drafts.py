@@ -145,10 +145,10 @@ class Draft:
             return "a training takes at most 1 GiB of pictures"
         with tempfile.TemporaryDirectory() as folder:
             photo = reduce_photo(path, Path(folder))
-            check = check_picture(photo, 64)
-            if check.kind == "corrupt":
-                return check.text
-            id = owners[path.stem] = check.digest[:16]
+            found = check_picture(photo, 64)
+            if found.kind == "corrupt":
+                return found.text
+            id = owners[path.stem] = found.digest[:16]
             if id in {picture["id"] for picture in state["pictures"]}:
                 return "it is here already"
             entry = {"id": id, "name": clip(path.name, 80), "file": self._store(photo, id)}

@@ -94,13 +94,13 @@ class TrainPage:
         pictures = draft.list()
         checks = draft.check(self.find_side(draft))
         pairs = list(zip(pictures, checks, strict=True))
-        crops = [(c.crop, mark(p, c)) for p, c in pairs if c.crop is not None]
-        counts = {kind: sum(c.kind == kind for c in checks) for kind in MARKS}
+        crops = [(v.crop, mark(p, v)) for p, v in pairs if v.crop is not None]
+        counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
-            f"{mark(p, c)} · {p.name}: {rename(c.text, pictures)}"
-            for p, c in pairs
-            if c.kind != "fine" or "," in c.text or p.mask
+            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
+            for p, v in pairs
+            if v.kind != "fine" or "," in v.text or p.mask
         ]
         lines += [f"✗ left out · {line}" for line in refused]
         now = next((p for p in pictures if p.id == chosen), pictures[0] if pictures else None)
@@ -305,13 +305,13 @@ class TrainPage:
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
 
 
-def mark(picture: Picture, check: PictureCheck) -> str:
+def mark(picture: Picture, found: PictureCheck) -> str:
     """What is to be said of a picture in a word or two."""
-    return MARKS[check.kind] + (" · masked" if picture.mask else "")
+    return MARKS[found.kind] + (" · masked" if picture.mask else "")
 
 
 def rename(text: str, pictures: Sequence[Picture]) -> str:
-    """The text of a check with the names visitors know instead of those on disk."""
+    """What was found, with the names visitors know instead of those on disk."""
     for picture in pictures:
         text = text.replace(picture.path.name, picture.name)
     return text
