@@ -27,7 +27,7 @@ from sdatoms.adapters.headers import describe_export
 from sdatoms.adapters.low_rank import factor
 from sdatoms.adapters.names import READERS, Client, Names, find_spelling, list_skipped
 from sdatoms.adapters.plan import choose_modules, plan_file, warn_of_base
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.layers.weights import find_weight
 from sdatoms.storage import write_whole
