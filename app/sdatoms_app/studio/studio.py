@@ -16,7 +16,7 @@ from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
-from sdatoms.errors import clip
+from sdatoms.errors import first_line
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
@@ -237,8 +237,7 @@ def open_base(choice: BaseChoice) -> Any:
     except AtomError:
         raise
     except Exception as error:
-        reason = clip(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
-        raise AtomError(f"the base {choice.id!r} cannot be opened: {reason}") from None
+        raise AtomError(f"the base {choice.id!r} cannot be opened: {first_line(error)}") from None
 
 
 def list_examples() -> list[Image.Image]:

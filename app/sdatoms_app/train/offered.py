@@ -149,6 +149,7 @@ CAPS = {
     "num_atoms": 4096,
     "num_inner_atoms": 4096,
     "block_size": 4096,
+    "block_atoms": 4096,
     "max_train_steps": 20_000,
     "train_batch_size": 64,
     "gradient_accumulation_steps": 64,

@@ -9,7 +9,7 @@ from sdatoms_app.security import harden
 from sdatoms_app.train import arrivals
 from sdatoms_app.train.arrivals import MASKS, reduce_photo, shrink_picture, sort_files
 from sdatoms_app.train.drafts import Draft, list_files
-from tiny.training import draw
+from tiny.pictures import draw
 
 from sdatoms.training.folder import check_folder
 
