@@ -90,9 +90,11 @@ class OneWeightLayer(AtomLayer):
     def product(self) -> ProductDelta | None:
         """The delta of a layer that carries one product and nothing else: its two factors meet the
         activations, and no weight-sized change is formed."""
-        (delta, *others) = self.deltas.values() or (None,)
-        alone = isinstance(delta, ProductDelta) and not others
-        return delta if alone and delta.strength == 1.0 else None
+        deltas = list(self.deltas.values())
+        if len(deltas) != 1:
+            return None
+        (delta,) = deltas
+        return delta if isinstance(delta, ProductDelta) and delta.strength == 1.0 else None
 
     def run_product(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
         """The layer's output by its product; None where it carries none, or where float64 asks for
