@@ -21,7 +21,7 @@ from sdatoms.layers.inject import Injection, inject
 from sdatoms.version import __version__
 
 if TYPE_CHECKING:
-    from sdatoms.diffusion.pipeline import load_base
+    from sdatoms.diffusion.open import load_base
     from sdatoms.training.config import TrainConfig
     from sdatoms.training.loop import train
 
@@ -49,7 +49,7 @@ __all__ = [
 
 LAZY = {
     "TrainConfig": "sdatoms.training.config",
-    "load_base": "sdatoms.diffusion.pipeline",
+    "load_base": "sdatoms.diffusion.open",
     "train": "sdatoms.training.loop",
 }
 """Public name → the module it is fetched from."""

@@ -171,14 +171,21 @@ def encode_text(pipe: Any, text: str, windows: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def find_device(encoder: Any) -> torch.device:
+    """Where the encoder computes, also while its weights are offloaded."""
+    hook = getattr(encoder, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return encoder.device if device is None else torch.device(device)
+
+
 def run_encoder(pipe: Any, ids: list[int]) -> Tensor:
     """Embeddings `(1, length, d)` of one window, padded as the pipeline pads."""
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     mask = [1] * len(row)
     padding = find_window(pipe) + 2 - len(row)
-    tokens = torch.tensor([row + [tokenizer.pad_token_id] * padding], device=encoder.device)
-    attention = torch.tensor([mask + [0] * padding], device=encoder.device)
+    tokens = torch.tensor([row + [tokenizer.pad_token_id] * padding], device=find_device(encoder))
+    attention = torch.tensor([mask + [0] * padding], device=find_device(encoder))
     masked = getattr(encoder.config, "use_attention_mask", False)
     return encoder(tokens, attention_mask=attention if masked else None)[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from sdatoms.diffusion.pipeline import find_base
+from sdatoms.diffusion.open import find_native_side
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
 from sdatoms.training.buckets import fit_picture
@@ -25,7 +24,6 @@ __all__ = [
     "find_resolution",
 ]
 
-DEFAULT_RESOLUTION = 512
 THUMBNAIL = 16
 ALIKE = 3.0
 """Mean difference of two thumbnails, in grey levels, below which pictures count as one."""
@@ -107,10 +105,4 @@ def shrink(picture: Image.Image) -> np.ndarray:
 def find_resolution(base: str | None) -> int:
     """The side in px a local base was trained at, from its configuration; 512 where it is not
     known without opening the model."""
-    folder = Path(find_base(base))
-    try:
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_RESOLUTION
+    return find_native_side(base)
