@@ -58,8 +58,9 @@ def run_generate(args: argparse.Namespace) -> None:
     """Paint pictures with any number of atom files; each PNG carries its recipe."""
     from sdatoms.adapters.load import load_atoms
     from sdatoms.adapters.plan import fingerprint_base
+    from sdatoms.diffusion.open import find_base, load_base
     from sdatoms.diffusion.picture_file import save_picture
-    from sdatoms.diffusion.pipeline import SCHEDULERS, find_base, load_base, paint
+    from sdatoms.diffusion.pipeline import SCHEDULERS, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
     from sdatoms.files.reader import read_atoms
 

@@ -97,7 +97,7 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
 
     It knows emoji and nothing else, so of other bases nothing is measured unasked.
     """
-    from sdatoms.diffusion.pipeline import find_base
+    from sdatoms.diffusion.open import find_base
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import measure_samples
     from sdatoms.storage import find_assets

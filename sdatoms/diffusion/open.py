@@ -22,7 +22,7 @@ from sdatoms.diffusion.placement import (
     measure_pipeline,
     place,
 )
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.autoencoder import open_vae
 from sdatoms.models.header import read_header
 from sdatoms.models.recognize import DTYPES, FAMILIES, Prediction, read_checkpoint
@@ -35,15 +35,15 @@ __all__ = [
     "DtypeName",
     "describe_base",
     "find_base",
-    "find_native_side",
     "load_base",
     "pick_device",
+    "read_resolution",
     "refuse_inpainting",
 ]
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DtypeName, ...] = ("auto", "float32", "float16", "bfloat16")
-DEFAULT_SIDE = 512
+DEFAULT_RESOLUTION = 512
 WEIGHTS = "*.safetensors"
 
 
@@ -127,15 +127,15 @@ def read_side(folder: Path) -> int:
     try:
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (KeyError, TypeError, ValueError):
-        return DEFAULT_SIDE
+        return DEFAULT_RESOLUTION
 
 
-def find_native_side(name_or_path: str | None) -> int:
+def read_resolution(name_or_path: str | None) -> int:
     """The side in px a base was trained at; 512 where that is not known without opening it."""
     try:
         return describe_base(name_or_path).side
     except AtomError:
-        return DEFAULT_SIDE
+        return DEFAULT_RESOLUTION
 
 
 def refuse_inpainting(name_or_path: str | None, what: str) -> None:
@@ -229,9 +229,7 @@ def load_base(
     except AtomError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200
-        )
+        reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     size = measure_pipeline(pipe, find_side(pipe))
@@ -272,7 +270,7 @@ def name_dtype(dtype: torch.dtype) -> str:
 
 def find_side(pipe: Any) -> int:
     side = getattr(pipe.unet.config, "sample_size", None) if hasattr(pipe, "unet") else None
-    side = side if isinstance(side, int) else DEFAULT_SIDE // 8
+    side = side if isinstance(side, int) else DEFAULT_RESOLUTION // 8
     return side * getattr(pipe, "vae_scale_factor", 8)
 
 
@@ -320,7 +318,7 @@ def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any
             where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        reason = clip(str(error).strip().splitlines()[0], 200)
+        reason = first_line(error)
         raise AtomError(
             f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
         ) from None

@@ -1,5 +1,7 @@
-"""Paint with a Stable Diffusion base. The trainer, the commands and the app all paint through
-here."""
+"""Paint with a Stable Diffusion base.
+
+The trainer, the commands and the app all paint through here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from sdatoms.diffusion.open import find_base, find_native_side, load_base, pick_device
+from sdatoms.diffusion.open import read_resolution
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.errors import AtomError, clip
@@ -18,11 +20,8 @@ from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "SCHEDULERS",
-    "find_base",
-    "load_base",
     "paint",
     "peek_resolution",
-    "pick_device",
 ]
 
 SCHEDULERS = {
@@ -149,4 +148,4 @@ def set_scheduler(pipe: Any, name: str) -> None:
 
 def peek_resolution(config: TrainConfig) -> int:
     """The base's own side in px, read without loading it; 512 where that cannot be known."""
-    return find_native_side(config.pretrained_model_name_or_path)
+    return read_resolution(config.pretrained_model_name_or_path)

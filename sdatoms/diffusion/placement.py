@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, first_line
 
 __all__ = [
     "OFFLOADS",
@@ -187,7 +187,7 @@ def place(pipe: Any, placement: Placement, device: torch.device) -> Any:
                 use_stream=device.type == "cuda",
             )
     except (ImportError, ValueError, RuntimeError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(f"--offload {placement.offload} does not work here: {reason}") from None
     return pipe
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-import sdatoms
 from sdatoms.adapters.plan import same_base
 from sdatoms.errors import clip
+from sdatoms.version import __version__
 
 __all__ = [
     "Recipe",
@@ -109,7 +109,7 @@ def compare_recipe(
 def list_versions() -> dict[str, str]:
     """Versions that pixels depend on."""
     return {
-        "sdatoms": sdatoms.__version__,
+        "sdatoms": __version__,
         "diffusers": version("diffusers"),
         "torch": version("torch"),
     }
@@ -144,7 +144,7 @@ def format_parameters(recipe: Recipe) -> str:
         named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
         settings["Atoms"] = ", ".join(f"{n}: {write_strength(u.strength)}" for n, u in named)
         settings["Atoms hashes"] = ", ".join(f"{n}: {u.sha256[:12]}" for n, u in named)
-    settings["Version"] = f"sdatoms {recipe.versions.get('sdatoms', sdatoms.__version__)}"
+    settings["Version"] = f"sdatoms {recipe.versions.get('sdatoms', __version__)}"
     lines = [recipe.prompt]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {recipe.negative_prompt}")

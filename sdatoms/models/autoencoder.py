@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, first_line
 from sdatoms.models.header import Header, read_header
 from sdatoms.models.recognize import FAMILIES, VAE_PREFIXES, Checkpoint, find_part
 from sdatoms.models.single_file import (
@@ -52,7 +52,7 @@ def open_vae(where: str, dtype: torch.dtype, family: str = "sd1") -> Any:
     except AtomError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(f"the autoencoder {where!r} cannot be opened: {reason}") from None
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, first_line
 from sdatoms.models.original_layout import lay_out
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
@@ -219,7 +219,7 @@ def open_part(checkpoint: Checkpoint, part: str, folder: Path, dtype: torch.dtyp
             tensors = {new: file.get_tensor(old) for old, new in names.items()}
             model = convert(part, tensors, folder, dtype)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(
             f"{WORDS[part]} of {checkpoint.path.name!r} cannot be opened: {reason}"
         ) from None
@@ -316,7 +316,7 @@ def load_text_encoders(folder: Path, parts: tuple[str, ...], dtype: torch.dtype)
                 folder, **options | {"subfolder": tokenizer}
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+            reason = first_line(error)
             raise AtomError(f"the {part} of {str(folder)!r} cannot be opened: {reason}") from None
     return found
 

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from diffusers.optimization import SchedulerType, get_scheduler
 from torch import Tensor, nn
 
+from sdatoms.atoms.keys import read_kind
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
 from sdatoms.training.config import DEFAULT_RATES, TrainConfig
@@ -63,7 +64,7 @@ def group_parameters(
     rates: dict[str, float] = {}
     for component, injection in injections.items():
         for name, parameter in injection.named_parameters():
-            kind = name.split(".")[-2].split("_")[0]
+            kind = read_kind(name)
             own = config.spatial_learning_rate if kind == "spatial" else config.block_learning_rate
             if component != "unet" and config.text_encoder_lr is not None:
                 own = config.text_encoder_lr

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from sdatoms.diffusion.pipeline import find_base
-from sdatoms.errors import AtomError
+from sdatoms.diffusion.open import find_base
+from sdatoms.errors import AtomError, first_line
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.trainer import Trainer
+from sdatoms.version import __version__
 
 __all__ = [
     "describe_run",
@@ -31,8 +32,6 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
     """Facts about a run whose atom file is at `path`."""
     import diffusers
     import transformers
-
-    import sdatoms
 
     names = dict.fromkeys(row.name for row in trainer.instances)
     return {
@@ -48,7 +47,7 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
         "picture_notes": list(trainer.notes),
         "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
         "versions": {
-            "sdatoms": sdatoms.__version__,
+            "sdatoms": __version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
@@ -126,9 +125,8 @@ def push_run(run: Path, config: TrainConfig) -> str:
         where = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=where.repo_id, folder_path=run, allow_patterns=list(PUSHED))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AtomError(
             f"the run {str(run)!r} is complete on disk but could not be pushed to {name!r}: "
-            f"{reason[:200]}"
+            f"{first_line(error)}"
         ) from None
     return str(where)

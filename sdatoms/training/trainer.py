@@ -28,7 +28,7 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.writer import pack_atoms

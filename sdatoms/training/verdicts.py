@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from sdatoms.diffusion.open import find_native_side
+from sdatoms.diffusion.open import read_resolution
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
 from sdatoms.training.buckets import fit_picture
@@ -105,4 +105,4 @@ def shrink(picture: Image.Image) -> np.ndarray:
 def find_resolution(base: str | None) -> int:
     """The side in px a local base was trained at, from its configuration; 512 where it is not
     known without opening the model."""
-    return find_native_side(base)
+    return read_resolution(base)

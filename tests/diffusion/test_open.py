@@ -12,7 +12,7 @@ from sdatoms import AtomError, load_base
 from sdatoms.diffusion.open import (
     choose_dtype,
     describe_base,
-    find_native_side,
+    read_resolution,
     refuse_inpainting,
 )
 from sdatoms.models.recognize import UNET
@@ -62,7 +62,7 @@ def test_facts_come_from_the_header(tmp_path, family):
     path = save_sparse(tmp_path / "base.safetensors", family)
     facts = describe_base(str(path))
     assert facts.dtype == torch.float16 and not facts.inpainting
-    assert facts.side == find_native_side(str(path)) == (1024 if family == "sdxl" else 512)
+    assert facts.side == read_resolution(str(path)) == (1024 if family == "sdxl" else 512)
     assert facts.label.startswith("Stable Diffusion") and facts.bytes > 2e9 * 0.9
 
 

@@ -46,18 +46,16 @@ class History:
         self.outputs = outputs
         self._known: dict[tuple[Path, int], Recipe | None] = {}
 
-    def keep(
-        self, picture: Image.Image, recipe: Recipe, passengers: Iterable[AtomFile] = ()
-    ) -> Kept:
-        """Write a picture with its recipe.
+    def keep(self, picture: Image.Image, recipe: Recipe, embedded: Iterable[AtomFile] = ()) -> Kept:
+        """Write a picture with its recipe, and atom files inside it.
 
         Raises:
-            AtomError: the disk refuses, or the passengers are too large.
+            AtomError: the disk refuses, or the embedded files are too large.
         """
         day = datetime.date.today().isoformat()
         path = self.outputs / day / f"{time.time_ns()}.png"
         try:
-            save_picture(picture, path, recipe, passengers)
+            save_picture(picture, path, recipe, embedded)
         except OSError as error:
             raise AtomError(f"the picture cannot be kept: {error.strerror or error}") from None
         return Kept(f"{day}/{path.stem}", path, recipe)
