@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault(
     "GRADIO_ANALYTICS_ENABLED", "False"
@@ -93,6 +94,7 @@ def serve(
     share: bool = False,
     offline: bool = False,
     mcp: bool = False,
+    opening: Mapping[str, Any] | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -104,6 +106,7 @@ def serve(
         share: open a public tunnel; refused without `auth`.
         offline: no request leaves the machine.
         mcp: serve the endpoints as tools of the Model Context Protocol too.
+        opening: how bases are opened, arguments of `load_base`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -124,7 +127,12 @@ def serve(
     local = host in ("127.0.0.1", "localhost") and not share
     harden(local=local, offline=offline)
     studio = Studio(
-        base, Library(adapters_dir), outputs_dir, models=models_dir, hub=local and not offline
+        base,
+        Library(adapters_dir),
+        outputs_dir,
+        models=models_dir,
+        hub=local and not offline,
+        opening={"say": lambda text: print(text, flush=True), **(opening or {})},
     )
     with studio.lock:
         studio.open()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -134,11 +135,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="key names of the LoRA (default: diffusers)",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="the base the atoms were trained on; the bundled one by default",
-    )
+    add_base_flags(parser, places=False, precision=False)
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -155,7 +152,6 @@ def run_export(args: argparse.Namespace) -> None:
     import torch
 
     from sdatoms.adapters import export, pipelines
-    from sdatoms.diffusion.open import load_base
     from sdatoms.errors import clip
     from sdatoms.files.reader import read_atoms
 
@@ -167,7 +163,7 @@ def run_export(args: argparse.Namespace) -> None:
         raise AtomError(f"{flag} came with --format {args.format}; it fits --format lora only")
     file, rank, names = read_atoms(args.file), int(args.rank or 0), args.names or "diffusers"
     dtype = getattr(torch, args.dtype)
-    pipe = load_base(args.pretrained_model_name_or_path, device="cpu")
+    pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if lora:
         size = export.measure_lora(file, pipe, rank, names=names, dtype=dtype)
     elif args.format == "diff":

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.files import (
     split_strength,
 )
@@ -26,11 +27,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[=STRENGTH]",
         help="an atom file; may be given several times",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="base model; the bundled one by default",
-    )
+    add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=5.0)
@@ -58,7 +55,7 @@ def run_generate(args: argparse.Namespace) -> None:
     """Paint pictures with any number of atom files; each PNG carries its recipe."""
     from sdatoms.adapters.load import load_atoms
     from sdatoms.adapters.plan import fingerprint_base
-    from sdatoms.diffusion.open import find_base, load_base
+    from sdatoms.diffusion.open import find_base
     from sdatoms.diffusion.picture_file import save_picture
     from sdatoms.diffusion.pipeline import SCHEDULERS, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
@@ -68,7 +65,7 @@ def run_generate(args: argparse.Namespace) -> None:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
-    pipe = load_base(args.pretrained_model_name_or_path)
+    pipe = open_base(args)
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdatoms.cli.base import add_base_flags
 from sdatoms.cli.demo import add_demo, run_demo
 from sdatoms.cli.evaluate import add_evaluate, run_evaluate
 from sdatoms.cli.files import (
@@ -108,11 +109,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of pictures, or of such folders, to train on; may be given several times",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="base model; the bundled one by default",
-    )
+    add_base_flags(parser)
 
 
 def run_ui(args: argparse.Namespace) -> None:
@@ -121,6 +118,10 @@ def run_ui(args: argparse.Namespace) -> None:
 
     serve(
         base=args.pretrained_model_name_or_path,
+        opening={
+            name: getattr(args, name)
+            for name in ("dtype", "offload", "vae", "text_encoders", "prediction_type")
+        },
         adapters_dir=Path(args.adapters_dir),
         outputs_dir=Path(args.outputs_dir),
         models_dir=Path(args.models_dir) if args.models_dir else None,

@@ -30,6 +30,7 @@ from sdatoms.models.single_file import open_checkpoint
 from sdatoms.storage import find_assets
 
 __all__ = [
+    "DEFAULT_RESOLUTION",
     "DTYPE_NAMES",
     "BaseFacts",
     "DtypeName",
@@ -60,6 +61,8 @@ class BaseFacts:
     side: int
     """Native side in px."""
     inpainting: bool
+    missing: tuple[str, ...] = ()
+    """Components that a single file lacks."""
 
 
 def find_base(name_or_path: str | None) -> str:
@@ -83,20 +86,23 @@ def describe_base(name_or_path: str | None, variant: str | None = None) -> BaseF
     if where.is_file():
         found = read_checkpoint(where)
         size = sum(found.part_bytes.values())
-        return BaseFacts(found.label, found.dtype, size, found.side, found.inpainting)
+        return BaseFacts(
+            found.label, found.dtype, size, found.side, found.inpainting, found.missing
+        )
     if not (where / "model_index.json").is_file():
         raise AtomError(f"there is no base model in {str(where)!r}: it has no model_index.json")
     return describe_folder(where, variant)
 
 
 def describe_folder(folder: Path, variant: str | None) -> BaseFacts:
-    table, index = (
-        read_table(folder / "unet" / "config.json"),
-        read_table(folder / "model_index.json"),
-    )
+    table = read_table(folder / "unet" / "config.json")
+    index = read_table(folder / "model_index.json")
+    kind = str(index.get("_class_name"))
+    if not table or not kind.startswith("StableDiffusion"):
+        raise AtomError(f"{folder.name!r} is no Stable Diffusion: it is a {clip(kind, 60)}")
     width = table.get("cross_attention_dim")
     known = (f.label for f in FAMILIES.values() if f.context == width)
-    label = next(known, None) or str(index.get("_class_name", "unknown")).removesuffix("Pipeline")
+    label = next(known, "Stable Diffusion of its own width")
     scheduler = read_table(folder / "scheduler" / "scheduler_config.json")
     label += " (v)" if scheduler.get("prediction_type") == "v_prediction" else ""
     inpainting = table.get("in_channels") == 9

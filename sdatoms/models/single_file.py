@@ -30,6 +30,7 @@ __all__ = [
     "convert",
     "describe_missing",
     "open_checkpoint",
+    "open_unet",
     "read_table",
     "write_configs",
 ]
@@ -103,6 +104,17 @@ def open_checkpoint(
         scheduler = getattr(diffusers, index["scheduler"][1])
         parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler")
     return assemble(index["_class_name"], parts, checkpoint)
+
+
+def open_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The UNet alone; other components may be missing.
+
+    Raises:
+        AtomError: its tensors do not fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_configs(checkpoint, Path(folder), ("unet",))
+        return open_part(checkpoint, "unet", Path(folder), dtype)
 
 
 def assemble(kind: str, parts: dict[str, Any], checkpoint: Checkpoint) -> Any:

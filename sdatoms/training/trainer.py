@@ -28,7 +28,7 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
-from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.open import load_base, refuse_inpainting
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.writer import pack_atoms
@@ -74,6 +74,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.began = time.time()
+        refuse_inpainting(config.pretrained_model_name_or_path, "training")
         folder = check_pictures(config)
         AcceleratorState._reset_state()  # one process may train twice, with another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
@@ -96,7 +97,12 @@ class Trainer:
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
+            dtype=choose_training_dtype(config, self.device),
             device=self.device,
+            offload="none",
+            vae=config.vae,
+            text_encoders=config.text_encoders,
+            prediction_type=config.prediction_type,
             load_in=config.load_in,
         )
         unet = self.pipe.unet
@@ -323,6 +329,15 @@ class Trainer:
             word=config.token_abstraction if own else None,
             embeddings=own,
         )
+
+
+def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the frozen base: 16 bits where autocast would cast every weight to them in every step."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    wide = device.type == "cpu" or config.mixed_precision not in narrow
+    return torch.float32 if wide else narrow[config.mixed_precision]
 
 
 def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny.base import save_tiny_base
+from tiny.pipelines import save_base
 from tiny.single_files import build_parts, save_single, save_sparse, write_zeros
 
 from sdatoms import AtomError, load_base
@@ -50,7 +50,7 @@ def test_auto_is_the_files_own_dtype_on_a_gpu(single, tmp_path):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert choose_dtype(str(single), "auto", gpu, None) == torch.float16
     assert choose_dtype(str(single), "auto", cpu, None) == torch.float32
-    folder = save_tiny_base(tmp_path / "base")
+    folder = save_base(tmp_path / "base")
     assert choose_dtype(str(folder), "auto", gpu, None) == torch.float32
     assert choose_dtype("someone/on-the-hub", "auto", gpu, None) == torch.float16
     with pytest.raises(AtomError, match="dtype is 'int8'; it takes auto, float32"):
@@ -69,7 +69,7 @@ def test_facts_come_from_the_header(tmp_path, family):
 def test_facts_of_a_folder_come_from_its_configuration(tiny_pipeline):
     facts = describe_base(str(tiny_pipeline("sd")))
     assert facts.side == 16 and facts.dtype == torch.float32
-    assert facts.bytes > 0 and facts.label == "StableDiffusion"
+    assert facts.bytes > 0 and facts.label == "Stable Diffusion of its own width"
 
 
 def test_inpainting_bases_are_named_where_plain_ones_are_wanted(tmp_path, single):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ __all__ = [
     "Studio",
 ]
 
+EVERY_BASE = ("dtype", "offload", "say")
+"""Ways of opening that hold for every base."""
+
 
 class Studio:
     """Holds the pipeline, opened on first use and shared by all visitors one at a time."""
@@ -48,8 +51,11 @@ class Studio:
         *,
         models: Path | None = None,
         hub: bool = False,
+        opening: Mapping[str, Any] | None = None,
     ) -> None:
         self.base = base
+        self.opening = dict(opening or {})
+        """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)
         self.library = library
         self.outputs = outputs
@@ -74,7 +80,9 @@ class Studio:
         """
         choice = self.bases.find(base)
         if self._pipe is None or choice != self._opened:
-            pipe = load_base(choice.where)
+            own = choice.where == self.base
+            given = self.opening.items()
+            pipe = load_base(choice.where, **{k: v for k, v in given if own or k in EVERY_BASE})
             self._pipe, self._opened = pipe, choice
             self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
