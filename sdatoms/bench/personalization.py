@@ -29,9 +29,10 @@ from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.batches import Draw, draw_batches
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.data import Material
+from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
-from sdatoms.training.folder_checks import check_pictures
+from sdatoms.training.inputs import check_inputs
+from sdatoms.training.parts import make_buckets, prepare_data
 from sdatoms.training.trainer import choose_attention
 
 __all__ = ["METHODS", "SEEDS", "draw_methods", "measure_methods"]
@@ -94,7 +95,7 @@ def measure_methods(
         train_batch_size=train_batch_size,
         seed=seed,
     )
-    material = encode_subject(pipe, config)
+    data = encode_subject(pipe, config)
     scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
     save_pictures(pictures_dir / "base", scorer.pictures)
     asked = {"subject": subject, "steps": max_train_steps, "seed": seed}
@@ -107,7 +108,7 @@ def measure_methods(
             if any((row["method"], row["rate"]) == (name, rate) for row in rows):
                 continue
             fresh = load_base()
-            facts = run_method(fresh, METHODS[name], rate, material, config, max_train_steps)
+            facts = run_method(fresh, METHODS[name], rate, data, config, max_train_steps)
             measured = asdict(scorer.score(name, fresh))
             folder_name = f"{name} {rate:g}".replace(" ", "-")
             save_pictures(pictures_dir / folder_name, scorer.pictures)
@@ -118,17 +119,9 @@ def measure_methods(
     return {name: pick_best(rows, name) for name in methods}
 
 
-def encode_subject(pipe: Any, config: TrainConfig) -> Material:
+def encode_subject(pipe: Any, config: TrainConfig) -> TrainingData:
     """The pictures of a subject, encoded as the trainer encodes them."""
-    return Material(
-        pipe,
-        config,
-        check_pictures(config),
-        paints=False,
-        wait=lambda: None,
-        log=print,
-        tell=lambda phase: None,
-    )
+    return prepare_data(pipe, {}, check_inputs(config), make_buckets(pipe, config), config)
 
 
 def draw_methods(
@@ -161,12 +154,12 @@ def save_pictures(folder: Path, pictures: list[Any]) -> None:
 
 
 def run_method(
-    pipe: Any, method: Method, rate: float, material: Material, config: TrainConfig, steps: int
+    pipe: Any, method: Method, rate: float, data: TrainingData, config: TrainConfig, steps: int
 ) -> dict[str, Any]:
     """Train one method at one rate on the pipeline's UNet, in place; returns what was measured."""
     peer = method.attach(pipe.unet)
     optimizer = torch.optim.AdamW(peer.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    denoising = Denoising(pipe.scheduler.config, config)
+    denoising = Denoising(pipe.scheduler.config)
     draw = Draw(denoising, config.seed, config.train_batch_size)
     losses, seconds = [], []
     pipe.unet.train()
@@ -174,7 +167,7 @@ def run_method(
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20)
-        losses.append(take_step(pipe.unet, material, step, draw))
+        losses.append(take_step(pipe.unet, data, step, draw))
         nn.utils.clip_grad_norm_(peer.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -188,12 +181,12 @@ def run_method(
     }
 
 
-def take_step(unet: nn.Module, material: Material, step: int, draw: Draw) -> float:
-    (batch,) = draw_batches(material.instances, None, step, draw)
+def take_step(unet: nn.Module, data: TrainingData, step: int, draw: Draw) -> float:
+    (batch,) = draw_batches(data.instances, None, step, draw)
     noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
     target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
     with choose_attention(torch.device("cpu")):
-        context = material.condition(batch).context
+        context = data.condition(batch).context
         predicted = unet(noisy, batch.timesteps, context, return_dict=False)[0]
     loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()

@@ -31,8 +31,7 @@ from sdatoms.evaluation.evaluator import Evaluator, load_evaluator
 from sdatoms.evaluation.metrics import measure_fidelity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, to_tensor
 from sdatoms.storage import write_whole
-from sdatoms.training.buckets import fit_picture
-from sdatoms.training.encodings import cut_picture
+from sdatoms.training.buckets import cut_picture, fit_picture
 
 __all__ = ["WAYS", "measure_photographs", "write_table"]
 

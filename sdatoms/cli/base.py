@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 __all__ = [
+    "FLAGS",
     "add_base_flags",
     "open_base",
 ]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -22,9 +22,6 @@ from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
-
-if TYPE_CHECKING:
-    from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "SEEDS",
@@ -61,7 +58,7 @@ def personalize(
     output_dir: str = "outputs/demo",
     max_train_steps: int = 300,
     atom_variant: Any = "overcomplete",
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
     **settings: Any,
 ) -> DemoResult:
@@ -79,7 +76,7 @@ def personalize(
         checkpointing_steps=max(1, max_train_steps),
         **(SETTINGS.get(atom_variant, {}) | settings),
     )
-    say(
+    report(
         f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of "
         f"{about['title']} for {max_train_steps} steps"
     )
@@ -153,7 +150,7 @@ def run_demo(args: argparse.Namespace) -> None:
             args.output_dir,
             args.max_train_steps,
             args.atom_variant,
-            say=tqdm.write,
+            report=tqdm.write,
             progress=show,
         )
     print(f"parameters         {result.parameters:,}")

@@ -60,7 +60,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Score atom files: fidelity, prompt alignment, diversity, drift, and rows to check them by."""
+    """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
     from sdatoms.diffusion.open import pick_device
     from sdatoms.diffusion.prompts import write_prompts
     from sdatoms.evaluation.evaluator import load_evaluator
@@ -89,7 +89,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
-        say=lambda text: print(text, file=sys.stderr),
+        report=lambda text: print(text, file=sys.stderr),
     )
     if args.json:
         facts = {

@@ -101,5 +101,5 @@ def run_generate(args: argparse.Namespace) -> None:
             ),
             versions=list_versions(),
         )
-        riders = [file for _, _, file in files] if args.embed_atoms else []
-        print(save_picture(picture, folder / f"{slug}-{seed}.png", recipe, riders))
+        embedded = [file for _, _, file in files] if args.embed_atoms else []
+        print(save_picture(picture, folder / f"{slug}-{seed}.png", recipe, embedded))

@@ -1,4 +1,4 @@
-"""`sdatoms demo` and `sdatoms train`."""
+"""`sdatoms train`: flags, config file and preset into a `TrainConfig`, and its steps as a bar."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train filter atoms on a folder of pictures (the same trainer as
-    scripts/train_dreambooth_atoms.py)."""
+    """Train filter atoms on a folder of pictures.
+
+    The same trainer as scripts/train_dreambooth_atoms.py.
+    """
     from sdatoms.training.config import TrainConfig
     from sdatoms.training.presets import expand_preset
 
@@ -64,7 +66,8 @@ def run_train(args: argparse.Namespace) -> None:
     )
     from tqdm import tqdm
 
-    from sdatoms.training.loop import estimate, train
+    from sdatoms.training.estimate import estimate
+    from sdatoms.training.loop import train
     from sdatoms.training.processes import agree
 
     if args.dry_run:

@@ -1,6 +1,6 @@
 """Pictures that carry how they were made: a PNG from which the same picture can be painted again.
 
-Three things ride in the file:
+Three things are in the file:
 
 - `parameters`: the text that A1111 and the tools around it write and read;
 - `sdatoms`: a JSON table with the base and its fingerprint, the hash and strength of every atom
@@ -36,14 +36,14 @@ from sdatoms.files.reader import read_atoms
 from sdatoms.storage import write_whole
 
 __all__ = [
-    "read_passengers",
+    "read_embedded_atoms",
     "read_recipe",
     "save_picture",
 ]
 
 CHUNK = b"saTm"
 """Ancillary, private, safe to copy: programs that do not know it keep it or drop it."""
-MAX_PASSENGER = 16 << 20
+MAX_EMBEDDED = 16 << 20
 MAX_FILE = 64 << 20
 MAX_TEXT = 1 << 20
 MAX_ADAPTERS = 16
@@ -51,26 +51,26 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def save_picture(
-    picture: Image.Image, path: Path, recipe: Recipe, passengers: Iterable[AtomFile] = ()
+    picture: Image.Image, path: Path, recipe: Recipe, embedded: Iterable[AtomFile] = ()
 ) -> Path:
     """Write the picture as PNG with its recipe, whole or not at all.
 
     Args:
-        passengers: atom files that ride inside; at most 16 MB in all.
+        embedded: atom files to put inside; at most 16 MB in all.
 
     Raises:
-        AtomError: the files are too large to ride inside.
+        AtomError: the files are too large to put inside.
     """
     info = PngInfo()
     info.add_itxt("parameters", format_parameters(recipe))
     info.add_itxt("sdatoms", json.dumps(asdict(recipe), ensure_ascii=False))
     total = 0
-    for file in passengers:
+    for file in embedded:
         data = save_tensors(file.tensors, file.metadata)
         total += len(data)
-        if total > MAX_PASSENGER:
+        if total > MAX_EMBEDDED:
             raise AtomError(
-                f"the atom files have {total / 1e6:.0f} MB; at most {MAX_PASSENGER >> 20} MB ride "
+                f"the atom files have {total / 1e6:.0f} MB; at most {MAX_EMBEDDED >> 20} MB go "
                 "inside a picture"
             )
         info.add(CHUNK, data)
@@ -194,11 +194,11 @@ def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def read_passengers(path: Path) -> list[AtomFile]:
-    """The atom files that ride inside a PNG, validated; none where there are none.
+def read_embedded_atoms(path: Path) -> list[AtomFile]:
+    """The atom files inside a PNG, validated; none where there are none.
 
     Raises:
-        AtomError: the file is no PNG, a passenger is too large, or no atom file.
+        AtomError: the file is no PNG, an embedded file is too large, or no atom file.
     """
     where = f"the picture {clip(path.name)!r}"
     if path.stat().st_size > MAX_FILE:
@@ -216,10 +216,10 @@ def read_passengers(path: Path) -> list[AtomFile]:
             body = data[place + 8 : place + 8 + length]
             if kind == CHUNK:
                 total += length
-                if total > MAX_PASSENGER or len(body) < length:
+                if total > MAX_EMBEDDED or len(body) < length:
                     raise AtomError(f"{where} carries an atom file that is cut short or too large")
-                passenger = Path(folder) / "passenger.safetensors"
-                passenger.write_bytes(body)
-                files.append(read_atoms(passenger))
+                copy = Path(folder) / "embedded.safetensors"
+                copy.write_bytes(body)
+                files.append(read_atoms(copy))
             place += 12 + length
     return files

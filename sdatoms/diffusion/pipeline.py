@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from sdatoms.diffusion.open import read_resolution
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.errors import AtomError, clip
-from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "SCHEDULERS",
     "paint",
-    "peek_resolution",
 ]
 
 SCHEDULERS = {
@@ -55,7 +52,7 @@ def paint(
     Noise is drawn on the CPU from each picture's own seed. With `batch_size` 1 a picture is the
     same, pixel for pixel, whatever is painted beside it; larger batches are faster and may differ
     from it by a grey level. Prompts may weigh words and be longer than the text encoder's window,
-    see `sdatoms.prompts`.
+    see `sdatoms.diffusion.prompts`.
 
     Args:
         init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
@@ -86,7 +83,7 @@ def paint(
     for index in range(batches):
         part = slice(index * batch_size, (index + 1) * batch_size)
 
-        def tell(
+        def report(
             running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
         ) -> dict[str, Any]:
             steps = running.num_timesteps
@@ -100,7 +97,7 @@ def paint(
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
-                callback_on_step_end=tell,
+                callback_on_step_end=report,
                 **settings,
             )
         pictures.extend(result.images)
@@ -144,8 +141,3 @@ def set_scheduler(pipe: Any, name: str) -> None:
     cls = getattr(diffusers, SCHEDULERS[name])
     if type(pipe.scheduler) is not cls:
         pipe.scheduler = cls.from_config(pipe.scheduler.config)
-
-
-def peek_resolution(config: TrainConfig) -> int:
-    """The base's own side in px, read without loading it; 512 where that cannot be known."""
-    return read_resolution(config.pretrained_model_name_or_path)

@@ -32,7 +32,6 @@ from sdatoms.evaluation.metrics import (
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.pictures import find_pictures, read_picture, read_sidecar
 from sdatoms.storage import find_assets
-from sdatoms.training.samples import Evaluate
 
 __all__ = [
     "Row",
@@ -156,7 +155,7 @@ def evaluate(
     evaluator: Evaluator,
     *,
     strength: float = 1.0,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     **asked: Any,
 ) -> list[Row]:
     """One row for each `(name, file)`, then the sanity rows; `asked` goes to `Scorer`. The pipeline
@@ -165,11 +164,11 @@ def evaluate(
     Raises:
         AtomError: there is no prompt or seed, or a file does not fit the base.
     """
-    say("painting with the base")
+    report("painting with the base")
     scorer = Scorer(pipe, evaluator, **asked)
     rows = []
     for name, file in files:
-        say(f"painting with {name}")
+        report(f"painting with {name}")
         adapters = load_atoms(pipe, file, name=name, strength=strength)
         try:
             rows.append(scorer.score(name, pipe))
@@ -178,7 +177,7 @@ def evaluate(
     return rows + scorer.check()
 
 
-def measure_samples(evaluator: Evaluator) -> Evaluate:
+def measure_samples(evaluator: Evaluator) -> Callable[..., dict[str, float]]:
     """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
     alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
     drift, where there are pictures of unrelated prompts, both in [0, 2].

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from PIL import Image
+
 from sdatoms.errors import AtomError
 
 __all__ = [
     "Fit",
     "Size",
+    "cut_picture",
     "fit_picture",
     "list_buckets",
 ]
@@ -88,3 +91,10 @@ def fit_picture(width: int, height: int, buckets: list[Size]) -> Fit:
     scaled = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
     corner = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
     return Fit((height, width), scaled, corner, target)
+
+
+def cut_picture(picture: Image.Image, fit: Fit) -> Image.Image:
+    """Scale a picture until it covers its bucket and cut the middle out."""
+    (h, w), (top, left), (th, tw) = fit.scaled, fit.corner, fit.target
+    scaled = picture.resize((w, h), Image.Resampling.LANCZOS)
+    return scaled.crop((left, top, left + tw, top + th))

@@ -1,9 +1,8 @@
 """Checkpoints of a `Trainer`, and continuing from one as if never interrupted.
 
-Any nested state — optimizers, schedules, averages — as plain tensors and one JSON text.
-
-Tensors keep their dtype, numbers their kind, dictionaries their keys' kind; a checkpoint holds no
-pickle, and what is read back equals what was written to the bit.
+`pack_state` and `unpack_state` turn any nested state — optimizers, schedules, averages — into plain
+tensors and one JSON text. Tensors keep their dtype, numbers their kind, dictionaries their keys'
+kind; a checkpoint holds no pickle, and what is read back equals what was written to the bit.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
 
 __all__ = [
@@ -29,14 +29,15 @@ __all__ = [
 ]
 
 
-def save_checkpoint(trainer: Trainer, further: dict[str, Any]) -> None:
+def save_checkpoint(
+    trainer: Trainer, directory: RunDirectory, further: dict[str, Any], limit: int | None
+) -> None:
     """Atoms, optimizer, schedule, scaler, averages and RNG as `checkpoints/step-…`.
 
     Args:
         further: more nested state, returned by `resume`.
+        limit: how many checkpoints are kept.
     """
-    if not trainer.main:
-        return
     state = {
         "optimizer": trainer.optimizer.state_dict(),
         "optimizer_class": type(trainer.optimizer).__name__,
@@ -54,20 +55,19 @@ def save_checkpoint(trainer: Trainer, further: dict[str, Any]) -> None:
     ):
         atoms = trainer.pack(tensors)
         files[f"{name}.safetensors"] = save_tensors(atoms.tensors, atoms.metadata)
-    limit = trainer.config.checkpoints_total_limit
-    trainer.run.save_checkpoint(trainer.step, files, packed, places, limit)
+    directory.save_checkpoint(trainer.step, files, packed, places, limit)
     trainer.log(f"saved checkpoint step-{trainer.step:06d}")
 
 
-def resume(trainer: Trainer, wanted: str) -> dict[str, Any] | None:
-    """Continue from a checkpoint as if never interrupted; returns its nested state.
+def resume(trainer: Trainer, directory: RunDirectory, wanted: str) -> dict[str, Any] | None:
+    """Take a checkpoint's state over as if never interrupted; returns its nested state.
 
     `latest` with no checkpoint there starts afresh and returns None.
 
     Raises:
         AtomError: there is no such checkpoint, or it does not fit this run.
     """
-    found = trainer.run.find_checkpoint(wanted)
+    found = directory.find_checkpoint(wanted)
     if found is None:
         trainer.log("no checkpoint to resume from; starting afresh")
         return None
@@ -77,7 +77,7 @@ def resume(trainer: Trainer, wanted: str) -> dict[str, Any] | None:
             f"the checkpoint is at step {step}, past --max_train_steps "
             f"{trainer.config.max_train_steps}"
         )
-    state = unpack_state(*trainer.run.load_state(folder))
+    state = unpack_state(*directory.load_state(folder))
     kind = type(trainer.optimizer).__name__
     if state["optimizer_class"] != kind:
         raise AtomError(
@@ -105,8 +105,6 @@ def resume(trainer: Trainer, wanted: str) -> dict[str, Any] | None:
         trainer.averages.load(state["averages"])
     restore_rng(state["rng"])
     trainer.step = step
-    if trainer.main:
-        trainer.run.trim_metrics(step)
     trainer.log(f"resumed from step-{step:06d}")
     return state
 

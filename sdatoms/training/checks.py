@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
 from sdatoms.errors import AtomError
-
-if TYPE_CHECKING:
-    from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "RANGES",
@@ -59,8 +56,8 @@ RANGES: dict[str, tuple[float, float]] = {
 """Flag → the least and the most it takes."""
 
 
-def check_settings(config: TrainConfig) -> None:
-    """Refuse what is out of range or does not go together.
+def check_settings(config: Any) -> None:
+    """Refuse what is out of range or does not go together in a `TrainConfig`, which calls this.
 
     Raises:
         AtomError: names the flag, what came and what fits.
@@ -88,7 +85,7 @@ def list_choices(hint: Any) -> list[str]:
     return list(get_args(hint)) if get_origin(hint) is Literal else []
 
 
-def list_conflicts(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     """Yield whether settings contradict each other, and the sentence that says so."""
     prediction = config.prior_preservation_mode == "prediction"
     yield (

@@ -13,7 +13,6 @@ from PIL.PngImagePlugin import PngInfo
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.errors import AtomError
 from sdatoms.pictures import PICTURE_SUFFIXES
-from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import check_folder
 
 __all__ = [
@@ -36,7 +35,7 @@ def make_class_pictures(
     seed: int,
     batch_size: int,
     log: Callable[[str], None],
-    tell: Callable[[], None] = lambda: None,
+    report: Callable[[], None] = lambda: None,
 ) -> int:
     """Paint class pictures with the base until `folder` holds `count`; returns how many were
     painted."""
@@ -51,7 +50,7 @@ def make_class_pictures(
     facts = PngInfo()
     facts.add_itxt(PROMPT, prompt)
     for start in range(0, missing, batch_size):
-        tell()
+        report()
         part = seeds[start : start + batch_size]
         pictures = paint(pipe, [prompt] * len(part), part, batch_size=batch_size)
         for number, picture in zip(part, pictures, strict=True):
@@ -76,9 +75,9 @@ def find_other_class(folder: Path, prompt: str) -> str | None:
     return None
 
 
-def find_class_folder(config: TrainConfig) -> Path:
+def find_class_folder(class_data_dir: str | None, output_dir: str) -> Path:
     """Where class pictures are, and missing ones are painted."""
-    return Path(config.class_data_dir or Path(config.output_dir) / "class_images")
+    return Path(class_data_dir or Path(output_dir) / "class_images")
 
 
 def check_classes(folder: Path, prompt: str) -> None:

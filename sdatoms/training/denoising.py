@@ -23,7 +23,6 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from sdatoms.errors import AtomError
-from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "Denoising",
@@ -35,31 +34,64 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 class Denoising:
     """The noise schedule of one base and the loss over it; holds no trained state.
 
+    Args:
+        scheduler_config: of the base's scheduler.
+        further: the trainer's flags of the same names.
+
     Raises:
         AtomError: the base predicts something else, or a flag does not fit its prediction.
     """
 
-    def __init__(self, scheduler_config: Any, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        scheduler_config: Any,
+        *,
+        loss_type: str = "l2",
+        huber_c: float = 0.1,
+        huber_schedule: str = "snr",
+        snr_gamma: float | None = None,
+        noise_offset: float = 0.0,
+        input_perturbation: float = 0.0,
+        unmasked_weight: float = 0.0,
+        normalize_masked_area_loss: bool = False,
+        rescale_betas_zero_snr: bool = False,
+        timestep_bias_strategy: str = "none",
+        timestep_bias_multiplier: float = 1.0,
+        timestep_bias_portion: float = 0.25,
+        timestep_bias_begin: int = 0,
+        timestep_bias_end: int = 1000,
+    ) -> None:
         kind = scheduler_config.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
             raise AtomError(
                 f"the base predicts {kind!r}; the trainer knows {', '.join(PREDICTIONS)}"
             )
         zero_snr = scheduler_config.get("rescale_betas_zero_snr", False)
-        if config.rescale_betas_zero_snr and kind == "epsilon":
+        if rescale_betas_zero_snr and kind == "epsilon":
             raise AtomError(
                 "--rescale_betas_zero_snr needs a base that predicts v or the sample: at a "
                 "signal-to-noise ratio of 0 the noise is the input itself, and nothing is learnt"
             )
-        self.config = config
+        self.loss_type = loss_type
+        self.least_huber_c, self.huber_schedule = huber_c, huber_schedule
+        self.noise_offset, self.input_perturbation = noise_offset, input_perturbation
+        self.unmasked_weight = unmasked_weight
+        self.normalize_masked_area_loss = normalize_masked_area_loss
         self.prediction_type = kind
         # The class computes ᾱ from betas in float32 on the CPU: the same numbers on every device.
         self.scheduler: Any = DDPMScheduler.from_config(
-            scheduler_config, rescale_betas_zero_snr=zero_snr or config.rescale_betas_zero_snr
+            scheduler_config, rescale_betas_zero_snr=zero_snr or rescale_betas_zero_snr
         )
         self.num_timesteps: int = self.scheduler.config["num_train_timesteps"]
-        self.chances = bias_timesteps(config, self.num_timesteps)
-        self.weights = self.weigh_timesteps()
+        self.chances = bias_timesteps(
+            self.num_timesteps,
+            timestep_bias_strategy,
+            multiplier=timestep_bias_multiplier,
+            portion=timestep_bias_portion,
+            begin=timestep_bias_begin,
+            end=timestep_bias_end,
+        )
+        self.weights = self.weigh_timesteps(snr_gamma)
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """`(count,)` timesteps in [0, num_timesteps), by `--timestep_bias_strategy`."""
@@ -75,13 +107,13 @@ class Denoising:
         Offset noise moves whole channels and is predicted; input perturbation is not predicted.
         """
         noise = torch.randn(shape, generator=generator)
-        if self.config.noise_offset:
+        if self.noise_offset:
             shift = torch.randn(*shape[:2], 1, 1, generator=generator)
-            noise = noise + self.config.noise_offset * shift
-        if not self.config.input_perturbation:
+            noise = noise + self.noise_offset * shift
+        if not self.input_perturbation:
             return noise, noise
         extra = torch.randn(shape, generator=generator)
-        return noise, noise + self.config.input_perturbation * extra
+        return noise, noise + self.input_perturbation * extra
 
     def mix(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`x_t`, in the shape of `latents`."""
@@ -107,15 +139,15 @@ class Denoising:
         if mask is not None:
             # Both definitions are OneTrainer's: the mask has a floor, and its area may be divided
             # out so that a small subject weighs as much as a large one.
-            mask = mask.clamp(min=self.config.unmasked_weight)
-            if self.config.normalize_masked_area_loss:
+            mask = mask.clamp(min=self.unmasked_weight)
+            if self.normalize_masked_area_loss:
                 mask = mask / mask.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
             error = error * mask
         return error.mean((1, 2, 3)) * self.weights.to(error.device)[timesteps]
 
     def penalize(self, difference: Tensor, timesteps: Tensor) -> Tensor:
         """`--loss_type` of every number, in the shape of `difference`."""
-        kind = self.config.loss_type
+        kind = self.loss_type
         if kind == "l2":
             return difference.square()
         if kind == "l1":
@@ -128,22 +160,21 @@ class Denoising:
 
     def huber_c(self, timesteps: Tensor) -> Tensor:
         """The point where pseudo-Huber turns from square to straight, `(B,)`, by schedule."""
-        least = self.config.huber_c
-        if self.config.huber_schedule == "constant":
+        least = self.least_huber_c
+        if self.huber_schedule == "constant":
             return torch.full(timesteps.shape, least)
-        if self.config.huber_schedule == "exponential":
+        if self.huber_schedule == "exponential":
             return torch.exp(math.log(least) / self.num_timesteps * timesteps)
         kept = self.scheduler.alphas_cumprod[timesteps].clamp(min=1e-12)
         sigmas = ((1 - kept) / kept).sqrt()
         return (1 - least) / (1 + sigmas).square() + least
 
-    def weigh_timesteps(self) -> Tensor:
-        """min-SNR-γ weight of every timestep, `(num_timesteps,)`; ones without `--snr_gamma`.
+    def weigh_timesteps(self, gamma: float | None) -> Tensor:
+        """min-SNR-γ weight of every timestep, `(num_timesteps,)`; ones without γ.
 
         min(SNR, γ) times the weight that the prediction's plain loss has in terms of x: /SNR for
         ε, /(SNR + 1) for v, none for x. Where SNR is 0, ε has weight 1 and v has 0's limit.
         """
-        gamma = self.config.snr_gamma
         if gamma is None:
             return torch.ones(self.num_timesteps)
         snr = compute_snr(self.scheduler, torch.arange(self.num_timesteps))
@@ -153,18 +184,18 @@ class Denoising:
         return capped / (snr + 1) if self.prediction_type == "v_prediction" else capped
 
 
-def bias_timesteps(config: TrainConfig, count: int) -> Tensor | None:
+def bias_timesteps(
+    count: int, strategy: str, *, multiplier: float, portion: float, begin: int, end: int
+) -> Tensor | None:
     """Chance of every timestep, `(count,)`, as diffusers' `generate_timestep_weights`; None where
     all are alike.
 
     Raises:
         AtomError: the range does not lie within the base's timesteps.
     """
-    strategy = config.timestep_bias_strategy
     if strategy == "none":
         return None
-    part = int(config.timestep_bias_portion * count)
-    begin, end = config.timestep_bias_begin, config.timestep_bias_end
+    part = int(portion * count)
     if strategy == "range" and not 0 <= begin < end <= count:
         raise AtomError(
             f"--timestep_bias_begin {begin} and --timestep_bias_end {end} are no range within the "
@@ -176,5 +207,5 @@ def bias_timesteps(config: TrainConfig, count: int) -> Tensor | None:
         "range": slice(begin, end),
     }[strategy]
     weights = torch.ones(count)
-    weights[places] *= config.timestep_bias_multiplier
+    weights[places] *= multiplier
     return weights / weights.sum()

@@ -23,13 +23,12 @@ from torch import Tensor
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.pictures import read_picture, to_tensor
 from sdatoms.storage import write_whole
-from sdatoms.training.buckets import Fit, Size, fit_picture
+from sdatoms.training.buckets import Fit, Size, cut_picture, fit_picture
 from sdatoms.training.folder import Source
 
 __all__ = [
     "VERSION",
     "Encoded",
-    "cut_picture",
     "encode_pictures",
     "read_tensors",
 ]
@@ -98,18 +97,18 @@ def encode_pictures(
     copies: int = 0,
     seed: int = 0,
     cache: Path | None = None,
-    tell: Callable[[], None] = lambda: None,
+    report: Callable[[], None] = lambda: None,
 ) -> list[Encoded]:
     """Cover and cut every picture to its bucket and encode it, with its copies.
 
     Args:
-        tell: called before each picture, for a heartbeat.
+        report: called before each picture, for a heartbeat.
     """
     vae = pipe.vae
     print_ = hash_tensors(vae.state_dict()) if cache else ""
     found = []
     for source in sources:
-        tell()
+        report()
         picture = read_picture(source.path)
         fit = fit_picture(*picture.size, buckets)
         cut = cut_picture(picture, fit)
@@ -135,12 +134,6 @@ def encode_pictures(
                 )
             )
     return found
-
-
-def cut_picture(picture: Image.Image, fit: Fit) -> Image.Image:
-    (h, w), (top, left), (th, tw) = fit.scaled, fit.corner, fit.target
-    scaled = picture.resize((w, h), Image.Resampling.LANCZOS)
-    return scaled.crop((left, top, left + tw, top + th))
 
 
 def read_mask(path: Path, fit: Fit, size: torch.Size, mirrored: bool) -> Tensor:

@@ -1,40 +1,20 @@
-"""Which errors are a full memory or a closed disk, and what a run that fails early leaves.
-
-A look at the first step's gradients: atoms that none reaches would stay what they are, in
-silence.
-"""
+"""What makes a run fail: a full memory, a closed disk, and gradients that reach no atoms."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
-import os
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
-from sdatoms.training.config import TrainConfig
-from sdatoms.training.run_folder import RunDirectory
 
 __all__ = [
     "check_gradients",
     "is_closed_disk",
     "is_full_memory",
-    "mark_failed",
 ]
-
-
-def mark_failed(config: TrainConfig) -> None:
-    """Say in status.json that this process's run did not come to its first step."""
-    path = Path(config.output_dir) / "status.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(path.read_text())["pid"] == os.getpid():
-            run = RunDirectory(path.parent)
-            run.set_status("failed", 0, config.max_train_steps, None)
 
 
 def is_full_memory(error: BaseException) -> bool:

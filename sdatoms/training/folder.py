@@ -6,14 +6,10 @@ picture, or are the prompt that all share, in this order.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from sdatoms.errors import AtomError
 from sdatoms.pictures import (
@@ -23,6 +19,7 @@ from sdatoms.pictures import (
     read_picture,
     read_sidecar,
 )
+from sdatoms.training.picture_checks import PictureCheck, check_picture, find_twins
 
 __all__ = [
     "PictureFolder",
@@ -32,8 +29,6 @@ __all__ = [
 
 
 MASK = ".mask"
-ALIKE = 3.0
-"""Mean difference of two 16×16 thumbnails, in grey levels, below which pictures count as one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,8 @@ class Source:
     mask: Path | None
     size: tuple[int, int]
     """Width and height in px, upright."""
+    digest: str = ""
+    """SHA-256 of the file."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,14 @@ def check_folder(
     folder: Path,
     prompt: str,
     *,
-    least_side: int = 0,
+    resolution: int | None = None,
     caption_column: str = "text",
     mask_dir: Path | None = None,
 ) -> PictureFolder:
     """Read every picture once; files that are no pictures are ignored with a note.
 
     Args:
-        least_side: px below which a picture's shorter side is noted as tiny.
+        resolution: side of the training pictures, px; what is much smaller is noted as tiny.
 
     Raises:
         AtomError: there is no picture; or some are corrupt, or a caption or mask does not fit: all
@@ -103,33 +100,24 @@ def check_folder(
     absent = sorted(name for name in captions if name not in {p.name for p in pictures})
     if absent:
         problems.append(f"metadata.jsonl names absent pictures: {', '.join(absent[:10])}")
-    sources, tiny, moving = [], [], []
-    views: list[tuple[str, str, np.ndarray]] = []
+    sources: list[Source] = []
+    checks: list[PictureCheck] = []
     for path in pictures:
-        try:
-            picture = read_picture(path)
-        except AtomError as error:
-            problems.append(str(error))
+        check = check_picture(path, resolution)
+        if check.kind == "corrupt":
+            problems.append(check.text)
             continue
-        size, mask = picture.size, masks.get(path.stem)
-        if mask and (wrong := compare_shapes(size, mask)):
+        mask = masks.get(path.stem)
+        if mask and (wrong := compare_shapes(check.size, mask)):
             problems.append(wrong)
-        if min(size) < least_side:
-            tiny.append(f"{path.name} ({size[0]}×{size[1]} px)")
-        if is_animated(path):
-            moving.append(path.name)
-        views.append((path.name, hash_file(path), shrink(picture)))
+        checks.append(check)
         text = captions.get(path.name) or read_sidecar(path) or prompt
-        sources.append(Source(path, text, mask, size))
+        sources.append(Source(path, text, mask, check.size, check.digest))
     if problems:
         raise AtomError(f"pictures in {str(folder)!r} cannot be used: {'; '.join(problems)}")
     if not sources:
         raise AtomError(f"the folder {str(folder)!r} holds masks but no picture")
-    if tiny:
-        notes.append(f"tiny pictures, scaled up a lot to be trained on: {', '.join(tiny)}")
-    if moving:
-        notes.append(f"animated pictures, only their first frame is used: {', '.join(moving)}")
-    notes += name_duplicates(views)
+    notes += describe_checks(checks)
     return PictureFolder(tuple(sources), tuple(notes))
 
 
@@ -171,32 +159,18 @@ def compare_shapes(size: tuple[int, int], mask: Path) -> str:
     return f"the mask {mask.name} is {w}×{h} px where its picture is {size[0]}×{size[1]}"
 
 
-def is_animated(path: Path) -> bool:
-    with Image.open(path) as picture:
-        return getattr(picture, "n_frames", 1) > 1
-
-
-def hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def shrink(picture: Image.Image) -> np.ndarray:
-    """A 16×16 RGB thumbnail as 768 numbers in [0, 255]."""
-    small = picture.resize((16, 16), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).reshape(-1)
-
-
-def name_duplicates(views: Iterable[tuple[str, str, np.ndarray]]) -> list[str]:
-    """Notes about files of the same bytes and about pictures that look the same."""
-    same, alike = [], []
-    seen: list[tuple[str, str, np.ndarray]] = []
-    for name, digest, small in views:
-        twin = next((n for n, d, _ in seen if d == digest), None)
-        near = next((n for n, _, s in seen if np.abs(s - small).mean() < ALIKE), None)
-        if twin:
-            same.append(f"{name} = {twin}")
-        elif near:
-            alike.append(f"{name} ≈ {near}")
-        seen.append((name, digest, small))
-    notes = [f"duplicate pictures: {', '.join(same)}"] if same else []
-    return notes + ([f"pictures that look alike: {', '.join(alike)}"] if alike else [])
+def describe_checks(checks: Sequence[PictureCheck]) -> list[str]:
+    """Notes about pictures that are tiny, that move, or that are there twice."""
+    name = lambda check: check.path.name
+    tiny = [f"{name(c)} ({c.size[0]}×{c.size[1]} px)" for c in checks if c.kind == "tiny"]
+    moving = [name(check) for check in checks if check.frames > 1]
+    twins = [(c, twin) for c, twin in zip(checks, find_twins(checks), strict=True) if twin]
+    same = [f"{name(c)} = {name(checks[twin.place])}" for c, twin in twins if twin.same_bytes]
+    alike = [f"{name(c)} ≈ {name(checks[twin.place])}" for c, twin in twins if not twin.same_bytes]
+    found = (
+        ("tiny pictures, scaled up a lot to be trained on", tiny),
+        ("animated pictures, only their first frame is used", moving),
+        ("duplicate pictures", same),
+        ("pictures that look alike", alike),
+    )
+    return [f"{what}: {', '.join(names)}" for what, names in found if names]

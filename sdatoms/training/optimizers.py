@@ -1,12 +1,11 @@
-r"""Optimizers and learning rates by name, for atoms of several kinds.
+r"""Optimizers, learning rates and running averages by name, for atoms of several kinds.
 
 Rates are relative weight changes a step (the encoder's scale sees to it), so that one rate fits
 every layer; spatial and block atoms and the text encoders may have their own.
 
-Running averages of the atoms, `a ← d a + (1 − d) p` after every optimizer step.
-
-The decay warms up, `d = min(ema_decay, (1 + k) / (10 + k))` at step k, so that the start does not
-linger; this is diffusers' `EMAModel` without its inverse-gamma option.
+Running averages of the atoms are `a ← d a + (1 − d) p` after every optimizer step. The decay
+warms up, `d = min(ema_decay, (1 + k) / (10 + k))` at step k, so that the start does not linger;
+this is diffusers' `EMAModel` without its inverse-gamma option.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers.optimization import SchedulerType, get_scheduler
 from torch import Tensor, nn
 
 from sdatoms.atoms.keys import read_kind
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
-from sdatoms.training.config import DEFAULT_RATES, TrainConfig
 
 __all__ = [
+    "DEFAULT_RATES",
     "Averages",
     "choose_rate",
     "group_parameters",
@@ -34,46 +32,56 @@ __all__ = [
     "make_schedule",
 ]
 
+DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "full": 3e-3}
+"""Learning rate by variant while `--learning_rate` is not given, in relative weight change per
+step."""
 SMALL = 4096
 """Tensors below this many numbers stay in 32 bits in bitsandbytes' 8-bit optimizers."""
 
 
-def choose_rate(config: TrainConfig) -> float:
-    """`--learning_rate`, or the variant's own; Prodigy finds its own and starts from 1."""
-    rate = config.learning_rate
+def choose_rate(
+    rate: float | None, *, variant: str, optimizer: str, pictures_per_step: int = 1
+) -> float:
+    """The rate given, or the variant's own; Prodigy finds its own and starts from 1.
+
+    Args:
+        pictures_per_step: what the rate is multiplied by, where `--scale_lr` asks for it.
+    """
     if rate is None:
-        rate = 1.0 if config.optimizer == "prodigy" else DEFAULT_RATES[config.atom_variant]
-    if not config.scale_lr:
-        return rate
-    batches = config.gradient_accumulation_steps * PartialState().num_processes
-    return rate * config.train_batch_size * batches
+        rate = 1.0 if optimizer == "prodigy" else DEFAULT_RATES[variant]
+    return rate * pictures_per_step
 
 
 def group_parameters(
     injections: Mapping[str, Injection],
-    config: TrainConfig,
+    rate: float,
+    *,
+    spatial: float | None = None,
+    block: float | None = None,
+    text_encoder: float | None = None,
     embeddings: Sequence[nn.Parameter] = (),
+    embeddings_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups with names and rates; kinds whose rate is 0 are left out of the training.
 
     Args:
-        embeddings: of a new word, which take `--token_lr`.
+        rate: of all that have no rate of their own in what follows.
+        embeddings: of a new word.
     """
-    rate = choose_rate(config)
     found: dict[str, list[nn.Parameter]] = {}
     rates: dict[str, float] = {}
     for component, injection in injections.items():
         for name, parameter in injection.named_parameters():
             kind = read_kind(name)
-            own = config.spatial_learning_rate if kind == "spatial" else config.block_learning_rate
-            if component != "unet" and config.text_encoder_lr is not None:
-                own = config.text_encoder_lr
+            own = spatial if kind == "spatial" else block
+            if component != "unet" and text_encoder is not None:
+                own = text_encoder
             label = f"{component}.{kind}"
             rates[label] = rate if own is None else own
             found.setdefault(label, []).append(parameter)
     if embeddings:
-        own = rate if config.optimizer == "prodigy" else config.token_lr  # it takes one for all
-        found["tokens"], rates["tokens"] = list(embeddings), own
+        found["tokens"] = list(embeddings)
+        rates["tokens"] = rate if embeddings_rate is None else embeddings_rate
     return [
         {"params": parameters, "lr": rates[label], "name": label}
         for label, parameters in found.items()
@@ -82,20 +90,29 @@ def group_parameters(
 
 
 def make_optimizer(
-    groups: list[dict[str, Any]], config: TrainConfig, log: Callable[[str], None]
+    groups: list[dict[str, Any]],
+    rate: float,
+    *,
+    name: str = "adamw",
+    arguments: Sequence[str] = (),
+    eight_bit: bool = False,
+    adam: Mapping[str, Any] | None = None,
+    prodigy: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> torch.optim.Optimizer:
-    """The optimizer that `--optimizer` and `--use_8bit_adam` name.
+    """The optimizer of a name: adamw, prodigy, adafactor, or the import path of a class.
+
+    Args:
+        arguments: words such as momentum=0.9, which win over all others.
+        eight_bit: AdamW with its state in 8 bits.
+        adam: `betas`, `weight_decay` and `eps`, for AdamW and Prodigy.
+        prodigy: Prodigy's further arguments.
 
     Raises:
         AtomError: its package is missing, it is no optimizer, or it refuses its arguments.
     """
-    extra = parse_arguments(config.optimizer_args)
-    adam = {
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "weight_decay": config.adam_weight_decay,
-        "eps": config.adam_epsilon,
-    }
-    if config.use_8bit_adam:
+    extra, adam = parse_arguments(arguments), dict(adam or {})
+    if eight_bit:
         cls, settings = find_class("bitsandbytes.optim.AdamW8bit", "--use_8bit_adam"), adam
         sizes = [p.numel() for group in groups for p in group["params"]]
         covered = sum(size for size in sizes if size >= SMALL)
@@ -103,28 +120,23 @@ def make_optimizer(
             f"8-bit AdamW keeps its state of {covered} of {sum(sizes)} numbers in 8 bits; tensors "
             f"under {SMALL} numbers stay in 32"
         )
-    elif config.optimizer == "adamw":
+    elif name == "adamw":
         cls, settings = torch.optim.AdamW, adam
-    elif config.optimizer == "prodigy":
+    elif name == "prodigy":
         cls = find_class("prodigyopt.Prodigy", "--optimizer prodigy")
-        settings = adam | {
-            "decouple": config.prodigy_decouple,
-            "use_bias_correction": config.prodigy_use_bias_correction,
-            "safeguard_warmup": config.prodigy_safeguard_warmup,
-            "beta3": config.prodigy_beta3,
-        }
-    elif config.optimizer == "adafactor":
+        settings = adam | dict(prodigy or {})
+    elif name == "adafactor":
         cls = find_class("transformers.optimization.Adafactor", "--optimizer adafactor")
         settings = {
-            "weight_decay": config.adam_weight_decay,
+            "weight_decay": adam.get("weight_decay", 0.0),
             "relative_step": False,
             "scale_parameter": False,
             "warmup_init": False,
         }
     else:
-        cls, settings = find_class(config.optimizer, f"--optimizer {config.optimizer}"), {}
+        cls, settings = find_class(name, f"--optimizer {name}"), {}
     try:
-        return cls(groups, lr=choose_rate(config), **{**settings, **extra})
+        return cls(groups, lr=rate, **{**settings, **extra})
     except (TypeError, ValueError) as error:
         raise AtomError(f"{cls.__name__} does not take these settings: {error}") from None
 
@@ -151,7 +163,7 @@ def find_class(path: str, flag: str) -> Any:
     return found
 
 
-def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
+def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
     """`name=value` words as keyword arguments; values are Python literals, else text.
 
     Raises:
@@ -170,29 +182,36 @@ def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    *,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    num_cycles: int = 1,
+    power: float = 1.0,
+    step_rules: str | None = None,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule that `--lr_scheduler` names, among all of diffusers'.
+    """The schedule of a name, among all of diffusers'.
 
     Raises:
-        AtomError: there is none of that name.
+        AtomError: there is none of that name, or its rules are missing.
     """
     known = [kind.value for kind in SchedulerType]
-    if config.lr_scheduler not in known:
-        raise AtomError(f"--lr_scheduler is {config.lr_scheduler!r}; it takes {' | '.join(known)}")
-    if (config.lr_scheduler == "piecewise_constant") != (config.lr_step_rules is not None):
+    if name not in known:
+        raise AtomError(f"--lr_scheduler is {name!r}; it takes {' | '.join(known)}")
+    if (name == "piecewise_constant") != (step_rules is not None):
         raise AtomError(
             "--lr_scheduler piecewise_constant and --lr_step_rules, such as 1:100,0.1:200,0.01, "
             "need each other"
         )
     return get_scheduler(
-        config.lr_scheduler,
+        name,
         optimizer,
-        step_rules=config.lr_step_rules,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-        num_cycles=config.lr_num_cycles,
-        power=config.lr_power,
+        step_rules=step_rules,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+        num_cycles=num_cycles,
+        power=power,
     )
 
 

@@ -1,6 +1,6 @@
-"""What a run's `report.json` says: numbers, bytes, seconds, memory, versions.
+"""What a finished run says of itself: the facts of `report.json`, its model card, the hub.
 
-The model card of a run, and the way to the hub.
+The facts are numbers, bytes, seconds, memory, pictures and versions.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import platform
 import re
 import resource
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdatoms.diffusion.open import find_base
 from sdatoms.errors import AtomError, first_line
-from sdatoms.training.config import TrainConfig
-from sdatoms.training.trainer import Trainer
 from sdatoms.version import __version__
 
 __all__ = [
@@ -28,24 +26,41 @@ __all__ = [
 ]
 
 
-def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
-    """Facts about a run whose atom file is at `path`."""
+def describe_run(
+    path: Path,
+    *,
+    parameters: int,
+    began: float,
+    steps: int,
+    base: str,
+    instances: Iterable[str],
+    notes: Sequence[str],
+    class_pictures: int,
+) -> dict[str, Any]:
+    """Facts about a run whose atom file is at `path`.
+
+    Args:
+        parameters: trained numbers.
+        began: when it began, seconds since 1970.
+        base: name of the base model.
+        instances: names of the pictures, as often as they come.
+        notes: what was found odd in the instance folder.
+    """
     import diffusers
     import transformers
 
-    names = dict.fromkeys(row.name for row in trainer.instances)
     return {
-        "parameters": trainer.num_parameters,
+        "parameters": parameters,
         "bytes": path.stat().st_size,
-        "seconds": round(time.time() - trainer.began, 2),
-        "steps": trainer.step,
+        "seconds": round(time.time() - began, 2),
+        "steps": steps,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if platform.system() == "Darwin" else 1024),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        "base_model": find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
-        "instance_pictures": list(names),
-        "picture_notes": list(trainer.notes),
-        "class_pictures": len(trainer.classes) if trainer.classes is not None else 0,
+        "base_model": base,
+        "instance_pictures": list(dict.fromkeys(instances)),
+        "picture_notes": list(notes),
+        "class_pictures": class_pictures,
         "versions": {
             "sdatoms": __version__,
             "torch": torch.__version__,
@@ -59,15 +74,18 @@ def describe_run(trainer: Trainer, path: Path) -> dict[str, Any]:
 PUSHED = ("README.md", "atoms.safetensors", "samples.png", "report.json", "config.toml")
 
 
-def write_card(config: TrainConfig, facts: dict[str, Any], has_grid: bool) -> str:
+def write_card(
+    facts: dict[str, Any], *, words: str, base: str | None, variant: str, seed: int, has_grid: bool
+) -> str:
     """A model card in Markdown, with the front matter the hub reads.
 
     Args:
         facts: what report.json says.
+        words: the trigger.
+        base: what the run was given as its base; None: the bundled one.
+        variant: which tensors were trained.
         has_grid: whether there is a samples.png to show.
     """
-    words = config.trigger or config.instance_prompt
-    base = config.pretrained_model_name_or_path
     on_hub = base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
     front = {
         "base_model": base if on_hub else None,
@@ -80,9 +98,8 @@ def write_card(config: TrainConfig, facts: dict[str, Any], has_grid: bool) -> st
     lines += ["---", "", f"# {words}", ""]
     if has_grid:
         lines += ["![Samples, the base in the first column](samples.png)", ""]
-    variant = f"{config.atom_variant} filter atoms"
     lines += [
-        f"{facts['parameters']:,} numbers of {variant}, {facts['bytes']:,} bytes, for "
+        f"{facts['parameters']:,} numbers of {variant} filter atoms, {facts['bytes']:,} bytes, for "
         f"`{facts['base_model']}`; trained on {len(facts['instance_pictures'])} pictures for "
         f"{facts['steps']} steps in {facts['seconds']:.0f} seconds.",
         "",
@@ -105,11 +122,14 @@ def write_card(config: TrainConfig, facts: dict[str, Any], has_grid: bool) -> st
             lines.append(f"| {name} | {shown} | {value:.3f} |")
         lines.append("")
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return "\n".join([*lines, f"Seed {config.seed}; {versions}.", ""])
+    return "\n".join([*lines, f"Seed {seed}; {versions}.", ""])
 
 
-def push_run(run: Path, config: TrainConfig) -> str:
+def push_run(run: Path, repository: str | None) -> str:
     """Upload the card, the atom file, samples and report; returns the repository's address.
+
+    Args:
+        repository: the run directory's name when None.
 
     The login is huggingface_hub's own (`hf auth login` or `HF_TOKEN`); no token is written down.
 
@@ -119,7 +139,7 @@ def push_run(run: Path, config: TrainConfig) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    name = config.hub_model_id or run.resolve().name
+    name = repository or run.resolve().name
     try:
         api = HfApi()
         where = api.create_repo(name, exist_ok=True)

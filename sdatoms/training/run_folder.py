@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class RunDirectory:
-    """Writes one run's files; see the module's docstring for the list."""
+    """Reads and writes one run's files; see the module's docstring for the list."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,11 +42,18 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self._last_beat = 0.0
         self._stale: list[int] = []
+
+    def create(self) -> None:
+        """Make the folder, where there is none.
+
+        Raises:
+            AtomError: it cannot be made.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AtomError(
-                f"the output folder {str(path)!r} cannot be made: {error.strerror}"
+                f"the output folder {str(self.path)!r} cannot be made: {error.strerror}"
             ) from None
 
     def clean(self) -> None:

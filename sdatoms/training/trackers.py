@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,39 @@ from accelerate.utils import ProjectConfiguration
 from PIL import Image
 
 from sdatoms.errors import AtomError
-from sdatoms.training.config import TrainConfig
 
 __all__ = [
     "Trackers",
+    "check_tracker",
 ]
+
+
+def check_tracker(report_to: str | None) -> list[str]:
+    """The tracker asked for, in a list.
+
+    Raises:
+        AtomError: it is unknown, or its package is missing.
+    """
+    if report_to is None:
+        return []
+    if report_to != "all" and report_to not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise AtomError(f"--report_to is {report_to!r}; it takes all, {known}")
+    if report_to != "all" and not filter_trackers([report_to], "."):
+        raise AtomError(
+            f"--report_to {report_to} needs its package; install it with pip install {report_to}"
+        )
+    return [report_to]
 
 
 class Trackers:
     """The trackers of one run; none unless they are asked for.
+
+    Args:
+        folder: run directory; their files go into its `logs`.
+        report_to: name of a tracker, or all for each that is installed.
+        further: accelerate trackers made by the caller.
+        settings: of the run, which trackers show beside the curves.
 
     Raises:
         AtomError: a tracker is unknown, or its package is missing.
@@ -33,20 +56,12 @@ class Trackers:
         self,
         accelerator: Accelerator,
         folder: Path,
-        config: TrainConfig,
+        report_to: str | None,
         further: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        names = [config.report_to] if config.report_to else []
-        for name in names:
-            if name != "all" and name not in LOGGER_TYPE_TO_CLASS:
-                raise AtomError(
-                    f"--report_to is {name!r}; it takes all, {', '.join(LOGGER_TYPE_TO_CLASS)}"
-                )
+        names = check_tracker(report_to)
         found = filter_trackers([*names, *further], str(folder / "logs"))
-        if names and names != ["all"] and len(found) == len(further):
-            raise AtomError(
-                f"--report_to {names[0]} needs its package; install it with pip install {names[0]}"
-            )
         self.accelerator = accelerator
         self.active = bool(found)
         if self.active:
@@ -55,7 +70,7 @@ class Trackers:
                 str(folder), logging_dir=str(folder / "logs")
             )
             plain = {
-                k: " | ".join(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()
+                k: " | ".join(v) if isinstance(v, tuple) else v for k, v in (settings or {}).items()
             }
             accelerator.init_trackers(
                 "sdatoms", config={k: "" if v is None else v for k, v in plain.items()}

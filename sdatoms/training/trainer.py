@@ -1,4 +1,4 @@
-"""`Trainer`: the state of one run, and one optimizer step of it. `train` in train.py drives it.
+"""`Trainer`: what one run trains, and one optimizer step of it; `train` in loop.py drives it.
 
 The loss is Stable Diffusion's denoising error on instance pictures, plus `prior_loss_weight` times
 the same on their class.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,33 +21,36 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdatoms.adapters.words import (
-    TrainedTokens,
-    add_word,
-    check_word,
-    list_encoders,
-    start_embeddings,
-)
-from sdatoms.diffusion.open import load_base, refuse_inpainting
+from sdatoms.adapters.words import TrainedTokens
+from sdatoms.diffusion.open import find_base, load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.writer import pack_atoms
-from sdatoms.layers.inject import Injection, inject, without_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
+from sdatoms.layers.inject import without_atoms
 from sdatoms.training.batches import Batch, Draw, draw_batches, name_bad_rows
 from sdatoms.training.conditions import Condition
-from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
-from sdatoms.training.data import Material
-from sdatoms.training.denoising import Denoising
+from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import check_gradients
-from sdatoms.training.folder_checks import check_pictures
-from sdatoms.training.optimizers import Averages, group_parameters, make_optimizer, make_schedule
+from sdatoms.training.folder import PictureFolder
+from sdatoms.training.inputs import check_inputs
+from sdatoms.training.optimizers import Averages, make_schedule
+from sdatoms.training.parts import (
+    add_tokens,
+    find_side,
+    inject_atoms,
+    make_buckets,
+    make_denoising,
+    make_run_optimizer,
+    prepare_data,
+)
 from sdatoms.training.processes import average
-from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.report import describe_run
 
 __all__ = [
     "TrainStep",
     "Trainer",
     "choose_attention",
+    "describe_trainer",
 ]
 
 
@@ -65,34 +68,40 @@ class TrainStep(NamedTuple):
 
 
 class Trainer:
-    """The state of one run: pipeline, injections, optimizer, run directory.
+    """The state of one run: pipeline, injections, optimizer, training data.
+
+    Args:
+        folder: the instance folder, where it was checked already.
+        log: takes a line for the run's log.
+        report: takes the name of what goes on, before each picture that is painted or encoded.
+        accept: called once, when all that can be refused was looked at and before any picture is
+            painted or encoded.
 
     Raises:
         AtomError: pictures, flags or base cannot be used.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        folder: PictureFolder | None = None,
+        log: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda phase: None,
+        accept: Callable[[Trainer], None] = lambda trainer: None,
+    ) -> None:
         self.config = config
         self.began = time.time()
-        refuse_inpainting(config.pretrained_model_name_or_path, "training")
-        folder = check_pictures(config)
+        self.folder = folder or check_inputs(config)
+        self.log, self.report = log, report
         AcceleratorState._reset_state()  # one process may train twice, with another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.device = self.accelerator.device
         if config.allow_tf32:
             torch.set_float32_matmul_precision("high")
         self.main = self.accelerator.is_main_process
-        self.run = RunDirectory(Path(config.output_dir))
         self.step = 0
         set_seed(config.seed)
-        if self.main:
-            self.run.clean()
-            self.run.write_config(asdict(config))
-        self.tell("loading")
-        self.notes = folder.notes
-        """What preflight found odd in the instance folder."""
-        for note in self.notes:
-            self.log(note)
         self.pipe = load_base(
             config.pretrained_model_name_or_path,
             revision=config.revision,
@@ -106,33 +115,26 @@ class Trainer:
             load_in=config.load_in,
         )
         unet = self.pipe.unet
-        self.denoising = Denoising(self.pipe.scheduler.config, config)
-        self.material = Material(
-            self.pipe,
-            config,
-            folder,
-            paints=self.main,
-            wait=self.accelerator.wait_for_everyone,
-            log=self.log,
-            tell=lambda phase: self.tell(phase, force=False),
-        )
-        self.instances, self.classes = self.material.instances, self.material.classes
-        encoders = self.material.text.encoders
-        self.injections: dict[str, Injection] = {"unet": inject(unet, make_atom_config(config))}
-        if config.train_text_encoder:
-            for name, encoder in encoders.items():
-                self.injections[name] = inject(encoder, make_text_config(config))
-        self.tokens: dict[str, TrainedTokens] = {}
-        if config.train_text_encoder_ti:
-            self.tokens = prepare_tokens(self.pipe, config)
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-            for name, encoder in encoders.items():
-                if name in self.injections:
-                    encoder.gradient_checkpointing_enable()
+        self.resolution: int = config.resolution or find_side(self.pipe)
+        self.buckets = make_buckets(self.pipe, config)
+        self.denoising = make_denoising(self.pipe, config)
+        self.injections = inject_atoms(self.pipe, config)
+        self.tokens: dict[str, TrainedTokens] = add_tokens(self.pipe, config)
         backend = config.dynamo_backend
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
+        accept(self)
+        self.data = prepare_data(
+            self.pipe,
+            self.injections,
+            self.folder,
+            self.buckets,
+            config,
+            paints=self.main,
+            wait=self.accelerator.wait_for_everyone,
+            log=log,
+            report=report,
+        )
         self.draw = Draw(
             denoising=self.denoising,
             seed=config.seed,
@@ -148,18 +150,28 @@ class Trainer:
         """Whether a step's gradients were looked at."""
 
     def prepare_optimizer(self) -> None:
-        config = self.config
+        """Make the optimizer, its schedule, and what else is kept in checkpoints."""
+        config, processes = self.config, self.accelerator.num_processes
         embeddings = [tokens.embeddings for tokens in self.tokens.values()]
-        groups = group_parameters(self.injections, config, embeddings)
-        if not groups:
-            raise AtomError("every learning rate is 0; there is nothing to train")
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.optimizer = make_run_optimizer(
+            self.injections, embeddings, config, processes=processes, log=self.log
+        )
+        self.parameters: list[nn.Parameter] = [
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ]
         held = {id(p) for p in self.parameters}
         for injection in self.injections.values():
             for parameter in injection.parameters():
                 parameter.requires_grad_(id(parameter) in held)
-        self.optimizer = make_optimizer(groups, config, self.log)
-        self.schedule = make_schedule(self.optimizer, config)
+        self.schedule = make_schedule(
+            self.optimizer,
+            config.lr_scheduler,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+            step_rules=config.lr_step_rules,
+        )
         self.scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
             self.device.type, enabled=config.mixed_precision == "fp16"
         )
@@ -175,15 +187,6 @@ class Trainer:
     def num_parameters(self) -> int:
         """Trained numbers."""
         return sum(parameter.numel() for parameter in self.parameters)
-
-    def log(self, text: str) -> None:
-        if self.main:
-            self.run.log(text)
-
-    def tell(self, phase: str, eta_s: float | None = None, *, force: bool = True) -> None:
-        """Say in status.json what is going on."""
-        if self.main:
-            self.run.set_status(phase, self.step, self.config.max_train_steps, eta_s, force=force)
 
     def predict(self, unet: Any, noisy: Tensor, batch: Batch, condition: Condition) -> Tensor:
         added = None
@@ -206,10 +209,10 @@ class Trainer:
         )
         noisy = self.denoising.mix(latents, mixed, t)
         with self.accelerator.autocast():
-            predicted = self.predict(self.unet, noisy, batch, self.material.condition(batch))
+            predicted = self.predict(self.unet, noisy, batch, self.data.condition(batch))
             if batch.from_base:
                 with torch.no_grad(), without_atoms(self.injections["unet"]):
-                    condition = self.material.condition(batch, base=True)
+                    condition = self.data.condition(batch, base=True)
                     target = self.predict(self.pipe.unet, noisy, batch, condition)
             else:
                 target = self.denoising.target(latents, noise, t)
@@ -230,7 +233,7 @@ class Trainer:
         share, bad = 1 / config.gradient_accumulation_steps, ""
         for micro in range(config.gradient_accumulation_steps):
             index = self.step * config.gradient_accumulation_steps + micro
-            for batch in draw_batches(self.instances, self.classes, index, self.draw):
+            for batch in draw_batches(self.data.instances, self.data.classes, index, self.draw):
                 weight = config.prior_loss_weight if batch.prior else 1.0
                 # The backward pass too: gradient checkpointing runs layers again in it.
                 with choose_attention(self.device):
@@ -316,19 +319,35 @@ class Trainer:
         own = {c: held.pop(f"{c}.tokens.embeddings") for c in self.tokens}
         return pack_atoms(
             self.injections,
-            trigger=words,
-            base_model=config.pretrained_model_name_or_path or "sdatoms/emoji-sd",
-            base_revision=config.revision,
-            step=self.step if step is None else step,
-            seed=config.seed,
-            title=words,
-            resolution=self.material.resolution,
-            prediction_type=self.denoising.prediction_type,
-            thumbnail=thumbnail,
+            FileFacts(
+                trigger=words,
+                base_model=config.pretrained_model_name_or_path or "sdatoms/emoji-sd",
+                base_revision=config.revision,
+                step=self.step if step is None else step,
+                seed=config.seed,
+                title=words,
+                resolution=self.resolution,
+                prediction_type=self.denoising.prediction_type,
+                thumbnail=thumbnail,
+            ),
             tensors=held,
             word=config.token_abstraction if own else None,
             embeddings=own,
         )
+
+
+def describe_trainer(trainer: Trainer, path: Path) -> dict[str, Any]:
+    """The facts of report.json, for the atom file at `path`."""
+    return describe_run(
+        path,
+        parameters=trainer.num_parameters,
+        began=trainer.began,
+        steps=trainer.step,
+        base=find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
+        instances=[row.name for row in trainer.data.instances],
+        notes=trainer.folder.notes,
+        class_pictures=len(trainer.data.classes or ()),
+    )
 
 
 def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -338,23 +357,6 @@ def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dt
     narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
     wide = device.type == "cpu" or config.mixed_precision not in narrow
     return torch.float32 if wide else narrow[config.mixed_precision]
-
-
-def prepare_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
-    """Give the pipeline the new word; component → its embeddings, to be trained.
-
-    Raises:
-        AtomError: the base knows the word already, or the initializer concept holds no token.
-    """
-    word, count = config.token_abstraction, config.num_new_tokens_per_abstraction
-    encoders = list_encoders(pipe)
-    start = {
-        component: start_embeddings(*pair, count, config.initializer_concept)
-        for component, pair in encoders.items()
-    }
-    check_word(pipe, word, start)
-    add_word(pipe, "training", word, start)
-    return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
 
 
 def choose_attention(device: torch.device) -> Any:

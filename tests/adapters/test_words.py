@@ -47,7 +47,7 @@ def read_rows(pipe):
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_word_is_trained_and_the_rest_of_the_table_is_not(word_config, kind):
     trainer = Trainer(word_config(kind, num_new_tokens_per_abstraction=3))
-    assert list(trainer.tokens) == list(trainer.material.text.encoders)
+    assert list(trainer.tokens) == list(trainer.data.text.encoders)
     tables, _ = read_words(trainer.pipe)
     starts = [t.embeddings.detach().clone() for t in trainer.tokens.values()]
     trainer.take_step()

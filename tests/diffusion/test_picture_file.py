@@ -2,13 +2,14 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdatoms import AtomError, read_atoms
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe, save_picture
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe, save_picture
 from sdatoms.diffusion.recipe import (
     Recipe,
     UsedAtoms,
@@ -52,7 +53,7 @@ def write(path, **texts):
 def test_a_recipe_survives_its_picture(tmp_path):
     path = save_picture(PICTURE, tmp_path / "p.png", RECIPE)
     assert read_recipe(path) == RECIPE
-    assert read_passengers(path) == []
+    assert read_embedded_atoms(path) == []
     with Image.open(path) as opened:
         assert opened.convert("RGB").tobytes() == PICTURE.tobytes()
 
@@ -83,21 +84,53 @@ def test_pictures_of_other_tools_are_read(tmp_path):
     assert read_recipe(write(tmp_path / "c.png", Comment="x")) is None
 
 
+@pytest.mark.parametrize(
+    ("body", "prompt", "negative"),
+    [
+        ("a sign: Negative prompt: none", "a sign: Negative prompt: none", ""),
+        (
+            "a sign: Negative prompt: none\nNegative prompt: dog",
+            "a sign: Negative prompt: none",
+            "dog",
+        ),
+        (
+            "cat\n  Negative prompt:dog, Negative prompt: x\nbad",
+            "cat",
+            "dog, Negative prompt: x\nbad",
+        ),
+        ("cat\nNegative prompt: dog\nNegative prompt: ink", "cat", "dog\nink"),
+        ("cat\non a mat", "cat\non a mat", ""),
+        ("Negative prompt: dog", "", "dog"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\nSteps: 20, Seed: 42, Sampler: DDIM"])
+def test_the_negative_prompt_starts_a_line(body, prompt, negative, end):
+    recipe = parse_parameters(body + end)
+    assert (recipe.prompt, recipe.negative_prompt) == (prompt, negative)
+    assert recipe.seed == (42 if end else 0)
+
+
+def test_quoted_settings_are_read():
+    recipe = replace(RECIPE, base_model="a, b: c.safetensors", scheduler='E "uler", a')
+    back = parse_parameters(format_parameters(recipe))
+    assert (back.base_model, back.scheduler) == (recipe.base_model, recipe.scheduler)
+
+
 def test_atom_files_ride_inside_and_come_out_whole(tmp_path, make_file):
     files = [read_atoms(make_file(name, seed)) for seed, name in enumerate(("dog", "ink"))]
     path = save_picture(PICTURE, tmp_path / "p.png", RECIPE, files)
-    assert [file.sha256 for file in read_passengers(path)] == [file.sha256 for file in files]
+    assert [file.sha256 for file in read_embedded_atoms(path)] == [file.sha256 for file in files]
     assert read_recipe(path) == RECIPE
 
 
 @pytest.mark.parametrize("body", [b"\x80\x04K\x01.", b"", b"\xff" * 64])
-def test_passengers_that_are_no_atom_files_are_refused(tmp_path, body):
+def test_embedded_files_that_are_no_atom_files_are_refused(tmp_path, body):
     info = PngInfo()
     info.add(b"saTm", body)
     path = tmp_path / "evil.png"
     PICTURE.save(path, "PNG", pnginfo=info)
     with pytest.raises(AtomError):
-        read_passengers(path)
+        read_embedded_atoms(path)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from sdatoms.pictures import read_picture
-from sdatoms.training.buckets import fit_picture
-from sdatoms.training.encodings import cut_picture
+from sdatoms.training.buckets import cut_picture, fit_picture
 from sdatoms.training.folder import check_folder
 from sdatoms.training.trainer import Trainer
 
@@ -88,16 +87,18 @@ def test_photographs_train_under_buckets_with_mirrored_copies_and_a_class(
         max_train_steps=3,
     )
     trainer = Trainer(config)
-    shapes = {row.name: tuple(row.mean.shape[-2:]) for row in trainer.instances}
+    shapes = {row.name: tuple(row.mean.shape[-2:]) for row in trainer.data.instances}
     assert shapes == {
         "phone.jpg": (10, 6),
         "press.jpg": (6, 10),
         "progressive.jpeg": (8, 8),
         "scan.png": (6, 10),
     }
-    assert len(trainer.instances) == 8  # each mirrored too
-    assert {row.prompt for row in trainer.instances} == {"sks cat", "a sks cat upright"}
-    assert trainer.classes is not None and len(trainer.classes) == 2  # one of them painted
+    assert len(trainer.data.instances) == 8  # each mirrored too
+    assert {row.prompt for row in trainer.data.instances} == {"sks cat", "a sks cat upright"}
+    assert (
+        trainer.data.classes is not None and len(trainer.data.classes) == 2
+    )  # one of them painted
     for _ in range(3):
         assert np.isfinite(trainer.take_step().loss)
 

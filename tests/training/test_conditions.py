@@ -25,7 +25,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(tiny_pipeline, kind):
 def test_sdxl_is_told_the_sizes_as_by_its_pipeline(train_config, make_pictures):
     folder = make_pictures("wide", ((64, 32),))
     trainer = Trainer(train_config("sdxl", instance_data_dir=str(folder)))
-    (row,) = trainer.instances
+    (row,) = trainer.data.instances
     # 32×64 px are scaled to 16×32, and the middle 16×16 is cut out.
     assert row.time_ids == (32, 64, 0, 8, 16, 16)
 
@@ -34,7 +34,7 @@ def test_captions_beside_pictures_are_the_prompts(train_config, make_pictures):
     folder = make_pictures("captioned", ((20, 20), (20, 20)))
     (folder / "1.txt").write_text("blue")
     trainer = Trainer(train_config(instance_data_dir=str(folder), instance_prompt="red"))
-    assert [row.prompt for row in trainer.instances] == ["red", "blue"]
+    assert [row.prompt for row in trainer.data.instances] == ["red", "blue"]
     base = load_base(trainer.config.pretrained_model_name_or_path, device="cpu")
     expected = TextStack(base).encode(["red", "blue"]).context
-    torch.testing.assert_close(trainer.material.prompts.encode(["red", "blue"]).context, expected)
+    torch.testing.assert_close(trainer.data.prompts.encode(["red", "blue"]).context, expected)

@@ -16,12 +16,12 @@ def test_masked_pixels_do_not_teach(train_config, make_pictures):
     mask.paste(255, (0, 0, 8, 16))
     mask.save(folder / "0.mask.png")
     trainer = Trainer(train_config(instance_data_dir=str(folder)))
-    (row,) = trainer.instances
+    (row,) = trainer.data.instances
     assert row.mask is not None
     expected = torch.zeros(1, *row.mean.shape[-2:])
     expected[..., : row.mean.shape[-1] // 2] = 1
     assert torch.equal(row.mask, expected)
-    (batch,) = draw_batches(trainer.instances, None, 0, trainer.draw)
+    (batch,) = draw_batches(trainer.data.instances, None, 0, trainer.draw)
     changed = batch.latents.clone()
     with torch.no_grad():
         before = trainer.measure(batch)
@@ -45,10 +45,10 @@ def test_buckets_keep_proportions_and_train_on_every_size(train_config, make_pic
         max_train_steps=6,
     )
     trainer = Trainer(config)
-    shapes = {row.name: tuple(row.mean.shape[-2:]) for row in trainer.instances}
+    shapes = {row.name: tuple(row.mean.shape[-2:]) for row in trainer.data.instances}
     assert shapes == {"0.png": (8, 8), "1.png": (6, 10), "2.png": (10, 6), "3.png": (8, 8)}
-    assert trainer.classes is not None
-    assert {tuple(row.mean.shape[-2:]) for row in trainer.classes} == {(6, 10), (8, 8)}
+    assert trainer.data.classes is not None
+    assert {tuple(row.mean.shape[-2:]) for row in trainer.data.classes} == {(6, 10), (8, 8)}
     for _ in range(6):
         assert trainer.take_step().prior_loss is not None
 
@@ -59,11 +59,11 @@ def test_cached_encodings_train_the_same_and_heal(train_config, tmp_path):
     config = train_config(random_flip=True, encoding_cache_dir=str(cache))
     for _ in range(2):
         trainer = Trainer(config)
-        for a, b in zip(plain.instances, trainer.instances, strict=True):
+        for a, b in zip(plain.data.instances, trainer.data.instances, strict=True):
             assert torch.equal(a.mean, b.mean) and torch.equal(a.deviation, b.deviation)
         assert torch.equal(
-            plain.material.prompts.encode(["sks cat"]).context,
-            trainer.material.prompts.encode(["sks cat"]).context,
+            plain.data.prompts.encode(["sks cat"]).context,
+            trainer.data.prompts.encode(["sks cat"]).context,
         )
     files = sorted(cache.rglob("*.safetensors"))
     assert len(files) == 8 + 1  # four pictures and their mirror images, one prompt
@@ -71,10 +71,11 @@ def test_cached_encodings_train_the_same_and_heal(train_config, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in files}
     trainer = Trainer(config)
     assert all(
-        torch.equal(a.mean, b.mean) for a, b in zip(plain.instances, trainer.instances, strict=True)
+        torch.equal(a.mean, b.mean)
+        for a, b in zip(plain.data.instances, trainer.data.instances, strict=True)
     )
     changed = [path for path in files if path.stat().st_mtime_ns != written[path]]
     assert changed == files[:1]
     picture = Path(config.instance_data_dir) / "0.png"
     Image.new("RGB", (20, 20), "red").save(picture)  # another picture under the old name
-    assert not torch.equal(Trainer(config).instances[0].mean, plain.instances[0].mean)
+    assert not torch.equal(Trainer(config).data.instances[0].mean, plain.data.instances[0].mean)

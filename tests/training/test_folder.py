@@ -52,7 +52,7 @@ def test_what_is_odd_but_usable_is_noted(make_pictures):
     frames = [Image.new("RGB", (20, 20), color) for color in ("blue", "green")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     (folder / "notes.md").write_text("hello")
-    found = check_folder(folder, "x", least_side=8)
+    found = check_folder(folder, "x", resolution=16)
     assert [s.path.name for s in found.sources] == [
         "0.png",
         "1.png",

@@ -10,7 +10,8 @@ import torch
 from tiny.runs import assert_same_atoms, read_metrics, read_tensors
 
 import sdatoms
-from sdatoms.training.loop import Run, estimate, train
+from sdatoms.training.estimate import estimate
+from sdatoms.training.loop import Run, train
 from sdatoms.training.trainer import Trainer
 
 
@@ -66,7 +67,8 @@ def test_the_seed_decides_every_bit(train_config, tmp_path):
 
 def test_averages_are_what_samples_and_the_file_hold(train_config):
     config = train_config(use_ema=True, learning_rate=1e-2)
-    run = Run(config, None, ())
+    run = Run(config, None)
+    run.prepare()
     values = [run.trainer.live()]
     for _ in run.walk():
         values.append({key: tensor.clone() for key, tensor in run.trainer.live().items()})

@@ -9,7 +9,8 @@ from diffusers.optimization import SchedulerType
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, inject
-from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer, make_schedule
+from sdatoms.training.optimizers import make_optimizer, make_schedule
+from sdatoms.training.parts import make_run_optimizer
 from sdatoms.training.trainer import Trainer
 
 
@@ -18,8 +19,7 @@ def build(make_unet, train_config):
     def make(log=lambda text: None, **flags):
         config = train_config(**flags)
         injection = inject(make_unet(), AtomConfig(variant=config.atom_variant))
-        groups = group_parameters({"unet": injection}, config)
-        return make_optimizer(groups, config, log), config
+        return make_run_optimizer({"unet": injection}, [], config, processes=1, log=log), config
 
     return make
 
@@ -54,11 +54,11 @@ def test_wrong_optimizers_are_refused(build, flags, words):
         build(**flags)
 
 
-def test_eight_bit_adam_says_how_much_it_covers(train_config):
+def test_eight_bit_adam_says_how_much_it_covers():
     lines = []
     large, small = (torch.nn.Parameter(torch.ones(size)) for size in (5000, 4095))
     groups = [{"params": [large, small], "lr": 1e-3, "name": "unet.block"}]
-    optimizer = make_optimizer(groups, train_config(use_8bit_adam=True), lines.append)
+    optimizer = make_optimizer(groups, 1e-3, eight_bit=True, log=lines.append)
     assert "5000 of 9095 numbers in 8 bits" in lines[0]
     large.grad, small.grad = torch.ones(5000), torch.ones(4095)
     optimizer.step()
@@ -69,9 +69,9 @@ def test_eight_bit_adam_says_how_much_it_covers(train_config):
 
 def test_prodigy_gets_its_settings_and_finds_a_rate(build, train_config):
     pytest.importorskip("prodigyopt", reason="prodigyopt is not installed")
-    optimizer, config = build(optimizer="prodigy", prodigy_beta3=0.9, prodigy_decouple=False)
+    optimizer, _ = build(optimizer="prodigy", prodigy_beta3=0.9, prodigy_decouple=False)
     (group,) = optimizer.param_groups
-    assert choose_rate(config) == 1.0 == group["lr"]
+    assert group["lr"] == 1.0
     assert (group["beta3"], group["decouple"], group["safeguard_warmup"]) == (0.9, False, True)
     word = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
     trainer = Trainer(train_config(optimizer="prodigy", lr_scheduler="constant", **word))
@@ -91,20 +91,20 @@ def test_prodigy_without_its_package_is_one_sentence(build, monkeypatch):
 
 def test_the_rate_is_scaled_by_pictures_a_step(build):
     flags = {"scale_lr": True, "learning_rate": 1e-3}
-    _, config = build(train_batch_size=2, gradient_accumulation_steps=3, **flags)
-    assert choose_rate(config) == pytest.approx(6e-3)
+    optimizer, _ = build(train_batch_size=2, gradient_accumulation_steps=3, **flags)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(6e-3)
 
 
 @pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])
 def test_every_schedule_of_diffusers_can_be_named(build, name):
     rules = "1:2,0.5" if name == "piecewise_constant" else None
-    optimizer, config = build(
-        lr_scheduler=name, lr_step_rules=rules, lr_warmup_steps=2, max_train_steps=6
+    optimizer, _ = build()
+    peak, rates = optimizer.param_groups[0]["lr"], []
+    schedule = make_schedule(
+        optimizer, name, step_rules=rules, num_warmup_steps=2, num_training_steps=6
     )
-    schedule = make_schedule(optimizer, config)
-    rates = []
     for _ in range(6):
-        rates.append(optimizer.param_groups[0]["lr"] / choose_rate(config))
+        rates.append(optimizer.param_groups[0]["lr"] / peak)
         optimizer.step()
         schedule.step()
     warm = [1, 1] if name in ("constant", "piecewise_constant") else [0, 0.5]
@@ -113,12 +113,12 @@ def test_every_schedule_of_diffusers_can_be_named(build, name):
 
 
 def test_wrong_schedules_are_refused(build):
-    optimizer, config = build(lr_scheduler="sawtooth")
+    optimizer, _ = build()
+    steps = {"num_warmup_steps": 0, "num_training_steps": 6}
     with pytest.raises(AtomError, match="--lr_scheduler is 'sawtooth'; it takes linear"):
-        make_schedule(optimizer, config)
-    optimizer, config = build(lr_scheduler="piecewise_constant")
+        make_schedule(optimizer, "sawtooth", **steps)
     with pytest.raises(AtomError, match="--lr_step_rules, such as"):
-        make_schedule(optimizer, config)
+        make_schedule(optimizer, "piecewise_constant", **steps)
 
 
 def test_all_rates_at_zero_are_refused(train_config):

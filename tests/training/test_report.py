@@ -27,7 +27,16 @@ def test_a_base_from_the_hub_is_named_in_the_front_matter(train_config):
     facts = {"parameters": 1, "bytes": 2, "base_model": "x", "instance_pictures": [], "steps": 3}
     facts |= {"seconds": 4.0, "metrics": {}, "chosen_step": 3, "versions": {}}
     config = train_config(pretrained_model_name_or_path="some/base", trigger='a "sks" cat')
-    front = yaml.safe_load(write_card(config, facts, False).split("---")[1])
+    front = yaml.safe_load(
+        write_card(
+            facts,
+            words=config.trigger,
+            base=config.pretrained_model_name_or_path,
+            variant="full",
+            seed=0,
+            has_grid=False,
+        ).split("---")[1]
+    )
     assert front["base_model"] == "some/base" and front["instance_prompt"] == 'a "sks" cat'
 
 

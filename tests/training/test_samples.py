@@ -139,7 +139,8 @@ def test_samples_hold_no_more_pictures_at_once_than_a_training_batch(train_confi
         num_drift_images=6,
         sample_batch_size=8,
     )
-    run = Run(config, lambda *_: {"bright": 1.0}, ())
+    run = Run(config, lambda *_: {"bright": 1.0})
+    run.prepare()
     seen = {"unet": set(), "decoder": set()}
     pipe = run.trainer.pipe
     for name, module in (("unet", pipe.unet), ("decoder", pipe.vae.decoder)):

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import sdatoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.training.batches import draw_batches
 from sdatoms.training.conditions import TextStack
-from sdatoms.training.folder_checks import check_pictures
+from sdatoms.training.inputs import check_inputs
 from sdatoms.training.trainer import Trainer
 
 BASES = [("sd", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "epsilon"), ("sd", "sample")]
@@ -65,16 +66,16 @@ def test_prediction_of_the_base_is_kept_without_class_pictures(train_config, tex
     assert first.prior_loss == pytest.approx(0, abs=1e-9)
     second = trainer.take_step()
     assert second.prior_loss is not None and second.prior_loss > 0
-    assert not (trainer.run.path / "class_images").exists()
+    assert not (Path(trainer.config.output_dir) / "class_images").exists()
     # The target is what a fresh base predicts for the same input.
     base = load_base(config.pretrained_model_name_or_path, device="cpu")
-    _, batch = draw_batches(trainer.instances, None, 7, trainer.draw)
+    _, batch = draw_batches(trainer.data.instances, None, 7, trainer.draw)
     assert batch.prompts == ("cat", "cat") and batch.mask is None
     noisy = trainer.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
     with torch.no_grad():
         condition = TextStack(base).encode(batch.prompts)
         target = trainer.predict(base.unet, noisy, batch, condition)
-        tuned = trainer.predict(trainer.unet, noisy, batch, trainer.material.condition(batch))
+        tuned = trainer.predict(trainer.unet, noisy, batch, trainer.data.condition(batch))
         errors = trainer.measure(batch)
     expected = (tuned - target).square().mean((1, 2, 3))
     torch.testing.assert_close(errors, expected, rtol=1e-2, atol=1e-9)
@@ -82,7 +83,7 @@ def test_prediction_of_the_base_is_kept_without_class_pictures(train_config, tex
 
 def test_tiny_pictures_are_measured_by_the_base_before_it_is_loaded(train_config, make_pictures):
     folder = make_pictures("small", ((7, 30), (8, 30)))
-    found = check_pictures(train_config(instance_data_dir=str(folder)))  # the base paints 16 px
+    found = check_inputs(train_config(instance_data_dir=str(folder)))  # the base paints 16 px
     assert [note for note in found.notes if "tiny" in note] == [
         "tiny pictures, scaled up a lot to be trained on: 0.png (7×30 px)"
     ]
@@ -172,10 +173,11 @@ def test_atoms_that_no_gradient_reaches_stop_the_first_step(train_config, tmp_pa
 
 def test_a_single_silent_layer_is_named_in_the_log(train_config, tmp_path):
     dead = "mid_block.resnets.0.conv2".replace(".", "__")
-    trainer = Trainer(change_base(train_config(), tmp_path / "half", **{dead: 0}))
+    lines = []
+    trainer = Trainer(change_base(train_config(), tmp_path / "half", **{dead: 0}), log=lines.append)
     trainer.take_step()
-    log = (trainer.run.path / "log.txt").read_text()
-    assert "no gradient reaches 1 tensors of atoms, first mid_block.resnets.0.conv1" in log
+    (line,) = lines
+    assert "no gradient reaches 1 tensors of atoms, first mid_block.resnets.0.conv1" in line
 
 
 def test_encoders_are_freed_when_nothing_is_painted(train_config):

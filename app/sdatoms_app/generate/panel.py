@@ -11,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import ROW, restore_recipe
 from sdatoms_app.generate.layout import Form, ResultBox
 from sdatoms_app.shared.events import QUIET
@@ -133,7 +133,7 @@ def restore_picture(form: Form, path: Path) -> list[Any]:
     names = {used.sha256: used.name for used in recipe.adapters}
     brought = [
         form.studio.library.add_file(file, names.get(file.sha256, "copy")).id
-        for file in read_passengers(path)
+        for file in read_embedded_atoms(path)
     ]
     settings, remarks = restore_recipe(recipe, form.studio)
     filled, _ = form.fill(settings)

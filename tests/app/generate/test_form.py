@@ -12,7 +12,7 @@ from tiny.app import read_pixels
 
 from sdatoms import AtomError
 from sdatoms.cli.main import main
-from sdatoms.diffusion.picture_file import read_passengers, read_recipe, save_picture
+from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe, save_picture
 
 
 def pixels(kept):
@@ -45,7 +45,7 @@ def test_an_embedded_atom_file_comes_back_with_its_picture(
     recipe = read_recipe(kept.path)
     _, remarks = restore_recipe(recipe, fresh)
     assert len(remarks) == 1 and "dog" in remarks[0]
-    for file in read_passengers(kept.path):
+    for file in read_embedded_atoms(kept.path):
         fresh.library.add_file(file, "dog")
     settings, remarks = restore_recipe(recipe, fresh)
     again = next(iter(fresh.paint(make_order(settings))))
@@ -63,7 +63,9 @@ def test_the_commands_pictures_paint_themselves_again_in_the_app(studio, tiny_ba
     assert remarks == [] and settings["adapters"][0]["id"] == "dog"
     with Image.open(path) as opened:
         assert np.array_equal(pixels(again), opened.convert("RGB"))
-    assert [file.sha256 for file in read_passengers(path)] == [studio.library.find("dog").sha256]
+    assert [file.sha256 for file in read_embedded_atoms(path)] == [
+        studio.library.find("dog").sha256
+    ]
 
 
 def test_a_picture_of_another_base_is_restored_with_a_warning(studio, paint, tmp_path):

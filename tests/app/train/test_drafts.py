@@ -1,4 +1,4 @@
-"""Pictures before a training: verdicts, the trainer's own crop, captions that are never lost."""
+"""Pictures before a training: checks, the trainer's own crop, captions that are never lost."""
 
 import numpy as np
 import pytest
@@ -10,28 +10,28 @@ from tiny.pictures import draw
 from tiny.pipelines import save_base
 
 import sdatoms
-from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.open import load_base, read_resolution
 from sdatoms.pictures import to_tensor
 from sdatoms.storage import find_assets
 from sdatoms.training.buckets import list_buckets
 from sdatoms.training.encodings import encode_pictures
 from sdatoms.training.folder import check_folder
-from sdatoms.training.verdicts import check_pictures, find_resolution
+from sdatoms.training.picture_checks import check_pictures
 
 HOSTILE = '<img src=x onerror=alert(1)>"; rm -rf $HOME.png'
 
 
-def test_every_kind_of_verdict(tmp_path):
+def test_every_kind_of_picture(tmp_path):
     fine = draw(tmp_path / "fine.png")
     twin = tmp_path / "twin.jpg"
     Image.open(fine).save(twin, quality=92)
     tiny = draw(tmp_path / "tiny.png", (40, 30), seed=1)
     corrupt = tmp_path / "corrupt.png"
     corrupt.write_bytes(draw(tmp_path / "whole.png", seed=2).read_bytes()[:200])
-    verdicts = check_pictures([fine, twin, tiny, corrupt], 64)
-    assert [v.kind for v in verdicts] == ["fine", "duplicate", "tiny", "corrupt"]
-    assert "fine.png" in verdicts[1].text and "enlarged 2.1 times" in verdicts[2].text
-    assert verdicts[3].crop is None and all(v.crop.size == (64, 64) for v in verdicts[:3])
+    checks = check_pictures([fine, twin, tiny, corrupt], 64)
+    assert [v.kind for v in checks] == ["fine", "duplicate", "tiny", "corrupt"]
+    assert "fine.png" in checks[1].text and "enlarged 2.1 times" in checks[2].text
+    assert checks[3].crop is None and all(v.crop.size == (64, 64) for v in checks[:3])
 
 
 def test_notes_say_what_is_done_to_a_picture(tmp_path):
@@ -41,7 +41,7 @@ def test_notes_say_what_is_done_to_a_picture(tmp_path):
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (70, 70), (255, 0, 0, 0)).save(clear)
     first, second = check_pictures([turned, clear], 64)
-    assert "turned upright" in first.text and first.size == (100, 70)
+    assert "turned upright" in first.text and first.size == (70, 100)
     assert "transparency on white" in second.text
     assert np.asarray(second.crop).min() == 255
 
@@ -54,7 +54,7 @@ def test_the_crop_is_what_the_trainer_encodes(tmp_path):
     pipe = load_base(str(save_base(tmp_path / "base")), device="cpu")
     sources = check_folder(folder, "a dog").sources
     cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8, 8))
-    crop = check_pictures([path], find_resolution(str(tmp_path / "base")))[0].crop
+    crop = check_pictures([path], read_resolution(str(tmp_path / "base")))[0].crop
     with torch.no_grad():
         mean = pipe.vae.encode(to_tensor(crop)[None]).latent_dist.mean
     torch.testing.assert_close(cached[0].mean, mean[0] * pipe.vae.config.scaling_factor)

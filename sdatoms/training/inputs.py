@@ -1,24 +1,21 @@
-"""The instance folder of a run, refused before any model is loaded."""
+"""What a run is given on disk, refused before any model is loaded: instance and class pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sdatoms.diffusion.pipeline import peek_resolution
+from sdatoms.diffusion.open import read_resolution, refuse_inpainting
 from sdatoms.errors import AtomError
-from sdatoms.training.class_pictures import (
-    check_classes,
-    find_class_folder,
-)
+from sdatoms.training.class_pictures import check_classes, find_class_folder
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import PictureFolder, check_folder
 
 __all__ = [
-    "check_pictures",
+    "check_inputs",
 ]
 
 
-def check_pictures(config: TrainConfig) -> PictureFolder:
+def check_inputs(config: TrainConfig) -> PictureFolder:
     """The instance folder; refuses, before any model is loaded, what cannot be trained on.
 
     Raises:
@@ -29,13 +26,15 @@ def check_pictures(config: TrainConfig) -> PictureFolder:
             raise AtomError(
                 f"--{name} is missing; training needs a folder of pictures and a prompt for them"
             )
+    refuse_inpainting(config.pretrained_model_name_or_path, "training")
     found = check_folder(
         Path(config.instance_data_dir),
         config.instance_prompt,
-        least_side=(config.resolution or peek_resolution(config)) // 2,
+        resolution=config.resolution or read_resolution(config.pretrained_model_name_or_path),
         caption_column=config.caption_column,
         mask_dir=Path(config.mask_data_dir) if config.mask_data_dir else None,
     )
     if config.with_prior_preservation and config.prior_preservation_mode == "images":
-        check_classes(find_class_folder(config), config.class_prompt or "")
+        folder = find_class_folder(config.class_data_dir, config.output_dir)
+        check_classes(folder, config.class_prompt or "")
     return found

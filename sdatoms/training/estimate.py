@@ -1,0 +1,46 @@
+"""What a run would cost, from two real steps in a temporary folder: `--dry_run`."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.trainer import Trainer, describe_trainer
+
+__all__ = [
+    "estimate",
+]
+
+
+def estimate(config: TrainConfig) -> dict[str, Any]:
+    """Parameters, bytes, memory, steps and minutes of a run, and what is odd about its pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(
+            config,
+            output_dir=folder,
+            resume_from_checkpoint=None,
+            validation_steps=0,
+            best_metric=None,
+            early_stopping_patience=None,
+            report_to=None,
+            push_to_hub=False,
+        )
+        if config.with_prior_preservation and config.prior_preservation_mode == "images":
+            trial = replace(trial, class_data_dir=config.instance_data_dir, num_class_images=1)
+        trainer = Trainer(trial)
+        seconds = [trainer.take_step().seconds for _ in range(2)]
+        path = trainer.pack().save(Path(folder) / "atoms.safetensors")
+        facts = describe_trainer(trainer, path)
+    notes = trainer.folder.notes
+    return {
+        "parameters": facts["parameters"],
+        "bytes": facts["bytes"],
+        "memory": f"{max(facts['peak_memory_bytes'], facts['peak_gpu_bytes']) / 2**30:.1f} GiB",
+        "steps": config.max_train_steps,
+        "minutes": f"{config.max_train_steps * min(seconds) / 60:.1f} "
+        "(without class pictures and samples)",
+        "pictures": "; ".join([f"{len(facts['instance_pictures'])} usable", *notes]),
+    }

@@ -1,0 +1,233 @@
+"""The parts of a run, made from its settings: here alone does a `TrainConfig` meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdatoms.adapters.words import (
+    TrainedTokens,
+    add_word,
+    check_word,
+    list_encoders,
+    start_embeddings,
+)
+from sdatoms.errors import AtomError
+from sdatoms.layers.inject import Injection, inject, without_atoms
+from sdatoms.training.buckets import Size, list_buckets
+from sdatoms.training.class_pictures import find_class_folder, make_class_pictures
+from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
+from sdatoms.training.data import TrainingData
+from sdatoms.training.denoising import Denoising
+from sdatoms.training.encodings import Encoded, encode_pictures
+from sdatoms.training.folder import PictureFolder, check_folder
+from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
+
+__all__ = [
+    "add_tokens",
+    "find_side",
+    "inject_atoms",
+    "make_buckets",
+    "make_denoising",
+    "make_run_optimizer",
+    "prepare_data",
+]
+
+
+def find_side(pipe: Any) -> int:
+    """Side in px of the pictures that the pipeline paints."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def make_buckets(pipe: Any, config: TrainConfig) -> list[Size]:
+    """Sizes of the training pictures.
+
+    Raises:
+        AtomError: a size does not fit the base.
+    """
+    factor = pipe.vae_scale_factor
+    grid = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    side = config.resolution or find_side(pipe)
+    return list_buckets(config.aspect_ratio_buckets, side, grid, factor)
+
+
+def make_denoising(pipe: Any, config: TrainConfig) -> Denoising:
+    """Noise schedule and loss."""
+    return Denoising(
+        pipe.scheduler.config,
+        loss_type=config.loss_type,
+        huber_c=config.huber_c,
+        huber_schedule=config.huber_schedule,
+        snr_gamma=config.snr_gamma,
+        noise_offset=config.noise_offset,
+        input_perturbation=config.input_perturbation,
+        unmasked_weight=config.unmasked_weight,
+        normalize_masked_area_loss=config.normalize_masked_area_loss,
+        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        timestep_bias_strategy=config.timestep_bias_strategy,
+        timestep_bias_multiplier=config.timestep_bias_multiplier,
+        timestep_bias_portion=config.timestep_bias_portion,
+        timestep_bias_begin=config.timestep_bias_begin,
+        timestep_bias_end=config.timestep_bias_end,
+    )
+
+
+def inject_atoms(pipe: Any, config: TrainConfig) -> dict[str, Injection]:
+    """Freeze the base and put atoms into it; component → injection."""
+    encoders = {name: encoder for name, (encoder, _) in list_encoders(pipe).items()}
+    for module in (pipe.vae, *encoders.values()):
+        module.requires_grad_(False)
+    injections = {"unet": inject(pipe.unet, make_atom_config(config))}
+    if config.train_text_encoder:
+        for name, encoder in encoders.items():
+            injections[name] = inject(encoder, make_text_config(config))
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        for name in injections.keys() & encoders.keys():
+            encoders[name].gradient_checkpointing_enable()
+    return injections
+
+
+def add_tokens(pipe: Any, config: TrainConfig) -> dict[str, TrainedTokens]:
+    """Give the pipeline the new word, where one is learnt; component → its embeddings.
+
+    Raises:
+        AtomError: the base knows the word already, or the initializer concept holds no token.
+    """
+    if not config.train_text_encoder_ti:
+        return {}
+    word, count = config.token_abstraction, config.num_new_tokens_per_abstraction
+    encoders = list_encoders(pipe)
+    start = {
+        component: start_embeddings(*pair, count, config.initializer_concept)
+        for component, pair in encoders.items()
+    }
+    check_word(pipe, word, start)
+    add_word(pipe, "training", word, start)
+    return {name: TrainedTokens(*pair, word, count) for name, pair in encoders.items()}
+
+
+def make_run_optimizer(
+    injections: dict[str, Injection],
+    embeddings: Sequence[nn.Parameter],
+    config: TrainConfig,
+    *,
+    processes: int,
+    log: Callable[[str], None],
+) -> torch.optim.Optimizer:
+    """The optimizer over atoms and a new word's embeddings, each at its rate.
+
+    Raises:
+        AtomError: every rate is 0, or the optimizer cannot be made.
+    """
+    pictures = config.train_batch_size * config.gradient_accumulation_steps * processes
+    rate = choose_rate(
+        config.learning_rate,
+        variant=config.atom_variant,
+        optimizer=config.optimizer,
+        pictures_per_step=pictures if config.scale_lr else 1,
+    )
+    groups = group_parameters(
+        injections,
+        rate,
+        spatial=config.spatial_learning_rate,
+        block=config.block_learning_rate,
+        text_encoder=config.text_encoder_lr,
+        embeddings=embeddings,
+        # Prodigy takes one rate for all.
+        embeddings_rate=None if config.optimizer == "prodigy" else config.token_lr,
+    )
+    if not groups:
+        raise AtomError("every learning rate is 0; there is nothing to train")
+    return make_optimizer(
+        groups,
+        rate,
+        name=config.optimizer,
+        arguments=config.optimizer_args,
+        eight_bit=config.use_8bit_adam,
+        adam={
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "weight_decay": config.adam_weight_decay,
+            "eps": config.adam_epsilon,
+        },
+        prodigy={
+            "decouple": config.prodigy_decouple,
+            "use_bias_correction": config.prodigy_use_bias_correction,
+            "safeguard_warmup": config.prodigy_safeguard_warmup,
+            "beta3": config.prodigy_beta3,
+        },
+        log=log,
+    )
+
+
+def prepare_data(
+    pipe: Any,
+    injections: dict[str, Injection],
+    folder: PictureFolder,
+    buckets: list[Size],
+    config: TrainConfig,
+    *,
+    paints: bool = True,
+    wait: Callable[[], None] = lambda: None,
+    log: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda phase: None,
+) -> TrainingData:
+    """Paint missing class pictures with the base, and encode pictures and prompts.
+
+    Args:
+        injections: switched off meanwhile.
+        paints: whether this process paints class pictures; the others wait for it.
+        wait: returns when all processes have come here.
+        report: takes the name of what goes on, before each picture.
+    """
+    cache = Path(config.encoding_cache_dir) if config.encoding_cache_dir else None
+    prompts = [config.class_prompt] if config.class_prompt else []
+    prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
+    classes: list[Encoded] | None = None
+    with ExitStack() as stack:
+        for injection in injections.values():
+            stack.enter_context(without_atoms(injection))
+        if config.with_prior_preservation and config.prior_preservation_mode == "images":
+            class_folder = find_class_folder(config.class_data_dir, config.output_dir)
+            class_prompt = config.class_prompt or ""
+            if paints:
+                make_class_pictures(
+                    pipe,
+                    class_folder,
+                    class_prompt,
+                    config.num_class_images,
+                    seed=config.seed,
+                    batch_size=config.sample_batch_size,
+                    log=log,
+                    report=lambda: report("class images"),
+                )
+            wait()
+            found = check_folder(class_folder, class_prompt)
+            classes = encode_pictures(
+                pipe, found.sources, buckets, cache=cache, report=lambda: report("encoding")
+            )
+        instances = encode_pictures(
+            pipe,
+            folder.sources,
+            buckets,
+            flip=config.random_flip,
+            jitter=config.color_jitter,
+            copies=config.color_copies,
+            seed=config.seed,
+            cache=cache,
+            report=lambda: report("encoding"),
+        )
+        return TrainingData(
+            pipe,
+            instances,
+            classes,
+            prompts=prompts,
+            trains_text=config.trains_text,
+            paints=bool(config.validation_steps and config.num_validation_images),
+            cache=cache,
+        )

@@ -1,0 +1,132 @@
+"""Samples of a run while it trains: painted as the saved file would paint them, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sdatoms.adapters.bake import bake_injection
+from sdatoms.diffusion.pipeline import paint
+from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.pictures import read_picture
+from sdatoms.training.checkpoints import read_rng, restore_rng
+from sdatoms.training.samples import Evaluate, list_jobs, read_samples, save_samples
+from sdatoms.training.trainer import Trainer
+
+__all__ = [
+    "Sampler",
+]
+
+
+class Sampler:
+    """Paints and measures samples of one run.
+
+    Args:
+        folder: where pictures are kept, `base-0.png`, `step-000100-0.png`, ….
+        prompts: of the samples, `count` pictures each, from `seed` on.
+        evaluate: measures them; with it, `num_drift` pictures of unrelated prompts are painted.
+        batch_size: unrelated pictures painted at once; never more than a training batch, so that
+            samples are no peak of memory.
+        report: takes "samples" before each denoising step.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: Path,
+        *,
+        prompts: Sequence[str],
+        count: int,
+        seed: int,
+        evaluate: Evaluate | None = None,
+        num_drift: int = 0,
+        batch_size: int = 1,
+        report: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        self.trainer, self.folder, self.evaluate = trainer, folder, evaluate
+        self.jobs = list_jobs(prompts, count, seed)
+        self.unrelated = list(UNRELATED_PROMPTS[:num_drift]) if evaluate else []
+        self.batch_size, self.report = batch_size, report
+
+    @property
+    def prompts(self) -> list[str]:
+        """One for each sample picture."""
+        return [prompt for prompt, _ in self.jobs]
+
+    def paint(self, base: bool = False) -> tuple[str, list[Image.Image], dict[str, float]]:
+        """Name, pictures and measurements of the atoms as they are, or of the untouched base.
+
+        A picture equals the one generated later, pixel for pixel: the same function, with the
+        atoms baked in for the time of painting.
+        """
+        trainer = self.trainer
+        name = "base" if base else f"step-{trainer.step:06d}"
+        tensors = {} if base else trainer.pack(trainer.output()).tensors
+        self.report("samples")
+        rng, modes = read_rng(), read_modes(trainer)
+        trainer.data.fetch()
+        try:
+            with ExitStack() as stack:
+                for component, injection in trainer.injections.items():
+                    trainer.pipe.components[component].eval()
+                    if tensors:
+                        stack.enter_context(bake_injection(injection, tensors, component))
+                for component, tokens in trainer.tokens.items():
+                    if tensors:
+                        rows = tensors[f"{component}.tokens.embeddings"]
+                        stack.enter_context(tokens.hold(rows))
+                pictures = paint(
+                    trainer.pipe,
+                    self.prompts,
+                    [seed for _, seed in self.jobs],
+                    callback=lambda *_: self.report("samples"),
+                )
+                metrics = self.measure(name, pictures)
+        finally:
+            trainer.data.park()
+            for module, mode in modes:
+                module.training = mode
+            restore_rng(rng)
+        save_samples(self.folder, name, pictures)
+        return name, pictures, metrics
+
+    def measure(self, name: str, pictures: list[Image.Image]) -> dict[str, float]:
+        """What the evaluator finds on samples, with the atoms still in place."""
+        if self.evaluate is None:
+            return {}
+        pairs = self.paint_unrelated(name)
+        instances = [read_picture(source.path) for source in self.trainer.folder.sources]
+        found = self.evaluate(self.trainer.pipe, pictures, self.prompts, instances, pairs)
+        return {str(name): float(value) for name, value in found.items()}
+
+    def paint_unrelated(self, name: str) -> list[tuple[Image.Image, Image.Image]]:
+        """Pictures of unrelated prompts, each with the base's, which are kept from its turn."""
+        count = len(self.unrelated)
+        if not count:
+            return []
+        pictures = paint(
+            self.trainer.pipe,
+            self.unrelated,
+            range(count),
+            batch_size=self.batch_size,
+            callback=lambda *_: self.report("samples"),
+        )
+        folder = self.folder / "unrelated"
+        save_samples(folder, name, pictures)
+        base = read_samples(folder, "base", count)
+        if not base:
+            self.trainer.log(
+                f"drift is not measured: the base's pictures are missing from {folder}"
+            )
+            return []
+        return list(zip(pictures, base, strict=True))
+
+
+def read_modes(trainer: Trainer) -> list[tuple[torch.nn.Module, bool]]:
+    roots: list[Any] = [getattr(trainer.pipe, component) for component in trainer.injections]
+    return [(module, module.training) for root in roots for module in root.modules()]
