@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "FLAGS",
     "add_base_flags",
+    "advise_on_memory",
     "open_base",
 ]
 
@@ -78,3 +79,14 @@ def open_base(args: argparse.Namespace, **settings: Any) -> Any:
         **given | settings,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
+
+
+def advise_on_memory(args: argparse.Namespace) -> str:
+    """One sentence for a GPU whose memory is full: what to try next."""
+    steps = {"auto": "group", "none": "model", "model": "group", "group": "sequential"}
+    given = getattr(args, "offload", None)
+    if given in steps:
+        return f"the GPU's memory is full; try --offload {steps[given]}, or a smaller picture"
+    if given == "sequential":
+        return "the GPU's memory is full with --offload sequential too; try a smaller picture"
+    return "the GPU's memory is full; close what else uses it"

@@ -35,8 +35,8 @@ Offload = Literal["auto", "none", "model", "sequential", "group"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 PIXEL = 2250
-"""Bytes a pixel takes at the peak, for each byte a number has: the autoencoder's decoder holds
-about nine maps of 256 channels at full size; measured on the CPU, see `docs/results.md`."""
+"""Bytes a pixel takes at the peak, for each byte a number has: about nine maps of 256 channels at
+full size in the autoencoder's decoder. An estimate from its shapes, on the safe side."""
 FIXED = 600 << 20
 """Bytes that a device's libraries and the UNet's own activations take beside."""
 TILE = 512

@@ -1,6 +1,7 @@
 """Every command that takes a base takes a single file, and its flags."""
 
 import json
+from argparse import Namespace
 from shlex import split
 
 import pytest
@@ -9,7 +10,7 @@ from tiny.pictures import save_pictures
 from tiny.single_files import build_parts, save_single, save_sparse
 
 from sdatoms import read_atoms
-from sdatoms.cli.main import main
+from sdatoms.cli.main import main, run_guarded
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,17 @@ def test_training_refuses_inpainting_bases_before_anything_is_written(tmp_path, 
         )
     assert "training takes the plain form of the family" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("offload", "next"),
+    [("auto", "group"), ("none", "model"), ("model", "group"), ("group", "sequential")],
+)
+def test_a_full_gpu_is_one_line_that_names_the_next_thing_to_try(capsys, offload, next):
+    def run(args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(SystemExit) as caught:
+        run_guarded(run, Namespace(offload=offload))
+    assert caught.value.code == 2
+    assert f"try --offload {next}" in capsys.readouterr().err
