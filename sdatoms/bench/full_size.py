@@ -29,6 +29,7 @@ __all__ = [
     "FULL_SIZES",
     "FullSize",
     "count_bytes",
+    "list_shapes",
     "make_tensor",
     "write_directory",
     "write_single",

@@ -12,6 +12,7 @@ from sdatoms.bench.full_size import (
     write_directory,
     write_single,
 )
+from sdatoms.bench.full_size_runs import measure_command, tabulate_placements
 from sdatoms.diffusion.open import describe_base
 
 
@@ -50,3 +51,20 @@ def test_a_single_file_of_full_size_is_its_directory_tensor_by_tensor(tmp_path, 
     assert dict(again.scheduler.config)["prediction_type"] == FULL_SIZES[name].prediction_type
     for key, tensor in again.unet.state_dict().items():
         assert torch.equal(tensor, pipe.unet.state_dict()[key]), key
+
+
+def test_placements_follow_from_published_shapes():
+    found = tabulate_placements("sdxl")
+    assert found["weights_gb"]["unet"] == 5.13
+    peaks = found["peak_gb"]
+    assert peaks["none"]["whole"] > peaks["model"]["whole"] > peaks["group"]["whole"]
+    assert peaks["group"]["tiles"] < 4 < peaks["none"]["tiles"] < 12
+    assert found["auto"]["8 GB"] == "model in tiles" and found["auto"]["24 GB"] == "none"
+    assert tabulate_placements("sd15")["auto"]["8 GB"] == "none"
+
+
+def test_a_commands_cost_is_its_own_and_its_failure_its_last_line(tmp_path):
+    found = measure_command(["--version"])
+    assert found["peak_gb"] > 0 and found["seconds"] >= 0
+    with pytest.raises(RuntimeError, match="nowhere"):
+        measure_command(["inspect", str(tmp_path / "nowhere.safetensors")])
