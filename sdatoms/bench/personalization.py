@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lokr, tune_lora, tune_oft
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.files import (
     split_strength,
 )
@@ -30,11 +31,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[=STRENGTH]",
         help="an atom file; may be given several times",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="base model; the bundled one by default",
-    )
+    add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=5.0)
@@ -69,7 +66,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base
     from sdatoms.diffusion.picture_file import save_picture
-    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, load_base, paint
+    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
     from sdatoms.files.reader import read_atoms
 
@@ -78,7 +75,7 @@ def run_generate(args: argparse.Namespace) -> None:
     check_seeds([args.seed, args.seed + args.num_images - 1])
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
-    pipe = load_base(args.pretrained_model_name_or_path)
+    pipe = open_base(args)
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)

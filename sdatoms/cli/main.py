@@ -12,6 +12,7 @@ from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
+from sdatoms.cli.base import advise_on_memory
 from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError
 from sdatoms.version import __version__
@@ -108,6 +109,11 @@ def run_guarded(run: Any, args: argparse.Namespace) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AtomError as error:
         print(f"sdatoms: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        print(f"sdatoms: {advise_on_memory(args)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("sdatoms: interrupted", file=sys.stderr)

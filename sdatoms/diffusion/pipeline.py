@@ -1,4 +1,4 @@
-"""Open a Stable Diffusion base and paint with it.
+"""Paint with a Stable Diffusion base.
 
 The trainer, the commands and the app all paint through here.
 """
@@ -8,24 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from sdatoms.diffusion.family import check_folder_family, check_pipeline_family, find_base
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, clip
 
 __all__ = [
     "SCHEDULERS",
     "check_seeds",
-    "load_base",
     "paint",
-    "pick_device",
 ]
 
 SCHEDULERS = {
@@ -35,118 +30,6 @@ SCHEDULERS = {
     "DPM++ 2M": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
 }
-
-
-def load_base(
-    name_or_path: str | None = None,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
-    load_in: str | None = None,
-) -> Any:
-    """Open a diffusers pipeline from a directory, a single-file checkpoint or the hub; safetensors
-    only. None opens the bundled base.
-
-    Args:
-        load_in: "8bit" or "4bit" holds the UNet's linear layers so (bitsandbytes).
-
-    Raises:
-        AtomError: there is no such directory and the hub cannot be reached, or it holds no
-        pipeline.
-    """
-    where = find_base(name_or_path)
-    local = Path(where).is_dir()
-    if local and not (Path(where) / "model_index.json").is_file():
-        raise AtomError(
-            f"the folder {where!r} is no diffusers pipeline: it has no model_index.json"
-        )
-    if local:
-        check_folder_family(Path(where))
-    if name_or_path is None and not local:
-        raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
-    extras: dict[str, Any] = (
-        {} if local and not wants_safety_checker(Path(where)) else {"safety_checker": None}
-    )
-    if load_in:
-        extras["unet"] = load_small_unet(where, load_in, dtype, revision=revision, variant=variant)
-    try:
-        if Path(where).is_file():
-            pipe = open_single_file(Path(where), dtype)
-        else:
-            pipe = DiffusionPipeline.from_pretrained(
-                where,
-                revision=revision,
-                variant=variant,
-                dtype=dtype,
-                use_safetensors=True,
-                **extras,
-            )
-    except AtomError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = first_line(error)
-        raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
-    check_pipeline_family(pipe, where)
-    pipe.set_progress_bar_config(disable=True)
-    if vae := getattr(pipe, "vae", None):
-        vae.enable_slicing()  # pictures of a batch decoded at once would be its peak of memory
-    return pipe.to(device or pick_device())
-
-
-def open_single_file(path: Path, dtype: torch.dtype) -> Any:
-    """A Stable Diffusion checkpoint in one safetensors file, judged by its content.
-
-    Its configuration and tokenizer come from the hub or its cache.
-    """
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,
-    )
-
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if file.read(1) != b"{" or length > path.stat().st_size - 8:
-            raise AtomError(
-                f"the base model {path.name!r} is no safetensors file; other checkpoint files are "
-                "never opened"
-            )
-    return StableDiffusionPipeline.from_single_file(
-        str(path), torch_dtype=dtype, safety_checker=None, use_safetensors=True
-    )
-
-
-def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any) -> Any:
-    """The UNet with its linear layers in 8 or 4 bits.
-
-    Raises:
-        AtomError: bitsandbytes is missing, or the folder holds no UNet.
-    """
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    try:
-        from sdatoms.layers.quantized import quantize_linears
-
-        unet = UNet2DConditionModel.from_pretrained(
-            where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
-        )
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        reason = first_line(error)
-        raise AtomError(
-            f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
-        ) from None
-    quantize_linears(unet, load_in)
-    return unet
-
-
-def wants_safety_checker(folder: Path) -> bool:
-    return '"safety_checker"' in (folder / "model_index.json").read_text(encoding="utf-8")
-
-
-def pick_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def paint(

@@ -213,6 +213,13 @@ def tokenize(pipe: Any, tokenizer: Any, text: str) -> tuple[list[int], list[floa
     return ids, weights
 
 
+def find_device(encoder: Any) -> torch.device:
+    """Where the encoder computes, also while its weights are offloaded."""
+    hook = getattr(encoder, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return encoder.device if device is None else torch.device(device)
+
+
 def run_encoder(
     encoder: Any, tokenizer: Any, rows: Sequence[Sequence[int]], *, deep: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -225,10 +232,11 @@ def run_encoder(
     marked = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
     padding = [length - len(row) for row in marked]
     ids = [r + [tokenizer.pad_token_id] * n for r, n in zip(marked, padding, strict=True)]
-    tokens = torch.tensor(ids, device=encoder.device)
+    device = find_device(encoder)
+    tokens = torch.tensor(ids, device=device)
     mask = [[1] * len(r) + [0] * n for r, n in zip(marked, padding, strict=True)]
     masked = getattr(encoder.config, "use_attention_mask", False)
-    attention = torch.tensor(mask, device=encoder.device) if masked else None
+    attention = torch.tensor(mask, device=device) if masked else None
     output = encoder(tokens, attention_mask=attention, output_hidden_states=deep)
     return (output.hidden_states[-2], output[0]) if deep else (output[0], None)
 

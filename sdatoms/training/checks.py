@@ -103,6 +103,11 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         "--class_data_dir is not read with --prior_preservation_mode prediction; leave one out",
     )
     yield (
+        config.dtype in ("float16", "bfloat16") and config.mixed_precision == "no",
+        f"--dtype {config.dtype} holds the base in 16 bits, which trains with --mixed_precision "
+        "fp16 or bf16",
+    )
+    yield (
         config.use_8bit_adam and config.optimizer != "adamw",
         f"--use_8bit_adam and --optimizer {config.optimizer} name two optimizers; leave one out",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdatoms.diffusion.family import read_resolution
+from sdatoms.diffusion.family import read_resolution, refuse_inpainting
 from sdatoms.errors import AtomError
 from sdatoms.training.class_pictures import check_classes, find_class_folder
 from sdatoms.training.config import TrainConfig
@@ -53,6 +53,7 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
                 f"--{name} is missing; training needs a folder of pictures and a prompt for them"
             )
     check_places(config)
+    refuse_inpainting(config.pretrained_model_name_or_path, "training")
     found = check_folder(
         Path(config.instance_data_dir),
         config.instance_prompt,

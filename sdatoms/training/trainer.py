@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.writer import FileFacts, pack_atoms
@@ -105,7 +105,12 @@ class Trainer:
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
+            dtype=choose_training_dtype(config, self.device),
             device=self.device,
+            offload="none",
+            vae=config.vae,
+            text_encoders=config.text_encoders,
+            prediction_type=config.prediction_type,
             load_in=config.load_in,
         )
         unet = self.pipe.unet
@@ -332,6 +337,15 @@ class Trainer:
             word=config.token_abstraction if own else None,
             embeddings=own,
         )
+
+
+def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the frozen base: 16 bits where autocast would cast every weight to them in every step."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    wide = device.type == "cpu" or config.mixed_precision not in narrow
+    return torch.float32 if wide else narrow[config.mixed_precision]
 
 
 def choose_attention(device: torch.device) -> Any:

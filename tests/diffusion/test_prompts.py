@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import count_tokens, encode_prompts, parse_prompt
 
 

@@ -18,7 +18,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from sdatoms import AtomConfig, inject, load_atoms
-from sdatoms.adapters.export import convert_to_diff, convert_to_lora, save_pipeline
+from sdatoms.adapters.export import convert_to_diff, convert_to_lora
+from sdatoms.adapters.pipelines import save_pipeline
 from sdatoms.files.writer import pack_atoms
 from sdatoms.storage import find_assets
 

@@ -21,7 +21,8 @@ import sdatoms
 from sdatoms.cli.generate import claim_name, slugify
 from sdatoms.cli.main import main
 from sdatoms.cli.train import read_launcher
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.settings import build_config, read_config_file
 from sdatoms.storage import decode_text

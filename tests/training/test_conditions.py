@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.training.conditions import TextStack
 from sdatoms.training.trainer import Trainer
 

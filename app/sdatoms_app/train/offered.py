@@ -124,6 +124,10 @@ GROUPS = {
 }
 """Group → the settings offered in it, in order."""
 HIDDEN = {
+    "dtype": "the server's memory",
+    "vae": "a path of the server",
+    "text_encoders": "a path of the server",
+    "prediction_type": "told by the base's own file",
     "instance_data_dir": "the run's own copies of the pictures",
     "class_data_dir": "a folder of the server",
     "mask_data_dir": "a folder of the server; masks come beside the pictures",

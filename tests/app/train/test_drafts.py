@@ -11,7 +11,7 @@ from tiny.pipelines import save_base
 
 import sdatoms
 from sdatoms.diffusion.family import read_resolution
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.pictures import to_tensor
 from sdatoms.storage import find_assets
 from sdatoms.training.buckets import list_buckets
