@@ -183,7 +183,11 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
     last = run.list_checkpoints()[-1]
     assert last >= 2  # three steps were seen, and each is saved before it is shown
     again = replace(
-        config, max_train_steps=last + 1, train_batch_size=1, resume_from_checkpoint="latest"
+        config,
+        instance_prompt="x",
+        max_train_steps=last + 1,
+        train_batch_size=1,
+        resume_from_checkpoint="latest",
     )
     assert [s.step for s in train(again)] == [last + 1]
     assert [row["step"] for row in read_metrics(run.path)] == list(range(1, last + 2))
