@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from sdatoms.errors import AtomError
 __all__ = [
     "CAPTION_LIMIT",
     "PICTURE_SUFFIXES",
+    "decode_text",
     "draw_grid",
     "find_pictures",
+    "find_sidecars",
+    "list_pictures",
     "make_thumbnail",
     "read_picture",
     "read_sidecar",
@@ -36,6 +40,20 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         AtomError: there is no such folder, or no picture in it.
     """
+    pictures, others = list_pictures(folder)
+    if not pictures:
+        raise AtomError(
+            f"the folder {str(folder)!r} holds no picture; it takes files such as PNG, JPEG or WebP"
+        )
+    return pictures, others
+
+
+def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """As `find_pictures`, of a folder that may hold no picture.
+
+    Raises:
+        AtomError: there is no such folder.
+    """
     if not folder.is_dir():
         raise AtomError(f"there is no folder {str(folder)!r} to read pictures from")
     pictures, others = [], []
@@ -46,10 +64,6 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
             pictures.append(path)
         except Exception:  # Pillow raises many kinds for what is no picture
             others.append(path)
-    if not pictures:
-        raise AtomError(
-            f"the folder {str(folder)!r} holds no picture; it takes files such as PNG, JPEG or WebP"
-        )
     return pictures, others
 
 
@@ -160,8 +174,49 @@ PICTURE_SUFFIXES = (
 """What must open as a picture; phones' HEIC does only where a plugin of Pillow reads it."""
 
 
+SIDECARS = (".txt", ".caption")
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
 def read_sidecar(picture: Path) -> str:
-    sidecar = picture.with_suffix(".txt")
-    if not sidecar.is_file():
-        return ""
-    return sidecar.read_text(encoding="utf-8", errors="replace").strip()[:CAPTION_LIMIT]
+    """The caption beside a picture; an empty text where there is none."""
+    for path in find_sidecars(picture, picture.parent.iterdir()):
+        text = decode_text(path.read_bytes())[0].strip()[:CAPTION_LIMIT]
+        if text:
+            return text
+    return ""
+
+
+def find_sidecars(picture: Path, files: Iterable[Path]) -> list[Path]:
+    """Caption files of a picture among `files`, first the one that counts: `dog.txt`,
+    `dog.caption`, `dog.png.txt`, `dog.png.caption`, in any case."""
+    names = [f"{stem}{end}" for stem in (picture.stem, picture.name) for end in SIDECARS]
+    found = {}
+    for path in sorted(files):
+        if path.suffix.lower() in SIDECARS and path.is_file():
+            found.setdefault(path.name.lower(), path)
+    return [found[name.lower()] for name in names if name.lower() in found]
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """Text in UTF-8, UTF-16, UTF-32 or else Windows-1252, and the name of the encoding."""
+    for mark, encoding in BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors="replace"), encoding
+    if b"\0" in data and len(data) % 2 == 0:  # UTF-16 without its mark: text has no NUL
+        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+        return data.decode(encoding, errors="replace"), encoding
+    try:
+        return data.decode(), "utf-8"
+    except UnicodeDecodeError:
+        pass
+    try:
+        return data.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:  # five bytes mean nothing there
+        return data.decode("latin-1"), "ISO-8859-1"

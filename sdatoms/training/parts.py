@@ -25,8 +25,9 @@ from sdatoms.training.config import TrainConfig, make_atom_config, make_text_con
 from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded, encode_pictures
-from sdatoms.training.folder import PictureFolder, check_folder
+from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
+from sdatoms.training.stopping import stop_together
 
 __all__ = [
     "add_tokens",
@@ -189,39 +190,44 @@ def prepare_data(
     prompts = [config.class_prompt] if config.class_prompt else []
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
+    instances: list[Encoded] = []
+    class_sources: Sequence[Source] | None = None
     with ExitStack() as stack:
         for injection in injections.values():
             stack.enter_context(without_atoms(injection))
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
             class_folder = find_class_folder(config.class_data_dir, config.output_dir)
             class_prompt = config.class_prompt or ""
-            if paints:
-                make_class_pictures(
-                    pipe,
-                    class_folder,
-                    class_prompt,
-                    config.num_class_images,
-                    seed=config.seed,
-                    batch_size=config.sample_batch_size,
-                    log=log,
-                    report=lambda: report("class images"),
-                )
-            wait()
+            with stop_together(wait):
+                if paints:
+                    make_class_pictures(
+                        pipe,
+                        class_folder,
+                        class_prompt,
+                        config.num_class_images,
+                        seed=config.seed,
+                        batch_size=config.sample_batch_size,
+                        log=log,
+                        report=lambda: report("class images"),
+                    )
             found = check_folder(class_folder, class_prompt)
-            classes = encode_pictures(
-                pipe, found.sources, buckets, cache=cache, report=lambda: report("encoding")
+            class_sources = found.sources
+        with stop_together(wait):
+            if class_sources is not None:
+                classes = encode_pictures(
+                    pipe, class_sources, buckets, cache=cache, report=lambda: report("encoding")
+                )
+            instances = encode_pictures(
+                pipe,
+                folder.sources,
+                buckets,
+                flip=config.random_flip,
+                jitter=config.color_jitter,
+                copies=config.color_copies,
+                seed=config.seed,
+                cache=cache,
+                report=lambda: report("encoding"),
             )
-        instances = encode_pictures(
-            pipe,
-            folder.sources,
-            buckets,
-            flip=config.random_flip,
-            jitter=config.color_jitter,
-            copies=config.color_copies,
-            seed=config.seed,
-            cache=cache,
-            report=lambda: report("encoding"),
-        )
         return TrainingData(
             pipe,
             instances,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import DEFAULT_RESOLUTION, find_base, read_resolution
+from sdatoms.diffusion.family import DEFAULT_RESOLUTION, find_base, read_resolution
 from sdatoms.errors import clip
 
 __all__ = [

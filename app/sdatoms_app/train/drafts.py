@@ -20,8 +20,9 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
-from sdatoms.pictures import read_picture
+from sdatoms.pictures import decode_text, find_sidecars, read_picture
 from sdatoms.storage import write_whole
+from sdatoms.training.masks import match_masks
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.queue import slugify
 from sdatoms_app.queue.worker import read_json, write_json
@@ -55,6 +56,7 @@ class Picture:
     path: Path
     caption: str
     """Its own prompt; empty: the prompt all share."""
+    mask: Path | None = None
 
 
 class Draft:
@@ -90,23 +92,34 @@ class Draft:
         """Pictures in the order they came."""
         state = self._read()
         return [
-            Picture(p["id"], p["name"], self.folder / p["file"], state["captions"].get(p["id"], ""))
+            Picture(
+                p["id"],
+                p["name"],
+                self.folder / p["file"],
+                state["captions"].get(p["id"], ""),
+                self.folder / p["mask"] if p.get("mask") else None,
+            )
             for p in state["pictures"]
         ]
 
     def add(self, paths: Sequence[Path]) -> list[str]:
-        """Keep copies of pictures; a `.txt` of a picture's name becomes its caption.
+        """Keep copies of pictures, with the captions and masks that the trainer would read.
 
         Returns:
             One line for every file that was not taken.
         """
-        captions = {p.stem: p for p in paths if p.suffix.lower() == ".txt"}
+        captions = {file for path in paths for file in find_sidecars(path, paths)}
         refused = []
         with LOCK:
             state = self._read()
             held = {picture["id"] for picture in state["pictures"]}
-            for path in paths:
-                if path in captions.values():
+            earlier = {Path(p["name"]): p for p in state["pictures"]}
+            plain, masks, strays = match_masks([*earlier, *(p for p in paths if p not in captions)])
+            for path in strays:
+                refused.append(f"{clip(path.name, 80)}: it is a mask without its picture")
+            for path in plain:
+                if path in earlier:
+                    self._keep_mask(earlier[path], masks.get(path), refused)
                     continue
                 name = clip(path.name, 80)
                 if len(held) >= MAX_PICTURES:
@@ -124,8 +137,9 @@ class Draft:
                     else:
                         held.add(id)
                         entry = {"id": id, "name": name, "file": self._store(path, id)}
+                        self._keep_mask(entry, masks.get(path), refused)
                         state["pictures"].append(entry)
-                    text = read_caption(captions.get(path.stem))
+                    text = read_caption(find_sidecars(path, paths))
                     if text and not state["captions"].get(id):
                         state["captions"][id] = text
             self._write(state)
@@ -145,6 +159,17 @@ class Draft:
             read_picture(path).save(self.folder / name)
         return name
 
+    def _keep_mask(self, entry: dict[str, Any], path: Path | None, refused: list[str]) -> None:
+        if path is None:
+            return
+        try:
+            mask = read_picture(path).convert("L")
+        except AtomError as error:
+            refused.append(str(error))
+            return
+        entry["mask"] = f"{entry['id']}.mask.png"
+        mask.save(self.folder / entry["mask"])
+
     def remove(self, id: str) -> None:
         """Take a picture out; its caption is kept for when it comes back."""
         with LOCK:
@@ -154,6 +179,8 @@ class Draft:
             self._write(state)
             for picture in gone:
                 (self.folder / picture["file"]).unlink(missing_ok=True)
+                if mask := picture.get("mask"):
+                    (self.folder / mask).unlink(missing_ok=True)
 
     def set_caption(self, id: str, text: str) -> None:
         """Write a picture's own prompt; empty text gives it the prompt all share.
@@ -173,7 +200,8 @@ class Draft:
         return check_pictures([p.path for p in self.list()], resolution)
 
     def fill(self, folder: Path) -> None:
-        """Copy pictures, and captions as `.txt` beside them, in the draft's order.
+        """Copy pictures, with captions as `.txt` and masks as `.mask.png` beside them, in the
+        draft's order.
 
         Raises:
             AtomError: there are no pictures.
@@ -185,14 +213,17 @@ class Draft:
             words = re.sub(r"^\d{3}-", "", slugify(Path(picture.name).stem))
             target = folder / f"{number:03d}-{words}{picture.path.suffix}"
             shutil.copyfile(picture.path, target)
+            if picture.mask:
+                shutil.copyfile(picture.mask, target.with_name(f"{target.stem}.mask.png"))
             if picture.caption:
                 write_whole(target.with_suffix(".txt"), picture.caption.encode())
 
 
-def read_caption(path: Path | None) -> str:
-    if path is None or path.stat().st_size > MAX_PICTURE_BYTES:
+def read_caption(paths: Sequence[Path]) -> str:
+    """The text of the first file; empty where there is none."""
+    if not paths or paths[0].stat().st_size > MAX_PICTURE_BYTES:
         return ""
-    return path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_CAPTION]
+    return decode_text(paths[0].read_bytes())[0].strip()[:MAX_CAPTION]
 
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
