@@ -11,38 +11,13 @@ averages change, and what each measure of the samples would have chosen.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sdatoms.adapters.load import load_atoms
-from sdatoms.diffusion.pipeline import load_base, paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, write_prompts
-from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import Scorer, measure_samples
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.storage import list_subjects, read_subject, write_whole
-from sdatoms.training.config import TrainConfig
-from sdatoms.training.presets import PRESETS, expand_preset
-from sdatoms.training.trainer import Trainer
-
-KINDS = ("live", "averages")
-DRIFTS = 4
-"""Unrelated prompts among the trainer's samples, as by its default."""
-UNSEEN = ("fidelity", "likeness", "alignment", "drift")
-RULES = {
-    "the last step": lambda row: row["step"],
-    "fidelity": lambda row: row["samples"]["fidelity"],
-    "balance": lambda row: row["samples"]["balance"],
-    "fidelity + alignment": lambda row: sum(row["samples"][k] for k in ("fidelity", "alignment")),
-    "fidelity × alignment": lambda row: row["samples"]["fidelity"] * row["samples"]["alignment"],
-}
-"""Rule → what it calls good about a step, from the trainer's samples."""
+from sdatoms.bench.choices import compare_kinds, compare_rules, measure_choices
+from sdatoms.storage import list_subjects
+from sdatoms.training.presets import PRESETS
 
 
 def main() -> None:
@@ -57,122 +32,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON; a PNG goes beside it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder, about = read_subject(args.subject)
-    prompt = about["instance_prompt"]
-    judge = Judge(folder, prompt)
-    asked = {"subject": args.subject, "preset": args.preset, "marks": args.marks}
-    rows = read_rows(args.output, asked)
-    for seed in args.seeds:
-        if not any(row["seed"] == seed for row in rows):
-            rows += run_seed(seed, folder, prompt, judge, args)
-            if args.output:
-                facts = asked | {"base": judge.base, "rows": rows}
-                write_whole(args.output, (json.dumps(facts, indent=2) + "\n").encode())
+    rows = measure_choices(args.subject, args.preset, args.marks, args.seeds, args.output)
     print(compare_kinds(rows, args.marks))
     print(compare_rules(rows))
-
-
-def read_rows(output: Path | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a run that was stopped has measured already."""
-    found = json.loads(output.read_text()) if output and output.is_file() else {}
-    return found["rows"] if asked.items() <= found.items() else []
-
-
-class Judge:
-    """Paints and measures atom files, as the trainer does and on what no choice saw."""
-
-    def __init__(self, folder: Path, prompt: str) -> None:
-        evaluator = load_evaluator()
-        self.pipe, self.measure = load_base(), measure_samples(evaluator)
-        self.instances = [read_picture(path) for path in find_pictures(folder)[0]]
-        self.asked = [(prompt, seed) for seed in range(4)]
-        self.asked += [(words, seed) for seed, words in enumerate(UNRELATED_PROMPTS[:DRIFTS])]
-        self.unrelated = self.look()[-DRIFTS:]
-        self.scorer = Scorer(
-            self.pipe, evaluator, prompts=write_prompts(prompt), seeds=(100, 101), subject=folder
-        )
-        self.pictures = {"base": self.scorer.pictures}
-        self.base = asdict(self.scorer.score("base"))
-
-    def look(self) -> list[Any]:
-        return paint(self.pipe, [p for p, _ in self.asked], [s for _, s in self.asked])
-
-    def judge(self, name: str, file: Any) -> dict[str, Any]:
-        adapters = load_atoms(self.pipe, file, name="atoms")
-        try:
-            seen, count = self.look(), len(self.asked) - DRIFTS
-            pairs = list(zip(seen[count:], self.unrelated, strict=True))
-            prompts = [prompt for prompt, _ in self.asked[:count]]
-            samples = self.measure(self.pipe, seen[:count], prompts, self.instances, pairs)
-            unseen = asdict(self.scorer.score(name, self.pipe))
-        finally:
-            adapters.clear()
-        self.pictures[name] = self.scorer.pictures
-        return {"samples": dict(samples), "unseen": {key: unseen[key] for key in UNSEEN}}
-
-
-def run_seed(
-    seed: int, folder: Path, prompt: str, judge: Judge, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Train once, and measure live atoms and averages at every mark."""
-    rows = []
-    given = {"instance_data_dir": str(folder), "instance_prompt": prompt, "use_ema": True}
-    given |= {"max_train_steps": max(args.marks), "seed": seed}
-    with tempfile.TemporaryDirectory() as run:
-        trainer = Trainer(TrainConfig(**expand_preset(args.preset, given), output_dir=run))
-        assert trainer.averages
-        while trainer.step < max(args.marks):
-            trainer.take_step()
-            if trainer.step not in args.marks:
-                continue
-            for kind, tensors in zip(KINDS, (None, dict(trainer.averages.values)), strict=True):
-                facts = {"seed": seed, "step": trainer.step, "kind": kind}
-                name = f"{kind}, step {trainer.step}"
-                rows.append(facts | judge.judge(name, trainer.pack(tensors)))
-                print(json.dumps(rows[-1]), flush=True)
-    if args.output:
-        names = list(judge.pictures)
-        grid = draw_grid([judge.pictures[name] for name in names], names, cell=96)
-        grid.save(args.output.with_name(f"{args.output.stem}-seed{seed}.png"))
-    return rows
-
-
-def compare_kinds(rows: list[dict[str, Any]], marks: list[int]) -> str:
-    """Markdown: what averaging changes, on unseen prompts, mean and spread over seeds."""
-    lines = ["", "| step | " + " | ".join(f"{key}, live → averages" for key in UNSEEN) + " |"]
-    lines.append("|---" * (1 + len(UNSEEN)) + "|")
-    for mark in marks:
-        cells = []
-        for key in UNSEEN:
-            live, averages = (
-                [r["unseen"][key] for r in rows if (r["step"], r["kind"]) == (mark, kind)]
-                for kind in KINDS
-            )
-            change = [b - a for a, b in zip(live, averages, strict=True)]
-            cells.append(
-                f"{statistics.mean(live):.3f} → {statistics.mean(averages):.3f} "
-                f"({min(change):+.3f} … {max(change):+.3f})"
-            )
-        lines.append(f"| {mark} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def compare_rules(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what each rule chooses among the steps, and how that does on unseen prompts."""
-    lines = ["", "| rule, of " + " | steps chosen | " + " | ".join(UNSEEN) + " |"]
-    lines.append("|---" * (2 + len(UNSEEN)) + "|")
-    seeds = sorted({row["seed"] for row in rows})
-    for kind in KINDS:
-        for rule, good in RULES.items():
-            picks = [
-                max((r for r in rows if (r["seed"], r["kind"]) == (seed, kind)), key=good)
-                for seed in seeds
-            ]
-            means = [statistics.mean(pick["unseen"][key] for pick in picks) for key in UNSEEN]
-            steps = ", ".join(str(pick["step"]) for pick in picks)
-            cells = " | ".join(f"{mean:.3f}" for mean in means)
-            lines.append(f"| {rule}, {kind} | {steps} | {cells} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

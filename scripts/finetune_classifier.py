@@ -11,158 +11,25 @@ once, at the end. Run it again to continue where it was interrupted. It writes `
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from dataclasses import fields
 from pathlib import Path
 
-from accelerate import PartialState
-from classifier_tasks import TASKS, read_task
+from bundled.emoji_tasks import EMOJI, EMOJI_TASKS, PACKAGES, list_emoji_tasks
 
-from sdatoms import AtomConfig
-from sdatoms.classifiers.experiment import Experiment, run_experiment
-from sdatoms.classifiers.fit import TrainSettings
-from sdatoms.classifiers.methods import BLOCKS, METHODS, attach, suggest_rates
-from sdatoms.classifiers.model import open_classifier
-from sdatoms.classifiers.pictures import draw_task
+from sdatoms.classifiers.finetune import add_finetune, run_finetune
 from sdatoms.cli.main import run_guarded
 from sdatoms.cli.parser import LineParser
-from sdatoms.errors import AtomError
-from sdatoms.settings import add_flags
-
-ROOT = Path(__file__).parent.parent
-ATOMS = {
-    "atom_decomposition": ("decomposition", str),
-    "num_atoms": ("num_atoms", int),
-    "num_inner_atoms": ("num_inner_atoms", int),
-    "block_atoms": ("block_atoms", int),
-    "block_share": ("block_share", float),
-    "block_size": ("block_size", int),
-    "block_view": ("block_view", str),
-    "sparsity": ("sparsity", float),
-}
-"""Flag → setting of AtomConfig and its kind."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="see scripts/classifier_models.py")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help=f"a folder or zip with a folder a class, a `datasets` name, or {', '.join(TASKS)}",
-    )
-    parser.add_argument("--method", required=True, help=" | ".join(METHODS))
-    parser.add_argument("--output_dir", type=Path, default=None, help="nothing is kept without it")
-    parser.add_argument(
-        "--learning_rate", type=float, nargs="+", default=None, help="one that suits the method"
-    )
-    parser.add_argument(
-        "--rate_ratios",
-        nargs="*",
-        default=[],
-        metavar="KIND=X",
-        help="multiples of the learning rate, such as block=0.3; norm=0.1 for atoms if not given",
-    )
-    parser.add_argument("--train_on_validation", action="store_true")
-    parser.add_argument("--num_train", type=int, default=None, help="a fifth is to choose by")
-    parser.add_argument("--num_test", type=int, default=None)
-    parser.add_argument("--resolution", type=int, default=None, help="px; the model's by default")
-    parser.add_argument("--rank", type=int, default=4, help="of LoRA")
-    parser.add_argument("--train_norms", action="store_true", help="gains and shifts too; counted")
-    parser.add_argument("--train_batch_norm", action="store_true", help="statistics move as well")
-    for flag, (_, kind) in ATOMS.items():
-        parser.add_argument(f"--{flag}", type=kind, default=argparse.SUPPRESS)
-    for flag in ("target_modules", "exclude_modules"):
-        parser.add_argument(f"--{flag}", nargs="+", default=None, metavar="PATTERN")
-    parser.add_argument("--packages", type=Path, default=ROOT / "runs" / "base" / "packages")
-    parser.add_argument("--emoji", type=Path, default=ROOT / "runs" / "evaluator" / "pictures.pt")
-    parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
-    parser.add_argument("--vendors", nargs="+", default=None, help="whose emoji; all by default")
-    add_flags(parser, TrainSettings)
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Train, choose, test; prints the result as one line of JSON."""
-    given = vars(args)
-    settings = TrainSettings(
-        **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
-    )
-    atoms = {setting: given[flag] for flag, (setting, _) in ATOMS.items() if flag in given}
-    if args.method == "coefficients" and not {*BLOCKS, "block_atoms"} & {*atoms}:
-        atoms |= BLOCKS
-    config = AtomConfig(
-        **atoms,
-        target_modules=args.target_modules,
-        exclude_modules=args.exclude_modules,
-        seed=settings.seed,
-    )
-    if args.method not in METHODS:
-        raise AtomError(f"there is no method {args.method!r:.60}; known are {', '.join(METHODS)}")
-    rates = tuple(args.learning_rate or suggest_rates(args.method, args.train_batch_norm)[1:2])
-    if not all(0 < rate < math.inf for rate in rates):
-        raise AtomError(f"--learning_rate is {args.learning_rate}; it takes numbers above 0")
-    for name in ("num_train", "num_test", "resolution"):
-        if given[name] is not None and given[name] < 1:
-            raise AtomError(f"--{name} is {given[name]}; it takes at least 1")
-    pool = read_task(
-        args.data,
-        packages=args.packages,
-        emoji=args.emoji,
-        cifar=args.cifar,
-        vendors=tuple(args.vendors or ()),
-    )
-    classifier = open_classifier(
-        args.model, len(pool.classes), seed=settings.seed, resolution=args.resolution
-    )
-    task = draw_task(
-        pool,
-        classifier.size,
-        num_train=args.num_train,
-        num_test=args.num_test,
-        seed=settings.seed,
-    )
-    tuned = attach(
-        classifier,
-        args.method,
-        config,
-        rank=args.rank,
-        train_norms=args.train_norms,
-        statistics=args.train_batch_norm,
-    )
-    facts = {name: given[name] for name in ("model", "data", "method", "rank", "num_train")}
-    facts |= {"resolution": classifier.size, "num_test": args.num_test, "vendors": args.vendors}
-    facts |= {"train_norms": args.train_norms, "train_batch_norm": args.train_batch_norm}
-    experiment = Experiment(
-        rates=rates,
-        settings=settings,
-        ratios=dict(map(split_ratio, args.rate_ratios)),
-        train_on_validation=args.train_on_validation,
-        folder=args.output_dir,
-        facts=facts | {"atoms": tuned.injection and tuned.injection.config.to_dict()},
-    )
-    result = run_experiment(tuned, task, experiment)
-    if PartialState().is_main_process:
-        print(json.dumps({k: v for k, v in result.items() if k not in ("confusion", "name")}))
+    run_finetune(args, list_emoji_tasks(args.packages, args.emoji, args.vendors))
 
 
-def split_ratio(text: str) -> tuple[str, float]:
-    kind, _, number = text.partition("=")
-    try:
-        return kind, float(number)
-    except ValueError:
-        raise AtomError(
-            f"--rate_ratios has {text!r:.60}; it takes words such as block=0.3"
-        ) from None
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = LineParser(
-        prog="finetune_classifier.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    run_guarded(finetune, parser.parse_args(argv))
+def main() -> None:
+    parser = LineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_finetune(parser, EMOJI_TASKS)
+    parser.add_argument("--packages", type=Path, default=PACKAGES)
+    parser.add_argument("--emoji", type=Path, default=EMOJI)
+    run_guarded(finetune, parser.parse_args())
 
 
 if __name__ == "__main__":

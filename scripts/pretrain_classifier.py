@@ -10,59 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from classifier_tasks import read_task
-from safetensors.torch import save as save_tensors
+from bundled.emoji_tasks import EMOJI, PACKAGES, read_emoji
 
-from sdatoms.classifiers.experiment import make_accelerator
-from sdatoms.classifiers.fit import TrainSettings, evaluate, fit
-from sdatoms.classifiers.methods import attach
-from sdatoms.classifiers.model import MEAN, SPREAD, Classifier
-from sdatoms.classifiers.pictures import Item, Pool, draw_task, keep_test
+from sdatoms.classifiers.fit import TrainSettings
+from sdatoms.classifiers.pictures import keep_test
+from sdatoms.classifiers.pretrain import leave_out, pretrain
 from sdatoms.cli.main import run_guarded
 from sdatoms.cli.parser import LineParser
-from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.settings import add_flags, build_config
-from sdatoms.storage import write_whole
-
-ROOT = Path(__file__).parent.parent
 
 
-def leave_out(pool: Pool, other: Pool) -> Pool:
-    """The pool with the groups that the other one tests on as its test split, not to be trained
-    on."""
-    tested = {item.group for item in other.items["test"]}
-    items: dict[str, list[Item]] = {"train": [], "test": []}
-    for item in pool.items["train"]:
-        items["test" if item.group in tested else "train"].append(item)
-    return replace(pool, items=items)
-
-
-def pretrain(args: argparse.Namespace) -> None:
-    """Train the whole network, its normalization included; print what it reaches."""
+def run_pretrain(args: argparse.Namespace) -> None:
+    """Train on one vendor's emoji without what the other's would test on; print what is reached."""
     given = {k: v for k, v in vars(args).items() if k in TrainSettings.__dataclass_fields__}
     settings = build_config(TrainSettings, {"epochs": 40, "train_batch_size": 64, **given}, "flags")
-    emoji = {"packages": args.packages, "emoji": args.packages / "unused"}
-    pool, target = (read_task("emoji-category", vendors=(v,), **emoji) for v in ("noto", "twemoji"))
-    pool = leave_out(pool, keep_test(target, settings.seed))
-    task = draw_task(pool, 32, seed=settings.seed)
-    torch.manual_seed(settings.seed)
-    model = CifarResNet(args.blocks, len(pool.classes))
-    classifier = Classifier(model, "linear", 32, MEAN, SPREAD, "scratch")
-    tuned = attach(classifier, "full_finetune", statistics=True)
-    accelerator = make_accelerator(settings.mixed_precision)
-    model.to(accelerator.device, memory_format=torch.channels_last)
-    began, shown = time.perf_counter(), task.train.join(task.validation)
-    fit(tuned, shown, args.learning_rate, settings, accelerator, flips=pool.flips)
-    verdict = evaluate(classifier, task.test, accelerator.device)
-    tensors = {k: t.cpu().contiguous() for k, t in model.state_dict().items() if "tracked" not in k}
-    write_whole(args.output, save_tensors(tensors))
-    facts = {"pictures": len(shown), "test_accuracy": verdict.accuracy}
-    print(json.dumps(facts | {"seconds": round(time.perf_counter() - began, 1)}))
+    noto, twemoji = (
+        read_emoji("emoji-category", args.packages, EMOJI, (vendor,))
+        for vendor in ("noto", "twemoji")
+    )
+    pool = leave_out(noto, keep_test(twemoji, settings.seed))
+    print(json.dumps(pretrain(pool, args.blocks, args.learning_rate, settings, args.output)))
 
 
 def main() -> None:
@@ -70,9 +39,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=3, help="a stage; 3 make ResNet-20")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--packages", type=Path, default=ROOT / "runs" / "base" / "packages")
+    parser.add_argument("--packages", type=Path, default=PACKAGES)
     add_flags(parser, TrainSettings)
-    run_guarded(pretrain, parser.parse_args())
+    run_guarded(run_pretrain, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The one error users meet, and what is said of untrusted text and of other libraries' errors."""
+"""`AtomError`, and how untrusted text and the errors of other libraries are quoted in one line."""
 
 __all__ = [
     "AtomError",
     "clip",
+    "first_line",
 ]
 
 
@@ -14,3 +15,12 @@ def clip(text: str, length: int = 120) -> str:
     """Untrusted text made fit for one line: control characters blanked, cut to `length`."""
     plain = "".join(c if c.isprintable() else " " for c in str(text)[: length + 1])
     return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first line of another library's message, made fit for one line of ours.
+
+    The name of the error's class where it has no message: `OSError()` says nothing.
+    """
+    lines = str(error).strip().splitlines()
+    return clip(lines[0].strip() if lines else type(error).__name__, length)

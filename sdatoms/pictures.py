@@ -8,6 +8,7 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -67,10 +68,13 @@ def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     return pictures, others
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path | IO[bytes]) -> Image.Image:
     """The first frame as sRGB, upright by its EXIF tag, transparency over white.
 
     A colour profile that the file carries is followed; 16 bits a channel become 8.
+
+    Args:
+        path: a file, or an open one with a name.
 
     Raises:
         AtomError: the file is corrupt or larger than 100 megapixels.

@@ -1,5 +1,4 @@
-"""Flags and config files from one dataclass: names, types, defaults and help are the dataclass's
-own."""
+"""Flags and settings files from one dataclass, whose names, types, defaults and texts they take."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import json
 import textwrap
 import tomllib
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, first_line
 
 __all__ = [
     "add_flags",
@@ -57,10 +57,19 @@ def read_field_help(cls: type) -> dict[str, str]:
     return found
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """One flag a field; a flag that is not given is absent from the parsed namespace."""
+def add_flags(
+    parser: argparse.ArgumentParser, cls: type, flags: Mapping[str, str] | None = None
+) -> None:
+    """One flag a field; a flag that is not given is absent from the parsed namespace.
+
+    Args:
+        flags: flag → field, for some of the fields under names of the command's own; None takes all
+            under theirs.
+    """
     hints, texts = get_type_hints(cls), read_field_help(cls)
-    for field in fields(cls):
+    known = {field.name: field for field in fields(cls)}
+    for flag, name in (flags or dict(zip(known, known, strict=True))).items():
+        field = known[name]
         kind = unwrap(hints[field.name])
         shown = "" if field.default in (None, "", (), MISSING) else f" (default: {field.default})"
         options: dict[str, Any] = {
@@ -76,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         else:
             options["type"] = kind
             options["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        parser.add_argument(f"--{field.name}", **options)
+        parser.add_argument(f"--{flag}", **options)
 
 
 def unwrap(hint: Any) -> Any:
@@ -106,7 +115,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise AtomError(
-            f"the config file {path.name!r} cannot be parsed: {str(error).splitlines()[0]}"
+            f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
         ) from None
     if not isinstance(values, dict):
         raise AtomError(f"the config file {path.name!r} holds no table of settings")

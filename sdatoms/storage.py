@@ -50,6 +50,11 @@ def list_subjects() -> list[str]:
 
 
 def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a bundled instance set, and what its `subject.json` says.
+
+    Raises:
+        AtomError: there is none of that name.
+    """
     folder = find_assets() / "subjects" / name
     if name not in list_subjects():
         raise AtomError(

@@ -5,7 +5,8 @@ needs torch and safetensors, which ComfyUI has, and nothing else. Patches are fu
 computed in float32 from the model's unpatched weights, so that other LoRAs and atom files stack on
 top in any order. They take as much memory as the weights they change.
 
-For every layer `ΔX = X E ΔD`, with X the weight read as a matrix of filters; see `docs/format.md`.
+For every layer `ΔX = X E ΔD`, with X the weight read as a matrix of filters, or
+`ΔW = (I + L̂) W (I + R̂) − W` of two factors; see `docs/format.md`.
 UNets of Stable Diffusion 1.x, 2.x and XL and their CLIP text encoders are known by name; ComfyUI
 keeps them under other names than diffusers does.
 """
@@ -79,6 +80,9 @@ def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Te
     w = weight.float().reshape(rows, columns, taps)
     total = torch.zeros_like(w)
     for view, t in views.items():
+        if "output_factor" in t:
+            total += multiply_factors(w, groups, t)
+            continue
         change = t["atoms"] if "atoms" in t else t.get("channel_atoms")
         if change is None:
             beta, inner = t["inner_coefficients"].double(), t["inner_atoms"].double()
@@ -106,6 +110,28 @@ def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Te
         x = x.permute(order)
         total += (x.reshape(-1, p) @ transform).reshape(x.shape).permute(back).reshape(w.shape)
     return total.reshape(weight.shape)
+
+
+def multiply_factors(w: Tensor, groups: int, t: Mapping[str, Tensor]) -> Tensor:
+    """`s ((I + L̂) W (I + R̂) − W)` of a weight `(g·o, i, taps)`, the product form of block atoms.
+
+    Raises:
+        ValueError: the factors do not divide the weight's channels.
+    """
+    left, right = (t[name].float().to(w.device) for name in ("output_factor", "input_factor"))
+    rows, columns, taps = w.shape
+    bo, bi = left.shape[-1], right.shape[-1]
+    counts = (rows // bo, groups * columns // bi)
+    sizes = tuple(len(f) if f.dim() == 3 else n for f, n in zip((left, right), counts, strict=True))
+    if rows // groups % bo or columns % bi or sizes != counts:
+        raise ValueError(f"a weight of shape {tuple(w.shape)} does not fit the atoms")
+    left = left.expand(counts[0], bo, bo)
+    right = right.expand(counts[1], bi, bi).reshape(groups, -1, bi, bi)
+    x = w.reshape(groups, rows // groups, columns // bi, bi, taps)
+    turned = torch.einsum("gokit,gkij->gokjt", x, right).reshape(w.shape)
+    mixed = torch.einsum("nab,nbx->nax", left, (w + turned).reshape(counts[0], bo, -1))
+    strength = float(t["strength"]) if "strength" in t else 1.0
+    return strength * (turned + mixed.reshape(w.shape))
 
 
 def map_unet(keys: Iterable[str]) -> dict[str, str]:

@@ -19,7 +19,6 @@ from sdatoms import AtomError
 from sdatoms_app.atoms.tab import build_atoms_tab
 from sdatoms_app.generate.api import build_api
 from sdatoms_app.generate.compare import build_compare_tab
-from sdatoms_app.generate.panel import wire_panels
 from sdatoms_app.generate.tab import build_generate_tab
 from sdatoms_app.runs.tab import build_runs_tab
 from sdatoms_app.security import LoginGuard, OriginGuard, harden, read_auth
@@ -40,7 +39,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
         gr.Markdown("# sdatoms", elem_id="title")
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):  # all in sight on a phone
             with gr.Tab("Generate", id="generate"):
-                generate = build_generate_tab(studio)
+                generate = build_generate_tab(studio, app.load)
             with gr.Tab("Compare", id="compare"):
                 build_compare_tab(studio, generate)
             with gr.Tab("Atoms", id="atoms"):
@@ -49,7 +48,6 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
                 form = build_train_tab(studio, pictures)
             with gr.Tab("Runs", id="runs"):
                 build_runs_tab(studio, form, generate)
-        wire_panels(generate, app.load)
         build_api(studio)
     app.queue(max_size=64, default_concurrency_limit=4)
     return app

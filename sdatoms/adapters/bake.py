@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.adapters.state import AttachedLayer, BakedLayer, BakedModule, work_side_by_side
-from sdatoms.atoms.deltas import list_map_deltas
 from sdatoms.atoms.keys import group_tensors
-from sdatoms.atoms.maps import LayerMap, list_pairs, sum_transforms
+from sdatoms.atoms.maps import LayerMap, form_deltas, sum_transforms
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import list_maps
 from sdatoms.files.writer import describe_layout
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.atom_layers import TunedWeight
 from sdatoms.layers.inject import Injection
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 __all__ = [
     "all_or_nothing",
@@ -60,7 +59,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
         if layer is None:
             if not terms:
                 continue
-            base = find_layer(root, path)
+            base = find_weight(root, path)
             if base.quantized:
                 layer = AttachedLayer(base)
             else:
@@ -68,7 +67,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             state.layers[path] = layer
         if isinstance(layer, AttachedLayer):
             if terms:
-                layer.attach(root, list_pairs(layer.pristine, terms))
+                layer.attach(root, form_deltas(layer.pristine, terms))
             else:
                 layer.detach(root)
                 del state.layers[path]
@@ -93,14 +92,14 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-Job = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
+WeightSum = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
 """Where to write, the pristine weight, and the maps to add."""
 
 
-def write_sums(jobs: Sequence[Job]) -> list[tuple[float, float, int]]:
-    """`write_sum` for every job, and the checksum of what was written; layers side by side."""
+def write_sums(sums: Sequence[WeightSum]) -> list[tuple[float, float, int]]:
+    """`write_sum` for every weight, and the checksum of what was written; layers side by side."""
     return work_side_by_side(
-        lambda job: (*write_sum(*job), checksum(job[0])), jobs, (weight for weight, _, _ in jobs)
+        lambda one: (*write_sum(*one), checksum(one[0])), sums, (weight for weight, _, _ in sums)
     )
 
 
@@ -163,7 +162,7 @@ def walk_sum(
     """Yield output channels and `Σ s ΔW` for them, in float32."""
     maps = sum_transforms(weight, terms)
     step = len(weight)
-    if all(m.view.groups == 1 or m.transform.dim() == 2 for m in maps):
+    if not any(m.whole for m in maps):
         # Blocks cross no group, so a single map does not care where groups begin.
         side = math.lcm(*(m.view.block[0] for m in maps))
         step = max(1, CHUNK // max(1, weight.shape[1:].numel()) // side) * side
@@ -198,7 +197,7 @@ def bake_injection(
             raise AtomError(f"there is no injected layer {clip(path)!r} for the given tensors")
     kept: list[tuple[TunedWeight, dict[str, nn.Module], Tensor | None]] = []
     try:
-        jobs: list[Job] = []
+        sums: list[WeightSum] = []
         for path, maps in list_maps(grouped, layouts).items():
             tuned = injection.weights[path]
             terms = [(1.0, lend_codes(m, tuned)) for m in maps]
@@ -206,13 +205,13 @@ def bake_injection(
             if tuned.base.quantized:
                 kept.append((tuned, deltas, None))
                 tuned.deltas.clear()
-                tuned.deltas.update(list_map_deltas(list_pairs(live, terms)))
+                tuned.deltas.update(form_deltas(live, terms))
             else:
                 pristine = copy_weight(live)
                 kept.append((tuned, deltas, pristine))
-                jobs.append((live, pristine, terms))
+                sums.append((live, pristine, terms))
                 tuned.deltas.clear()
-        write_sums(jobs)
+        write_sums(sums)
         yield
     finally:
         with torch.no_grad():

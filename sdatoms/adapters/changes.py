@@ -1,26 +1,31 @@
-r"""What a file would change in a model, layer by layer, with nothing loaded into it."""
+"""What a file would change in a model, layer by layer, with nothing loaded into it.
+
+Deltas are formed from the file's maps and the pristine weights alone: no weight, hook or table of
+the model is written to, and adapters that are loaded in it neither count nor are counted.
+"""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sdatoms.adapters.load import load_atoms
-from sdatoms.adapters.plan import choose_modules
-from sdatoms.adapters.state import read_pristine
-from sdatoms.files.anatomy import FROZEN, drop_word
+from sdatoms.adapters.bake import sum_maps
+from sdatoms.adapters.plan import plan_file
+from sdatoms.adapters.state import Adapter, read_pristine
+from sdatoms.atoms.maps import LayerMap
+from sdatoms.files.anatomy import FROZEN
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.models.families import BLOCKS
 
 __all__ = [
     "LayerChange",
+    "form_delta",
     "measure_changes",
+    "walk_deltas",
 ]
-LOOKING = "sdatoms.anatomy"
-"""Name of an adapter that is there while it is looked at, at strength 0."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +42,43 @@ class LayerChange:
     """Trained numbers of the layer."""
 
 
+def form_delta(root: nn.Module, path: str, maps: Sequence[LayerMap]) -> Tensor:
+    """Unit-strength `ΔW` of one layer in float32, on the device of its weight."""
+    return sum_maps(read_pristine(root, path), [(1.0, m) for m in maps])
+
+
+def walk_deltas(
+    plans: Mapping[str, tuple[nn.Module, Adapter]],
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield component, module path and `form_delta` of every layer, in the file's order.
+
+    Args:
+        plans: of `plan_file`, which checks that every layer fits.
+    """
+    for component, (module, adapter) in plans.items():
+        for path, maps in adapter.maps.items():
+            yield component, path, form_delta(module, path, maps)
+
+
 def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
     """‖ΔW‖/‖W‖ of every layer of the file, on the base weights of `target`, in the file's order.
 
     Args:
         file: an atom file.
-        target: a pipeline, or one module; adapters baked into it do not count.
+        target: a pipeline, or one module; adapters baked into it do not count. It may be another
+            base than the file was trained on.
 
     Raises:
-        AtomError: a layer of the file is not there.
+        AtomError: as in `load_atoms`, such as a layer of the file that is not there.
     """
-    rows = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of another base: its changes are still what they are
-        adapters = load_atoms(target, drop_word(file), name=LOOKING, strength=0.0)
-    try:
-        for component, module in choose_modules(target, file, None).items():
-            for path, maps in file.maps(component).items():
-                where = path if isinstance(target, nn.Module) else f"{component}.{path}"
-                delta = adapters.delta(LOOKING, where)
-                norm = float(read_pristine(module, path).float().norm())
-                change = float(delta.norm()) / max(norm, 1e-30)
-                parts = [t for m in maps for name, t in m.tensors.items() if name not in FROZEN]
-                trained = sum(t.numel() for t in parts)
-                rows.append(LayerChange(component, path, name_block(path), change, trained))
-    finally:
-        adapters.remove(LOOKING)
+    plans, rows = plan_file(file, target), []
+    for component, path, delta in walk_deltas(plans):
+        module, adapter = plans[component]
+        norm = float(read_pristine(module, path).float().norm())
+        change = float(delta.norm()) / max(norm, 1e-30)
+        tensors = [item for m in adapter.maps[path] for item in m.tensors.items()]
+        trained = sum(tensor.numel() for name, tensor in tensors if name not in FROZEN)
+        rows.append(LayerChange(component, path, name_block(path), change, trained))
     return rows
 
 

@@ -1,6 +1,5 @@
-r"""Atom files in other tools' forms, with the error of each stated.
+r"""Atom files as differences of weights in other tools' forms, with the error of each stated.
 
-- `pipeline`: the base with the atoms baked in, as a diffusers model directory; exact in float32.
 - `diff`: `ΔW` of every layer outright, LyCORIS's full difference; exact in float32, and as large as
   the tuned weights.
 - `lora`: the best rank-r approximation of every `ΔW` by its singular values, LoRA for linear layers
@@ -15,33 +14,31 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from sdatoms.adapters.load import AdapterSet, load_atoms
-from sdatoms.adapters.plan import choose_modules
+from sdatoms.adapters.changes import walk_deltas
+from sdatoms.adapters.plan import choose_modules, plan_file, warn_of_base
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 from sdatoms.storage import write_whole
 
 __all__ = [
     "Conversion",
+    "ErrorTable",
     "Names",
     "convert_to_diff",
     "convert_to_lora",
     "measure_diff",
     "measure_lora",
-    "measure_pipeline",
-    "save_pipeline",
+    "walk_change",
 ]
 
 Names = Literal["diffusers", "kohya"]
@@ -56,8 +53,6 @@ KOHYA_PREFIXES = {
 PAIR = ("lora_A", "lora_B")
 TEXT_PAIR = ("lora_linear_layer.down", "lora_linear_layer.up")
 """Down and up under diffusers' names; text encoders keep an older spelling."""
-EXPORTED = "(exported)"
-"""The name a file is loaded under while it is converted."""
 
 
 @dataclass(frozen=True)
@@ -100,34 +95,19 @@ class ErrorTable:
         return (self._lost / self._whole) ** 0.5 if self._whole else 0.0
 
 
-@contextmanager
-def attach(file: AtomFile, target: Any, strength: float) -> Iterator[AdapterSet]:
-    """The file loaded, with all checks and warnings of loading, for the time of a `with` block."""
-    adapters = load_atoms(target, file, name=EXPORTED, strength=strength)
-    try:
-        yield adapters
-    finally:
-        adapters.remove(EXPORTED)
+def walk_change(file: AtomFile, target: Any) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield component, module path and unit-strength `ΔW` (float32, CPU) of every layer, after the
+    checks and the warning of `load_atoms`; nothing is loaded."""
+    plans = plan_file(file, target)
+    warn_of_base(file, [adapter for _, adapter in plans.values()])
+    for component, path, delta in walk_deltas(plans):
+        yield component, path, delta.cpu()
 
 
-def walk_deltas(file: AtomFile, target: Any) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield component, module path and unit-strength `ΔW` (float32, CPU) of every layer."""
-    with attach(file, target, 0.0) as adapters:
-        for component, paths in list_layers(file).items():
-            for path in paths:
-                where = path if isinstance(target, nn.Module) else f"{component}.{path}"
-                yield component, path, adapters.delta(EXPORTED, where).cpu()
-
-
-def walk_shapes(file: AtomFile, target: Any) -> Iterator[torch.Size]:
+def walk_shapes(file: AtomFile, target: Any) -> Iterator[tuple[int, ...]]:
     for component, module in choose_modules(target, file, None).items():
-        for path in list_layers(file)[component]:
-            yield find_layer(module, path).weight.shape
-
-
-def list_layers(file: AtomFile) -> dict[str, list[str]]:
-    """Component → module paths."""
-    return {component: list(file.maps(component)) for component in file.components}
+        for path in file.maps(component):
+            yield find_weight(module, path).shape
 
 
 def name_left_out(file: AtomFile) -> str:
@@ -142,7 +122,7 @@ def name_left_out(file: AtomFile) -> str:
 
 def measure_diff(file: AtomFile, target: Any, *, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the tensors `convert_to_diff` will make."""
-    return sum(shape.numel() * dtype.itemsize for shape in walk_shapes(file, target))
+    return sum(math.prod(shape) * dtype.itemsize for shape in walk_shapes(file, target))
 
 
 def convert_to_diff(
@@ -154,7 +134,7 @@ def convert_to_diff(
         AtomError: as in `load_atoms`, or other tools have no name for a component.
     """
     tensors, errors = {}, ErrorTable()
-    for component, path, delta in walk_deltas(file, target):
+    for component, path, delta in walk_change(file, target):
         stored = delta.to(dtype).contiguous()
         tensors[f"{name_kohya(component, path)}.diff"] = stored
         errors.add(f"{component}.{path}", delta, stored)
@@ -201,7 +181,7 @@ def convert_to_lora(
     check_lora(rank, names)
     tensors, errors = {}, ErrorTable()
     widest = min(rank, max(map(full_rank, walk_shapes(file, target))))
-    for component, path, delta in walk_deltas(file, target):
+    for component, path, delta in walk_change(file, target):
         matrix = delta.flatten(1)
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         r = min(rank, len(s))
@@ -234,7 +214,7 @@ def check_lora(rank: int, names: str) -> None:
         raise AtomError(f"names is {names!r}; it takes diffusers | kohya")
 
 
-def full_rank(shape: torch.Size) -> int:
+def full_rank(shape: Sequence[int]) -> int:
     return min(shape[0], math.prod(shape[1:]))
 
 
@@ -252,62 +232,3 @@ def name_kohya(component: str, path: str) -> str:
     """The same as kohya's scripts spell it: a prefix for the component, underscores for dots."""
     path = name_diffusers(component, path).removeprefix(f"{component}.")
     return f"{KOHYA_PREFIXES[component]}_{path.replace('.', '_')}"
-
-
-def measure_pipeline(pipe: Any, *, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of the weights `save_pipeline` will write."""
-    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
-    return sum(
-        t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size())
-        for module in modules
-        for t in module.state_dict().values()
-    )
-
-
-def save_pipeline(
-    file: AtomFile,
-    pipe: Any,
-    folder: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Conversion:
-    """Bake the file into `pipe` and save it as a diffusers model directory, complete or absent.
-
-    The pipeline is as it was afterwards; adapters that are loaded in it are saved with it.
-
-    Returns:
-        No tensors, and the share of each layer's change that rounding to the weights' dtype loses.
-
-    Raises:
-        AtomError: as in `load_atoms`, or the folder exists and is not empty.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AtomError(f"{str(folder)!r} exists already; a pipeline takes a new or empty folder")
-    modules = choose_modules(pipe, file, None)
-    errors = ErrorTable()
-    for component, path, delta in walk_deltas(file, pipe):
-        base = find_layer(modules[component], path).weight.detach().cpu()
-        baked = (base + delta).to(base.dtype).to(dtype)
-        errors.add(f"{component}.{path}", delta, baked.float() - base.float())
-    staging = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        with attach(file, pipe, 1.0):
-            pipe.save_pretrained(staging, safe_serialization=True)
-        for weights in staging.rglob("*.safetensors"):
-            cast_file(weights, dtype)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Conversion({}, errors.layers, errors.total)
-
-
-def cast_file(path: Path, dtype: torch.dtype) -> None:
-    """Rewrite the floating-point tensors of a safetensors file in another dtype."""
-    tensors = load_file(path)
-    if any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
-        cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-        write_whole(path, save(cast, {"format": "pt"}))

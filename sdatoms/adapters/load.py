@@ -18,15 +18,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sdatoms.adapters.bake import all_or_nothing, rebake, sum_maps
-from sdatoms.adapters.plan import choose_modules, list_modules, plan_adapter, warn_of_base
+from sdatoms.adapters.bake import all_or_nothing, rebake
+from sdatoms.adapters.changes import form_delta
+from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
     BakedLayer,
     BakedModule,
     Strength,
     check_untouched,
     list_held,
-    read_pristine,
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
@@ -34,7 +34,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import fetch_file
 from sdatoms.fingerprint import checksum
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 __all__ = [
     "AdapterSet",
@@ -95,22 +95,24 @@ class AdapterSet:
             raise AtomError(
                 f"an adapter named {name!r} is already loaded; remove it or give another name"
             )
-        modules = choose_modules(self.target, file, component)
+        plans = plan_file(file, self.target, component=component, strength=strength)
         brings = component is None and bool(file.embeddings)
         if brings:
             check_word(self.target, file.metadata["tokens"], file.embeddings)
-        plans = {c: plan_adapter(file, c, module, strength) for c, module in modules.items()}
-        warn_of_base(file, list(plans.values()))
-        states = {owner: (module, open_state(module, owner)) for owner, module in modules.items()}
+        warn_of_base(file, [adapter for _, adapter in plans.values()])
+        states = [
+            (module, open_state(module, owner), adapter)
+            for owner, (module, adapter) in plans.items()
+        ]
         lost = 0.0
-        with all_or_nothing(states.values()):
-            for owner, (module, state) in states.items():
-                new = [path for path in plans[owner].maps if path not in state.origins]
-                bits = lambda path, root=module: checksum(find_layer(root, path).bits)
+        with all_or_nothing((module, state) for module, state, _ in states):
+            for module, state, adapter in states:
+                new = [path for path in adapter.maps if path not in state.origins]
+                bits = lambda path, root=module: checksum(find_weight(root, path).bits)
                 sums = work_side_by_side(bits, new, list_held(module, new))
                 state.origins |= zip(new, sums, strict=True)
-                state.adapters[name] = plans[owner]
-                lost = max(lost, rebake(module, state, plans[owner].maps))
+                state.adapters[name] = adapter
+                lost = max(lost, rebake(module, state, adapter.maps))
             report_rounding(lost)
             if brings:
                 add_word(self.target, name, file.metadata["tokens"], file.embeddings)
@@ -180,8 +182,7 @@ class AdapterSet:
             which = "several layers" if found else "no layer"
             raise AtomError(f"the adapter {name!r} changes {which} {clip(path)!r}")
         module, state, inner = found[0]
-        weight = read_pristine(module, inner)
-        return sum_maps(weight, [(1.0, m) for m in state.adapters[name].maps[inner]])
+        return form_delta(module, inner, state.adapters[name].maps[inner])
 
     def verify_base(self) -> bool:
         """Whether the weights, with adapters taken off, equal those found at the first load.
@@ -192,7 +193,7 @@ class AdapterSet:
             for path, origin in state.origins.items():
                 baked = state.layers.get(path)
                 plain = not isinstance(baked, BakedLayer)
-                bits = find_layer(module, path).bits if plain else baked.pristine
+                bits = find_weight(module, path).bits if plain else baked.pristine
                 if checksum(bits) != origin:
                     return False
         return True

@@ -25,7 +25,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import fingerprint, matches
 from sdatoms.layers.inject import carries_atoms
-from sdatoms.layers.weights import LayerWeight, find_layer, unwrap
+from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
 
 __all__ = [
     "Fit",
@@ -34,10 +34,26 @@ __all__ = [
     "fingerprint_base",
     "judge_fit",
     "list_modules",
-    "plan_adapter",
+    "plan_file",
     "same_base",
     "warn_of_base",
 ]
+
+
+def plan_file(
+    file: AtomFile, target: Any, *, component: str | None = None, strength: Strength = 1.0
+) -> dict[str, tuple[nn.Module, Adapter]]:
+    """Component → its module in `target`, and the adapter the file is for it; nothing is changed.
+
+    Args:
+        target: a pipeline, or one module.
+        component: the only one meant; None takes all of the file's.
+
+    Raises:
+        AtomError: as in `plan_adapter`, or there is no such component.
+    """
+    modules = choose_modules(target, file, component)
+    return {c: (module, plan_adapter(file, c, module, strength)) for c, module in modules.items()}
 
 
 def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: Strength) -> Adapter:
@@ -57,7 +73,7 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
     holders = {layer.base.place: path for path, layer in state.layers.items()}
     maps = file.maps(component)
     for path, views in maps.items():
-        layer = find_layer(module, path)
+        layer = find_weight(module, path)
         check_fit(path, layer, views)
         holder = holders.setdefault(layer.place, path)
         if holder != path:
@@ -113,6 +129,13 @@ def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
         (o, i), (bo, bi) = (shape[0] // groups, shape[1]), m.block
         if o % bo or i % bi:
             raise AtomError(f"{where} has {o}×{i} channels, which {bo}×{bi} blocks do not divide")
+        if m.factors and m.factors[0].dim() == 3:
+            counts = tuple(len(factor) for factor in m.factors)
+            if counts != (shape[0] // bo, groups * i // bi):
+                raise AtomError(
+                    f"{where} has {shape[0] // bo} and {groups * i // bi} blocks of channels where "
+                    f"the file's atoms have {counts[0]} and {counts[1]}"
+                )
         if m.channels not in (None, groups * i):
             raise AtomError(
                 f"{where} has {groups * i} input channels where the file's atoms have {m.channels}"
@@ -152,7 +175,7 @@ def judge_fit(file: AtomFile, pipe: Any) -> Fit:
         for component, module in choose_modules(pipe, file, None).items():
             maps = file.maps(component)
             for path, views in maps.items():
-                check_fit(path, find_layer(module, path), views)
+                check_fit(path, find_weight(module, path), views)
             prints = file.fingerprints.get(component, {})
             for path in spread([path for path in prints if path in maps]):
                 if not matches(prints[path], fingerprint(read_pristine(module, path))):

@@ -22,14 +22,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.decompose import View
-from sdatoms.atoms.deltas import list_map_deltas
+from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, replace_modules
-from sdatoms.layers.weights import LayerWeight, find_layer, unwrap
+from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
 from sdatoms.models.families import BLOCKS
 
 __all__ = [
@@ -102,12 +101,12 @@ def read_pristine(root: nn.Module, path: str) -> Tensor:
     """The weight at `path` without the adapters that are baked into it now."""
     state = unwrap(root).__dict__.get("_sdatoms_baked")
     baked = state.layers.get(path) if isinstance(state, BakedModule) else None
-    return baked.pristine if baked else find_layer(root, path).weight
+    return baked.pristine if baked else find_weight(root, path).weight
 
 
 def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:
     """The parameters at `paths` as they are stored."""
-    held = (find_layer(root, path).held for path in paths)
+    held = (find_weight(root, path).held for path in paths)
     return [parameter for parameter in held if parameter is not None]
 
 
@@ -116,7 +115,7 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
     baked: dict[str, BakedLayer] = {}
     for path, layer in state.layers.items():
         try:
-            found = find_layer(root, path)
+            found = find_weight(root, path)
         except AtomError:
             found = None
         stands = layer.layer if isinstance(layer, AttachedLayer) else layer.base.module
@@ -167,9 +166,9 @@ class AttachedLayer:
         """The base's weight as floating-point numbers."""
         return self.base.weight
 
-    def attach(self, root: nn.Module, maps: Iterable[tuple[View, Tensor]]) -> None:
-        """Let the layer carry these maps and no others."""
-        self.layer.deltas = nn.ModuleDict(list_map_deltas(maps))
+    def attach(self, root: nn.Module, deltas: Mapping[str, Delta]) -> None:
+        """Let the layer carry these deltas and no others."""
+        self.layer.deltas = nn.ModuleDict(dict(deltas))
         replace_modules(root, {self.base.module: self.layer})
 
     def detach(self, root: nn.Module) -> None:
@@ -181,31 +180,31 @@ ENOUGH = 1 << 22
 """Numbers from which on several threads are worth starting."""
 
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def work_side_by_side(
-    work: Callable[[Job], Result], jobs: Sequence[Job], weights: Iterable[Tensor]
+    work: Callable[[Item], Result], items: Sequence[Item], weights: Iterable[Tensor]
 ) -> list[Result]:
-    """`work` on every job, the results in their order.
+    """`work` on every item, the results in their order.
 
     Args:
-        weights: what the jobs read; only plain numbers on the CPU are shared out.
+        weights: what the items read; only plain numbers on the CPU are shared out.
     """
     threads, mode = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    def run(job: Job) -> Result:
+    def run(item: Item) -> Result:
         with torch.inference_mode(mode):  # a thread of its own knows nothing of the caller's
-            return work(job)
+            return work(item)
 
     held = list(weights)
     plain = all(w.device.type == "cpu" and w.is_floating_point() for w in held)
     try:
         if threads > 1 and plain and sum(w.numel() for w in held) >= ENOUGH:
             with ThreadPoolExecutor(threads, "sdatoms", torch.set_num_threads, (1,)) as pool:
-                return list(pool.map(run, jobs))
+                return list(pool.map(run, items))
         torch.set_num_threads(1)
-        return [run(job) for job in jobs]
+        return [run(item) for item in items]
     finally:
         torch.set_num_threads(threads)

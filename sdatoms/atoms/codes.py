@@ -177,7 +177,7 @@ def fetch_codes(weight: Tensor, view: View, book: CodeBook) -> Tensor:
     facts = (checksum(weight), weight.dtype, weight.device.type, view, book.hash)
     name = hashlib.sha256(";".join(map(repr, facts)).encode()).hexdigest()
     path = cache / f"{name[:40]}.safetensors"
-    codes = read_codes(path, (view.height, len(book.atoms)))
+    codes = read_kept(path, (view.height, len(book.atoms)))
     if codes is not None:
         return codes.to(weight.device)
     codes = encode_weight(weight, view, book)
@@ -190,7 +190,7 @@ def fetch_codes(weight: Tensor, view: View, book: CodeBook) -> Tensor:
     return codes
 
 
-def read_codes(path: Path, shape: tuple[int, int]) -> Tensor | None:
+def read_kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """The codes of that shape in the file; None where there are none, or damaged ones."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -10,26 +10,35 @@ from typing import Any, Literal, get_args
 from sdatoms.errors import AtomError
 
 __all__ = [
+    "ATOM_FLAGS",
     "AtomConfig",
     "Variant",
+    "read_atom_flags",
 ]
 
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
 Decomposition = Literal["linear", "sparse"]
 BlockView = Literal["channel", "joint"]
+BlockForm = Literal["map", "product"]
+BlockFactors = Literal["shared", "each"]
 
 
-class Default(int):
-    """A number that nobody gave."""
-
-
-LOWERED = {"num_inner_atoms": Default(3), "block_size": Default(4)}
-"""Numbers the budget rule lowers in a layer while they are defaults; a number given stands."""
+LOWERED = {"num_inner_atoms": 3, "block_size": 4}
+"""What these numbers are where none was given; the budget rule lowers them in a layer, while a
+number that was given stands."""
+PRODUCT = {"block_size": 16}
+"""What they are in product form."""
+NOT_GIVEN: Any = None
+"""Their default; `AtomConfig` turns it into the number and notes the name in `defaults`."""
 
 
 @dataclass(frozen=True)
 class AtomConfig:
     """What is trained in each layer. See the README's table of variants.
+
+    `num_inner_atoms` and `block_size` always read as numbers. None in the call means that none was
+    given, which `defaults` keeps: `AtomConfig()` and `AtomConfig(block_size=4)` are not equal,
+    since a layer too small for the one's blocks gets smaller ones, and the other's stand.
 
     Raises:
         AtomError: a setting is out of its range; the sentence names it.
@@ -44,12 +53,14 @@ class AtomConfig:
     num_atoms: int | None = None
     """m, atoms per spatial filter; None takes all the weight has (its rank, at most h·w; h·w with
     `sparse`)."""
-    num_inner_atoms: int = LOWERED["num_inner_atoms"]
-    """m1, inner atoms behind each atom in `overcomplete` and `full`."""
+    num_inner_atoms: int = NOT_GIVEN
+    """m1, inner atoms behind each atom in `overcomplete` and `full`; 3 when not given, and fewer
+    where the budget asks."""
     block_atoms: int | None = None
     """Atoms of the block view in `coefficients` and `full`; None takes all the weight has."""
-    block_size: int = LOWERED["block_size"]
-    """b, the side of a channel block; the largest divisor not above it is taken per side."""
+    block_size: int = NOT_GIVEN
+    """b, the side of a channel block; the largest divisor not above it is taken per side; 4 when
+    not given, and less where the budget asks."""
     block_view: BlockView = "joint"
     """A convolution's block atoms are shared over kernel positions (`channel`) or hold them."""
     sparsity: float = 0.15
@@ -64,24 +75,35 @@ class AtomConfig:
     seed: int = 0
     """Seeds the inner coefficients, and the rows that `sparse` learns its atoms from."""
     defaults: tuple[str, ...] | None = None
-    """The numbers left at their defaults, which the budget rule may lower; None: those not given.
-    Kept so that a config read from a file asks for the same layers as the one that was saved."""
+    """The numbers that nobody gave, which the budget rule may lower; None in the call: those not
+    given in it. Kept so that a config read from a file asks for the same layers as the one that was
+    saved, and handed on by `dataclasses.replace`, where a number other than the default stands."""
     block_share: float | None = None
     """In place of `block_atoms`: the share of a layer's weights that its block atoms may hold,
     above 0 and at most 1. A layer has at least one, which may hold more."""
+    block_form: BlockForm = "map"
+    """How `coefficients` and `full` change channel blocks: by one full map between the entries of a
+    block (`map`), or by a small matrix over its output channels and one over its input channels
+    (`product`), which holds far fewer numbers, trains at LoRA's price and takes a `block_size` of
+    16 where none is given."""
+    block_factors: BlockFactors = "shared"
+    """Whether all blocks of a weight have one pair of factors (`shared`), or each row and column of
+    blocks its own (`each`); with `block_form` "product" only."""
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("variant", get_args(Variant)),
             ("decomposition", get_args(Decomposition)),
             ("block_view", get_args(BlockView)),
+            ("block_form", get_args(BlockForm)),
+            ("block_factors", get_args(BlockFactors)),
         ):
             value = getattr(self, name)
             if value not in choices:
                 raise AtomError(f"AtomConfig.{name} is {value!r}; it takes {' | '.join(choices)}")
         for name in ("num_atoms", "num_inner_atoms", "block_atoms", "block_size", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
-            if value is None and name in ("num_atoms", "block_atoms"):
+            if value is None and name != "seed":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise AtomError(
@@ -93,23 +115,48 @@ class AtomConfig:
                 f"AtomConfig.sparsity is {self.sparsity!r}; it takes a number above 0 and below 1"
             )
         self._check_share()
+        self._check_form()
         for name in ("target_modules", "exclude_modules", "defaults"):
             self._set(name, check_words(name, getattr(self, name)))
         if self.target_modules == ():
             raise AtomError("AtomConfig.target_modules is empty; it takes at least one pattern")
-        given = self.defaults
-        if given is None:
-            given = [name for name in LOWERED if isinstance(getattr(self, name), Default)]
-        for name in given:
+        self._fill_defaults()
+
+    def _fill_defaults(self) -> None:
+        """Give the numbers that were not given, and keep their names."""
+        numbers = LOWERED | (PRODUCT if self.block_form == "product" else {})
+        missing = [name for name in numbers if getattr(self, name) is None]
+        for name in missing:
+            self._set(name, numbers[name])
+        named = missing if self.defaults is None else self.defaults
+        for name in named:
             if name not in LOWERED:
                 raise AtomError(
                     f"AtomConfig.defaults names {name!r}; it takes {', '.join(LOWERED)}"
                 )
         # dataclasses.replace hands `defaults` on beside a number of the caller's: that one stands.
-        kept = [name for name, number in LOWERED.items() if getattr(self, name) == number]
-        self._set("defaults", tuple(name for name in kept if name in given))
-        for name in LOWERED:
-            self._set(name, int(getattr(self, name)))
+        kept = [name for name, number in numbers.items() if getattr(self, name) == number]
+        self._set("defaults", tuple(name for name in kept if name in named))
+
+    def _check_form(self) -> None:
+        """Refuse what a product of two factors has no place for."""
+        if self.block_form == "map":
+            if self.block_factors != "shared":
+                raise AtomError(
+                    "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
+                )
+            return
+        if self.decomposition == "sparse":
+            raise AtomError(
+                "AtomConfig.block_form is 'product', which has no codes; decomposition 'sparse' "
+                "takes block_form 'map'"
+            )
+        for name in ("block_atoms", "block_share"):
+            if getattr(self, name) is not None:
+                raise AtomError(
+                    f"AtomConfig.{name} is {getattr(self, name)!r}; block_form 'product' has two "
+                    "factors and no atoms to count"
+                )
 
     def _check_share(self) -> None:
         share = self.block_share
@@ -154,6 +201,23 @@ class AtomConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
                 raise AtomError(f"AtomConfig has no setting {key!r}{hint}")
         return cls(**values)
+
+
+OWN_FLAGS = ("seed", "defaults", "target_modules", "exclude_modules")
+"""Settings that commands spell in ways of their own, or not at all."""
+ATOM_FLAGS = {
+    f"atom_{field.name}" if field.name in ("variant", "decomposition") else field.name: field.name
+    for field in fields(AtomConfig)
+    if field.name not in OWN_FLAGS
+}
+"""Flag → setting of `AtomConfig`, for every command that takes settings of atoms. `--variant` is
+diffusers' own: which weight files to load."""
+
+
+def read_atom_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `AtomConfig` among parsed flags; those absent or None are not given."""
+    found = {setting: given.get(flag) for flag, setting in ATOM_FLAGS.items()}
+    return {setting: value for setting, value in found.items() if value is not None}
 
 
 def check_words(name: str, value: Any) -> tuple[str, ...] | None:

@@ -9,6 +9,8 @@ that no state dict holds. The subclasses differ in what `ΔD` is made of:
   `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`: variant `overcomplete`.
 - `ChannelDelta`: the same with `ΔD_c` stored outright, the form that sums of several `overcomplete`
   adapters take.
+- `ProductDelta`: a block view's map as a product of two small matrices, without an encoder
+  (`products.py`): variants `coefficients` and `full` with `block_form` "product".
 
 Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in
 float32, whatever the weight's dtype.
@@ -19,7 +21,7 @@ Reference: Chen, Miao, Qiu, https://arxiv.org/abs/2403.00269, section 3.2 (atoms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,17 +30,25 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.codes import CodeBook, Codes, encode_weight
 from sdatoms.atoms.decompose import View
+from sdatoms.atoms.products import FACTORS, apply_factors, factor_shapes
 
 __all__ = [
     "AtomDelta",
     "ChannelDelta",
     "Delta",
+    "FixedProductDelta",
     "MapDelta",
     "OvercompleteDelta",
+    "ProductDelta",
     "apply_map",
-    "list_map_deltas",
+    "combine_inner",
     "map_rows",
 ]
+
+
+def combine_inner(coefficients: Tensor, atoms: Tensor) -> Tensor:
+    """`ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`: β `(g·i, m, m1)` and D1 `(m, m1, p)` give `(g·i, m, p)`."""
+    return torch.einsum("caj,ajp->cap", coefficients, atoms)
 
 
 def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
@@ -171,7 +181,7 @@ class OvercompleteDelta(Delta):
         self.inner_atoms = nn.Parameter(make_zeros(self.basis, m, m1, view.width))
 
     def delta_atoms(self) -> Tensor:
-        return torch.einsum("caj,ajp->cap", self.inner_coefficients, self.inner_atoms)
+        return combine_inner(self.inner_coefficients, self.inner_atoms)
 
 
 class ChannelDelta(Delta):
@@ -186,6 +196,49 @@ class ChannelDelta(Delta):
         return self.channel_atoms
 
 
+class ProductDelta(Delta):
+    """Trained `output_factor` L and `input_factor` R, both zero at the start.
+
+    Args:
+        each: a matrix of its own for every block of channels, `(blocks, b, b)`, instead of one
+            `(b, b)` that all share.
+    """
+
+    strength = 1.0
+
+    def __init__(self, view: View, each: bool, like: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse = view, False
+        left, right = factor_shapes(view, each)
+        self.output_factor = nn.Parameter(make_zeros(like, *left))
+        self.input_factor = nn.Parameter(make_zeros(like, *right))
+
+    @property
+    def num_atoms(self) -> int:
+        """The two factors."""
+        return 2
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            change = apply_factors(weight, self.view, self.output_factor, self.input_factor)
+        return change if self.strength == 1.0 else self.strength * change
+
+    def extra_repr(self) -> str:
+        (bo, bi), shared = self.view.block, self.output_factor.dim() == 2
+        trained = self.output_factor.numel() + self.input_factor.numel()
+        return f"product {bo}x{bi}, {'shared' if shared else 'each'}, parameters={trained}"
+
+
+class FixedProductDelta(ProductDelta):
+    """Factors at a strength, which no gradient reaches and no state dict holds."""
+
+    def __init__(self, view: View, factors: tuple[Tensor, Tensor], strength: float) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.strength = view, False, strength
+        for name, factor in zip(FACTORS, factors, strict=True):
+            self.register_buffer(name, factor.to(torch.float32), persistent=False)
+
+
 class MapDelta(Delta):
     """A fixed map `T (p, p)`, which no gradient reaches and no state dict holds."""
 
@@ -195,8 +248,3 @@ class MapDelta(Delta):
 
     def transform(self) -> Tensor:
         return self.encoder
-
-
-def list_map_deltas(maps: Iterable[tuple[View, Tensor]]) -> dict[str, MapDelta]:
-    """Deltas for summed maps, by names that say no more than their order."""
-    return {f"map_{n}": MapDelta(view, transform) for n, (view, transform) in enumerate(maps, 1)}

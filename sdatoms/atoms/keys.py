@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,10 +22,11 @@ __all__ = [
     "group_tensors",
     "is_word",
     "join_key",
+    "read_kind",
     "split_key",
 ]
 KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
-FROZEN = (".encoder", "base_atoms")
+FROZEN = (".encoder", ".strength", "base_atoms")
 """Ends of the keys of tensors that no training changes."""
 BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
 """View → what its base atoms are called under `sparse`."""
@@ -89,6 +90,15 @@ def split_key(key: str) -> tuple[str, str, str, str]:
             )
         return match[1], match[2], view, "base_atoms"
     return match[1], match[2], match[3], match[4]
+
+
+def read_kind(name: str) -> Literal["spatial", "block"]:
+    """Which atoms a tensor of a model is of, from its name `<module path>.<view>.<tensor>`.
+
+    Raises:
+        AtomError: the name is not of that form.
+    """
+    return "spatial" if split_key(f"model.{name}")[2] == "spatial" else "block"
 
 
 def join_key(view: str, name: str) -> str:

@@ -13,13 +13,22 @@ from torch import Tensor
 
 from sdatoms.atoms.codes import CodeBook, fetch_codes
 from sdatoms.atoms.decompose import Kind, View
-from sdatoms.atoms.deltas import apply_map, map_rows
+from sdatoms.atoms.deltas import (
+    Delta,
+    FixedProductDelta,
+    MapDelta,
+    apply_map,
+    combine_inner,
+    map_rows,
+)
+from sdatoms.atoms.products import FACTORS, apply_factors
 from sdatoms.errors import AtomError
 
 __all__ = [
     "LayerMap",
     "SummedMap",
-    "list_pairs",
+    "SummedProduct",
+    "form_deltas",
     "sum_transforms",
 ]
 
@@ -33,6 +42,11 @@ class SummedMap:
     """T or ΔD, float32."""
     codes: Tensor | None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the weight must be changed in one piece: its groups have maps of their own."""
+        return self.view.groups > 1 and self.transform.dim() == 3
+
     def apply(self, part: Tensor, start: int) -> Tensor:
         """The change of some output channels of the weight, from the channel `start` on."""
         whole, held = self.view.shape[0], len(part)
@@ -45,16 +59,41 @@ class SummedMap:
         return map_rows(rows, view, self.transform)
 
 
-def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> list[SummedMap]:
+@dataclass(frozen=True, eq=False)
+class SummedProduct:
+    """What one adapter in product form adds to a weight: `s (L̂ W + W R̂ + L̂ W R̂)`."""
+
+    view: View
+    factors: tuple[Tensor, Tensor]
+    strength: float
+
+    @property
+    def whole(self) -> bool:
+        """As in `SummedMap`."""
+        return self.view.groups > 1 and self.factors[0].dim() == 3
+
+    def apply(self, part: Tensor, start: int) -> Tensor:
+        """As in `SummedMap`."""
+        return self.strength * apply_factors(part, self.view, *self.factors, start)
+
+
+def sum_transforms(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+) -> list[SummedMap | SummedProduct]:
     """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
-    order given.
+    order given; products follow one by one.
 
     Raises:
         AtomError: a sum is not finite in float32.
     """
     sums: dict[tuple[View, str, int], Tensor] = {}
     codes: dict[tuple[View, str], Tensor] = {}
+    products: list[SummedMap | SummedProduct] = []
     for strength, m in terms:
+        if m.factors:
+            own = (m.factors[0].to(weight.device), m.factors[1].to(weight.device))
+            products.append(SummedProduct(m.view(weight), own, strength * m.own_strength))
+            continue
         view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
         key = (view, book, part.dim())
         sums[key] = sums[key] + part if key in sums else part
@@ -64,34 +103,53 @@ def sum_transforms(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> l
     if not all(torch.isfinite(total.float()).all() for total in sums.values()):
         raise AtomError("strengths this large leave the sum of the atoms no finite float32 numbers")
     order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:]))
-    return [
+    summed = [
         SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[:2])) for key in order
     ]
+    return [*summed, *products]
 
 
-def list_pairs(
-    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
-) -> list[tuple[View, Tensor]]:
-    """Views and maps of terms that are all linear, as are all that fit quantized weights."""
-    maps = sum_transforms(weight, terms)
-    assert all(m.codes is None for m in maps)
-    return [(m.view, m.transform) for m in maps]
+def form_deltas(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> dict[str, Delta]:
+    """Fixed deltas of terms that are all linear, as are all that fit quantized weights, by names
+    that say no more than their order."""
+    deltas: dict[str, Delta] = {}
+    for n, m in enumerate(sum_transforms(weight, terms), 1):
+        if isinstance(m, SummedProduct):
+            deltas[f"map_{n}"] = FixedProductDelta(m.view, m.factors, m.strength)
+        else:
+            assert m.codes is None
+            deltas[f"map_{n}"] = MapDelta(m.view, m.transform)
+    return deltas
 
 
 @dataclass(frozen=True, eq=False)
 class LayerMap:
-    """One view's unit-strength delta of one layer: `ΔX = X T`, or `ΔX = A ΔD` of sparse codes."""
+    """One view's unit-strength delta of one layer: `ΔX = X T`, `ΔX = A ΔD` of sparse codes, or the
+    product of two factors."""
 
     kind: Kind
     block: tuple[int, int]
     groups: int
     kernel: tuple[int, ...]
     tensors: Mapping[str, Tensor]
-    """The encoder, or the base atoms, and the trained tensors of the view."""
+    """The encoder, or the base atoms, and the trained tensors of the view; or two factors."""
     book: CodeBook | None = None
     """What decides the codes A; None with the linear decomposition."""
     codes: Tensor | None = None
     """A, where it is known already."""
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """L and R of the product form, `(b, b)` or `(blocks, b, b)`, float32; else None."""
+        if FACTORS[0] not in self.tensors:
+            return None
+        left, right = (self.tensors[name].detach().float() for name in FACTORS)
+        return left, right
+
+    @property
+    def own_strength(self) -> float:
+        """What a sum multiplies a product by; 1 but in composed files."""
+        return float(self.tensors["strength"]) if "strength" in self.tensors else 1.0
 
     @property
     def channels(self) -> int | None:
@@ -108,7 +166,7 @@ class LayerMap:
         """
         t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
         if "inner_atoms" in t:
-            return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
+            return combine_inner(t["inner_coefficients"], t["inner_atoms"])
         return t["atoms"] if "atoms" in t else t["channel_atoms"]
 
     @property

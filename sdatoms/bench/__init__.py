@@ -1,1 +1,4 @@
-"""How speed, memory and quality are measured, a module a figure; imports classifiers and below."""
+"""What the figures in the docs are measured by, a module each; imports classifiers and below.
+
+PEFT, psutil and playwright are imported where they are needed.
+"""

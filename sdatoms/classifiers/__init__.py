@@ -1,1 +1,1 @@
-"""Atoms on image classifiers: tasks, methods, experiments; imports evaluation and below."""
+"""Atoms on classifiers: tasks, methods, experiments; imports training, evaluation and below."""

@@ -98,7 +98,7 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
             )
         return result
     accelerator = make_accelerator(settings.mixed_precision)
-    tuned.classifier.model.to(accelerator.device, memory_format=torch.channels_last)
+    tuned.classifier.place(accelerator.device)
     start, state = tuned.copy(), load_state(folder, experiment.name)
     trials, best = state.get("trials", []), state.get("best")
 

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from sdatoms import AtomConfig, Injection, inject
-from sdatoms.atoms.config import Variant
+from sdatoms.atoms.config import AtomConfig, Variant
+from sdatoms.atoms.keys import read_kind
 from sdatoms.classifiers.model import Classifier, list_norms
 from sdatoms.errors import AtomError
 from sdatoms.files.writer import pack_atoms
+from sdatoms.layers.inject import Injection, inject
 from sdatoms.layers.weights import list_layers
 from sdatoms.models.families import FAMILY_EXCLUDES
 
@@ -172,8 +173,7 @@ def attach(
     if method in VARIANTS:
         tuned.injection = inject(model, leave_head(classifier, method, config or AtomConfig()))
         for name, parameter in tuned.injection.named_parameters():
-            kind = name.split(".")[-2].split("_")[0]
-            tuned.groups.setdefault(kind, {})[name] = parameter
+            tuned.groups.setdefault(read_kind(name), {})[name] = parameter
     elif method in ("lora", "lora_conv"):
         tuned.groups["trained"] = add_lora(classifier, method == "lora_conv", rank)
     elif method in ("bias", "full_finetune"):

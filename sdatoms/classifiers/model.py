@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.families import MODELS
 from sdatoms.models.open import SETS, build_model, open_model
 from sdatoms.storage import write_whole
@@ -59,6 +59,11 @@ class Classifier:
         assert isinstance(head, nn.Linear)
         return head
 
+    def place(self, device: torch.device) -> None:
+        """Move the model there, its channels innermost, as convolutions take them fastest."""
+        model: Any = self.model  # torch's types leave `memory_format` out
+        model.to(device, memory_format=torch.channels_last)
+
     def normalize(self, pictures: Tensor) -> Tensor:
         """uint8 `(B, 3, size, size)` → float32, as the weights were trained to see."""
         mean, spread = (
@@ -93,16 +98,16 @@ def open_classifier(
     else:
         model, processor = open_transformers(where)
         size, mean, spread = read_processor(processor)
-    head_path = find_head(model, where)
-    old = model.get_submodule(head_path)
+    head_path, old = find_head(model, where)
     head = nn.Linear(old.in_features, classes)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         head.weight.copy_(0.02 * torch.randn(head.weight.shape, generator=generator))
         head.bias.zero_()
     model.set_submodule(head_path, head)
-    if hasattr(model, "config"):
-        model.config.num_labels = classes
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.num_labels = classes
     size = resolution or size or guess_size(model)
     return Classifier(model.float().eval(), head_path, size, mean, spread, where)
 
@@ -120,7 +125,7 @@ def open_from_set(library: str, name: str) -> nn.Module:
             return models.create_model(name, pretrained=True)
         return models.get_model(name, weights="DEFAULT")
     except Exception as error:  # both raise many kinds for unknown names and failed downloads
-        reason = clip(str(error).strip().partition("\n")[0], 200)
+        reason = first_line(error)
         raise AtomError(f"{library} opens no model {clip(name)!r}: {reason}") from None
 
 
@@ -130,7 +135,7 @@ def open_transformers(where: str) -> tuple[nn.Module, Mapping[str, Any]]:
     try:
         model = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(
             f"there is no image classifier {clip(where)!r}, as folder, file or name: {reason}"
         ) from None
@@ -172,13 +177,14 @@ def guess_size(model: nn.Module) -> int:
     return 32 if type(model).__name__ == "CifarResNet" else 224
 
 
-def find_head(model: nn.Module, where: str) -> str:
-    """Path of the linear layer that makes the logits: the last one, if nothing but it follows."""
-    linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    last = linear[-1] if linear else ""
+def find_head(model: nn.Module, where: str) -> tuple[str, nn.Linear]:
+    """The linear layer that makes the logits, with its path: the last one, if nothing but it
+    follows."""
+    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    last = linear[-1][0] if linear else ""
     if last.partition(".")[0] not in ("classifier", "head", "heads", "fc", "linear"):
         raise AtomError(f"{clip(where)!r}, a {type(model).__name__}, has no linear head to replace")
-    return last
+    return linear[-1]
 
 
 def classify(model: nn.Module, x: Tensor) -> Tensor:
@@ -246,7 +252,8 @@ def load_head(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]
             raise AtomError(f"the tensor {clip(key)!r} in {name!r} fits nothing in this model")
     head = nn.Linear(old.in_features, len(bias)).to(old.weight)
     with torch.no_grad():
-        head.weight.copy_(weight), head.bias.copy_(bias)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
         for key, tensor in tensors.items():
             own[key].copy_(tensor)
     model.set_submodule(place, head)

@@ -7,16 +7,18 @@ reach the disk, and what it may inflate to is bounded.
 
 from __future__ import annotations
 
+import importlib
 import io
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
 from sdatoms.classifiers.pictures import Item, Pool
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.pictures import read_picture
 
 __all__ = [
@@ -164,7 +166,7 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
 
 def read_dataset(where: str) -> Pool:
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise AtomError(
             f"there is no folder, zip or built-in task {clip(where)!r}, and to look for a data set "
@@ -173,7 +175,7 @@ def read_dataset(where: str) -> Pool:
     try:
         found = datasets.load_dataset(where)
     except Exception as error:  # the library raises many kinds for what it cannot find or fetch
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(f"the data set {clip(where)!r} cannot be opened: {reason}") from None
     features = found["train"].features if "train" in found else {}
     label = next((k for k, v in features.items() if isinstance(v, datasets.ClassLabel)), None)

@@ -1,1 +1,1 @@
-"""The commands; imports everything below, and nothing imports it but `sdatoms.__main__`."""
+"""The commands; imports bench and below, and nothing imports it but `sdatoms.__main__`."""

@@ -154,7 +154,7 @@ def run_export(args: argparse.Namespace) -> None:
     """Turn an atom file into a baked pipeline, a full difference or a LoRA; says what is lost."""
     import torch
 
-    from sdatoms.adapters import export
+    from sdatoms.adapters import export, pipelines
     from sdatoms.diffusion.pipeline import load_base
     from sdatoms.errors import clip
     from sdatoms.files.reader import read_atoms
@@ -173,7 +173,7 @@ def run_export(args: argparse.Namespace) -> None:
     elif args.format == "diff":
         size = export.measure_diff(file, pipe, dtype=dtype)
     else:
-        size = export.measure_pipeline(pipe, dtype=dtype)
+        size = pipelines.measure_pipeline(pipe, dtype=dtype)
     print(f"{args.output} takes {size:,} bytes of tensors; the atom file has", end=" ")
     print(f"{Path(args.file).stat().st_size:,} bytes", flush=True)
     with writing(args.output):
@@ -182,7 +182,7 @@ def run_export(args: argparse.Namespace) -> None:
         elif args.format == "diff":
             made = export.convert_to_diff(file, pipe, dtype=dtype)
         else:
-            made = export.save_pipeline(file, pipe, args.output, dtype=dtype)
+            made = pipelines.save_pipeline(file, pipe, args.output, dtype=dtype)
         if made.tensors:
             made.save(args.output)
     if made.left_out:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING
 
-from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.config import ATOM_FLAGS, AtomConfig, read_atom_flags
+from sdatoms.settings import add_flags
 
 if TYPE_CHECKING:
     from sdatoms.layers.inject import LayerReport
@@ -17,18 +18,8 @@ __all__ = [
     "run_inject",
 ]
 
-SETTINGS = (
-    "num_atoms",
-    "num_inner_atoms",
-    "block_atoms",
-    "block_share",
-    "block_size",
-    "block_view",
-)
-
 
 def add_inject(parser: argparse.ArgumentParser) -> None:
-    choices = {name: get_args(kind) for name, kind in get_type_hints(AtomConfig).items()}
     parser.add_argument(
         "model",
         nargs="?",
@@ -40,14 +31,7 @@ def add_inject(parser: argparse.ArgumentParser) -> None:
             ".safetensors file; the bundled base by default"
         ),
     )
-    parser.add_argument("--atom_variant", default="overcomplete", choices=choices["variant"])
-    parser.add_argument("--atom_decomposition", default="linear", choices=choices["decomposition"])
-    parser.add_argument("--num_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--num_inner_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_atoms", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_share", type=float, default=argparse.SUPPRESS)
-    parser.add_argument("--block_size", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--block_view", choices=choices["block_view"], default=argparse.SUPPRESS)
+    add_flags(parser, AtomConfig, ATOM_FLAGS)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -60,11 +44,7 @@ def run_inject(args: argparse.Namespace) -> None:
     from sdatoms.layers.inject import inject
     from sdatoms.models.open import open_model
 
-    config = AtomConfig(
-        variant=args.atom_variant,
-        decomposition=args.atom_decomposition,
-        **{name: getattr(args, name) for name in SETTINGS if hasattr(args, name)},
-    )
+    config = AtomConfig(**read_atom_flags(vars(args)))
     opened = open_model(find_base(args.model))
     weights = sum(parameter.numel() for parameter in opened.model.parameters())
     injection = inject(opened.model, config)

@@ -30,7 +30,7 @@ from sdatoms.diffusion.recipe import (
     format_parameters,
     parse_parameters,
 )
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import read_atoms
 from sdatoms.storage import write_whole
@@ -112,7 +112,7 @@ def open_texts(path: Path, where: str) -> dict[str, str]:
     except AtomError:
         raise
     except Exception as error:  # Pillow raises many kinds for what is no picture
-        raise AtomError(f"{where} is no PNG that opens: {clip(str(error))}") from None
+        raise AtomError(f"{where} is no PNG that opens: {first_line(error)}") from None
 
 
 def build_recipe(table: Any, where: str) -> Recipe:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from sdatoms.diffusion.family import check_folder_family, check_pipeline_family, find_base
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 
 __all__ = [
     "SCHEDULERS",
@@ -86,9 +86,7 @@ def load_base(
     except AtomError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200
-        )
+        reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     check_pipeline_family(pipe, where)
     pipe.set_progress_bar_config(disable=True)
@@ -133,7 +131,7 @@ def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any
             where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        reason = clip(str(error).strip().splitlines()[0], 200)
+        reason = first_line(error)
         raise AtomError(
             f"--load_in {load_in} cannot open the UNet of {where!r}: {reason}"
         ) from None

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, first_line
 from sdatoms.storage import find_assets
 
 __all__ = [
@@ -240,9 +240,8 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
         try:
             found.append(cls.from_pretrained(where, **options))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise AtomError(
-                f"the evaluator {where!r} cannot be opened: {clip(lines[0], 200)}"
+                f"the evaluator {where!r} cannot be opened: {first_line(error)}"
             ) from None
     return found
 
@@ -261,8 +260,9 @@ def read_head(path: Path) -> StyleHead:
         head = StyleHead(widths, 2 * len(tensors["drawing.embed.weight"]))
         head.load_state_dict(tensors)
     except Exception as error:  # safetensors has an error class of its own for broken files
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise AtomError(f"the style head {str(path)!r} cannot be read: {clip(lines[0])}") from None
+        raise AtomError(
+            f"the style head {str(path)!r} cannot be read: {first_line(error)}"
+        ) from None
     return head
 
 

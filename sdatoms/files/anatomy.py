@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sdatoms.atoms.keys import TOKENS, split_key
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.products import FACTORS
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import read_atoms, read_header
@@ -39,7 +40,6 @@ __all__ = [
     "Sheets",
     "count_atoms",
     "drop_word",
-    "form_delta",
     "lay_out",
     "list_views",
     "measure_budget",
@@ -52,7 +52,7 @@ __all__ = [
 ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
 """The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
 
-FROZEN = ("encoder", "base_atoms")
+FROZEN = ("encoder", "base_atoms", "strength")
 """Tensors that no training changes; base atoms stand for an encoder where codes are sparse."""
 
 
@@ -60,7 +60,8 @@ FROZEN = ("encoder", "base_atoms")
 class AtomTiles:
     """Atoms of one view as pictures `(m, rows, columns)`, float32.
 
-    Spatial atoms are h×w kernels. Block atoms are b×b channel mixings; in the joint view each of
+    Spatial atoms are h×w kernels. Products have two, their b×b factors of output and input
+    channels. Block atoms are b×b channel mixings; in the joint view each of
     their b×b entries is an h×w kernel, laid out as one tile of b·h × b·w.
     """
 
@@ -165,7 +166,10 @@ def show_atoms(
     found = find_map(file, component, path, view)
     if channel is not None and not 0 <= channel < (found.channels or 0):
         raise AtomError(f"the channel is {channel}; this view has {found.channels or 'none'}")
-    delta = form_delta(found)
+    if found.factors:
+        tiles = [lay_factors(found, added).float() for added in (False, True)]
+        return AtomTiles("product", tiles[0], tiles[1], None)
+    delta = found.delta
     if delta.dim() == 3:
         delta = delta.mean(0) if channel is None else delta[channel]
     tiles = [fold_tiles(found, t).float() for t in (form_dictionary(found), delta)]
@@ -193,12 +197,17 @@ def form_dictionary(found: LayerMap) -> Tensor:
     return torch.linalg.pinv(found.tensors["encoder"].double())
 
 
-def form_delta(found: LayerMap) -> Tensor:
-    """ΔD `(m, p)`, or ΔD_c `(g·i, m, p)` where channels have their own; float64."""
-    t = {name: tensor.double() for name, tensor in found.tensors.items()}
-    if "inner_atoms" in t:
-        return torch.einsum("caj,ajp->cap", t["inner_coefficients"], t["inner_atoms"])
-    return t["atoms"] if "atoms" in t else t["channel_atoms"]
+def lay_factors(found: LayerMap, added: bool) -> Tensor:
+    """The two factors of a product as tiles `(2, b, b)`, output first: the identities they start
+    from, or what training added, at the product's strength and as the mean of all blocks."""
+    assert found.factors
+    side = max(found.block)
+    tiles = torch.zeros(2, side, side)
+    for tile, factor in zip(tiles, found.factors, strict=True):
+        b = factor.shape[-1]
+        mean = factor.reshape(-1, b, b).mean(0)
+        tile[:b, :b] = found.own_strength * mean if added else torch.eye(b)
+    return tiles
 
 
 def fold_tiles(found: LayerMap, rows: Tensor) -> Tensor:
@@ -273,7 +282,13 @@ def mute_atom(
     tensors, muted, most = {}, 0, 0
     for key, tensor in file.tensors.items():
         owner, module, _, name = ("", "", "", "") if TOKENS.fullmatch(key) else split_key(key)
-        if name in ATOM_AXIS and component in (None, owner) and path in (None, module):
+        meant = component in (None, owner) and path in (None, module)
+        if name in FACTORS and meant:
+            most = max(most, len(FACTORS))
+            if 0 <= atom < len(FACTORS) and name == FACTORS[atom]:
+                tensor = torch.zeros_like(tensor)
+                muted += 1
+        elif name in ATOM_AXIS and meant:
             axis = ATOM_AXIS[name]
             most = max(most, tensor.shape[axis])
             if 0 <= atom < tensor.shape[axis]:
@@ -290,8 +305,9 @@ def mute_atom(
 def count_atoms(file: AtomFile) -> int:
     """The most atoms any view of the file has."""
     kept = drop_word(file).tensors
-    named = ((split_key(key)[3], tensor) for key, tensor in kept.items())
-    return max(tensor.shape[ATOM_AXIS[name]] for name, tensor in named if name in ATOM_AXIS)
+    named = [(split_key(key)[3], tensor) for key, tensor in kept.items()]
+    factors = [len(FACTORS) for name, _ in named if name in FACTORS]
+    return max(factors + [t.shape[ATOM_AXIS[name]] for name, t in named if name in ATOM_AXIS])
 
 
 @dataclass(frozen=True)
@@ -301,7 +317,7 @@ class LayerRow:
     layer: str
     """`<component>.<module path>`"""
     view: str
-    """`spatial`, `channel 4x4` or `joint 2x2`"""
+    """`spatial`, `channel 4x4`, `joint 2x2` or `product 16x16`"""
     atoms: int
     parameters: int
     bytes: int
@@ -319,15 +335,14 @@ def report_file(file: AtomFile) -> list[LayerRow]:
         for path, maps in file.maps(component).items():
             for m in maps:
                 block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
-                frozen = m.tensors["encoder"].T if m.book is None else m.book.atoms
-                trained = [
-                    t for name, t in m.tensors.items() if name not in ("encoder", "base_atoms")
-                ]
+                form = "product" if m.factors else m.kind
+                atoms = len(FACTORS) if m.factors else count_frame(m)
+                trained = [t for name, t in m.tensors.items() if name not in FROZEN]
                 rows.append(
                     LayerRow(
                         layer=f"{component}.{path}",
-                        view=f"{m.kind}{block}",
-                        atoms=len(frozen),
+                        view=f"{form}{block}",
+                        atoms=atoms,
                         parameters=sum(t.numel() for t in trained),
                         bytes=sum(t.numel() * t.element_size() for t in m.tensors.values()),
                         change=measure_change(m),
@@ -336,10 +351,15 @@ def report_file(file: AtomFile) -> list[LayerRow]:
     return rows
 
 
+def count_frame(m: LayerMap) -> int:
+    """The atoms of an encoder, or base atoms."""
+    return len(m.book.atoms) if m.book else m.tensors["encoder"].shape[1]
+
+
 def measure_change(m: LayerMap) -> float | None:
     """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
     that change on average only."""
-    if m.book or not is_principal(m.tensors["encoder"].double()):
+    if m.book or m.factors or not is_principal(m.tensors["encoder"].double()):
         return None
     return float(m.delta.square().mean().sqrt())
 

@@ -5,9 +5,10 @@ Different encoders stand side by side, `[E_1 E_2] [s_1 ΔD_1; s_2 ΔD_2]`, while
 p columns together; from there on one identity encoder holds any number of maps,
 `T = Σ s_k E_k ΔD_k`. `overcomplete` atoms of one encoder are concatenated along m1 (β as they are,
 D1 scaled) while that is smaller than one ΔD_c a channel, which holds any number of them. Block
-views of another kind or size stay side by side. Sparse files add the same way where their codes are
-the same: with identical base atoms, λ and solver. Others are refused, as is a sparse file beside a
-linear one.
+views of another kind or size stay side by side, and so do products of two factors, each with its
+strength, until one full map of their block side holds fewer numbers. Sparse files add the same way
+where their codes are the same: with identical base atoms, λ and solver. Others are refused, as is a
+sparse file beside a linear one.
 
 Sums are taken in float64 in the order of the files' hashes, so the order of the arguments changes
 no bit.
@@ -26,15 +27,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import sdatoms
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.decompose import MAX_WIDTH
 from sdatoms.atoms.keys import join_key
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.products import FACTORS, fold_factors
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
 from sdatoms.files.reader import check_file
 from sdatoms.fingerprint import matches
+from sdatoms.version import __version__
 
 __all__ = [
     "compose",
@@ -120,7 +123,7 @@ def describe_sum(parts: Sequence[Part], title: str | None) -> dict[str, str]:
     sources = [{"sha256": f.sha256, "strength": s, "trigger": f.trigger} for f, s in parts]
     header = {
         "composed_from": json.dumps(sources),
-        "sdatoms_version": sdatoms.__version__,
+        "sdatoms_version": __version__,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": title or " + ".join(name for name, _ in names),
         "modelspec.description": "Sum of " + ", ".join(f"{n!r} at {s:g}" for n, s in names),
@@ -217,14 +220,15 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
     """One layer's summed tensors as `<view>.<tensor>`, and its layout."""
     first = terms[0][1]
     layout: dict[str, Any] = {"kernel": list(first.kernel), "groups": first.groups}
-    slots: dict[tuple[str, tuple[int, int]], list[Term]] = {}
-    for strength, m in terms:
+    slots: dict[tuple[str, tuple[int, int], int], list[Term]] = {}
+    for strength, m in fold_products(terms):
         if (m.kernel, m.groups) != (first.kernel, first.groups):
             raise AtomError(
                 f"two files hold the layer {clip(path)!r} with kernels {first.kernel} and "
                 f"{m.kernel} in {first.groups} and {m.groups} groups; they fit no common base"
             )
-        slots.setdefault((m.kind, m.block), []).append((strength, m))
+        place = len(slots) if m.factors else -1  # products stand side by side
+        slots.setdefault((m.kind, m.block, place), []).append((strength, m))
     channels = {m.channels for _, m in terms if m.channels is not None}
     if len(channels) > 1:
         raise AtomError(
@@ -234,7 +238,7 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
     stored: dict[str, Tensor] = {}
     books: dict[str, CodeBook] = {}
     blocks = 0
-    for (kind, block), group in sorted(slots.items()):
+    for (kind, block, _), group in sorted(slots.items(), key=lambda slot: slot[0]):
         name = "spatial"
         if kind != "spatial":
             blocks += 1
@@ -249,8 +253,47 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
     return stored, layout | describe_books(books)
 
 
+def fold_products(terms: Sequence[Term]) -> list[Term]:
+    """The terms, products with equal factors taken together, and those of one block side as one
+    full map where that holds fewer numbers: the file stays bounded however many are summed."""
+    rest = [(strength, m) for strength, m in terms if not m.factors]
+    products: list[Term] = []
+    for strength, m in terms:
+        if not m.factors:
+            continue
+        strength *= m.own_strength
+        alike = [
+            k
+            for k, (_, other) in enumerate(products)
+            if other.block == m.block
+            and all(torch.equal(other.tensors[n].float(), m.tensors[n].float()) for n in FACTORS)
+        ]
+        if alike:
+            products[alike[0]] = (products[alike[0]][0] + strength, products[alike[0]][1])
+        else:
+            bare = {name: m.tensors[name] for name in FACTORS}
+            products.append((strength, replace(m, tensors=bare)))
+    for block in sorted({m.block for _, m in products}):
+        shared = [term for term in products if term[1].tensors[FACTORS[0]].dim() == 2]
+        group = [term for term in shared if term[1].block == block]
+        held, p = sum(t.numel() for _, m in group for t in m.tensors.values()), block[0] * block[1]
+        if p > MAX_WIDTH or held < 2 * p * p:
+            continue
+        products = [term for term in products if not any(term is other for other in group)]
+        total = torch.zeros(p, p, dtype=torch.float64)
+        for strength, m in group:
+            total += strength * fold_factors(*(m.tensors[name].double() for name in FACTORS))
+        tensors = {"encoder": torch.eye(p), "atoms": total.float()}
+        rest.append((1.0, replace(group[0][1], tensors=tensors)))
+    return rest + products
+
+
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     """The tensors of one view's sum, in the smallest form that holds it exactly, float32."""
+    if terms[0][1].factors:
+        ((strength, m),) = terms
+        kept = {name: m.tensors[name].float() for name in FACTORS}
+        return kept | {"strength": torch.tensor([strength * m.own_strength])}
     encoders: list[Tensor] = []
     places: list[int] = []
     """Of each term, which of the distinct encoders is its own."""

@@ -4,12 +4,13 @@ Where two files have one encoder, the columns of `A = X E` are orthogonal and of
 `‖X‖/√(m·p)`, so inner products of `ΔD` are those of `ΔX = A ΔD` up to that factor, and the cosine
 is that of the weights' changes (exactly, for one complete spatial or block view a layer shared by
 its channels). Where encoders differ, the maps `T = E ΔD` are compared, as if all entries of a
-filter were uncorrelated and alike in size. Layers count by the norms of their weights, which the
-fingerprints hold.
+filter were uncorrelated and alike in size; so are products of two factors. Layers count by the
+norms of their weights, which the fingerprints hold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sdatoms.atoms.maps import LayerMap
-from sdatoms.files.anatomy import form_delta
+from sdatoms.atoms.products import compare_factors
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import matches
 
@@ -62,22 +63,76 @@ def compare_pair(first: AtomFile, second: AtomFile) -> Likeness:
         weights = [weigh(file, key, p[key]) for file, p in zip((first, second), parts, strict=True)]
         scale = (weights[0] * weights[1]) ** 0.5
         product += scale * float((a * b).sum()) / spread(a)
+    crossed, own_squares, shared = compare_products(first, second)
+    product += crossed
+    squares = [square + own for square, own in zip(squares, own_squares, strict=True)]
     prints = [file.fingerprints for file in (first, second)]
-    pairs = [(prints[0].get(c, {}).get(p), prints[1].get(c, {}).get(p)) for c, p, _ in common]
+    places = [*((c, p) for c, p, _ in common), *shared]
+    pairs = [(prints[0].get(c, {}).get(p), prints[1].get(c, {}).get(p)) for c, p in places]
     same = all(matches(a, b) for a, b in pairs if a and b)
     norm = (squares[0] * squares[1]) ** 0.5
     cosine = max(-1.0, min(1.0, product / norm)) if norm else 0.0
-    return Likeness(cosine, len(common), len(exact), same)
+    return Likeness(cosine, len(places), len(exact), same)
 
 
 def walk_maps(file: AtomFile) -> dict[tuple[str, str, str], LayerMap]:
-    """(component, path, kind and block of the view) → map; a view's number does not matter."""
+    """(component, path, kind and block of the view) → map; a view's number does not matter.
+
+    Products are left to `compare_products`: several of one block side may stand in one layer.
+    """
     found = {}
     for component in file.components:
         for path, maps in file.maps(component).items():
             for m in maps:
+                if m.factors:
+                    continue
                 found[component, path, f"{m.kind} {m.block[0]}x{m.block[1]}"] = m
     return found
+
+
+def compare_products(
+    first: AtomFile, second: AtomFile
+) -> tuple[float, tuple[float, float], list[tuple[str, str]]]:
+    """What products add to the inner product and to both squared norms, and the layers where both
+    files have some of one block side and form."""
+    parts = [group_products(file) for file in (first, second)]
+    shared = [key for key in parts[0] if key in parts[1]]
+    crossed = sum(multiply_products(first, second, key, *(p[key] for p in parts)) for key in shared)
+    own = tuple(
+        sum(multiply_products(file, file, key, maps, maps) for key, maps in part.items())
+        for file, part in zip((first, second), parts, strict=True)
+    )
+    return crossed, (own[0], own[1]), [(key[0], key[1]) for key in shared]
+
+
+def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]:
+    """(component, path, shapes of the factors) → the products there."""
+    found: dict[tuple[str, str, str], list[LayerMap]] = {}
+    for component in file.components:
+        for path, maps in file.maps(component).items():
+            for m in maps:
+                if m.factors:
+                    shapes = " ".join(str(tuple(factor.shape)) for factor in m.factors)
+                    found.setdefault((component, path, shapes), []).append(m)
+    return found
+
+
+def multiply_products(
+    first: AtomFile,
+    second: AtomFile,
+    key: tuple[str, str, str],
+    ours: Sequence[LayerMap],
+    theirs: Sequence[LayerMap],
+) -> float:
+    """The inner product of two sums of products in one layer."""
+    norms = [file.fingerprints.get(key[0], {}).get(key[1]) for file in (first, second)]
+    scale = math.prod(stored[0] if stored else 1.0 for stored in norms)
+    return scale * sum(
+        a.own_strength * b.own_strength * compare_factors(a.factors, b.factors) / math.prod(a.block)
+        for a in ours
+        for b in theirs
+        if a.factors and b.factors
+    )
 
 
 def fits(a: LayerMap, b: LayerMap) -> bool:
@@ -106,7 +161,7 @@ def find_frame(found: LayerMap) -> Tensor:
 def read_numbers(found: LayerMap, deltas: bool) -> Tensor:
     """ΔD, or T times √m, so that both weigh alike; a leading axis where channels have their own."""
     if deltas:
-        return form_delta(found)
+        return found.delta
     return found.transform * find_frame(found).shape[1] ** 0.5
 
 

@@ -24,7 +24,8 @@ from sdatoms.atoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
 from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
-from sdatoms.errors import AtomError, clip
+from sdatoms.atoms.products import FACTORS
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
 
 __all__ = [
@@ -70,7 +71,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
     try:
         tensors = load_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise AtomError(f"{where} is cut short or damaged: {clip(str(error))}") from None
+        raise AtomError(f"{where} is cut short or damaged: {first_line(error)}") from None
     config = parse_entry(metadata, "config", where)
     try:
         parsed = AtomConfig.from_dict(config)
@@ -261,6 +262,8 @@ def check_shapes(
     found: Mapping[str, Tensor], layout: Mapping[str, Any], view: str, basis: str
 ) -> str:
     """What is wrong with one view's tensors, or an empty string."""
+    if FACTORS[0] in found:
+        return check_factors(found, find_blocks(layout, view), basis)
     names = set(found) - {basis}
     blocks = find_blocks(layout, view)
     if basis not in found or names not in (TRAINED[:1] if blocks else TRAINED):
@@ -300,6 +303,24 @@ def check_shapes(
     return ""
 
 
+def check_factors(found: Mapping[str, Tensor], blocks: Any, basis: str) -> str:
+    """What is wrong with the factors of a product, or an empty string."""
+    if set(found) - {"strength"} != set(FACTORS):
+        return f"holds {clip(', '.join(sorted(found)))}: not two factors"
+    if basis != "encoder" or not blocks or blocks["view"] != "channel":
+        return "holds factors, which a linear file's channel blocks alone may have"
+    shapes = [tuple(found[name].shape) for name in FACTORS]
+    sides = [(b, b) for b in blocks["block"]]
+    alike = [shape[-2:] for shape in shapes] == sides and len(shapes[0]) == len(shapes[1])
+    if not alike or len(shapes[0]) > 3 or max(blocks["block"]) > MAX_WIDTH:
+        return f"has factors of shapes {shapes[0]} and {shapes[1]} where {sides} fit"
+    if not all(map(math.prod, shapes)):
+        return "holds an empty tensor"
+    if "strength" in found and found["strength"].shape != (1,):
+        return f"has a strength of shape {tuple(found['strength'].shape)} where (1,) fits"
+    return ""
+
+
 HUB_ARGUMENTS = {
     "weight_name",
     "revision",
@@ -333,8 +354,8 @@ def fetch_file(
         try:
             local = Path(hf_hub_download(str(path), filename, **rest))
         except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
-            reason = clip(str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise AtomError(
-                f"{str(path)!r} is no local file and cannot be had from the hub: {reason}"
+                f"{str(path)!r} is no local file and cannot be had from the hub: "
+                f"{first_line(error)}"
             ) from None
     return read_atoms(local), local.stem

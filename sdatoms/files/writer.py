@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import sdatoms
 from sdatoms.atoms.keys import FROZEN
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
 from sdatoms.fingerprint import fingerprint
 from sdatoms.layers.atom_layers import TunedWeight
 from sdatoms.layers.inject import Injection
+from sdatoms.version import __version__
 
 __all__ = [
     "describe_layout",
@@ -115,7 +115,7 @@ def pack_atoms(
         "tokens": word,
         "step": step,
         "seed": seed,
-        "sdatoms_version": sdatoms.__version__,
+        "sdatoms_version": __version__,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": guess_architecture(first.model, prediction_type),
         "modelspec.implementation": "https://github.com/huggingface/diffusers",

@@ -2,15 +2,17 @@
 
 An atom layer shares the base layer's `weight` and `bias` Parameter objects under the same
 state-dict keys, and all its other attributes. Built with the base constructor, it has no deltas and
-*is* that layer.
+*is* that layer. Block atoms in product form (`sdatoms.atoms.products`) mix the layer's input and
+output instead of its weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdatoms.atoms.columns import (
@@ -20,7 +22,8 @@ from sdatoms.atoms.columns import (
     multiply_columns,
     pick_columns,
 )
-from sdatoms.atoms.deltas import Delta
+from sdatoms.atoms.deltas import Delta, ProductDelta
+from sdatoms.atoms.products import run_factors
 from sdatoms.layers.weights import LayerWeight
 
 __all__ = [
@@ -81,6 +84,31 @@ class OneWeightLayer(AtomLayer):
     """An atom layer over one `weight`."""
 
     weight: Tensor
+    bias: Tensor | None
+
+    def product(self) -> ProductDelta | None:
+        """The delta of a layer that carries one product and nothing else: its two factors meet the
+        activations, and no weight-sized change is formed."""
+        deltas = list(self.deltas.values())
+        alone = len(deltas) == 1 and isinstance(deltas[0], ProductDelta)
+        return deltas[0] if alone and deltas[0].strength == 1.0 else None
+
+    def run_product(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
+        """The layer's output by its product; None where it carries none, or where float64 asks for
+        the weight's own sum, which is formed in float32.
+
+        Args:
+            run: the base layer's own forward pass.
+            axes: how many come after the channels, 0 with channels last.
+        """
+        delta = self.product()
+        if delta is None or x.dtype == torch.float64:
+            return None
+        if axes and x.dim() == axes + 1:  # an unbatched input
+            y = self.run_product(x[None], run, axes)
+            return None if y is None else y[0]
+        factors = (delta.output_factor, delta.input_factor)
+        return run_factors(x, *factors, self.bias, run, 1 if axes else -1)
 
     def views(self) -> dict[str, Delta]:
         """`deltas` as a plain table."""
@@ -103,7 +131,8 @@ class AtomConv1d(OneWeightLayer, nn.Conv1d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.tuned_weight(), self.bias)
+        y = self.run_product(input, super().forward, 1)
+        return self._conv_forward(input, self.tuned_weight(), self.bias) if y is None else y
 
 
 class AtomConv2d(OneWeightLayer, nn.Conv2d):
@@ -115,6 +144,9 @@ class AtomConv2d(OneWeightLayer, nn.Conv2d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
+        y = self.run_product(input, super().forward, 2)
+        if y is not None:
+            return y
         deltas = pick_columns(self, count_positions(self, input)) if input.dim() == 4 else None
         if deltas:
             base = lambda: self._conv_forward(input, self.weight, self.bias)
@@ -130,7 +162,8 @@ class AtomConv3d(OneWeightLayer, nn.Conv3d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.tuned_weight(), self.bias)
+        y = self.run_product(input, super().forward, 3)
+        return self._conv_forward(input, self.tuned_weight(), self.bias) if y is None else y
 
 
 class AtomLinear(OneWeightLayer, nn.Linear):
@@ -141,6 +174,9 @@ class AtomLinear(OneWeightLayer, nn.Linear):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
+        y = self.run_product(input, super().forward, 0)
+        if y is not None:
+            return y
         deltas = pick_columns(self, input.numel() // max(1, self.in_features))
         if deltas and input.dim() > 1:
             base = lambda: nn.functional.linear(input, self.weight, self.bias)

@@ -30,9 +30,9 @@ __all__ = [
 def dequantize(module: nn.Module) -> Tensor:
     """The weight `(o, i)` as floating-point numbers, a fresh tensor in the dtype it came from."""
     if isinstance(module, Linear4bit):
-        data, state = read_codes(module)
+        data, state = read_4bit(module)
         return dequantize_4bit(data.reshape(-1, 1), state)
-    return int8_vectorwise_dequant(*read_rows(module))
+    return int8_vectorwise_dequant(*read_8bit(module))
 
 
 @torch.no_grad()
@@ -42,17 +42,17 @@ def read_bits(module: nn.Module) -> Tensor:
     Scales count in bfloat16, which is all that is left of them in the layout for some CPUs.
     """
     if isinstance(module, Linear4bit):
-        codes, state = read_codes(module)
+        codes, state = read_4bit(module)
         scales = state.absmax
         if state.nested:
             scales = dequantize_blockwise(scales, state.state2) + state.offset
     else:
-        codes, scales = read_rows(module)
+        codes, scales = read_8bit(module)
     parts = [codes.contiguous(), scales.to(torch.bfloat16)]
     return torch.cat([part.flatten().view(torch.uint8) for part in parts])
 
 
-def read_rows(module: nn.Module) -> tuple[Tensor, Tensor]:
+def read_8bit(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Codes `(o, i)` and scales `(o,)` of an 8-bit layer; its first call moves the scales."""
     assert isinstance(module, Linear8bitLt)
     scales = getattr(module.weight, "SCB", None)
@@ -61,7 +61,7 @@ def read_rows(module: nn.Module) -> tuple[Tensor, Tensor]:
     return module.weight.data, scales
 
 
-def read_codes(module: nn.Module) -> tuple[Tensor, Any]:
+def read_4bit(module: nn.Module) -> tuple[Tensor, Any]:
     """Codes and quantization state of a 4-bit layer, in their common order."""
     state = getattr(module.weight, "quant_state", None) or module.quant_state
     data = module.weight.data

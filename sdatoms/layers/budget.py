@@ -8,6 +8,8 @@ atoms, is taken at their word, and complete atoms stay complete. All of it is no
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ from sdatoms.atoms.decompose import (
     relative_error,
     split_side,
 )
-from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta
+from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta, ProductDelta
+from sdatoms.atoms.products import factor_shapes
 from sdatoms.errors import AtomError
 from sdatoms.layers.targets import is_spatial
 from sdatoms.layers.weights import LayerWeight
@@ -77,7 +80,10 @@ def build_deltas(
                 deltas["spatial"] = OvercompleteDelta(view, basis, m1, seed)
             else:
                 deltas["spatial"] = AtomDelta(view, basis)
-    if wants_block:
+    if wants_block and config.block_form == "product":
+        if delta := fit_product(weight, shape, groups, config, limit, notes):
+            deltas["block"] = delta
+    elif wants_block:
         view, m = fit_block(shape, groups, config, limit, notes)
         if fitted := encode(weight, view, config, config.block_atoms, m, seed, notes):
             error, basis = fitted
@@ -119,6 +125,32 @@ def fit_block(
         notes.append(f"budget: block {before} → {after}")
     m = count_blocks(last, config)
     return last, m if config.block_atoms else min(m, limit // last.width)
+
+
+def fit_product(
+    weight: Tensor,
+    shape: tuple[int, ...],
+    groups: int,
+    config: AtomConfig,
+    limit: int,
+    notes: list[str],
+) -> ProductDelta | None:
+    """Two factors of the largest block side that fits; None, noted, where none does.
+
+    Sides given stand; a side is at least 2, since factors of 1×1 would scale channels alone.
+    """
+    given = not config.may_lower("block_size")
+    asked = config.block_size
+    each = config.block_factors == "each"
+    for b in range(asked, 1, -1):
+        sides = (split_side(shape[0] // groups, b), split_side(shape[1], b))
+        view = View("channel", shape, groups, sides)
+        if given or sum(map(math.prod, factor_shapes(view, each))) <= limit:
+            if b < asked:
+                notes.append(f"budget: factors {asked}x{asked} → {sides[0]}x{sides[1]}")
+            return ProductDelta(view, each, weight)
+    notes.append("product left out: no factors fit a quarter of its weights")
+    return None
 
 
 def count_blocks(view: View, config: AtomConfig) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.codes import unit_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.deltas import Delta
+from sdatoms.atoms.deltas import Delta, ProductDelta
 from sdatoms.atoms.keys import join_key
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import adopt
@@ -55,7 +55,8 @@ class LayerReport:
     path: str
     shape: tuple[int, ...]
     view: str
-    """`spatial`, `channel 4x4`, `joint 2x2`, several joined by ` + `; empty if left out."""
+    """`spatial`, `channel 4x4`, `joint 2x2`, `product 16x16`, several joined by ` + `; empty if
+    left out."""
     atoms: int
     """Atoms over all views of the layer."""
     parameters: int
@@ -271,6 +272,7 @@ def describe(target: Target, deltas: dict[str, Delta], note: str, error: float) 
     names = []
     for delta in deltas.values():
         (bo, bi), kind = delta.view.block, delta.view.kind
+        kind = "product" if isinstance(delta, ProductDelta) else kind
         names.append(kind if kind == "spatial" else f"{kind} {bo}x{bi}")
     return LayerReport(
         path=target.path,

@@ -61,6 +61,11 @@ class QuantizedAtomLayer(OneWeightLayer):
     def multiply(self, x: Tensor) -> Tensor:
         dtype = getattr(self, "compute_dtype", None) or x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
+        if self.product():
+            weight = dequantize(self).to(dtype)
+            y = self.run_product(x.to(dtype), lambda z: nn.functional.linear(z, weight, bias), 0)
+            if y is not None:
+                return y.to(x.dtype)
         weight = self.tuned_weight().to(dtype)
         return nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
 

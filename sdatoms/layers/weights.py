@@ -18,7 +18,7 @@ from sdatoms.errors import AtomError, clip
 
 __all__ = [
     "LayerWeight",
-    "find_layer",
+    "find_weight",
     "is_quantized",
     "list_layers",
     "list_weights",
@@ -142,7 +142,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def find_layer(module: nn.Module, path: str) -> LayerWeight:
+def find_weight(module: nn.Module, path: str) -> LayerWeight:
     """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
 
     Raises:

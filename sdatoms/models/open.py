@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
 
@@ -106,7 +106,7 @@ def build_from_set(library: str, name: str) -> nn.Module:
         with init_empty_weights(include_buffers=False):
             return build(name)
     except (RuntimeError, ValueError) as error:
-        reason = clip(str(error).strip().partition("\n")[0], 200)
+        reason = first_line(error)
         raise AtomError(f"{library} builds no model {clip(name)!r}: {reason}") from None
 
 
@@ -201,7 +201,7 @@ def load_folder(folder: Path) -> nn.Module:
     try:
         model = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = clip(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()
 

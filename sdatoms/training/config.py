@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.config import AtomConfig, read_atom_flags
 from sdatoms.training.checks import check_settings
 
 __all__ = [
@@ -251,10 +251,20 @@ class TrainConfig:
     """Atoms per spatial filter; all the weight has when not given."""
     num_inner_atoms: int | None = None
     """Inner atoms behind each atom in overcomplete and full (3)."""
+    block_atoms: int | None = None
+    """Atoms of the block view in coefficients and full; all the weight has when not given."""
     block_size: int | None = None
     """Side of a channel block in coefficients and full (4)."""
     block_view: Literal["channel", "joint"] | None = None
     """Whether block atoms are shared over kernel positions or hold them (joint)."""
+    block_share: float | None = None
+    """In place of block_atoms, the share of a layer's weights its block atoms may hold."""
+    block_form: Literal["map", "product"] | None = None
+    """How a channel block changes: by one full map, or by a product of two small factors (map)."""
+    block_factors: Literal["shared", "each"] | None = None
+    """Whether all blocks of a weight share one pair of factors, or each has its own (shared)."""
+    sparsity: float | None = None
+    """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -268,18 +278,7 @@ class TrainConfig:
 def make_atom_config(config: TrainConfig) -> AtomConfig:
     """The method's flags as an `AtomConfig`; flags not given keep its defaults, budget rule
     included."""
-    given = {
-        "num_atoms": config.num_atoms,
-        "num_inner_atoms": config.num_inner_atoms,
-        "block_size": config.block_size,
-        "block_view": config.block_view,
-    }
-    return AtomConfig(
-        variant=config.atom_variant,
-        decomposition=config.atom_decomposition,
-        seed=config.seed,
-        **{k: v for k, v in given.items() if v is not None},  # pyright: ignore[reportArgumentType]
-    )
+    return AtomConfig(**read_atom_flags(vars(config)), seed=config.seed)
 
 
 def make_text_config(config: TrainConfig) -> AtomConfig:

@@ -19,6 +19,7 @@ import torch
 from diffusers.optimization import SchedulerType, get_scheduler
 from torch import Tensor, nn
 
+from sdatoms.atoms.keys import read_kind
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
 
@@ -71,7 +72,7 @@ def group_parameters(
     rates: dict[str, float] = {}
     for component, injection in injections.items():
         for name, parameter in injection.named_parameters():
-            kind = name.split(".")[-2].split("_")[0]
+            kind = read_kind(name)
             own = spatial if kind == "spatial" else block
             if component != "unet" and text_encoder is not None:
                 own = text_encoder

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, first_line
 from sdatoms.version import __version__
 
 __all__ = [
@@ -145,9 +145,8 @@ def push_run(run: Path, repository: str | None) -> str:
         where = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=where.repo_id, folder_path=run, allow_patterns=list(PUSHED))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AtomError(
             f"the run {str(run)!r} is complete on disk but could not be pushed to {name!r}: "
-            f"{reason[:200]}"
+            f"{first_line(error)}"
         ) from None
     return str(where)

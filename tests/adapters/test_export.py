@@ -7,6 +7,8 @@ import torch
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny.atoms import VARIANTS
+from tiny.modules import copy_weights, same_weights
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms
 from sdatoms.adapters.export import (
@@ -14,21 +16,19 @@ from sdatoms.adapters.export import (
     convert_to_lora,
     measure_diff,
     measure_lora,
-    measure_pipeline,
-    save_pipeline,
 )
+from sdatoms.adapters.pipelines import measure_pipeline, save_pipeline
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 NAMES = ["diffusers", "kohya"]
 TARGETS = ("conv_in", "*.conv_shortcut", "*.downsamplers.*", "mid_block.attentions.*")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture
-def make_atoms(make_unet, make_pipe, perturb):
+def make_pipe_atoms(make_unet, make_pipe, perturb):
     """Atoms of the UNet, or of the pipeline's text encoder too."""
 
     def make(variant="full", text=False):
@@ -42,10 +42,6 @@ def make_atoms(make_unet, make_pipe, perturb):
     return make
 
 
-def copy_weights(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
 def baked_weights(make_unet, file):
     unet = make_unet()
     load_atoms(unet, file, component="unet")
@@ -53,8 +49,8 @@ def baked_weights(make_unet, file):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_full_difference_is_exact(make_unet, make_atoms, variant):
-    file, unet = make_atoms(variant), make_unet()
+def test_a_full_difference_is_exact(make_unet, make_pipe_atoms, variant):
+    file, unet = make_pipe_atoms(variant), make_unet()
     made = convert_to_diff(file, unet)
 
     assert made.total_error == 0
@@ -68,8 +64,10 @@ def test_a_full_difference_is_exact(make_unet, make_atoms, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_lora_of_full_rank_loses_nothing(make_unet, run_unet, make_atoms, tolerance, variant):
-    file, unet, tuned = make_atoms(variant), make_unet(), make_unet()
+def test_a_lora_of_full_rank_loses_nothing(
+    make_unet, run_unet, make_pipe_atoms, tolerance, variant
+):
+    file, unet, tuned = make_pipe_atoms(variant), make_unet(), make_unet()
     made = convert_to_lora(file, unet, 1000)
     assert made.total_error < 1e-5
     load_atoms(tuned, file)
@@ -82,8 +80,10 @@ def test_a_lora_of_full_rank_loses_nothing(make_unet, run_unet, make_atoms, tole
 
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("rank", [1, 4])
-def test_a_lora_is_the_best_of_its_rank_and_says_what_it_loses(make_unet, make_atoms, names, rank):
-    file = make_atoms("full")
+def test_a_lora_is_the_best_of_its_rank_and_says_what_it_loses(
+    make_unet, make_pipe_atoms, names, rank
+):
+    file = make_pipe_atoms("full")
     made, exact = convert_to_lora(file, make_unet(), rank, names=names), {}
     diffs = convert_to_diff(file, make_unet())
     lost = whole = 0.0
@@ -110,10 +110,10 @@ def test_a_lora_is_the_best_of_its_rank_and_says_what_it_loses(make_unet, make_a
 
 @pytest.mark.parametrize("names", NAMES)
 def test_a_pipeline_loads_the_lora_and_gives_the_sum(
-    tmp_path, make_pipe, make_unet, make_atoms, run_unet, tolerance, names
+    tmp_path, make_pipe, make_unet, make_pipe_atoms, run_unet, tolerance, names
 ):
     """From a file, as people do; both components, convolutions and linear layers."""
-    file, pipe = make_atoms("full", text=True), make_pipe()
+    file, pipe = make_pipe_atoms("full", text=True), make_pipe()
     made = convert_to_lora(file, pipe, 3, names=names)
     path = made.save(tmp_path / "dog.safetensors")
     expected = make_pipe()
@@ -138,8 +138,8 @@ def test_a_pipeline_loads_the_lora_and_gives_the_sum(
     )
 
 
-def test_kohya_names_go_through_diffusers_converter(make_unet, make_atoms):
-    made = convert_to_lora(make_atoms("full"), make_unet(), 2, names="kohya")
+def test_kohya_names_go_through_diffusers_converter(make_unet, make_pipe_atoms):
+    made = convert_to_lora(make_pipe_atoms("full"), make_unet(), 2, names="kohya")
     alphas = [t for key, t in made.tensors.items() if key.endswith(".alpha")]
     assert len(alphas) == len(made.errors)
 
@@ -150,8 +150,8 @@ def test_kohya_names_go_through_diffusers_converter(make_unet, make_atoms):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sizes_are_known_before(make_pipe, make_atoms, dtype):
-    file, pipe = make_atoms("full", text=True), make_pipe()
+def test_sizes_are_known_before(make_pipe, make_pipe_atoms, dtype):
+    file, pipe = make_pipe_atoms("full", text=True), make_pipe()
     assert (
         measure_diff(file, pipe, dtype=dtype) == convert_to_diff(file, pipe, dtype=dtype).num_bytes
     )
@@ -163,8 +163,8 @@ def test_sizes_are_known_before(make_pipe, make_atoms, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_baked_directory_is_plain_diffusers(tmp_path, make_pipe, make_atoms, dtype):
-    file, pipe = make_atoms("full", text=True), make_pipe()
+def test_a_baked_directory_is_plain_diffusers(tmp_path, make_pipe, make_pipe_atoms, dtype):
+    file, pipe = make_pipe_atoms("full", text=True), make_pipe()
     before = {name: copy_weights(getattr(pipe, name)) for name in ("unet", "text_encoder", "vae")}
     size = measure_pipeline(pipe, dtype=dtype)
 
@@ -193,24 +193,24 @@ def test_a_baked_directory_is_plain_diffusers(tmp_path, make_pipe, make_atoms, d
         assert made.errors[f"unet.{layer}"] == pytest.approx(float(lost), rel=0.02)
 
 
-def test_conversion_leaves_the_target_as_it_was(make_unet, make_atoms):
+def test_conversion_leaves_the_target_as_it_was(make_unet, make_pipe_atoms):
     unet = make_unet()
-    load_atoms(unet, make_atoms("atoms"), name="style", strength=0.5)
+    load_atoms(unet, make_pipe_atoms("atoms"), name="style", strength=0.5)
     before = copy_weights(unet)
-    own = convert_to_lora(make_atoms("full"), unet, 2)
+    own = convert_to_lora(make_pipe_atoms("full"), unet, 2)
 
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
-    fresh = convert_to_lora(make_atoms("full"), make_unet(), 2)
+    assert same_weights(unet, before)
+    fresh = convert_to_lora(make_pipe_atoms("full"), make_unet(), 2)
     assert all(torch.equal(v, fresh.tensors[k]) for k, v in own.tensors.items())
 
 
-def test_what_cannot_be_converted_is_refused(tmp_path, make_pipe, make_unet, make_atoms):
-    file, pipe = make_atoms("atoms"), make_pipe()
+def test_what_cannot_be_converted_is_refused(tmp_path, make_pipe, make_unet, make_pipe_atoms):
+    file, pipe = make_pipe_atoms("atoms"), make_pipe()
     for call, sentence in [
         (lambda: convert_to_lora(file, pipe, 0), "rank is 0; it takes at least 1"),
         (lambda: convert_to_lora(file, pipe, 2, names="peft"), "'peft'; it takes diffusers | koh"),
         (lambda: convert_to_diff(file, torch.nn.Linear(2, 2)), "has no layer 'conv_in'"),
-        (lambda: convert_to_lora(make_atoms(text=True), make_unet(), 2), "pass the pipeline"),
+        (lambda: convert_to_lora(make_pipe_atoms(text=True), make_unet(), 2), "pass the pipeline"),
         (lambda: save_pipeline(file, pipe, tmp_path), "exists already"),
     ]:
         (tmp_path / "kept").touch()
@@ -222,20 +222,20 @@ def test_what_cannot_be_converted_is_refused(tmp_path, make_pipe, make_unet, mak
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_directory_is_complete_or_absent(tmp_path, make_pipe, make_atoms):
+def test_a_directory_is_complete_or_absent(tmp_path, make_pipe, make_pipe_atoms):
     pipe = make_pipe()
     before = copy_weights(pipe.unet)
     pipe.vae.register_to_config(bad=object())  # what diffusers cannot write as JSON
 
     with pytest.raises(TypeError):
-        save_pipeline(make_atoms("atoms"), pipe, tmp_path / "baked")
+        save_pipeline(make_pipe_atoms("atoms"), pipe, tmp_path / "baked")
 
     assert list(tmp_path.iterdir()) == []
-    assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+    assert same_weights(pipe.unet, before)
 
 
-def test_saved_files_hold_what_was_made(tmp_path, make_unet, make_atoms):
-    made = convert_to_diff(make_atoms("atoms"), make_unet())
+def test_saved_files_hold_what_was_made(tmp_path, make_unet, make_pipe_atoms):
+    made = convert_to_diff(make_pipe_atoms("atoms"), make_unet())
     path = made.save(tmp_path / "new" / "x.safetensors")
     assert all(torch.equal(t, made.tensors[k]) for k, t in load_file(path).items())
     size = int.from_bytes(path.read_bytes()[:8], "little")

@@ -2,7 +2,9 @@
 headless Chromium."""
 
 import gc
+import os
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -10,9 +12,13 @@ import torch
 from PIL import Image
 from sdatoms_app.app import build_app, find_port, launch_settings
 from sdatoms_app.studio.library import Library
-from sdatoms_app.studio.studio import Order, Studio
-from tiny.base import save_tiny_base
-from tiny.training import WAIT
+from sdatoms_app.studio.orders import Order
+from sdatoms_app.studio.studio import Studio
+from sdatoms_app.train.page import open_queue
+from tiny.app import connect
+from tiny.limits import HANG
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base
@@ -35,7 +41,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """The directory of a tiny pipeline."""
-    return save_tiny_base(tmp_path_factory.mktemp("models") / "tiny")
+    return save_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -123,12 +129,39 @@ def address(serve, studio):
 
 
 @pytest.fixture(scope="module")
+def client(address):
+    client = connect(address)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two fine pictures, a tiny one, a corrupt one with a name of markup."""
+    paths = [draw(tmp_path / f"{k}.png", seed=k) for k in range(2)]
+    paths.append(draw(tmp_path / "small.png", (20, 20), seed=5))
+    paths.append(tmp_path / "<b>x<b>.png")
+    paths[-1].write_bytes(paths[0].read_bytes()[:100])
+    return paths
+
+
+@pytest.fixture
+def queue(studio):
+    """The app's trainings; what is still under way at the end is ended."""
+    queue = open_queue(studio)
+    yield queue
+    for training in queue.list():
+        if training.pid:
+            os.kill(training.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=WAIT)
+    expect.set_options(timeout=1000 * HANG)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -145,12 +178,12 @@ def open_page(browser, address):
     def open(path="/", **settings):
         contexts.append(browser.new_context(**settings))
         page = contexts[-1].new_page()
-        page.set_default_timeout(WAIT)
+        page.set_default_timeout(1000 * HANG)
         own = (address, "data:", "blob:")
         page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(address + path)
-        expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+        expect(page.locator("#note")).to_contain_text("is ready")
         return page
 
     yield open

@@ -1,7 +1,9 @@
 """Every tab, in light and dark, under axe: contrast, names, roles, order of focus."""
 
 import pytest
-from tiny.training import draw, wait_for
+from tiny.app import open_tab
+from tiny.limits import wait_for
+from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 TABS = ("Generate", "Compare", "Atoms", "Train", "Runs")
@@ -48,7 +50,7 @@ def fill(page, tab, picture):
     """Bring out all that the tab can show."""
     from playwright.sync_api import expect
 
-    page.get_by_role("tab", name=tab, exact=True).click()
+    open_tab(page, tab)
     if tab == "Generate":
         page.get_by_role("button", name="Add dog").click()
         expect(page.locator("#strength-0 input[type=number]")).to_be_visible()

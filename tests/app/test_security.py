@@ -1,27 +1,54 @@
-"""What the app's server refuses for being too much, and its tools for models: same doors, same
-locks."""
+"""What the server refuses: foreign pages and paths, strangers, and too much of anything."""
 
-import asyncio
 import io
 import json
+import os
 import re
+import threading
+import tomllib
 import zlib
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from PIL import Image
-from sdatoms_app.app import build_app
-from sdatoms_app.app import serve as serve_app
-from sdatoms_app.security import MAX_PIXELS, harden
-from sdatoms_app.studio import library
-from sdatoms_app.studio.library import Library
-from sdatoms_app.train import drafts
+from sdatoms_app.security import MAX_PIXELS, OriginGuard, harden, read_auth
 from sdatoms_app.train.drafts import Draft
-from tiny.training import draw
+from tiny.app import connect, get, list_file_events, post, run_event, upload
+from tiny.limits import HANG
 
 from sdatoms import AtomError
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
+ROOT = Path(__file__).parents[2]
+FLOORS = {
+    "gradio": "6.22",
+    "diffusers": "0.38",
+    "transformers": "5.3",
+    "torch": "2.10",
+    "pillow": "11.3",
+}
+"""Versions with every fix that the app relies on."""
+UNLOCKED = {
+    "",
+    "assets",
+    "favicon.ico",
+    "gradio_api/startup-events",
+    "gradio_api/theme.css",
+    "login",
+    "logout",
+    "manifest.json",
+    "pwa_icon",
+    "robots.txt",
+    "static",
+    "svelte",
+    "theme.css",
+}
+"""What may be read without the password."""
 
 
 def make_bomb(side):
@@ -39,22 +66,11 @@ def make_bomb(side):
     return data
 
 
-def upload(address, name, data):
-    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": (name, data)}, timeout=60)
-    return answer.status_code, answer
-
-
 def test_uploads_that_are_too_large_are_refused_at_the_door(serve, studio, monkeypatch):
     monkeypatch.setattr("sdatoms_app.app.MAX_UPLOAD_BYTES", 1 << 20)
     address = serve(studio)
-    assert upload(address, "a.png", b"\0" * (1 << 19))[0] == 200
-    assert upload(address, "a.png", b"\0" * (1 << 21))[0] == 413
-
-
-def test_atom_files_that_are_too_large_are_not_read(adapters_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "MAX_UPLOAD_BYTES", 1000)
-    with pytest.raises(AtomError, match="MB are taken"):
-        Library(tmp_path).add(adapters_dir / "ink.safetensors")
+    assert upload(address, "a.png", b"\0" * (1 << 19)).status_code == 200
+    assert upload(address, "a.png", b"\0" * (1 << 21)).status_code == 413
 
 
 def test_a_picture_of_too_many_pixels_is_opened_nowhere(address, tmp_path, monkeypatch):
@@ -68,48 +84,15 @@ def test_a_picture_of_too_many_pixels_is_opened_nowhere(address, tmp_path, monke
     path.write_bytes(bomb)
     refused = Draft(tmp_path / "drafts").add([path])
     assert len(refused) == 1 and "bomb.png" in refused[0]
-    stored = upload(address, "bomb.png", bomb)[1].json()[0]
+    stored = upload(address, "bomb.png", bomb).json()[0]
     file = {"path": stored, "meta": {"_type": "gradio.FileData"}}
-    config = httpx.get(f"{address}/config").json()
-    kinds = {component["id"]: component["type"] for component in config["components"]}
     tried = 0
-    for event in config["dependencies"]:
-        inputs = [kinds.get(id, "") for id in event["inputs"]]
-        if event["backend_fn"] and "image" in inputs:
+    for number, inputs in list_file_events(address):
+        if "image" in inputs:
             data = [file if kind == "image" else None for kind in inputs]
-            body = {"data": data, "fn_index": event["id"], "session_hash": "bomb"}
-            httpx.post(f"{address}/gradio_api/queue/join", json=body).raise_for_status()
-            assert not read_answer(address, "bomb")["success"]
+            assert not run_event(address, number, data, "bomb")["success"]
             tried += 1
     assert tried >= 3  # Paint and both halves of Compare
-
-
-def read_answer(address, session):
-    url = f"{address}/gradio_api/queue/data?session_hash={session}"
-    with httpx.stream("GET", url, timeout=60) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data:") and "process_completed" in line:
-                return json.loads(line[5:])
-    raise AssertionError("the stream ended early")
-
-
-@pytest.mark.parametrize(
-    ("cap", "value", "words"),
-    [
-        ("MAX_PICTURES", 1, "at most 1 pictures"),
-        ("MAX_PICTURE_BYTES", 100, "at most 0 MB"),
-        ("MAX_DRAFT_BYTES", 1, "at most 1 GiB"),
-    ],
-)
-def test_a_draft_takes_so_many_pictures_and_no_more(tmp_path, monkeypatch, cap, value, words):
-    monkeypatch.setattr(drafts, cap, value)
-    paths = [draw(tmp_path / f"{k}.png", seed=k) for k in range(2)]
-    refused = Draft(tmp_path / "drafts").add(paths)
-    assert refused and all(words in line for line in refused)
-
-
-def test_visitors_wait_in_a_queue_that_has_an_end(studio):
-    assert build_app(studio)._queue.max_size == 64
 
 
 def test_a_link_in_the_outputs_is_no_way_out(address, studio, tmp_path):
@@ -117,49 +100,151 @@ def test_a_link_in_the_outputs_is_no_way_out(address, studio, tmp_path):
     secret.write_text("secret")
     link = studio.outputs / "link.txt"
     link.symlink_to(secret)
-    answer = httpx.get(f"{address}/gradio_api/file={link}")
+    answer = get(f"{address}/gradio_api/file={link}")
     link.unlink()
     assert answer.status_code in (403, 404)
 
 
-def test_models_use_the_endpoints_as_tools(serve, studio):
-    pytest.importorskip("mcp")
-    from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
-
-    address = serve(studio, mcp_server=True)
-
-    async def talk():
-        async with (
-            streamablehttp_client(f"{address}/gradio_api/mcp/") as (read, write, _),
-            ClientSession(read, write) as session,
-        ):
-            await session.initialize()
-            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-            name = next(name for name in tools if name.endswith("list_bases"))
-            return tools, await session.call_tool(name, {})
-
-    tools, answer = asyncio.run(talk())
-    painter = next(tool for name, tool in tools.items() if name.endswith("generate"))
-    assert "Paint pictures from a prompt" in painter.description
-    assert {"prompt", "adapters", "seed"} <= set(painter.inputSchema["properties"])
-    assert "tiny" in answer.content[0].text
-    assert not [n for n in tools if re.search(r"keep_|choose|look|fill$", n)]  # private ones
+def test_no_event_reads_a_file_that_was_not_uploaded(address, tmp_path):
+    secret = tmp_path / "secret.png"  # below the temporary directory, where caches lie too
+    Image.new("RGB", (8, 8), "red").save(secret)
+    events = list(list_file_events(address))
+    assert len(events) >= 5
+    for path in (str(secret), "/etc/passwd", "../../etc/passwd"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        for number, inputs in events:
+            data = [file if kind in ("file", "image") else None for kind in inputs]
+            answer = run_event(address, number, data)
+            assert not answer["success"], (path, number)
+            assert "root:" not in json.dumps(answer)
 
 
-def test_tools_do_not_stand_open_beside_a_password(tmp_path):
-    """Gradio serves its tools without asking for the app's password."""
-    with pytest.raises(AtomError, match="does not go with --auth"):
-        serve_app(
-            base=None,
-            adapters_dir=tmp_path,
-            outputs_dir=tmp_path,
-            mcp=True,
-            auth=["me:secret-word"],
-        )
+def test_no_event_fetches_an_address(address):
+    hits = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self):
+            hits.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/x.png"
+    for file in ({"path": url}, {"path": "x.png", "url": url}):
+        for number, inputs in list_file_events(address):
+            whole = file | {"meta": {"_type": "gradio.FileData"}}
+            data = [whole if kind in ("file", "image") else None for kind in inputs]
+            assert not run_event(address, number, data)["success"]
+    get(f"{address}/gradio_api/file={url}", follow_redirects=False)
+    server.shutdown()
+    server.server_close()
+    assert hits == []
 
 
-def test_signing_in_elsewhere_is_not_offered(studio):
-    """Gradio's OAuth may hand out the server's own token: nothing of it is there."""
-    kinds = {type(block).__name__ for block in build_app(studio).blocks.values()}
-    assert kinds & {"Button"} and not kinds & {"LoginButton", "FileExplorer"}
+def test_files_outside_the_outputs_are_not_served(address, studio, adapters_dir):
+    inside = studio.outputs / "x.txt"
+    inside.write_text("mine")
+    assert get(f"{address}/gradio_api/file={inside}").status_code == 200
+    for path in (
+        "/etc/passwd",
+        f"{studio.outputs}/../../../../../../etc/passwd",
+        f"{studio.outputs}/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        str(ROOT / "pyproject.toml") + "/../pyproject.toml",
+        str(adapters_dir / "notes.txt"),
+    ):
+        answer = get(f"{address}/gradio_api/file={path}")
+        assert answer.status_code in (403, 404), path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:80", "Origin": "http://evil.example:80"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_other_pages_start_nothing(address, headers):
+    url = f"{address}/gradio_api/queue/join"
+    body = {"data": [], "fn_index": 0, "session_hash": "x"}
+    assert post(url, json=body, headers=headers).status_code == 403
+    assert post(url, json=body, headers={"Origin": address}).status_code != 403
+
+
+def test_a_tunnels_own_page_may_write_and_others_may_not():
+    guard = OriginGuard(None, local=False)
+    tunnel = {"host": "10.0.0.2:7860", "x-forwarded-host": "a.live", "origin": "https://a.live"}
+    assert guard.find_fault("POST", tunnel) == ""
+    assert guard.find_fault("POST", tunnel | {"origin": "https://b.live"}) != ""
+    assert guard.find_fault("POST", {"host": "10.0.0.2:7860"}) == ""
+
+
+def test_strangers_get_no_token_and_offline_means_offline(monkeypatch):
+    import huggingface_hub.constants
+
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    harden(local=True, offline=False)
+    assert os.environ["HF_TOKEN"] == "x" and not huggingface_hub.constants.HF_HUB_OFFLINE
+    harden(local=False, offline=True)
+    assert "HF_TOKEN" not in os.environ and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and Image.MAX_IMAGE_PIXELS < 50_000_000
+
+
+def list_routes(router):
+    for route in router.routes:
+        inner = getattr(route, "original_router", None)
+        yield from list_routes(inner) if inner else [route]
+
+
+def test_with_a_password_every_route_asks_for_it(serve, studio):
+    address = serve(studio, auth=[("me", "secret-word")])
+    (studio.outputs / "mine.txt").write_text("mine")
+    assert get(f"{address}/gradio_api/file={studio.outputs}/mine.txt").status_code == 401
+    opened = set()
+    with httpx.Client(base_url=address, timeout=HANG) as visitor:
+        for route in list_routes(serve.apps[-1].app):
+            path = re.sub(r"\{[^}]*\}", "x", getattr(route, "path", ""))
+            for method in getattr(route, "methods", None) or ():
+                answer = visitor.request(method, path, content=b"{}")
+                if answer.status_code != 401:
+                    opened.add(path.strip("/").partition("/x")[0])
+        assert visitor.get("/gradio_api/mcp/").status_code == 401
+    assert opened == UNLOCKED  # the page that asks for the password, and Gradio's own files
+    client = connect(address, auth=("me", "secret-word"))
+    assert client.predict(api_name="/list_bases")["bases"]
+    client.close()
+
+
+def test_passwords_come_from_the_line_or_a_file(tmp_path):
+    path = tmp_path / "people"
+    path.write_text("me:secret-word\n\nyou:other:word\n")
+    assert read_auth([f"@{path}"]) == [("me", "secret-word"), ("you", "other:word")]
+    for entry in ("me", "me:short", ":secret-word", f"@{tmp_path}/nothing"):
+        with pytest.raises(AtomError, match="--auth"):
+            read_auth([entry])
+
+
+def test_dependencies_have_the_fixes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {r.name: r for r in map(Requirement, project["dependencies"])}
+    for name, floor in FLOORS.items():
+        lowest = min(Version(s.version) for s in required[name].specifier if s.operator == ">=")
+        assert lowest >= Version(floor), f"{name} may be as old as {lowest}"
+        assert Version(version(name)) >= Version(floor)
+
+
+def test_nothing_unpickles():
+    pattern = re.compile(r"\b(torch\.load|pickle|joblib|allow_pickle|trust_remote_code|gr\.load)\b")
+    for path in [*ROOT.glob("app/**/*.py"), *ROOT.glob("sdatoms/**/*.py")]:
+        code = re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.S)
+        assert not pattern.search(code), path

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny.layers import inject_one
+from tiny.atoms import inject_one
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny.modules import copy_weights
 
 from sdatoms.atoms.decompose import View, fit_encoder, measure_gram
 from sdatoms.atoms.deltas import AtomDelta, ChannelDelta, OvercompleteDelta, apply_map
@@ -117,7 +118,7 @@ def test_inner_coefficients_follow_the_seed(rng):
 def test_atoms_stay_float32_whatever_the_model_is_cast_to(rng, cast):
     view = View("spatial", (4, 5, 3, 3))
     _, delta = make(rng, OvercompleteDelta, view, 2)
-    before = {name: tensor.clone() for name, tensor in delta.state_dict().items()}
+    before = copy_weights(delta)
 
     getattr(delta, cast)()
 

@@ -1,13 +1,9 @@
 """What the trainer's defaults are decided by says what its rows say."""
 
 import pytest
-from tiny.classifiers import open_scripts
+from tiny.scripts import run_script
 
-
-@pytest.fixture
-def choices():
-    with open_scripts(choices="bench_choices") as opened:
-        yield opened.choices
+from sdatoms.bench.choices import KINDS, compare_kinds, compare_rules
 
 
 def make_row(seed, step, kind, fidelity, alignment, drift):
@@ -18,30 +14,28 @@ def make_row(seed, step, kind, fidelity, alignment, drift):
     return {"seed": seed, "step": step, "kind": kind, "samples": samples, "unseen": unseen}
 
 
-def test_rules_choose_by_the_samples_and_are_judged_by_what_was_not_seen(choices):
+def test_rules_choose_by_the_samples_and_are_judged_by_what_was_not_seen():
     rows = [
         make_row(seed, step, kind, fidelity + 0.1 * seed, alignment, drift)
         for seed in (0, 1)
-        for kind in choices.KINDS
+        for kind in KINDS
         for step, fidelity, alignment, drift in ((50, 0.3, 0.6, 0.0), (100, 0.5, 0.3, 0.3))
     ]
-    lines = choices.compare_rules(rows).splitlines()
+    lines = compare_rules(rows).splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
     assert cells["fidelity, live"][:2] == ["100, 100", "0.650"]  # 0.5 and 0.6, and 0.1
     assert cells["balance, averages"][:2] == ["50, 50", "0.450"]
     assert cells["the last step, live"][0] == "100, 100"
-    table = choices.compare_kinds(rows, [50, 100])
+    table = compare_kinds(rows, [50, 100])
     assert "| 50 | 0.450 → 0.450 (+0.000 … +0.000)" in table
 
 
 @pytest.mark.slow
-def test_a_seed_is_trained_once_and_kept(choices, tmp_path, monkeypatch, capsys):
+def test_a_seed_is_trained_once_and_kept(tmp_path):
     words = ["--subject", "ink", "--preset", "quick", "--marks", "1", "--threads", "1"]
     words += ["--output", str(tmp_path / "choices.json")]
     for seeds in (["0"], ["0", "1"]):
-        monkeypatch.setattr("sys.argv", ["bench_choices.py", *words, "--seeds", *seeds])
-        choices.main()
-        said = capsys.readouterr().out
+        said = run_script("bench_choices", *words, "--seeds", *seeds).stdout
         # The last seed's live atoms and averages; an earlier seed is not trained again.
         assert said.count('"seed": ') == said.count(f'"seed": {seeds[-1]}') == 2
     assert len(list(tmp_path.glob("choices-seed*.png"))) == 2

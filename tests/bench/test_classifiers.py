@@ -1,25 +1,13 @@
 """ConvNeXt-B, ViT-B/16 and ResNet-50 at real size: a step of every variant, counts on paper."""
 
 import gc
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
 from sdatoms import AtomConfig
+from sdatoms.bench.classifiers import count_on_paper, measure
 from sdatoms.layers.inject import LayerReport
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    sys.path.append(str(SCRIPTS))
-    yield importlib.import_module("bench_classifiers")
-    sys.path.remove(str(SCRIPTS))
-    gc.collect()
 
 
 @pytest.mark.parametrize(
@@ -34,16 +22,24 @@ def bench():
         ("full", (64, 32), 1, 256),
     ],
 )
-def test_counts_on_paper_are_the_published_formulas(bench, variant, shape, groups, count):
+def test_counts_on_paper_are_the_published_formulas(variant, shape, groups, count):
     row = LayerReport("a", shape, "", 0, 0, 0.0, "")
-    assert bench.count_on_paper(row, groups, AtomConfig(variant)) == count
+    assert count_on_paper(row, groups, AtomConfig(variant)) == count
+
+
+@pytest.fixture
+def free_memory():
+    """Models of real size do not wait for the collector."""
+    yield
+    gc.collect()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("free_memory")
 @pytest.mark.parametrize("variant", ["atoms", "overcomplete", "coefficients", "full"])
 @pytest.mark.parametrize("name", ["convnext-base", "vit-base", "resnet-50"])
-def test_a_step_at_real_size_reaches_every_number(bench, name, variant):
-    facts = bench.measure(name, variant, 1)
+def test_a_step_at_real_size_reaches_every_number(name, variant):
+    facts = measure(name, variant, 1)
     assert math.isfinite(facts["loss"]) and facts["without_gradient"] == 0
     assert 0 < facts["parameters"] <= facts["on_paper"]
     assert facts["parameters"] == sum(row["parameters"] for row in facts["report"])

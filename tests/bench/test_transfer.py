@@ -1,29 +1,23 @@
 """Benchmarks of classifiers: chosen rates, resumption, what pre-training may see, processes."""
 
 import json
-import sys
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny.classifiers import open_scripts, save_resnet
-from tiny.training import join_two_processes
+from tiny.classifiers import finetune, save_resnet
+from tiny.runs import join_two_processes
+
+from sdatoms import AtomError
+from sdatoms.bench.transfer import METHODS, TransferPlan, report_transfer, run_transfer
+from sdatoms.classifiers.compare import compare_runs
+from sdatoms.classifiers.pictures import Item, Pool, keep_test
+from sdatoms.classifiers.pretrain import leave_out
+from sdatoms.classifiers.sources import read_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    with open_scripts(
-        data="sdatoms.classifiers.pictures",
-        bench="bench_transfer",
-        compare="compare_classifiers",
-        finetune="finetune_classifier",
-        pretrain="pretrain_classifier",
-    ) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -44,26 +38,24 @@ def subjects(tmp_path):
 
 
 @pytest.fixture
-def run_bench(scripts, model, subjects, tmp_path, monkeypatch):
+def run_bench(model, subjects, tmp_path):
     """Run the transfer benchmark on the subjects, into `out`; gives all lines so far."""
 
-    def run(*words, draws=1):
-        out = tmp_path / "out"
-        flags = ["bench_transfer.py", "--models", model, "--subjects", str(subjects)]
-        flags += ["--tasks", "subjects", "--subject_epochs", "1", "--subject_draws", str(draws)]
-        monkeypatch.setattr(sys, "argv", [*flags, "--output_dir", str(out), *words])
-        scripts.bench.main()
-        return (out / "runs.jsonl").read_text().splitlines()
+    def run(*methods, **changes):
+        given = {"tasks": ["subjects"], "seeds": [0], "subject_epochs": 1, "subject_draws": 1}
+        plan = TransferPlan([model], tmp_path / "out", methods=methods, **{**given, **changes})
+        run_transfer(plan, lambda task: read_pool(str(subjects)))
+        report_transfer(plan.output_dir)
+        return (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
 
     return run
 
 
 def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(run_bench, tmp_path, capsys):
     out = tmp_path / "out"
-    run_bench("--methods", "linear probe", "--seeds", "0")
-    words = ["--methods", "linear probe", "atoms", "--seeds", "0", "1"]
-    lines = run_bench(*words)
-    assert run_bench(*words) == lines
+    run_bench("linear probe")
+    lines = run_bench("linear probe", "atoms", seeds=[0, 1])
+    assert run_bench("linear probe", "atoms", seeds=[0, 1]) == lines
     rows = [json.loads(line) for line in lines]
     cells = [(row["method"], row["seed"]) for row in rows]
     assert cells == [("linear probe", 0), ("atoms", 0), ("linear probe", 1), ("atoms", 1)]
@@ -76,33 +68,28 @@ def test_the_benchmark_continues_and_later_seeds_take_the_chosen_rate(run_bench,
     assert (out / "resnet8.png").stat().st_size > 1000 and "atoms" in capsys.readouterr().out
 
 
-def test_runs_of_another_length_are_kept_apart(run_bench, tmp_path, capsys):
-    words = ["--methods", "linear probe", "--seeds", "0"]
-    run_bench(*words)
+def test_runs_of_another_length_are_kept_apart(run_bench, tmp_path):
+    run_bench("linear probe")
     before = (tmp_path / "out" / "runs.jsonl").read_bytes()
-    with pytest.raises(SystemExit) as left:
-        run_bench(*words, "--subject_epochs", "2")
-    assert left.value.code == 2 and "over 1 epochs, not 2" in capsys.readouterr().err
+    with pytest.raises(AtomError, match="over 1 epochs, not 2"):
+        run_bench("linear probe", subject_epochs=2)
     assert (tmp_path / "out" / "runs.jsonl").read_bytes() == before
 
 
-def test_all_methods_are_run_but_those_that_tuned_norms_make_equal(scripts):
-    listed = lambda kind: [
-        method
-        for _, method, _ in scripts.bench.list_cells(
-            Namespace(batch_norm=kind, methods=None, tasks=["subjects"], subject_draws=1)
-        )
-    ]
-    assert listed("frozen") == list(scripts.bench.METHODS)
+def test_all_methods_are_run_but_those_that_tuned_norms_make_equal():
+    def listed(kind):
+        plan = TransferPlan([], Path(), tasks=["subjects"], subject_draws=1, batch_norm=kind)
+        return [method for _, method, _ in plan.list_cells()]
+
+    assert listed("frozen") == list(METHODS)
     assert [m for m in listed("frozen") if m not in listed("tuned")] == [
         f"{variant} + norms" for variant in ("atoms", "overcomplete", "coefficients", "full")
     ]
 
 
 def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_bench, tmp_path):
-    words = ["--methods", "atoms", "--seeds", "0"]
-    run_bench(*words, draws=1)
-    rows = [json.loads(line) for line in run_bench(*words, draws=3)]
+    run_bench("atoms")
+    rows = [json.loads(line) for line in run_bench("atoms", subject_draws=3)]
     assert [row["draw"] for row in rows] == [0, 1, 2]
     assert [len(row["trials"]) for row in rows[1:]] == [1, 1]
     assert len({row["trials"][-1]["loss"] for row in rows}) == 3  # other pictures each
@@ -113,9 +100,9 @@ def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_benc
 
 def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_bench, tmp_path):
     out = tmp_path / "out"
-    words = ["--seeds", "0", "--methods", "atoms", "LoRA r1", "full fine-tuning"]
-    run_bench(*words, "--batch_norm", "frozen")
-    rows = [json.loads(line) for line in run_bench(*words, "--batch_norm", "tuned")]
+    methods = ("atoms", "LoRA r1", "full fine-tuning")
+    run_bench(*methods, batch_norm="frozen")
+    rows = [json.loads(line) for line in run_bench(*methods, batch_norm="tuned")]
     frozen, tuned = (
         {row["method"]: row["parameters"] for row in rows if row["batch_norm"] == kind}
         for kind in ("frozen", "tuned")
@@ -126,23 +113,18 @@ def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_be
     assert (out / "resnet8.md").exists() and (out / "resnet8-tuned.md").exists()
 
 
-def test_finished_runs_make_a_table_and_a_plot(
-    scripts, model, subjects, tmp_path, monkeypatch, capsys
-):
+def test_finished_runs_make_a_table_and_a_plot(model, subjects, tmp_path):
     runs = []
     for method in ("atoms", "bias"):
-        runs.append(str(tmp_path / method))
+        runs.append(tmp_path / method)
         words = ["--model", model, "--data", str(subjects), "--method", method, "--epochs", "1"]
-        scripts.finetune.main([*words, "--output_dir", runs[-1]])
+        finetune([*words, "--output_dir", str(runs[-1])])
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["compare", *runs, "--output_dir", str(out)])
-    scripts.compare.main()
-    assert (out / "comparison.md").read_text() in capsys.readouterr().out
-    assert "567" in (out / "comparison.md").read_text() and (out / "comparison.png").exists()
-    monkeypatch.setattr(sys, "argv", ["compare", str(out), "--output_dir", str(out)])
-    with pytest.raises(SystemExit) as left:
-        scripts.compare.main()
-    assert left.value.code == 2 and "no result.json" in capsys.readouterr().err
+    table = compare_runs(runs, out)
+    assert (out / "comparison.md").read_text() == table
+    assert "567" in table and (out / "comparison.png").exists()
+    with pytest.raises(AtomError, match="holds no result"):
+        compare_runs([out], out)
 
 
 @pytest.mark.parametrize(
@@ -156,27 +138,27 @@ def test_finished_runs_make_a_table_and_a_plot(
     ],
 )
 def test_large_blocks_are_given_where_no_flag_asks_for_others(
-    scripts, model, subjects, capsys, flags, blocks
+    model, subjects, capsys, flags, blocks
 ):
     words = ["--model", model, "--data", str(subjects), "--epochs", "1", "--method"]
-    scripts.finetune.main([*words, *flags])
+    finetune([*words, *flags])
     config = json.loads(capsys.readouterr().out.splitlines()[-1])["atoms"]
     names = ("block_size", "block_view", "block_share", "block_atoms")
     assert tuple(config[name] for name in names) == blocks
 
 
-def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
+def test_pretraining_sees_no_concept_that_is_tested_later():
     picture = Image.new("RGB", (4, 4))
     pools = [
-        scripts.data.Pool(
+        Pool(
             "emoji",
             ("a", "b"),
-            {"train": [scripts.data.Item(lambda: picture, n % 2, str(n)) for n in concepts]},
+            {"train": [Item(lambda: picture, n % 2, str(n)) for n in concepts]},
         )
         for concepts in (range(40), range(2, 38))
     ]
-    later = scripts.data.keep_test(pools[1], seed=3)
-    kept = scripts.pretrain.leave_out(pools[0], later)
+    later = keep_test(pools[1], seed=3)
+    kept = leave_out(pools[0], later)
     tested = {item.group for item in later.items["test"]}
     assert len(tested) == 14
     assert {i.group for i in kept.items["train"]} == {str(n) for n in range(40)} - tested
@@ -185,13 +167,12 @@ def test_pretraining_sees_no_concept_that_is_tested_later(scripts):
 
 def work(rank, port, words, folder):
     join_two_processes(rank, port)
-    with open_scripts(finetune="finetune_classifier") as opened:
-        opened.finetune.main([*words, "--output_dir", folder])
+    finetune([*words, "--output_dir", folder])
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(scripts, model, subjects, tmp_path):
+def test_two_processes_train_as_one_does(model, subjects, tmp_path):
     from socket import socket
 
     from safetensors.torch import load_file
@@ -199,7 +180,7 @@ def test_two_processes_train_as_one_does(scripts, model, subjects, tmp_path):
     # Eight training pictures in threes: the last batch has two, and one process gets one of them.
     words = ["--model", model, "--data", str(subjects), "--method", "full", "--epochs", "2"]
     words += ["--train_batch_size", "3", "--num_train", "8"]
-    scripts.finetune.main([*words, "--output_dir", str(tmp_path / "one")])
+    finetune([*words, "--output_dir", str(tmp_path / "one")])
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -9,24 +9,23 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny.classifiers import open_scripts, save_resnet
+from tiny.classifiers import finetune, save_resnet
 from tiny.models import build_small
 
 from sdatoms import AtomConfig, AtomError, load_atoms
+from sdatoms.classifiers import experiment
+from sdatoms.classifiers.drawings import HUES, draw_plot, write_table
+from sdatoms.classifiers.experiment import Experiment, make_accelerator, next_rate, run_experiment
+from sdatoms.classifiers.fit import TrainSettings, augment, evaluate, fit, make_optimizer, schedule
+from sdatoms.classifiers.methods import attach, suggest_rates
+from sdatoms.classifiers.model import load_head, open_classifier, save_head
+from sdatoms.classifiers.pictures import draw_task
+from sdatoms.classifiers.sources import read_pool
 from sdatoms.models.cifar_resnet import CifarResNet
 
 VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 PEERS = ["linear_probe", "bias", "lora", "lora_conv", "full_finetune"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    names = {"data": "pictures", "models": "model", "training": "fit"}
-    names |= {name: name for name in ("sources", "methods", "experiment", "drawings")}
-    modules = {name: f"sdatoms.classifiers.{module}" for name, module in names.items()}
-    with open_scripts(**modules, command="finetune_classifier") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +67,29 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def task(scripts, pictures):
-    return scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), 8)
+def task(pictures):
+    return draw_task(read_pool(str(pictures)), 8)
 
 
 @pytest.fixture
-def prepare(scripts, resnet):
+def prepare(resnet):
     """A fresh classifier of three classes with a method attached."""
 
     def make(method, config=None, model=resnet, resolution=8, **options):
-        classifier = scripts.models.open_classifier(model, 3, resolution=resolution)
-        return scripts.methods.attach(classifier, method, config, **options)
+        classifier = open_classifier(model, 3, resolution=resolution)
+        return attach(classifier, method, config, **options)
 
     return make
 
 
 @pytest.fixture
-def settings(scripts):
-    return scripts.training.TrainSettings(epochs=2, train_batch_size=8, warmup=0)
+def settings():
+    return TrainSettings(epochs=2, train_batch_size=8, warmup=0)
 
 
 @pytest.fixture
-def accelerator(scripts):
-    return scripts.experiment.make_accelerator("no")
+def accelerator():
+    return make_accelerator("no")
 
 
 @pytest.fixture
@@ -107,12 +106,12 @@ def show(task):
 
 @pytest.mark.parametrize("method", [*VARIANTS, *PEERS])
 def test_a_method_starts_at_the_base_and_moves_its_own_numbers_alone(
-    method, scripts, prepare, pictures, settings, accelerator, show, vit
+    method, prepare, pictures, settings, accelerator, show, vit
 ):
     # ResNets of 3×3 convolutions have no layer for LoRA without convolutions.
     opened = {"model": vit, "resolution": None} if method == "lora" else {}
     plain = prepare("linear_probe", **opened).classifier
-    task = scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), plain.size)
+    task = draw_task(read_pool(str(pictures)), plain.size)
     tuned = prepare(method, **opened)
     own = {id(p) for p in [*tuned.parameters, *tuned.head.values()]}
     assert torch.equal(show(tuned.classifier, task.test.pictures), show(plain, task.test.pictures))
@@ -120,7 +119,7 @@ def test_a_method_starts_at_the_base_and_moves_its_own_numbers_alone(
     held = {name: tensor.detach().clone() for name, tensor in live.items()}
     assert {id(p) for p in tuned.classifier.model.parameters() if p.requires_grad} == own
 
-    scripts.training.fit(tuned, task.train, 1e-2, settings, accelerator)
+    fit(tuned, task.train, 1e-2, settings, accelerator)
 
     for name, tensor in live.items():
         assert torch.equal(tensor, held[name]) != (id(tensor) in own), name
@@ -142,14 +141,12 @@ def test_the_head_takes_no_atoms_whatever_is_targeted(prepare, vit):
     assert "linear" not in prepare("coefficients", every).injection.layers
 
 
-def test_statistics_of_batch_normalization_stay_unless_asked(
-    prepare, scripts, task, settings, accelerator
-):
+def test_statistics_of_batch_normalization_stay_unless_asked(prepare, task, settings, accelerator):
     for moves in (False, True):
         tuned = prepare("atoms", statistics=moves)
         norm = tuned.classifier.model.layer1[0].bn1
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
-        scripts.training.fit(tuned, task.train, 1e-2, settings, accelerator)
+        fit(tuned, task.train, 1e-2, settings, accelerator)
         assert torch.equal(norm.running_mean, mean) != moves
         assert torch.equal(norm.running_var, variance) != moves
 
@@ -160,15 +157,13 @@ class Interrupt(Exception):
 
 @pytest.mark.parametrize("method", ["overcomplete", "full_finetune"])
 def test_an_interrupted_run_continues_to_the_bit(
-    method, prepare, scripts, task, settings, tmp_path, monkeypatch
+    method, prepare, task, settings, tmp_path, monkeypatch
 ):
-    plan = scripts.experiment.Experiment(
-        (1e-3, 3e-2), replace(settings, epochs=3), folder=tmp_path / "whole"
-    )
+    plan = Experiment((1e-3, 3e-2), replace(settings, epochs=3), folder=tmp_path / "whole")
     options = {"statistics": True, "train_norms": True}
-    whole = scripts.experiment.run_experiment(prepare(method, **options), task, plan)
+    whole = run_experiment(prepare(method, **options), task, plan)
     broken = replace(plan, folder=tmp_path / "broken")
-    saved, save_state = [], scripts.experiment.save_state
+    saved, save_state = [], experiment.save_state
 
     def stop(*args):
         save_state(*args)
@@ -176,11 +171,11 @@ def test_an_interrupted_run_continues_to_the_bit(
         if len(saved) in (2, 4):
             raise Interrupt
 
-    monkeypatch.setattr(scripts.experiment, "save_state", stop)
+    monkeypatch.setattr(experiment, "save_state", stop)
     for _ in range(2):
         with pytest.raises(Interrupt):
-            scripts.experiment.run_experiment(prepare(method, **options), task, broken)
-    again = scripts.experiment.run_experiment(prepare(method, **options), task, broken)
+            run_experiment(prepare(method, **options), task, broken)
+    again = run_experiment(prepare(method, **options), task, broken)
 
     name = "atoms" if method == "overcomplete" else method
     for file in (f"{name}.safetensors", "head.safetensors"):
@@ -191,20 +186,20 @@ def test_an_interrupted_run_continues_to_the_bit(
     assert not (tmp_path / "broken" / "state.safetensors").exists()
 
 
-def test_choices_do_not_see_the_test_split(prepare, scripts, task, settings, tmp_path, monkeypatch):
-    seen, evaluate = [], scripts.experiment.evaluate
+def test_choices_do_not_see_the_test_split(prepare, task, settings, tmp_path, monkeypatch):
+    seen = []
 
     def watch(classifier, split, device):
         seen.append(split)
         return evaluate(classifier, split, device)
 
-    monkeypatch.setattr(scripts.experiment, "evaluate", watch)
+    monkeypatch.setattr(experiment, "evaluate", watch)
     other = replace(task, test=replace(task.test, labels=(task.test.labels + 1) % 3))
     results = []
     for name, given in (("a", task), ("b", other)):
         seen.clear()
-        plan = scripts.experiment.Experiment((1e-3, 1e-2), settings, folder=tmp_path / name)
-        results.append(scripts.experiment.run_experiment(prepare("atoms"), given, plan))
+        plan = Experiment((1e-3, 1e-2), settings, folder=tmp_path / name)
+        results.append(run_experiment(prepare("atoms"), given, plan))
         assert [split is given.test for split in seen] == [False, False, True]
     assert results[0]["test_accuracy"] != results[1]["test_accuracy"]
     assert results[0]["trials"] != [] and results[0]["learning_rate"] == results[1]["learning_rate"]
@@ -213,45 +208,45 @@ def test_choices_do_not_see_the_test_split(prepare, scripts, task, settings, tmp
         assert all(torch.equal(a[key], b[key]) for key in a)
     # A run that has ended does not look again.
     seen.clear()
-    plan = scripts.experiment.Experiment((1e-3, 1e-2), settings, folder=tmp_path / "a")
-    assert scripts.experiment.run_experiment(prepare("atoms"), task, plan) == results[0]
+    plan = Experiment((1e-3, 1e-2), settings, folder=tmp_path / "a")
+    assert run_experiment(prepare("atoms"), task, plan) == results[0]
     assert not seen
     with pytest.raises(AtomError, match="other settings"):
-        scripts.experiment.run_experiment(prepare("atoms"), task, replace(plan, rates=(1e-1,)))
+        run_experiment(prepare("atoms"), task, replace(plan, rates=(1e-1,)))
 
 
 def test_the_best_rate_on_validation_is_kept_or_trained_on_both_splits(
-    prepare, scripts, task, settings, show
+    prepare, task, settings, show
 ):
-    plan = scripts.experiment.Experiment((1e-5, 3e-2), replace(settings, epochs=6))
+    plan = Experiment((1e-5, 3e-2), replace(settings, epochs=6))
     tuned = prepare("atoms")
-    result = scripts.experiment.run_experiment(tuned, task, plan)
+    result = run_experiment(tuned, task, plan)
     best = max(result["trials"], key=lambda t: (t["accuracy"], -t["loss"]))
     assert result["learning_rate"] == best["rate"]
-    again = scripts.training.evaluate(tuned.classifier, task.validation)
+    again = evaluate(tuned.classifier, task.validation)
     assert again.accuracy == best["accuracy"] and again.loss == best["loss"]
     kept = show(tuned.classifier)
-    scripts.experiment.run_experiment(tuned, task, replace(plan, train_on_validation=True))
+    run_experiment(tuned, task, replace(plan, train_on_validation=True))
     assert not torch.equal(show(tuned.classifier), kept)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_files_give_a_fresh_classifier_the_same_logits(
-    variant, kind, request, prepare, scripts, pictures, settings, show, tmp_path
+    variant, kind, request, prepare, pictures, settings, show, tmp_path
 ):
     model = request.getfixturevalue(kind)
     opened = {"model": model, "resolution": 32}
     config = AtomConfig(target_modules=("*attention*",)) if kind == "vit" else None
     tuned = prepare(variant, config, train_norms=True, statistics=kind == "resnet", **opened)
-    task = scripts.data.draw_task(scripts.sources.read_pool(str(pictures)), 32)
-    plan = scripts.experiment.Experiment((3e-2,), settings, folder=tmp_path / "run")
-    scripts.experiment.run_experiment(tuned, task, plan)
+    task = draw_task(read_pool(str(pictures)), 32)
+    plan = Experiment((3e-2,), settings, folder=tmp_path / "run")
+    run_experiment(tuned, task, plan)
     wanted = show(tuned.classifier, task.test.pictures)
-    fresh = scripts.models.open_classifier(model, 7)
+    fresh = open_classifier(model, 7)
     plain = show(fresh, task.test.pictures)
 
-    classes = scripts.models.load_head(fresh.model, tmp_path / "run" / "head.safetensors")
+    classes = load_head(fresh.model, tmp_path / "run" / "head.safetensors")
     adapters = load_atoms(fresh.model, tmp_path / "run" / "atoms.safetensors")
 
     assert classes == ("blue", "green", "red")
@@ -264,24 +259,24 @@ def test_files_give_a_fresh_classifier_the_same_logits(
         assert all(key.startswith("model.") for key in file.keys())
 
 
-def test_a_head_that_does_not_fit_changes_nothing(prepare, scripts, vit, resnet, tmp_path, show):
+def test_a_head_that_does_not_fit_changes_nothing(prepare, vit, resnet, tmp_path, show):
     tuned = prepare("atoms")
-    path = scripts.models.save_head(tmp_path / "head.safetensors", tuned.classifier, "abc")
-    other = scripts.models.open_classifier(vit, 3)
+    path = save_head(tmp_path / "head.safetensors", tuned.classifier, "abc")
+    other = open_classifier(vit, 3)
     before = {k: t.clone() for k, t in other.model.state_dict().items()}
     for wrong, said in ((path, "has not"), (resnet, "no head file"), (vit, "no safetensors file")):
         with pytest.raises(AtomError, match=said):
-            scripts.models.load_head(other.model, wrong)
+            load_head(other.model, wrong)
     assert all(torch.equal(t, before[k]) for k, t in other.model.state_dict().items())
 
 
 def test_learning_lowers_the_loss_and_the_files_are_as_small_as_said(
-    prepare, scripts, task, settings, tmp_path
+    prepare, task, settings, tmp_path
 ):
-    plan = scripts.experiment.Experiment((1e-2,), replace(settings, epochs=8), folder=tmp_path)
+    plan = Experiment((1e-2,), replace(settings, epochs=8), folder=tmp_path)
     tuned = prepare("overcomplete")
-    before = scripts.training.evaluate(tuned.classifier, task.test)
-    result = scripts.experiment.run_experiment(tuned, task, plan)
+    before = evaluate(tuned.classifier, task.test)
+    result = run_experiment(tuned, task, plan)
     assert result["test_loss"] < before.loss
     assert np.sum(result["confusion"]) == len(task.test) == result["pictures"]["test"]
     assert result["test_accuracy"] == np.trace(result["confusion"]) / len(task.test)
@@ -293,31 +288,29 @@ def test_learning_lowers_the_loss_and_the_files_are_as_small_as_said(
         assert min(picture.size) > 50
 
 
-def test_a_best_rate_at_an_edge_widens_the_search(scripts):
-    plan = scripts.experiment.Experiment((3e-3, 1e-2), None, widen=2)
+def test_a_best_rate_at_an_edge_widens_the_search():
+    plan = Experiment((3e-3, 1e-2), None, widen=2)
     trial = lambda rate, accuracy: {"rate": rate, "accuracy": accuracy, "loss": 1.0}
-    ask = lambda *trials: scripts.experiment.next_rate(plan, [trial(*t) for t in trials])
+    ask = lambda *trials: next_rate(plan, [trial(*t) for t in trials])
     assert ask() == 3e-3 and ask((3e-3, 0.5)) == 1e-2
     assert ask((3e-3, 0.5), (1e-2, 0.6)) == 3e-2
     assert ask((3e-3, 0.7), (1e-2, 0.6)) == 1e-3
     assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.55)) is None
     assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.7)) == 1e-1
     assert ask((3e-3, 0.5), (1e-2, 0.6), (3e-2, 0.7), (1e-1, 0.8)) is None
-    alone = scripts.experiment.Experiment((1e-2,), None, widen=2)
-    assert scripts.experiment.next_rate(alone, [trial(1e-2, 0.5)]) is None
+    alone = Experiment((1e-2,), None, widen=2)
+    assert next_rate(alone, [trial(1e-2, 0.5)]) is None
 
 
-def test_suggested_rates_rise_with_tuned_statistics_and_go_into_the_optimizer(
-    prepare, scripts, settings
-):
-    still = scripts.methods.suggest_rates("overcomplete", False)
+def test_suggested_rates_rise_with_tuned_statistics_and_go_into_the_optimizer(prepare, settings):
+    still = suggest_rates("overcomplete", False)
     assert still == (3e-3, 1e-2, 3e-2)
-    assert scripts.methods.suggest_rates("overcomplete", True) == (1e-2, 3e-2, 1e-1)
-    assert scripts.methods.suggest_rates("full_finetune", True) == (1e-3, 3e-3, 1e-2)
+    assert suggest_rates("overcomplete", True) == (1e-2, 3e-2, 1e-1)
+    assert suggest_rates("full_finetune", True) == (1e-3, 3e-3, 1e-2)
     tuned = prepare("overcomplete", train_norms=True, statistics=True)
 
     def rates(ratios):
-        optimizer = scripts.training.make_optimizer(tuned, 3e-2, settings, ratios)
+        optimizer = make_optimizer(tuned, 3e-2, settings, ratios)
         return [group["full_rate"] for group in optimizer.param_groups]
 
     assert list(tuned.groups) == ["spatial", "norm"]
@@ -326,41 +319,39 @@ def test_suggested_rates_rise_with_tuned_statistics_and_go_into_the_optimizer(
 
 
 @pytest.mark.parametrize(("flags", "rate"), [([], 1e-2), (["--train_batch_norm"], 3e-2)])
-def test_the_command_picks_a_rate_that_suits_the_method(
-    scripts, resnet, pictures, flags, rate, capsys
-):
+def test_the_command_picks_a_rate_that_suits_the_method(resnet, pictures, flags, rate, capsys):
     words = ["--model", resnet, "--data", str(pictures), "--method", "atoms", "--epochs", "1"]
-    scripts.command.main([*words, *flags])
+    finetune([*words, *flags])
     assert json.loads(capsys.readouterr().out)["learning_rate"] == rate
 
 
-def test_the_schedule_rises_and_falls(scripts):
-    rates = [scripts.training.schedule(step, 40, 0.25) for step in range(40)]
+def test_the_schedule_rises_and_falls():
+    rates = [schedule(step, 40, 0.25) for step in range(40)]
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert max(rates) == 1 and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.01
 
 
-def test_shifts_stay_in_reach_and_mirrors_only_where_allowed(scripts):
+def test_shifts_stay_in_reach_and_mirrors_only_where_allowed():
     line = torch.arange(16, dtype=torch.uint8).expand(64, 3, 16, 16)
     numbers = torch.rand(64, 3, generator=torch.Generator().manual_seed(0))
-    seen = scripts.training.augment(line, numbers, 0.125, False)
+    seen = augment(line, numbers, 0.125, False)
     offsets = seen[:, 0, 0, 8].int() - 8
     assert set(offsets.tolist()) == {-2, -1, 0, 1, 2}
     assert (seen[..., 1:] >= seen[..., :-1]).all()
-    mirrored = scripts.training.augment(line, numbers, 0.125, True)
+    mirrored = augment(line, numbers, 0.125, True)
     turned = mirrored[:, 0, 0, 0] > mirrored[:, 0, 0, -1]
     assert torch.equal(turned, numbers[:, 2] < 0.5)
     assert torch.equal(mirrored[turned].flip(-1), seen[turned])
-    assert torch.equal(scripts.training.augment(line, numbers, 0.0, False), line)
+    assert torch.equal(augment(line, numbers, 0.0, False), line)
 
 
-def test_tables_and_plots_hold_every_row(scripts):
+def test_tables_and_plots_hold_every_row():
     rows = [{"method": "atoms", "accuracy": 61.25, "parameters": 1539}, {"method": "probe"}]
-    text = scripts.drawings.write_table(rows, ("method", "accuracy", "parameters"))
+    text = write_table(rows, ("method", "accuracy", "parameters"))
     assert [line.count("|") for line in text.splitlines()] == [4] * 4
     assert "61.2" in text and "1,539" in text and text.splitlines()[3].count("-") == 2
     points = [("probe", 0, 40.0, 1.0), ("atoms", 1539, 61.2, 0.5), ("full", 270_000, 64.0, 0.0)]
-    plot = scripts.drawings.draw_plot(points, "title")
+    plot = draw_plot(points, "title")
     colours = {colour for _, colour in plot.getcolors(1 << 20)}
-    assert set(scripts.drawings.HUES[:3]) <= colours
+    assert set(HUES[:3]) <= colours

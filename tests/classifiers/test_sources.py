@@ -1,28 +1,20 @@
 """Pictures for classifiers: splits that do not leak, archives that cannot harm, one-line errors."""
 
-import importlib
+import importlib.util
 import io
+import random
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny.classifiers import open_scripts, save_resnet
+from tiny.classifiers import finetune, save_resnet
 
 from sdatoms import AtomError
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    with open_scripts(
-        data="sdatoms.classifiers.pictures",
-        sources="sdatoms.classifiers.sources",
-        tasks="classifier_tasks",
-        models="sdatoms.classifiers.model",
-        command="finetune_classifier",
-    ) as opened:
-        yield opened
+from sdatoms.classifiers.pictures import Item, draw_task, part
+from sdatoms.classifiers.sources import read_pool
+from sdatoms.classifiers.tasks import read_rotations
 
 
 def draw(number, side=12):
@@ -44,9 +36,9 @@ def read_greys(split):
     return split.pictures[:, 0, 0, 0].tolist()
 
 
-def test_a_folder_is_split_without_overlap_and_every_class_is_everywhere(scripts, tmp_path):
-    pool = scripts.sources.read_pool(str(fill(tmp_path / "a", "xyz")))
-    task = scripts.data.draw_task(pool, 4)
+def test_a_folder_is_split_without_overlap_and_every_class_is_everywhere(tmp_path):
+    pool = read_pool(str(fill(tmp_path / "a", "xyz")))
+    task = draw_task(pool, 4)
     splits = [task.train, task.validation, task.test]
     greys = [read_greys(split) for split in splits]
     assert sorted([*greys[0], *greys[1], *greys[2]]) == sorted(
@@ -56,35 +48,31 @@ def test_a_folder_is_split_without_overlap_and_every_class_is_everywhere(scripts
     for split, values in zip(splits, greys, strict=True):
         assert set(split.labels.tolist()) == {0, 1, 2}
         assert [v // 40 for v in values] == split.labels.tolist()
-    again, other = (scripts.data.draw_task(pool, 4, seed=seed) for seed in (0, 1))
+    again, other = (draw_task(pool, 4, seed=seed) for seed in (0, 1))
     assert read_greys(again.train) == greys[0]
     assert set(read_greys(other.test)) != set(greys[2])
 
 
-def test_named_splits_are_kept_and_few_shots_follow_the_protocol(scripts, tmp_path):
+def test_named_splits_are_kept_and_few_shots_follow_the_protocol(tmp_path):
     fill(tmp_path / "a" / "train", "xyz", 10)
     fill(tmp_path / "a" / "test", "xyz", 5, first=130)
-    pool = scripts.sources.read_pool(str(tmp_path / "a"))
-    task = scripts.data.draw_task(pool, 4, num_train=20, num_test=9)
+    pool = read_pool(str(tmp_path / "a"))
+    task = draw_task(pool, 4, num_train=20, num_test=9)
     assert all(grey >= 130 for grey in read_greys(task.test)) and len(task.test) == 9
     assert all(grey < 130 for grey in read_greys(task.train) + read_greys(task.validation))
     assert len(task.train) + len(task.validation) == 20
     assert 3 <= len(task.validation) <= 5
 
 
-def test_pictures_of_one_group_share_a_split(scripts):
+def test_pictures_of_one_group_share_a_split():
     picture = Image.new("RGB", (4, 4))
-    items = [
-        scripts.data.Item(lambda: picture, label, f"concept {n}")
-        for n in range(30)
-        for label in (0, 1)
-    ]
-    kept, taken = scripts.data.part(items, 0.4, 2, importlib.import_module("random").Random(0))
+    items = [Item(lambda: picture, label, f"concept {n}") for n in range(30) for label in (0, 1)]
+    kept, taken = part(items, 0.4, 2, random.Random(0))
     assert {i.group for i in kept}.isdisjoint(i.group for i in taken)
     assert len(kept) + len(taken) == 60 and len(taken) == 24
 
 
-def test_a_zip_gives_what_its_folder_gives(scripts, tmp_path):
+def test_a_zip_gives_what_its_folder_gives(tmp_path):
     folder = fill(tmp_path / "a", "xy")
     (folder / "notes.txt").write_text("no picture")
     for wrap in ("", "a/"):
@@ -95,14 +83,14 @@ def test_a_zip_gives_what_its_folder_gives(scripts, tmp_path):
             if wrap:
                 archive.write(folder, wrap)
             archive.writestr("__MACOSX/x/._0.png", b"junk")
-        first, second = (scripts.sources.read_pool(str(p)) for p in (folder, path))
+        first, second = (read_pool(str(p)) for p in (folder, path))
         assert first.classes == second.classes == ("x", "y")
-        tasks = [scripts.data.draw_task(pool, 4) for pool in (first, second)]
+        tasks = [draw_task(pool, 4) for pool in (first, second)]
         assert torch.equal(tasks[0].train.pictures, tasks[1].train.pictures)
         assert torch.equal(tasks[0].test.labels, tasks[1].test.labels)
 
 
-def test_rotations_turn_the_picture_as_the_label_says(scripts, tmp_path):
+def test_rotations_turn_the_picture_as_the_label_says(tmp_path):
     corner = np.zeros((8, 8, 3), np.uint8)
     corner[:4, :4] = 255
     for split in ("train", "test"):
@@ -110,8 +98,8 @@ def test_rotations_turn_the_picture_as_the_label_says(scripts, tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for n in range(8):
                 Image.fromarray(corner).save(tmp_path / split / name / f"{n}.png")
-    pool = scripts.tasks.read_rotations(tmp_path)
-    task = scripts.data.draw_task(pool, 8)
+    pool = read_rotations(tmp_path)
+    task = draw_task(pool, 8)
     assert not task.flips and len(task.classes) == 4
     corners = [(0, 0), (7, 0), (7, 7), (0, 7)]  # counter-clockwise from the upper left
     for picture, label in zip(task.train.pictures, task.train.labels.tolist(), strict=True):
@@ -174,12 +162,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_pictures_are_one_sentence(kind, scripts, tmp_path):
+def test_bad_pictures_are_one_sentence(kind, tmp_path):
     where = make_bad(kind, tmp_path)
     if kind == "missing" and importlib.util.find_spec("datasets"):
         pytest.skip("would ask the hub")
     with pytest.raises(AtomError, match=BAD[kind]):
-        scripts.data.draw_task(scripts.sources.read_pool(where), 4)
+        draw_task(read_pool(where), 4)
 
 
 @pytest.fixture
@@ -205,9 +193,7 @@ def model(tmp_path):
     ],
     ids=str,
 )
-def test_the_command_answers_wrong_input_with_one_line(
-    flags, said, scripts, model, tmp_path, capsys
-):
+def test_the_command_answers_wrong_input_with_one_line(flags, said, model, tmp_path, capsys):
     if "imported" in said and importlib.util.find_spec(flags["--model"].split("/")[0]):
         pytest.skip("it can be imported here")
     given = {"--model": model, "--data": "fine", "--method": "atoms"} | flags
@@ -217,16 +203,16 @@ def test_the_command_answers_wrong_input_with_one_line(
     else:
         given["--data"] = make_bad(given["--data"], tmp_path / "data")
     with pytest.raises(SystemExit) as left:
-        scripts.command.main([word for pair in given.items() for word in pair])
+        finetune([word for pair in given.items() for word in pair])
     assert left.value.code == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
 
 
-def test_the_command_prints_a_result(scripts, model, tmp_path, capsys, one_thread):
+def test_the_command_prints_a_result(model, tmp_path, capsys, one_thread):
     data = fill(tmp_path / "a", "xy")
     words = ["--model", model, "--data", str(data), "--method", "atoms", "--resolution", "8"]
-    scripts.command.main([*words, "--epochs", "1", "--output_dir", str(tmp_path / "out")])
+    finetune([*words, "--epochs", "1", "--output_dir", str(tmp_path / "out")])
     assert '"test_accuracy"' in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"atoms.safetensors", "head.safetensors", "result.json", "confusion.png"}

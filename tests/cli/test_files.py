@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny.modules import same_weights
 
 from sdatoms import compose, load_atoms, read_atoms
 from sdatoms.adapters.export import convert_to_lora
@@ -123,7 +124,7 @@ def test_compose_refuses_in_one_line(refuse, tmp_path, make_file):
 @pytest.fixture
 def base(tmp_path, make_pipe):
     folder = tmp_path / "base"
-    make_pipe(tmp_path / "words").save_pretrained(folder)
+    make_pipe().save_pretrained(folder)
     return folder
 
 
@@ -157,7 +158,7 @@ def test_export_writes_what_it_says(run, tmp_path, make_pipe, make_file, base):
     pipe = make_pipe()
     load_atoms(pipe, path)
     weights = pipe.unet.state_dict()
-    assert all(torch.equal(t, weights[k]) for k, t in baked.unet.state_dict().items())
+    assert same_weights(baked.unet, weights)
     assert baked.tokenizer is not None
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny.base import save_tiny_base
+from tiny.pictures import draw_noise
 
 from sdatoms.diffusion.pipeline import SCHEDULERS, load_base, paint
 from sdatoms.diffusion.preview import Previewer, fit_colours
@@ -31,8 +30,7 @@ class LinearCoder(torch.nn.Module):
 @pytest.mark.parametrize("number", [0, 9])
 def test_the_fit_inverts_a_linear_coder(number):
     coder = LinearCoder()
-    noise = np.random.default_rng(0).integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
-    factors, bias = fit_colours(coder, [Image.fromarray(pixels) for pixels in noise])
+    factors, bias = fit_colours(coder, draw_noise(((8, 8),) * number))
     colours = torch.tensor([[1.0, -0.5, 0.2], [0.0, 0.3, -1.0]])
     latents = colours @ coder.weight.T * coder.config.scaling_factor
     torch.testing.assert_close(latents @ factors + bias, colours, atol=2e-2, rtol=0)
@@ -41,9 +39,9 @@ def test_the_fit_inverts_a_linear_coder(number):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_a_unet_that_knows_the_clean_latent_is_believed_at_every_step(
-    scheduler, prediction, tmp_path
+    scheduler, prediction, tiny_base
 ):
-    pipe = load_base(str(save_tiny_base(tmp_path / "tiny")))
+    pipe = load_base(str(tiny_base))
     pipe.scheduler.register_to_config(prediction_type=prediction)
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     guesses = []
@@ -73,8 +71,8 @@ def test_a_unet_that_knows_the_clean_latent_is_believed_at_every_step(
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-def test_previews_are_drawn_with_every_scheduler_and_change_no_pixel(scheduler, tmp_path):
-    pipe = load_base(str(save_tiny_base(tmp_path / "tiny")))
+def test_previews_are_drawn_with_every_scheduler_and_change_no_pixel(scheduler, tiny_base):
+    pipe = load_base(str(tiny_base))
     previewer = Previewer(pipe)
     assert previewer.draw() is None
     settings = {"num_inference_steps": 3, "scheduler": scheduler}

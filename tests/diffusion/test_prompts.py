@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny.base import save_tiny_base
 
 from sdatoms import AtomError
 from sdatoms.diffusion.pipeline import load_base, paint
@@ -10,8 +9,8 @@ from sdatoms.diffusion.prompts import count_tokens, encode_prompts, parse_prompt
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return load_base(str(save_tiny_base(tmp_path_factory.mktemp("tiny"))))
+def pipe(tiny_base):
+    return load_base(str(tiny_base))
 
 
 @pytest.mark.parametrize(

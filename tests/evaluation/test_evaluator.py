@@ -3,10 +3,9 @@ on drawings everybody can tell apart."""
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny.pictures import draw_noise
 from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from sdatoms import AtomError
@@ -19,8 +18,7 @@ BUNDLED = find_assets() / "emoji-clip"
 
 @pytest.fixture(scope="module")
 def pictures():
-    noise = np.random.default_rng(0)
-    return [Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(3)]
+    return draw_noise(((16, 16),) * 3)
 
 
 @pytest.fixture(scope="module")

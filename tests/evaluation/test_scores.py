@@ -1,17 +1,14 @@
-"""`sdatoms evaluate`: the table of a tiny pipeline, and one line for wrong input."""
+"""The scores: a table of a tiny pipeline, and the figures of the trainer."""
 
 import json
 
-import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from tiny.modules import copy_weights, same_weights
+from tiny.pictures import draw_noise
 
 import sdatoms
-from sdatoms.cli.evaluate import name_files, write_table
-from sdatoms.cli.main import main
+from sdatoms.cli.evaluate import write_table
 from sdatoms.diffusion.prompts import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import evaluate, measure_samples
@@ -20,39 +17,8 @@ PAINTING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
 
 @pytest.fixture
-def pipe(make_unet, evaluator_folder):
-    tokenizer = load_evaluator(str(evaluator_folder)).tokenizer
-    torch.manual_seed(0)
-    end = len(tokenizer) - 1
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        bos_token_id=end - 1,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    made = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=16,
-        ),
-        unet=make_unet(),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipe(make_pipe):
+    return make_pipe(size=16)
 
 
 @pytest.fixture
@@ -68,7 +34,7 @@ def subject(tmp_path):
 @pytest.fixture
 def rows(one_thread, pipe, evaluator_folder, subject, make_file):
     files = [("dog", sdatoms.read_atoms(make_file(variant="atoms", size=0.3)))]
-    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    before = copy_weights(pipe.unet)
     found = evaluate(
         pipe,
         files,
@@ -78,7 +44,7 @@ def rows(one_thread, pipe, evaluator_folder, subject, make_file):
         subject=subject,
         **PAINTING,
     )
-    assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
+    assert same_weights(pipe.unet, before)
     return {row.name: row for row in found}
 
 
@@ -117,64 +83,10 @@ def test_prompts_come_from_the_trigger_and_are_read_without_it():
     assert clean_prompt("a tasks list") == "a tasks list"
 
 
-def test_rows_are_named_by_stem_unless_two_are_alike():
-    assert [n for n, _ in name_files([("a/x.st", 1), ("b/y.st", 2)])] == ["x", "y"]
-    assert [n for n, _ in name_files([("a/x.st", 1), ("b/x.st", 2)])] == ["a/x.st", "b/x.st"]
-
-
-def test_wrong_input_is_one_line(capsys, tmp_path, make_file, evaluator_folder, subject):
-    file = str(make_file(variant="atoms"))
-    tiny = ["--evaluator", str(evaluator_folder)]
-    for argv, word in (
-        ([str(tmp_path / "none.safetensors")], "none.safetensors"),
-        ([file, "--seeds", "0"], "--seeds is 0"),
-        ([file, "--batch_size", "0"], "--batch_size is 0"),
-        ([file, file], "twice"),
-        ([file, "--subject", str(tmp_path / "nowhere")], "nowhere"),
-        ([file, "--evaluator", str(subject)], "style_head.safetensors"),
-        ([file, *tiny, "--pretrained_model_name_or_path", str(subject)], "model_index.json"),
-        ([], "FILE"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(["evaluate", *argv])
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == "", argv
-        assert len(err.strip().splitlines()) == 1 and word in err, err
-
-
-def test_the_command_prints_one_json_object(
-    capsys, one_thread, pipe, evaluator_folder, make_file, tmp_path
-):
-    pipe.save_pretrained(tmp_path / "base")
-    main(
-        [
-            "evaluate",
-            str(make_file(variant="atoms")),
-            "--pretrained_model_name_or_path",
-            str(tmp_path / "base"),
-            "--evaluator",
-            str(evaluator_folder),
-            "--seeds",
-            "2",
-            "--prompt",
-            "a cat",
-            "--num_inference_steps",
-            "2",
-            "--json",
-        ]
-    )
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["prompts"] == ["a cat"] and facts["seeds"] == 2
-    names = [row["name"] for row in facts["rows"]]
-    assert names[:2] == ["dog", "base without atoms"]
-    assert facts["parameters"]["dog"] > 0
-
-
 def test_the_trainer_gets_every_figure_of_its_samples(evaluator_folder):
     """Instance pictures score above noise, and copies neither differ nor drift."""
     measure = measure_samples(load_evaluator(str(evaluator_folder)))
-    generator = np.random.default_rng(0)
-    noise = [Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(2)]
+    noise = draw_noise(((16, 16),) * 2)
     same = [Image.new("RGB", (16, 16), "red")] * 2
     copies = measure(None, same, ["a", "a"], same[:1], list(zip(noise, noise, strict=True)))
     other = measure(None, noise, ["a", "a"], same[:1], list(zip(noise, same, strict=True)))

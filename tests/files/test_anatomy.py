@@ -1,22 +1,19 @@
-"""Laws of looking inside a file: sums that fit the file, tiles that fit the layer, cosines."""
+"""Laws of looking inside a file: sums that fit the file, tiles that fit the layer."""
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
 
 import sdatoms
-from sdatoms.adapters.changes import measure_changes
 from sdatoms.files.anatomy import (
     count_atoms,
     list_views,
     measure_budget,
     mute_atom,
+    report_file,
     respond,
     show_atoms,
 )
-from sdatoms.files.compose import compose
-from sdatoms.files.likeness import compare_files
-
-VARIANTS = ("atoms", "overcomplete", "coefficients", "full")
 
 
 def deltas(file, unet):
@@ -24,26 +21,6 @@ def deltas(file, unet):
     found = {path: adapters.delta("x", path) for path in file.maps("unet")}
     adapters.clear()
     return found
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_changes_are_those_of_the_deltas(make_unet, make_file, variant):
-    file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
-    rows = measure_changes(file, unet)
-    found = deltas(file, unet)
-    assert {row.path for row in rows} == set(found)
-    for row in rows:
-        expected = found[row.path].norm() / unet.get_submodule(row.path).weight.detach().norm()
-        assert row.change == pytest.approx(float(expected), rel=1e-4)
-        assert row.block in ("down", "mid", "up")
-    assert sum(row.parameters for row in rows) == file.num_parameters
-
-
-def test_changes_do_not_see_adapters_that_are_baked_in(make_unet, make_file):
-    file, unet = sdatoms.read_atoms(make_file(variant="atoms")), make_unet()
-    before = measure_changes(file, unet)
-    sdatoms.load_atoms(unet, file, name="x", strength=3.0)
-    assert measure_changes(file, unet) == before
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -102,40 +79,6 @@ def test_response_at_zero_frequency_is_the_sum_of_the_kernel(rng):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_likeness_of_a_file_to_itself_its_negative_and_others(make_file, variant):
-    a = sdatoms.read_atoms(make_file("a", seed=1, variant=variant))
-    b = sdatoms.read_atoms(make_file("b", seed=2, variant=variant))
-    matrix = compare_files([a, compose([a], [-2.0]), b])
-    assert matrix[0][0].cosine == pytest.approx(1)
-    assert matrix[0][1].cosine == pytest.approx(-1)
-    assert matrix[0][2].cosine == pytest.approx(matrix[2][0].cosine)
-    assert abs(matrix[0][2].cosine) < 0.5
-    assert matrix[0][2].exact == matrix[0][2].common > 0
-    assert matrix[0][2].same_base
-
-
-def test_likeness_is_the_cosine_of_the_weights_changes(make_unet, make_file):
-    a = sdatoms.read_atoms(make_file("a", seed=1, variant="atoms"))
-    b = compose([a, sdatoms.read_atoms(make_file("b", seed=2, variant="atoms"))], [1.0, 0.5])
-    unet = make_unet()
-    found = [sorted(deltas(file, unet).items()) for file in (a, b)]
-    flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
-    expected = torch.nn.functional.cosine_similarity(*flat, dim=0)
-    assert compare_files([a, b])[0][1].cosine == pytest.approx(float(expected), abs=1e-3)
-
-
-def test_likeness_tells_other_bases_and_other_encoders(make_unet, make_file, perturb, tmp_path):
-    a = sdatoms.read_atoms(make_file("a", variant="atoms"))
-    injection = perturb(sdatoms.inject(make_unet(seed=7), sdatoms.AtomConfig(variant="atoms")))
-    path = sdatoms.save_atoms(tmp_path / "other.safetensors", {"unet": injection})
-    likeness = compare_files([a, sdatoms.read_atoms(path)])[0][1]
-    assert not likeness.same_base and likeness.exact == 0 < likeness.common
-    blocks = sdatoms.read_atoms(make_file("c", variant="coefficients"))
-    apart = compare_files([a, blocks])[0][1]
-    assert apart.cosine == 0 and apart.common == 0
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_muting_every_atom_leaves_the_base(make_unet, make_file, run_unet, variant):
     file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
     expected = run_unet(unet)
@@ -157,3 +100,21 @@ def test_muting_one_atom_in_one_layer_changes_that_layer_alone(make_unet, make_f
     assert differing == [path] and muted.sha256 != file.sha256
     with pytest.raises(sdatoms.AtomError, match="no atom 99"):
         mute_atom(file, 99)
+
+
+@pytest.mark.parametrize("factors", ["shared", "each"])
+def test_products_show_two_factors_that_can_be_muted(make_unet, make_file, run_unet, factors):
+    product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}
+    file, unet = sdatoms.read_atoms(make_file(block_size=4, **product)), make_unet()
+    component, path, view = list_views(file)[1]
+    tiles = show_atoms(file, component, path, view)
+    assert tiles.kind == "product" and tiles.before.shape == (2, 4, 4)
+    assert torch.equal(tiles.before[0], torch.eye(4)) and tiles.difference.abs().max() > 0
+    assert count_atoms(file) == 2 and report_file(file)[1].view == "product 4x4"
+    expected = run_unet(unet)
+    for atom in (0, 1):
+        one = mute_atom(file, atom)
+        assert one.sha256 != file.sha256
+    adapters = sdatoms.load_atoms(unet, mute_atom(one, 0))
+    assert torch.equal(run_unet(unet), expected)
+    adapters.clear()

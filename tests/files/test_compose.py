@@ -5,26 +5,15 @@ import json
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
+from tiny.modules import build, copy_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
+from sdatoms.adapters.bake import sum_maps
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
-
-
-@pytest.fixture
-def make_atoms(make_convnet, perturb):
-    """Atoms tuned on `make_convnet()`, or on that base as another dtype stores it."""
-
-    def make(trigger="a", seed=1, base=0, dtype=torch.float32, **config):
-        model = make_convnet(base).to(dtype).float()
-        injection = perturb(inject(model, AtomConfig(**config)), 0.05, seed)
-        return pack_atoms({"model": injection}, trigger=trigger, base_model=f"base {base}")
-
-    return make
 
 
 @pytest.fixture
@@ -35,7 +24,7 @@ def bake(make_convnet):
         model = make_convnet()
         for k, (file, strength) in enumerate(zip(files, strengths, strict=True)):
             load_atoms(model, file, name=str(k), strength=strength)
-        return {name: weight.clone() for name, weight in model.state_dict().items()}
+        return copy_weights(model)
 
     return run
 
@@ -80,6 +69,8 @@ MIXED = [
     {"variant": "coefficients", "block_size": 4, "block_view": "channel"},
     {"variant": "coefficients", "block_size": 2, "block_atoms": 3},
     {"variant": "full", "num_inner_atoms": 1},
+    {"variant": "coefficients", "block_form": "product", "block_size": 4},
+    {"variant": "full", "block_form": "product", "block_factors": "each", "block_size": 2},
     {"variant": "atoms", "target_modules": ["head", "stem"]},
 ]
 
@@ -115,9 +106,7 @@ def make_wide(perturb):
     """Atoms of one 64×64 convolution: an `overcomplete` delta of 1,971 numbers at m1 = 3."""
 
     def make(seed, dtype=torch.float32, **config):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Conv2d(64, 64, 3)).to(dtype).float()
+        model = nn.Sequential(build(nn.Conv2d, 64, 64, 3)).to(dtype).float()
         injection = perturb(inject(model, AtomConfig(**config)), seed=seed)
         return pack_atoms({"model": injection})
 
@@ -180,9 +169,7 @@ def test_the_order_of_arguments_changes_no_bit(make_atoms, variant):
 
 def test_more_than_nine_block_views_are_read_back(tmp_path, perturb):
     def make(seed, **config):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Conv2d(12, 12, 3))
+        model = nn.Sequential(build(nn.Conv2d, 12, 12, 3))
         config = AtomConfig("coefficients", block_atoms=2, **config)
         return pack_atoms({"model": perturb(inject(model, config), seed=seed)})
 
@@ -261,3 +248,32 @@ def test_layers_of_other_shapes_are_refused_without_fingerprints(perturb, one, o
         file.metadata["base_fingerprints"] = "{}"
     with pytest.raises(AtomError, match=sentence):
         compose(files)
+
+
+def test_products_stand_side_by_side_until_one_full_map_is_smaller(make_wide, tmp_path):
+    """A pair of 4×4 factors holds 32 numbers, a full map 256 and its encoder as many."""
+    config = {"variant": "coefficients", "block_form": "product", "block_size": 4}
+    files = [make_wide(k, **config) for k in range(40)]
+    sizes = {count: compose(files[:count]).num_parameters for count in (1, 2, 15, 16, 40)}
+    assert sizes == {1: 32, 2: 64, 15: 480, 16: 256, 40: 256}
+    few, many = compose(files[:3], [0.5, -1.0, 2.0]), compose(files, [0.1] * 40)
+    for summed, parts, strengths in ((few, files[:3], [0.5, -1.0, 2.0]), (many, files, [0.1] * 40)):
+        read = read_atoms(summed.save(tmp_path / "sum.safetensors"))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            weight = nn.Conv2d(64, 64, 3).weight.detach()
+        expected = sum(
+            s * sum_maps(weight, [(1.0, m) for m in file.maps("model")["0"]])
+            for file, s in zip(parts, strengths, strict=True)
+        )
+        found = sum_maps(weight, [(1.0, m) for m in read.maps("model")["0"]])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert compose(files[::-1]).sha256 == compose(files).sha256
+
+
+def test_equal_products_are_one_at_the_sum_of_their_strengths(make_wide):
+    file = make_wide(0, variant="coefficients", block_form="product", block_size=4)
+    summed = compose([file, file], [0.5, 0.25])
+    assert summed.num_parameters == 32
+    assert float(summed.tensors["model.0.block.strength"]) == 0.75
+    assert compose([summed], [2.0]).tensors["model.0.block.strength"] == 1.5

@@ -1,16 +1,17 @@
-"""Files nobody should make, and models they do not fit: refused, cheaply, with nothing changed.
+"""Files nobody should make: refused, cheaply, with nothing changed.
 
-What is wrong inside one file is in `test_checkpoint.py`; second injections, patterns that match
-nothing and models on the meta device are in `test_inject.py`.
+What is wrong inside one file is in `files/test_reader.py`, what does not fit a model in
+`adapters/test_plan.py`; second injections and patterns that match nothing are in `layers/`.
 """
 
-import contextlib
 import json
 import random
-import resource
 
 import pytest
 import torch
+from tiny.atoms import read_raw, write_raw
+from tiny.limits import little_memory
+from tiny.modules import copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
@@ -20,33 +21,9 @@ from sdatoms.files.writer import pack_atoms
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@contextlib.contextmanager
-def limited_memory(extra):
-    """Let the process take at most `extra` bytes more than it has."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + extra, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def write_raw(path, header, data=b""):
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def split_file(path):
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
 def refuse(target, path, sentence, **options):
     """Loading fails in one line and leaves the module as it was."""
-    before = {k: v.clone() for k, v in target.state_dict().items()}
+    before = copy_weights(target)
     with pytest.raises(AtomError, match=sentence) as error:
         load_atoms(target, path, **options)
     assert len(str(error.value).splitlines()) == 1
@@ -65,6 +42,8 @@ def shift(key, change):
 
 
 ENCODER = "unet.conv_in.spatial.encoder"
+
+
 OFFSETS = {
     "overlap": shift(ENCODER, lambda a, b: [a - 4, b - 4]),
     "gap": shift(ENCODER, lambda a, b: [a + 4, b + 4]),
@@ -87,13 +66,13 @@ OFFSETS = {
 @pytest.mark.parametrize("case", OFFSETS)
 def test_offsets_that_lie_are_refused(make_unet, make_file, case):
     path = make_file()
-    write_raw(path, *OFFSETS[case](*split_file(path)))
+    write_raw(path, *OFFSETS[case](*read_raw(path)))
     refuse(make_unet(), path, "cut short or damaged")
 
 
 def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_file, make_unet):
     """Fewer than a header may hold, every one in its place."""
-    header, _ = split_file(make_file())
+    header, _ = read_raw(make_file())
     kept = {"__metadata__": header["__metadata__"]}
     for k in range(20_000):
         kept[f"unet.layer{k}.spatial.atoms"] = {
@@ -103,7 +82,7 @@ def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_f
         }
     path = tmp_path / "many.safetensors"
     write_raw(path, kept, bytes(40_000))
-    with limited_memory(1 << 30):
+    with little_memory(1 << 30):
         refuse(make_unet(), path, "has no layout in the header")
 
 
@@ -164,15 +143,15 @@ def test_changes_without_finite_weights_are_taken_back(
     path = make_file()
     refuse(make_unet().to(dtype), path, sentence, strength=strength)
     unet = make_unet().to(dtype)
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    before = copy_weights(unet)
     adapters = load_atoms(unet, path, name="dog", strength=0.5)
-    baked = {k: v.clone() for k, v in unet.state_dict().items()}
+    baked = copy_weights(unet)
     with pytest.raises(AtomError, match=sentence):
         adapters.set_strengths({"dog": strength})
     assert adapters.strengths == {"dog": 0.5}
-    assert all(torch.equal(v, baked[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, baked)
     adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert same_weights(unet, before)
 
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400, "true", '"1"'])
@@ -196,97 +175,6 @@ def test_layouts_of_absurd_size_are_refused(make_unet, make_file, kernel):
     file.metadata["layers"] = json.dumps(layers)
     file.save(path)
     refuse(make_unet(), path, "without a kernel of up to three whole numbers")
-
-
-def test_keys_that_fit_no_module_or_only_some_are_refused(make_unet, make_convnet, make_file):
-    path = make_file()
-    refuse(make_convnet(), path, "this ConvNet has no layer '.*' that the file's atoms could fit")
-    unet = make_unet()
-    del unet.mid_block.resnets[1]
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv1'")
-    unet = make_unet()
-    unet.mid_block.resnets[1].conv2 = nn.BatchNorm2d(32)
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv2'")
-    refuse(make_unet(), path, "holds no component 'vae'; it holds unet", component="vae")
-
-
-@pytest.mark.parametrize(
-    ("layer", "sentence"),
-    [
-        (nn.Conv2d(4, 16, 5, padding=2), r"'conv_in' has kernel \(5, 5\) in 1 groups where"),
-        (nn.Conv2d(4, 16, 3, groups=2), r"'conv_in' has kernel \(3, 3\) in 2 groups where"),
-        (nn.Conv2d(5, 16, 3), "'conv_in' has 5 input channels where the file's atoms have 4"),
-        (nn.Linear(4, 16), r"'conv_in' has kernel \(\) in 1 groups where"),
-    ],
-)
-def test_a_base_of_other_shapes_is_refused(make_unet, make_file, layer, sentence):
-    unet = make_unet()
-    unet.conv_in = layer
-    refuse(unet, make_file(), sentence)
-
-
-def test_blocks_that_do_not_divide_a_weight_are_refused(perturb):
-    make = lambda o, i: nn.Sequential(nn.Linear(i, o))
-    file = pack_atoms(
-        {"unet": perturb(inject(make(8, 8), AtomConfig("coefficients", block_size=4)))}
-    )
-    refuse(make(8, 6), file, "has 8×6 channels, which 4×4 blocks do not divide")
-
-
-def test_a_base_of_other_weights_is_loaded_with_one_warning(make_unet, make_file):
-    path = make_file()
-    file = read_atoms(path)
-    file.metadata["base_model"] = "<b>\x1b[31mme\nyou</b>" * 999
-    unet = make_unet(seed=1)
-    before = {k: v.clone() for k, v in unet.state_dict().items()}
-    with pytest.warns(UserWarning) as caught:
-        adapters = load_atoms(unet, file)
-    (warning,) = caught
-    text, count = str(warning.message), len(file.layers)
-    assert f"the weights of {count} of {count} layers differ from the base" in text
-    assert text.isprintable()
-    assert len(text) < 400
-    adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
-
-
-def test_one_layer_of_another_base_is_counted_as_one(make_unet, make_file):
-    unet = make_unet()
-    with torch.no_grad():
-        unet.conv_out.weight *= -1
-    with pytest.warns(UserWarning, match=r"the weights of 1 of \d+ layers differ"):
-        load_atoms(unet, make_file())
-
-
-def test_weights_on_the_meta_device_are_refused(make_unet, make_file):
-    refuse(make_unet().to("meta"), make_file(), "'conv_in' lies on the meta device; load the")
-
-
-def test_integer_weights_are_refused(make_unet, make_file):
-    unet = make_unet()
-    weight = unet.conv_in.weight.detach().to(torch.int8)
-    unet.conv_in.weight = nn.Parameter(weight, requires_grad=False)
-    refuse(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms fit floating-point")
-
-
-def test_shared_weights_are_refused(make_unet, perturb):
-    def make(tied):
-        model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
-        if tied:
-            model[1].weight = model[0].weight
-        return model
-
-    file = pack_atoms({"unet": perturb(inject(make(False)))})
-    refuse(make(True), file, "the layers '0' and '1' share one weight")
-
-
-def test_a_model_that_carries_atoms_is_refused(make_unet, make_file):
-    unet = make_unet()
-    path = make_file()
-    injection = inject(unet)
-    refuse(unet, path, "carries injected atoms; eject them before loading a file")
-    injection.eject()
-    load_atoms(unet, path)
 
 
 def test_megabytes_of_text_are_kept_out_of_every_message(make_unet, make_file, make_convnet):
@@ -329,7 +217,7 @@ def test_small_files_do_not_ask_for_gigabytes_of_channels(tmp_path):
     }
     path = make_hostile(1, tensors, {"kernel": [3, 3], "groups": 1}).save(tmp_path / "x")
     with (
-        limited_memory(600 << 20),
+        little_memory(600 << 20),
         pytest.raises(AtomError, match="asks for 2000000 maps of 9×9 numbers where 67108864"),
     ):
         read_atoms(path)
@@ -352,16 +240,16 @@ def wide():
 def test_maps_of_small_files_are_not_kept(wide):
     """Eight maps of 128 MiB, one after the other."""
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    with limited_memory(800 << 20):
+    before = copy_weights(model)
+    with little_memory(800 << 20):
         adapters = load_atoms(model, wide[0], name="x")
         assert not torch.equal(model[7].weight, before["7.weight"])
         adapters.clear()
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert same_weights(model, before)
 
 
 def test_sums_of_small_files_are_small(wide):
-    with limited_memory(600 << 20):
+    with little_memory(600 << 20):
         summed = compose(wide, [1, -1])
     assert summed.num_parameters == sum(file.num_parameters for file in wide)
 

@@ -5,24 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny.layers import FLAVOURS, SETTINGS, inject_one, make_base
+from tiny.atoms import SETTINGS, inject_one
+from tiny.modules import FLAVOURS, make_base
 from torch import nn
 
 from sdatoms import load_atoms, read_atoms, save_atoms
-from sdatoms.layers.weights import find_layer
+from sdatoms.layers.weights import find_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-(READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+READER, PRODUCT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
-def run_reader(text=READER):
+def run_reader(text=READER + PRODUCT):
     scope = {}
     exec(text, scope)
-    return scope["delta"]
+    return lambda *layer: scope["delta"](*layer) + scope["product"](*layer)
 
 
 def test_the_reader_is_twenty_lines_of_plain_numpy():
@@ -51,7 +52,13 @@ def test_the_plain_reader_reads_half_precision(sample_files, tmp_path, make_conv
         for key in file.tensors:
             file.tensors[key] = file.tensors[key].half()
         path = file.save(tmp_path / name)
-        compare(run_reader(READER.replace("<f4", "<f2")), path, make_convnet(), name, rtol=1e-2)
+        compare(
+            run_reader((READER + PRODUCT).replace("<f4", "<f2")),
+            path,
+            make_convnet(),
+            name,
+            rtol=1e-2,
+        )
 
 
 def compare(delta, path, model, name, rtol=1e-4):
@@ -59,7 +66,7 @@ def compare(delta, path, model, name, rtol=1e-4):
     adapters = load_atoms(model, path, name="it", strength=0)
     for layer in read_atoms(path).layers:
         inner = layer.removeprefix("model.")
-        weight = find_layer(model, inner).weight.numpy()
+        weight = find_weight(model, inner).weight.numpy()
         expected = adapters.delta("it", inner)
         assert expected.abs().max() > 0
         found = torch.from_numpy(delta(path, layer, weight)).float()

@@ -1,15 +1,11 @@
 """Laws of loaded adapters: linear in their strengths, in any order, and gone without a trace."""
 
 import copy
-import logging
-import re
-import subprocess
-import sys
-import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
+from tiny.modules import build, copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AdapterSet, AtomConfig, AtomError, inject, load_atoms
@@ -17,30 +13,10 @@ from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 
-
-@pytest.fixture
-def make_atoms(make_convnet, perturb):
-    def make(seed=1, **config):
-        injection = perturb(inject(make_convnet(), AtomConfig(**config)), 0.05, seed)
-        return pack_atoms({"unet": injection})
-
-    return make
-
-
-def copy_weights(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(module, weights):
-    return all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
-
-
-def make_tiny():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Linear(4, 4))
+def make_three():
+    layers = lambda: (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Linear(4, 4))
+    return build(lambda: nn.Sequential(*layers()))
 
 
 def test_a_thousand_cycles_leave_every_bit(perturb):
@@ -48,8 +24,8 @@ def test_a_thousand_cycles_leave_every_bit(perturb):
     files = []
     for seed, variant in enumerate(VARIANTS):
         config = AtomConfig(variant, num_inner_atoms=1, block_size=2)
-        files.append(pack_atoms({"unet": perturb(inject(make_tiny(), config), 0.1, seed)}))
-    model = make_tiny()
+        files.append(pack_atoms({"unet": perturb(inject(make_three(), config), 0.1, seed)}))
+    model = make_three()
     before = copy_weights(model)
     for turn in range(1000):
         one, two = files[turn % 4], files[(turn + 1 + turn // 4) % 4]
@@ -58,14 +34,14 @@ def test_a_thousand_cycles_leave_every_bit(perturb):
             adapters.load(two, name="two", strength=1.7)
         adapters.set_strengths({"one": 0.3 * turn + 0.1})
         if turn % 97 == 0:
-            assert not same(model, before)
+            assert not same_weights(model, before)
             assert adapters.verify_base()
         if turn % 3 == 1:
             adapters.remove("one")
         adapters.clear()
         if turn % 50 == 0:
-            assert same(model, before)
-    assert same(model, before)
+            assert same_weights(model, before)
+    assert same_weights(model, before)
     assert adapters.names == ()
 
 
@@ -74,8 +50,8 @@ def test_strengths_are_linear_and_zero_is_the_base(make_convnet, make_atoms, var
     model, file = make_convnet(), make_atoms(variant=variant)
     before = copy_weights(model)
     adapters = load_atoms(model, file, name="dog", strength=0)
-    assert same(model, before)
-    paths = list(file.maps("unet"))
+    assert same_weights(model, before)
+    paths = list(file.maps("model"))
     deltas = {path: adapters.delta("dog", path) for path in paths}
     for strength in (1.0, -0.5, 2.25, 0.0):
         adapters.set_strengths({"dog": strength})
@@ -83,15 +59,15 @@ def test_strengths_are_linear_and_zero_is_the_base(make_convnet, make_atoms, var
             weight = model.get_submodule(path).weight
             expected = before[f"{path}.weight"] + strength * deltas[path]
             torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
-    assert same(model, before)
+    assert same_weights(model, before)
     adapters.set_strengths({"dog": 0.8})
     direct, once = make_convnet(), copy_weights(model)
     load_atoms(direct, file, strength=0.8)
-    assert same(direct, once)  # strengths leave no history
+    assert same_weights(direct, once)  # strengths leave no history
 
 
 def test_the_order_of_loading_changes_no_bit(make_convnet, make_atoms):
-    files = {v: make_atoms(k, variant=v) for k, v in enumerate(VARIANTS)}
+    files = {v: make_atoms(seed=k, variant=v) for k, v in enumerate(VARIANTS)}
     strengths = dict(zip(VARIANTS, (0.3, -1.1, 0.7, 2.0), strict=True))
     found = []
     for order in (VARIANTS, VARIANTS[::-1], ["full", "atoms", "coefficients", "overcomplete"]):
@@ -102,12 +78,12 @@ def test_the_order_of_loading_changes_no_bit(make_convnet, make_atoms):
         found.append(copy_weights(model))
     assert all(torch.equal(v, found[0][k]) for other in found for k, v in other.items())
     adapters.remove("full").load(files["full"], name="again", strength=2.0)
-    assert same(model, found[0])
+    assert same_weights(model, found[0])
 
 
 def test_strengths_switch_between_adapters(make_convnet, make_atoms):
     """0 and 1 are as if only the one had been loaded, whatever it is called."""
-    files = {"a": make_atoms(1), "b": make_atoms(2, variant="full")}
+    files = {"a": make_atoms(seed=1), "b": make_atoms(seed=2, variant="full")}
     alone = {}
     for name, file in files.items():
         model = make_convnet()
@@ -116,18 +92,18 @@ def test_strengths_switch_between_adapters(make_convnet, make_atoms):
     model = make_convnet()
     base = copy_weights(model)
     adapters = load_atoms(model, files["a"], name="a").load(files["b"], name="b", strength=0)
-    assert same(model, alone["a"])
+    assert same_weights(model, alone["a"])
     adapters.set_strengths({"a": 0, "b": 1})
-    assert same(model, alone["b"])
+    assert same_weights(model, alone["b"])
     both = copy_weights(load_both(make_convnet(), files))
     adapters.set_strengths({"a": 1})
-    assert same(model, both)
+    assert same_weights(model, both)
     adapters.set_strengths({"a": 1, "b": 1})  # once more is the same
-    assert same(model, both)
+    assert same_weights(model, both)
     adapters.remove("a")
-    assert same(model, alone["b"])
+    assert same_weights(model, alone["b"])
     adapters.remove("b")
-    assert same(model, base)
+    assert same_weights(model, base)
 
 
 def load_both(model, files):
@@ -161,10 +137,10 @@ def test_a_copy_of_a_baked_model_is_cleared_by_itself(make_convnet, make_atoms):
     others = AdapterSet(twin)
     assert others.names == ("dog",) and others.verify_base()
     others.clear()
-    assert same(twin, before)
-    assert same(model, baked) and adapters.names == ("dog",)
+    assert same_weights(twin, before)
+    assert same_weights(model, baked) and adapters.names == ("dog",)
     adapters.clear()
-    assert same(model, before)
+    assert same_weights(model, before)
 
 
 def test_blocks_of_a_unet_take_strengths_of_their_own(make_unet, make_file):
@@ -182,15 +158,15 @@ def test_blocks_of_a_unet_take_strengths_of_their_own(make_unet, make_file):
         torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7, msg=layer)
     assert seen == set(wanted)
     adapters.set_strengths({"dog": {"down": 0, "mid": 0, "up": 0}})
-    assert same(unet, before)
+    assert same_weights(unet, before)
     assert adapters.strengths == {"dog": {"down": 0.0, "mid": 0.0, "up": 0.0}}
 
 
 def test_every_set_on_a_module_is_the_same_set(make_convnet, make_atoms):
     model = make_convnet()
     before = copy_weights(model)
-    first = load_atoms(model, make_atoms(1), name="a", strength=0.5)
-    second = load_atoms(model, make_atoms(2), name="b")
+    first = load_atoms(model, make_atoms(seed=1), name="a", strength=0.5)
+    second = load_atoms(model, make_atoms(seed=2), name="b")
     assert first.names == second.names == ("a", "b")
     assert first.strengths == {"a": 0.5, "b": 1.0}
     second.set_strengths({"a": 1.0})
@@ -198,7 +174,7 @@ def test_every_set_on_a_module_is_the_same_set(make_convnet, make_atoms):
     first.remove("b")
     assert repr(second) == "AdapterSet(a=1.0)"
     second.clear()
-    assert same(model, before)
+    assert same_weights(model, before)
     assert first.verify_base()
 
 
@@ -215,9 +191,9 @@ def test_swapping_adapters_compiles_nothing_anew(make_convnet, make_atoms, rng):
     with torch.no_grad():
         outputs = [run(x)]
         graphs = len(compiled)
-        adapters = load_atoms(model, make_atoms(1), name="a")
+        adapters = load_atoms(model, make_atoms(seed=1), name="a")
         outputs.append(run(x))
-        adapters.load(make_atoms(2, variant="full"), name="b", strength=0.5).remove("a")
+        adapters.load(make_atoms(seed=2, variant="full"), name="b", strength=0.5).remove("a")
         outputs.append(run(x))
         assert torch.equal(run(x), model(x))
         adapters.clear()
@@ -243,7 +219,7 @@ def test_failed_calls_change_nothing(make_convnet, make_atoms):
     ]:
         with pytest.raises(AtomError, match=sentence):
             call()
-        assert same(model, before)
+        assert same_weights(model, before)
         assert adapters.strengths == strengths
 
 
@@ -256,7 +232,7 @@ def test_writes_of_others_are_noticed_and_never_restored_over(make_convnet, make
     for call in (adapters.clear, lambda: adapters.remove("dog"), adapters.verify_base):
         with pytest.raises(AtomError, match="'stem' was written to by something else"):
             call()
-        assert same(model, written)
+        assert same_weights(model, written)
 
 
 @pytest.mark.parametrize("call", ["clear", "verify_base"])
@@ -268,10 +244,10 @@ def test_a_change_of_dtype_is_answered_and_undone_by_casting_back(make_convnet, 
     cast = copy_weights(model)
     with pytest.raises(AtomError, match=r"cast from torch\.bfloat16 to torch\.float32 while"):
         getattr(adapters, call)()
-    assert same(model, cast) and adapters.names == ("dog",)
+    assert same_weights(model, cast) and adapters.names == ("dog",)
     model.to(torch.bfloat16)
     adapters.clear()
-    assert same(model, before)
+    assert same_weights(model, before)
 
 
 def test_a_cast_that_lost_bits_is_never_restored_over(make_convnet, make_atoms):
@@ -281,7 +257,7 @@ def test_a_cast_that_lost_bits_is_never_restored_over(make_convnet, make_atoms):
     cast = copy_weights(model)
     with pytest.raises(AtomError, match="was written to by something else"):
         adapters.clear()
-    assert same(model, cast)
+    assert same_weights(model, cast)
 
 
 def test_weights_gone_to_the_meta_device_are_answered(make_convnet, make_atoms):
@@ -292,57 +268,3 @@ def test_weights_gone_to_the_meta_device_are_answered(make_convnet, make_atoms):
         with pytest.raises(AtomError, match=r"moved to the meta device \(offload\?\); bring it"):
             change()
     assert adapters.strengths == {"dog": 1.0}
-
-
-def test_a_pipeline_without_the_file_s_module_is_refused(make_convnet, make_atoms):
-    pipe = SimpleNamespace(components={"vae": make_convnet()})
-    with pytest.raises(AtomError, match="this SimpleNamespace has no module 'unet' that the file"):
-        load_atoms(pipe, make_atoms())
-
-
-def test_hub_ids_fail_in_one_line_offline():
-    code = """
-import torch, sdatoms
-try:
-    sdatoms.load_atoms(torch.nn.Linear(2, 2), "someone/dog", weight_name="dog.safetensors")
-except sdatoms.AtomError as error:
-    print(error)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path), "HOME": "/nonexistent"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (line,) = result.stdout.splitlines()
-    assert line.startswith("'someone/dog' is no local file and cannot be had from the hub: ")
-
-
-def test_folders_give_the_named_file(tmp_path, make_convnet, make_atoms):
-    file = make_atoms()
-    file.save(tmp_path / "inner" / "dog.safetensors")
-    file.save(tmp_path / "atoms.safetensors")
-    adapters = load_atoms(make_convnet(), tmp_path)
-    assert adapters.names == ("atoms",)
-    hub = {"weight_name": "dog.safetensors", "subfolder": "inner"}
-    assert load_atoms(make_convnet(), tmp_path, **hub).names == ("dog",)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounding_of_half_bases_is_told_and_warned_of_where_it_is_large(
-    make_convnet, perturb, dtype, caplog
-):
-    """A delta below half a unit in the last place vanishes; ten percent of loss is the border."""
-
-    def file_of(size):
-        return pack_atoms({"unet": perturb(inject(make_convnet(), AtomConfig("atoms")), size)})
-
-    with pytest.warns(UserWarning, match="loses .* % of the change; load the pipeline with"):
-        load_atoms(make_convnet().to(dtype), file_of(1e-4))
-    caplog.set_level(logging.INFO, "sdatoms.adapters.load")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_atoms(make_convnet().to(dtype), file_of(0.3))
-    (line,) = caplog.messages
-    assert re.fullmatch(r"rounding to 16-bit weights loses \d\.\d\d % of the change", line)

@@ -19,16 +19,17 @@ from diffusers import (
 )
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from PIL import Image
-from tiny.pipelines import save_pipeline
+from tiny.limits import HANG
+from tiny.modules import copy_weights
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("base"))
+@pytest.fixture
+def folder(tiny_pipeline):
+    return tiny_pipeline()
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_fused_lora_is_noticed_and_nothing_is_restored_over_it(pipe, folder, a
     adapters = load_atoms(pipe, atoms)
     pipe.load_lora_weights(lora)
     pipe.fuse_lora()
-    fused = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    fused = copy_weights(pipe.unet)
     with pytest.raises(AtomError, match="unfuse_lora"):
         adapters.clear()
     now = pipe.unet.state_dict()
@@ -211,7 +212,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
             capture_output=True,
             text=True,
             cwd=ROOT,
-            timeout=120,
+            timeout=HANG,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         states.append(torch.load(out, weights_only=True))

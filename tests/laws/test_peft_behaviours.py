@@ -103,7 +103,7 @@ STANDS_FOR = {
     "test_save_pretrained": ["test_writer::test_keys_are_module_paths_with_the_agreed_tensors"],
     "test_save_pretrained_pickle": [
         "test_wrapped::test_an_injected_model_is_saved_and_read_by_torch",
-        "test_writer::test_bad_files_are_refused_in_one_line_and_the_model_stays",
+        "test_reader::test_bad_files_are_refused_in_one_line_and_the_model_stays",
     ],
     "test_inference_safetensors": [
         "test_writer::test_a_fresh_base_with_the_file_is_the_injected_model",
@@ -113,7 +113,7 @@ STANDS_FOR = {
     ],
     "test_load_model_low_cpu_mem_usage": [
         "test_inject::test_meta_models_are_refused",
-        "test_bad_input::test_weights_on_the_meta_device_are_refused",
+        "test_plan::test_weights_on_the_meta_device_are_refused",
     ],
     "test_existing_model_card": ["test_report::test_the_card_holds_the_runs_numbers"],
     # Training.
@@ -158,15 +158,13 @@ STANDS_FOR = {
     # What the model is, before and after.
     "test_get_base_model_state_dict": [
         "test_laws::test_every_law_holds",
-        "test_atom_layers::test_an_atom_layer_shares_all_that_the_base_has",
+        "test_adopt::test_an_atom_layer_shares_all_that_the_base_has",
     ],
-    "test_attributes_parametrized": ["test_inject::test_default_targets"],
+    "test_attributes_parametrized": ["test_targets::test_default_targets"],
     "test_in_features_out_features_exposed": [
-        "test_atom_layers::test_an_atom_layer_shares_all_that_the_base_has",
+        "test_adopt::test_an_atom_layer_shares_all_that_the_base_has",
     ],
-    "test_weight_bias_attributes": [
-        "test_atom_layers::test_an_atom_layer_shares_all_that_the_base_has"
-    ],
+    "test_weight_bias_attributes": ["test_adopt::test_an_atom_layer_shares_all_that_the_base_has"],
     "_test_unload_adapter": ["test_inject::test_eject_brings_everything_back"],
     "test_unload_adapter_multihead_attention": [
         "test_attention::test_the_module_is_replaced_as_a_whole_and_comes_back",
@@ -176,12 +174,12 @@ STANDS_FOR = {
     "test_repr_lora_conv2d": [
         "test_open::test_the_representation_tells_which_layers_carry_which_atoms",
     ],
-    "test_default_target_modules_not_set_raises": ["test_inject::test_default_targets"],
+    "test_default_target_modules_not_set_raises": ["test_targets::test_default_targets"],
     "test_default_target_modules_list_of_str": [
         "test_open::test_classifiers_tune_all_layers_but_the_head",
     ],
     "test_custom_lora_layer_issues_warning": [
-        "test_atom_layers::test_layers_of_other_libraries_are_left_out_by_name",
+        "test_adopt::test_layers_of_other_libraries_are_left_out_by_name",
     ],
     "test_gralora_and_hybrid_gralora_parameter_count": [
         "test_laws::test_every_law_holds",

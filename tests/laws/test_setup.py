@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny.limits import HANG
 
 ROOT = Path(__file__).parents[2]
 TOOLS = "/usr/local/bin:/usr/bin:/bin"
@@ -28,7 +29,7 @@ def run(clone, *argv, **environment):
     """Run bash with an empty environment but for what is given."""
     given = {"PATH": TOOLS, "HOME": str(clone), "PYTHON": sys.executable} | environment
     return subprocess.run(
-        ["bash", *argv], cwd=clone, env=given, capture_output=True, text=True, timeout=300
+        ["bash", *argv], cwd=clone, env=given, capture_output=True, text=True, timeout=HANG
     )
 
 
@@ -98,7 +99,7 @@ def test_the_demo_runs_in_a_fresh_clone_with_an_empty_environment(tmp_path):
     given |= {k: v for k, v in os.environ.items() if k.startswith("PIP_")}  # where the index is
     done = subprocess.run(
         ["bash", "scripts/demo.sh", "--max_train_steps", "3"],
-        cwd=clone, env=given, capture_output=True, text=True, timeout=900,
+        cwd=clone, env=given, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (clone / "outputs" / "demo" / "before-after.png").is_file()

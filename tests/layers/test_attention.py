@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from tiny.modules import Attention, build, same_weights
 from torch import nn
 
 from sdatoms import (
@@ -36,21 +37,10 @@ KINDS = {
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class Attending(nn.Module):
-    """Self-attention, or attention to keys and values of other widths."""
-
-    def __init__(self, **kwargs):
-        super().__init__()
-        self.attn = nn.MultiheadAttention(8, kwargs.pop("num_heads", 2), **kwargs)
-
-    def forward(self, x, k=None, v=None, **kwargs):
-        return self.attn(x, x if k is None else k, x if v is None else v, **kwargs)
-
-
 def make_model(kind="batch first", dtype=torch.float32):
+    model = build(Attention, **KINDS[kind]).to(dtype).eval()
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Attending(**KINDS[kind]).to(dtype).eval()
+        torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "bias" in name:
                 nn.init.normal_(parameter)
@@ -59,7 +49,7 @@ def make_model(kind="batch first", dtype=torch.float32):
 
 
 def make_inputs(rng, kind, dtype=torch.float32):
-    """Arguments of `Attending`, batched, of 3 queries and 5 keys where they differ."""
+    """Arguments of `Attention`, batched, of 3 queries and 5 keys where they differ."""
     draw = lambda *shape: torch.randn(shape, generator=rng).to(dtype)
     if kind == "other widths":
         return draw(3, 2, 8), draw(5, 2, 6), draw(5, 2, 10)
@@ -190,16 +180,13 @@ def test_the_module_is_replaced_as_a_whole_and_comes_back():
     injection.eject()
     assert model.attn is base
     assert list(model.state_dict()) == keys
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert same_weights(model, state)
 
 
 def test_the_base_constructor_makes_the_base_layer(rng):
     x = torch.randn(2, 3, 8, generator=rng)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layer = AtomMultiheadAttention(8, 2, batch_first=True)
-        torch.manual_seed(0)
-        base = nn.MultiheadAttention(8, 2, batch_first=True)
+    layer = build(AtomMultiheadAttention, 8, 2, batch_first=True)
+    base = build(nn.MultiheadAttention, 8, 2, batch_first=True)
     assert list(layer.state_dict()) == list(base.state_dict())
     assert_same(layer(x, x, x), base(x, x, x), rtol=0, atol=0)
 
@@ -239,7 +226,7 @@ def test_a_file_bakes_into_the_parameters_and_clears_to_the_bit(
         adapters.set_strengths({"a": 0.5})
         adapters.clear()
 
-    assert all(torch.equal(v, pristine[k]) for k, v in fresh.state_dict().items())
+    assert same_weights(fresh, pristine)
     assert {key.split(".")[2] for key in read_atoms(path).tensors} == set(PROJECTIONS)
 
 
@@ -258,7 +245,7 @@ def test_atoms_bake_into_their_own_model_for_a_while(tmp_path, rng, perturb):
 
         assert_same(model(x), live, rtol=0, atol=0)
     assert all(torch.equal(v, pristine[k]) for k, v in model.state_dict().items() if k in pristine)
-    assert all(torch.equal(v, state[k]) for k, v in injection.state_dict().items())
+    assert same_weights(injection, state)
 
 
 def test_a_foreign_write_to_one_third_is_noticed(tmp_path, perturb):
@@ -273,12 +260,9 @@ def test_a_foreign_write_to_one_third_is_noticed(tmp_path, perturb):
 
 def make_encoder(**kwargs):
     """torch's own encoder, with its nested tensors, as in a text or time-series model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layer = nn.TransformerEncoderLayer(
-            16, 2, 32, batch_first=True, dropout=0, **{"activation": "gelu"} | kwargs
-        )
-        return nn.Sequential(nn.TransformerEncoder(layer, 2)).eval()
+    settings = {"batch_first": True, "dropout": 0, "activation": "gelu"} | kwargs
+    layer = build(nn.TransformerEncoderLayer, 16, 2, 32, **settings)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2)).eval()
 
 
 @pytest.mark.parametrize("targets", [None, "*.self_attn", "*.linear2"])
@@ -317,9 +301,8 @@ def test_eject_brings_the_fused_paths_back(rng, perturb):
 
 
 def test_decoders_carry_atoms_in_both_attentions(rng, perturb, tolerance):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.TransformerDecoderLayer(8, 2, 16, 0, batch_first=True)).eval()
+    layer = build(nn.TransformerDecoderLayer, 8, 2, 16, 0, batch_first=True)
+    model = nn.Sequential(layer).eval()
     x, memory = torch.randn(2, 3, 8, generator=rng), torch.randn(2, 4, 8, generator=rng)
     injection = perturb(inject(model, CONFIG), 0.3)
     assert {"0.self_attn.q_proj", "0.multihead_attn.v_proj"} < set(injection.weights)

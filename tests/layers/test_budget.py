@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from tiny.atoms import VARIANTS
 from torch import nn
 
 from sdatoms import AtomConfig, inject
 from sdatoms.layers.budget import BUDGET
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 
 
 def rows_of(injection):

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
+from tiny.atoms import VARIANTS
+from tiny.modules import same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 
 
 def rows_of(injection):
@@ -160,46 +160,9 @@ def test_what_has_baked_adapters_is_refused(make_unet, make_file):
     inject(unet)
 
 
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ({"target_modules": ["conv_in", "conv_inn"]}, "pattern 'conv_inn' matches no convolution"),
-        ({"target_modules": ["time_proj"]}, "pattern 'time_proj' matches no convolution"),
-        ({"exclude_modules": ["*"]}, "takes atoms of variant 'overcomplete' under the default"),
-    ],
-)
-def test_targets_that_do_not_exist_are_refused_by_name(make_unet, config, sentence):
-    unet = make_unet()
-    before = snapshot(unet)
-    with pytest.raises(AtomError, match=sentence):
-        inject(unet, AtomConfig(**config))
-    assert snapshot(unet) == before
-
-
 def test_meta_models_are_refused(make_unet):
     with pytest.raises(AtomError, match="meta device"):
         inject(make_unet().to("meta"))
-
-
-def test_default_targets(make_unet, make_convnet):
-    def paths(model, variant):
-        return set(rows_of(inject(model, AtomConfig(variant))))
-
-    spatial = {n for n, m in make_unet().named_modules() if getattr(m, "kernel_size", 0) == (3, 3)}
-    assert paths(make_unet(), "overcomplete") == spatial
-    full = paths(make_unet(), "full")
-    assert spatial < full
-    assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in full
-    assert not any("time_emb" in path for path in full)
-    assert paths(make_convnet(), "atoms") == {"stem", "depthwise", "grouped"}
-    assert paths(make_convnet(), "full") == {"stem", "depthwise", "pointwise", "grouped", "head"}
-
-
-def test_named_layers_without_spatial_filters_take_block_atoms(make_convnet):
-    config = AtomConfig("atoms", target_modules="head", block_size=2)
-    row = rows_of(inject(make_convnet(), config))["head"]
-    assert row.view == "channel 2x2"
-    assert row.parameters == 16
 
 
 def test_the_representation_names_views_and_atoms(make_convnet):
@@ -243,30 +206,7 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
     ]:
         with pytest.raises(AtomError, match=sentence):
             fresh.load_state_dict(bad)
-        assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
-
-
-def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
-    model = make_convnet()
-    nn.init.zeros_(model.stem.weight)
-    model.grouped.weight.data[0] = torch.nan
-    model.tied = nn.Conv2d(16, 16, 7, groups=16)
-    model.tied.weight = model.depthwise.weight
-    model.computed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
-    model.whole = nn.Conv2d(8, 8, 3)
-    model.whole.weight = nn.Parameter(torch.ones(8, 8, 3, 3).to(torch.int8), requires_grad=False)
-    model.good = nn.Conv2d(8, 8, 3)
-
-    rows = rows_of(inject(model, AtomConfig("coefficients")))
-
-    notes = {path: row.note for path, row in rows.items() if not row.view}
-    assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed", "whole"}
-    assert "zero everywhere" in notes["stem"]
-    assert "NaN" in notes["grouped"]
-    assert "tied to another layer" in notes["tied"]
-    assert "computed from others" in notes["computed"]
-    assert "stored as torch.int8" in notes["whole"]
-    assert all(rows[path].parameters == 0 for path in notes)
+        assert same_weights(fresh, state)
 
 
 class Reading(nn.Module):

@@ -17,6 +17,7 @@ bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = AtomConfig("coefficients", block_size=4)
+PRODUCT = AtomConfig("coefficients", block_form="product", block_size=16)
 KINDS = {
     "nf4": lambda i, o: bnb.nn.Linear4bit(i, o, quant_type="nf4"),
     "fp4": lambda i, o: bnb.nn.Linear4bit(i, o, quant_type="fp4", compress_statistics=False),
@@ -49,11 +50,12 @@ def x(rng):
     return torch.randn(3, 5, 128, generator=rng)
 
 
+@pytest.mark.parametrize("config", [CONFIG, PRODUCT], ids=["map", "product"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_modes_multiply_with_the_dequantized_weight_and_the_delta(x, perturb, kind):
+def test_all_modes_multiply_with_the_dequantized_weight_and_the_delta(x, perturb, kind, config):
     model = make_model(kind)
     weight, bias = read_plainly(model[0]), model[0].bias
-    injection = perturb(inject(model, CONFIG), 0.1)
+    injection = perturb(inject(model, config), 0.1)
     layer = injection.layers["0"]
     dtype = getattr(layer, "compute_dtype", None) or torch.float32
 

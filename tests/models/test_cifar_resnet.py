@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny.atoms import VARIANTS
 
 from sdatoms import AtomConfig, inject, load_atoms, save_atoms
 from sdatoms.models.open import open_model
@@ -33,7 +34,6 @@ pytestmark = [
     pytest.mark.skipif(FOLDER is None, reason="no shared/data/cifar beside the repository"),
 ]
 
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

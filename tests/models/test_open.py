@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
+from tiny.atoms import VARIANTS
 from tiny.models import SMALLER, build_small, take_step
 from torch import nn
 
@@ -16,7 +17,6 @@ from sdatoms.models.open import build_empty, build_model, fill_weights, list_nam
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 PUBLISHED = {
     "sd15-unet": 859_520_964,
     "sd21-unet": 865_910_724,

@@ -1,24 +1,13 @@
-"""The classifier scripts as modules, and a classifier small enough for a test."""
+"""A classifier small enough for a test, and the command that fine-tunes it."""
 
-import importlib
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 
 from safetensors.torch import save_file
 
+from sdatoms.classifiers.finetune import add_finetune, run_finetune
+from sdatoms.cli.main import run_guarded
+from sdatoms.cli.parser import LineParser
 from sdatoms.models.cifar_resnet import CifarResNet
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@contextmanager
-def open_scripts(**modules):
-    """Name → module of `scripts/`, importable while the context lasts."""
-    sys.path.append(str(SCRIPTS))
-    yield SimpleNamespace(**{k: importlib.import_module(name) for k, name in modules.items()})
-    sys.path.remove(str(SCRIPTS))
 
 
 def save_resnet(path, model=None):
@@ -26,3 +15,10 @@ def save_resnet(path, model=None):
     state = (model or CifarResNet(1)).state_dict()
     save_file({k: v for k, v in state.items() if "tracked" not in k}, path)
     return str(path)
+
+
+def finetune(words):
+    """What `scripts/finetune_classifier.py` does with these words, without its emoji."""
+    parser = LineParser(prog="finetune_classifier.py")
+    add_finetune(parser)
+    run_guarded(partial(run_finetune, readers={}), parser.parse_args(words))

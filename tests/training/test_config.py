@@ -79,3 +79,13 @@ def test_flags_and_files_give_the_same_config(tmp_path):
 def test_lists_of_texts_are_checked(value):
     with pytest.raises(AtomError, match=r"validation_prompts is .* where a list of texts fits"):
         build_config(TrainConfig, {"validation_prompts": value}, "the file")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_trainer_passes_the_decomposition_on():
+    from sdatoms.training.config import TrainConfig, make_atom_config
+
+    config = make_atom_config(TrainConfig(atom_decomposition="sparse", num_atoms=12))
+    assert (config.decomposition, config.num_atoms) == ("sparse", 12)

@@ -2,26 +2,22 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny.limits import little_room
+from tiny.runs import read_metrics
 
 import sdatoms
 from sdatoms.cli.main import main
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
-
-
-def read_metrics(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def list_flags(config, **changes):
@@ -81,17 +77,6 @@ def test_full_memory_saves_the_last_whole_step(train_config):
         next(steps)
     handle.remove()
     assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [2, 3, 4]
-
-
-@contextmanager
-def little_room(size):
-    """No file of this process may grow past `size` bytes: the next write meets a full disk."""
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config):

@@ -1,11 +1,13 @@
 """Optimizers and schedules by name; what is wrong is one sentence."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers.optimization import SchedulerType
 
+import sdatoms
 from sdatoms import AtomConfig, AtomError, inject
 from sdatoms.training.optimizers import make_optimizer, make_schedule
 from sdatoms.training.parts import make_run_optimizer
@@ -117,3 +119,32 @@ def test_wrong_schedules_are_refused(build):
         make_schedule(optimizer, "sawtooth", **steps)
     with pytest.raises(AtomError, match="--lr_step_rules, such as"):
         make_schedule(optimizer, "piecewise_constant", **steps)
+
+
+def test_all_rates_at_zero_are_refused(train_config):
+    with pytest.raises(sdatoms.AtomError, match="every learning rate is 0"):
+        Trainer(train_config(spatial_learning_rate=0.0))
+
+
+def test_separate_rates_reach_their_tensors(train_config):
+    config = train_config(
+        atom_variant="full",
+        learning_rate=1e-2,
+        spatial_learning_rate=1e-3,
+        train_text_encoder=True,
+        text_encoder_lr=1e-4,
+    )
+    trainer = Trainer(config)
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {"unet.spatial": 1e-3, "unet.block": 1e-2, "text_encoder.block": 1e-4}
+    held = {p: g["name"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    for component, injection in trainer.injections.items():
+        for name, parameter in injection.named_parameters():
+            assert held[parameter] == f"{component}.{name.split('.')[-2]}"
+    frozen = Trainer(replace(config, block_learning_rate=0.0))
+    assert frozen.num_parameters < trainer.num_parameters
+    before = {key: tensor.clone() for key, tensor in frozen.live().items()}
+    frozen.take_step()
+    for key, tensor in frozen.live().items():
+        if ".block." in key and key.startswith("unet"):
+            assert torch.equal(tensor, before[key])

@@ -1,10 +1,12 @@
 """Two processes train as one does."""
 
 from dataclasses import asdict
+from socket import socket
 
 import pytest
 import torch
-from tiny.training import join_two_processes
+from tiny.limits import HANG
+from tiny.runs import join_two_processes, read_tensors
 
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
@@ -32,10 +34,6 @@ def work(rank, port, values, changes, queue):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_gloo_processes_give_the_one_process_result(train_config, tmp_path, name):
-    from socket import socket
-
-    from test_train import read_tensors
-
     config = train_config(
         train_batch_size=4, output_dir=str(tmp_path / "one"), learning_rate=1e-2, **CASES[name]
     )
@@ -52,9 +50,9 @@ def test_two_gloo_processes_give_the_one_process_result(train_config, tmp_path, 
     ]
     for worker in workers:
         worker.start()
-    found = dict(queue.get(timeout=120) for _ in workers)
+    found = dict(queue.get(timeout=HANG) for _ in workers)
     for worker in workers:
-        worker.join(60)
+        worker.join(HANG)
         assert worker.exitcode == 0
     assert found[0] == found[1] == pytest.approx(losses, rel=1e-4)
     one, two = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "two")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import sdatoms
 from sdatoms.diffusion.pipeline import load_base
@@ -37,28 +36,6 @@ def test_every_trained_tensor_gets_a_gradient_and_nothing_else(
         ours = {id(p) for p in injection.parameters()}
         model = getattr(trainer.pipe, component)
         assert all(p.requires_grad == (id(p) in ours) for p in model.parameters())
-
-
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_prompts_are_encoded_as_the_pipeline_does(tiny_pipeline, kind):
-    pipe = load_base(str(tiny_pipeline(kind)), device="cpu")
-    prompts = ["a cat", "a very long prompt that is cut", "a cat"]
-    found = TextStack(pipe).encode(prompts)
-    expected = pipe.encode_prompt(
-        prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    assert torch.equal(found.context, expected[0])
-    assert (found.pooled is None) == (kind == "sd")
-    if found.pooled is not None:
-        assert torch.equal(found.pooled, expected[2])
-
-
-def test_sdxl_is_told_the_sizes_as_by_its_pipeline(train_config, make_pictures):
-    folder = make_pictures("wide", ((64, 32),))
-    trainer = Trainer(train_config("sdxl", instance_data_dir=str(folder)))
-    (row,) = trainer.data.instances
-    # 32×64 px are scaled to 16×32, and the middle 16×16 is cut out.
-    assert row.time_ids == (32, 64, 0, 8, 16, 16)
 
 
 def test_prior_weight_weighs_the_class_rows(train_config, make_pictures):
@@ -104,65 +81,12 @@ def test_prediction_of_the_base_is_kept_without_class_pictures(train_config, tex
     torch.testing.assert_close(errors, expected, rtol=1e-2, atol=1e-9)
 
 
-def test_captions_beside_pictures_are_the_prompts(train_config, make_pictures):
-    folder = make_pictures("captioned", ((20, 20), (20, 20)))
-    (folder / "1.txt").write_text("blue")
-    trainer = Trainer(train_config(instance_data_dir=str(folder), instance_prompt="red"))
-    assert [row.prompt for row in trainer.data.instances] == ["red", "blue"]
-    base = load_base(trainer.config.pretrained_model_name_or_path, device="cpu")
-    expected = TextStack(base).encode(["red", "blue"]).context
-    torch.testing.assert_close(trainer.data.prompts.encode(["red", "blue"]).context, expected)
-
-
 def test_tiny_pictures_are_measured_by_the_base_before_it_is_loaded(train_config, make_pictures):
     folder = make_pictures("small", ((7, 30), (8, 30)))
     found = check_inputs(train_config(instance_data_dir=str(folder)))  # the base paints 16 px
     assert [note for note in found.notes if "tiny" in note] == [
         "tiny pictures, scaled up a lot to be trained on: 0.png (7×30 px)"
     ]
-
-
-def test_masked_pixels_do_not_teach(train_config, make_pictures):
-    folder = make_pictures("masked", ((16, 16),))
-    mask = Image.new("L", (16, 16))
-    mask.paste(255, (0, 0, 8, 16))
-    mask.save(folder / "0.mask.png")
-    trainer = Trainer(train_config(instance_data_dir=str(folder)))
-    (row,) = trainer.data.instances
-    assert row.mask is not None
-    expected = torch.zeros(1, *row.mean.shape[-2:])
-    expected[..., : row.mean.shape[-1] // 2] = 1
-    assert torch.equal(row.mask, expected)
-    (batch,) = draw_batches(trainer.data.instances, None, 0, trainer.draw)
-    changed = batch.latents.clone()
-    with torch.no_grad():
-        before = trainer.measure(batch)
-        target = replace(batch, noise=batch.noise + 100 * (1 - expected))
-        assert torch.equal(trainer.measure(target), before)
-        target = replace(batch, noise=batch.noise + 100 * expected)
-        assert not torch.equal(trainer.measure(target), before)
-    assert torch.equal(changed, batch.latents)
-
-
-def test_buckets_keep_proportions_and_train_on_every_size(train_config, make_pictures):
-    folder = make_pictures("sizes", ((20, 20), (40, 24), (24, 40), (20, 20)))
-    classes = make_pictures("class", ((40, 24), (20, 20)), seed=1)
-    config = train_config(
-        instance_data_dir=str(folder),
-        aspect_ratio_buckets="auto",
-        with_prior_preservation=True,
-        class_prompt="cat",
-        class_data_dir=str(classes),
-        num_class_images=2,
-        max_train_steps=6,
-    )
-    trainer = Trainer(config)
-    shapes = {row.name: tuple(row.mean.shape[-2:]) for row in trainer.data.instances}
-    assert shapes == {"0.png": (8, 8), "1.png": (6, 10), "2.png": (10, 6), "3.png": (8, 8)}
-    assert trainer.data.classes is not None
-    assert {tuple(row.mean.shape[-2:]) for row in trainer.data.classes} == {(6, 10), (8, 8)}
-    for _ in range(6):
-        assert trainer.take_step().prior_loss is not None
 
 
 def test_atoms_stay_in_float32_under_autocast(train_config):
@@ -261,61 +185,6 @@ def test_encoders_are_freed_when_nothing_is_painted(train_config):
     trainer = Trainer(train_config(train_text_encoder=True))
     assert trainer.pipe.vae is None and trainer.pipe.text_encoder is not None
     assert Trainer(train_config(validation_steps=1)).pipe.vae is not None
-
-
-def test_cached_encodings_train_the_same_and_heal(train_config, tmp_path):
-    plain = Trainer(train_config(random_flip=True))
-    cache = tmp_path / "cache"
-    config = train_config(random_flip=True, encoding_cache_dir=str(cache))
-    for _ in range(2):
-        trainer = Trainer(config)
-        for a, b in zip(plain.data.instances, trainer.data.instances, strict=True):
-            assert torch.equal(a.mean, b.mean) and torch.equal(a.deviation, b.deviation)
-        assert torch.equal(
-            plain.data.prompts.encode(["sks cat"]).context,
-            trainer.data.prompts.encode(["sks cat"]).context,
-        )
-    files = sorted(cache.rglob("*.safetensors"))
-    assert len(files) == 8 + 1  # four pictures and their mirror images, one prompt
-    files[0].write_bytes(b"damaged")
-    written = {path: path.stat().st_mtime_ns for path in files}
-    trainer = Trainer(config)
-    pairs = zip(plain.data.instances, trainer.data.instances, strict=True)
-    assert all(torch.equal(a.mean, b.mean) for a, b in pairs)
-    changed = [path for path in files if path.stat().st_mtime_ns != written[path]]
-    assert changed == files[:1]
-    picture = Path(config.instance_data_dir) / "0.png"
-    Image.new("RGB", (20, 20), "red").save(picture)  # another picture under the old name
-    assert not torch.equal(Trainer(config).data.instances[0].mean, plain.data.instances[0].mean)
-
-
-def test_all_rates_at_zero_are_refused(train_config):
-    with pytest.raises(sdatoms.AtomError, match="every learning rate is 0"):
-        Trainer(train_config(spatial_learning_rate=0.0))
-
-
-def test_separate_rates_reach_their_tensors(train_config):
-    config = train_config(
-        atom_variant="full",
-        learning_rate=1e-2,
-        spatial_learning_rate=1e-3,
-        train_text_encoder=True,
-        text_encoder_lr=1e-4,
-    )
-    trainer = Trainer(config)
-    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
-    assert rates == {"unet.spatial": 1e-3, "unet.block": 1e-2, "text_encoder.block": 1e-4}
-    held = {p: g["name"] for g in trainer.optimizer.param_groups for p in g["params"]}
-    for component, injection in trainer.injections.items():
-        for name, parameter in injection.named_parameters():
-            assert held[parameter] == f"{component}.{name.split('.')[-2]}"
-    frozen = Trainer(replace(config, block_learning_rate=0.0))
-    assert frozen.num_parameters < trainer.num_parameters
-    before = {key: tensor.clone() for key, tensor in frozen.live().items()}
-    frozen.take_step()
-    for key, tensor in frozen.live().items():
-        if ".block." in key and key.startswith("unet"):
-            assert torch.equal(tensor, before[key])
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])

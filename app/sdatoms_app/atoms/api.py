@@ -13,8 +13,8 @@ from sdatoms.adapters.changes import measure_changes
 from sdatoms.files.anatomy import count_atoms, list_views, measure_budget, show_atoms
 from sdatoms.files.likeness import compare_files
 from sdatoms_app.atoms.page import EVERYWHERE, HERE, AtomsPage, split_view
-from sdatoms_app.shared.messages import speak
-from sdatoms_app.studio.references import FileReference, refer
+from sdatoms_app.shared.messages import answer_errors
+from sdatoms_app.shared.references import FileReference, refer
 
 __all__ = [
     "build_atoms_api",
@@ -128,4 +128,4 @@ def build_atoms_api(page: AtomsPage) -> None:
         ("mix_atoms", mix_atoms),
         ("export_atoms", export_atoms),
     ):
-        api(speak(endpoint), api_name=name, concurrency_id="pipeline", concurrency_limit=1)
+        api(answer_errors(endpoint), api_name=name, concurrency_id="pipeline", concurrency_limit=1)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms import AtomError, AtomFile
-from sdatoms.adapters.export import Conversion, convert_to_diff, convert_to_lora, save_pipeline
+from sdatoms.adapters.export import Conversion, convert_to_diff, convert_to_lora
 from sdatoms.adapters.load import AdapterSet
+from sdatoms.adapters.pipelines import save_pipeline
 from sdatoms.errors import clip
 
 __all__ = [

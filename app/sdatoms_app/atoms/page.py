@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from sdatoms import AtomError, AtomFile, load_atoms, read_atoms
+from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.adapters.changes import measure_changes
-from sdatoms.adapters.load import AdapterSet
-from sdatoms.diffusion.pipeline import paint
 from sdatoms.errors import clip
 from sdatoms.files.anatomy import (
     count_atoms,
@@ -27,9 +24,10 @@ from sdatoms.files.compose import compose
 from sdatoms.files.likeness import compare_files
 from sdatoms_app.atoms.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
 from sdatoms_app.atoms.exports import MAX_RANK, Exported, export_file
-from sdatoms_app.queue.queue import slugify
-from sdatoms_app.shared.messages import say
-from sdatoms_app.studio.studio import MAX_PROMPT, MAX_SEED, MAX_STRENGTH, Studio
+from sdatoms_app.shared.messages import show_errors
+from sdatoms_app.studio.library import slugify
+from sdatoms_app.studio.orders import MAX_PROMPT, MAX_SEED, MAX_STRENGTH
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "EVERYWHERE",
@@ -49,19 +47,6 @@ MAX_TILES = 64
 MIN_HEIGHT = 130
 """px of a frame around a sheet of tiles."""
 EVERYWHERE, HERE = "in every layer", "in the chosen layer"
-
-
-def on_page(handler: Any) -> Any:
-    """The handler, its `AtomError` turned into a message on the page."""
-
-    @wraps(handler)
-    def handle(*values: Any, **named: Any) -> Any:
-        try:
-            return handler(*values, **named)
-        except AtomError as error:
-            raise say(error) from None
-
-    return handle
 
 
 class AtomsPage:
@@ -99,7 +84,7 @@ class AtomsPage:
             raise AtomError(f"{len(ids)} files are named; at most {MAX_MIXED} are taken")
         return [self.read(id) for id in ids]
 
-    @on_page
+    @show_errors
     def open_file(self, id: str | None) -> list[Any]:
         """What a listed file changes, layer by layer, what its bytes are for, and its atoms."""
         file = self.read(id)
@@ -127,7 +112,7 @@ class AtomsPage:
             *self.show_layer(id, first, None),
         ]
 
-    @on_page
+    @show_errors
     def show_layer(self, id: str | None, view: str | None, channel: float | None) -> list[Any]:
         """The atoms of one layer's view as sheets of tiles: before, difference, after, spectrum."""
         file = self.read(id)
@@ -153,7 +138,7 @@ class AtomsPage:
             told,
         ]
 
-    @on_page
+    @show_errors
     def choose_cell(self, id: str | None, event: gr.SelectData) -> list[Any]:
         views = [".".join(view) for view in list_views(self.read(id))]
         found = [view for view in views if view.startswith(f"{event.value}.")]
@@ -161,7 +146,7 @@ class AtomsPage:
             raise AtomError("this layer is not of the chosen file; choose the file again")
         return [found[0], *self.show_layer(id, found[0], None)]
 
-    @on_page
+    @show_errors
     def paint_muted(
         self,
         id: str | None,
@@ -205,9 +190,11 @@ class AtomsPage:
         count = int(check_number("the number of steps", steps, 1, MAX_STEPS))
         files = [("with the file", file)]
         files += [(f"without atom {k}", mute_atom(file, k, **scope)) for k in atoms]
-        return paint_each(self.studio, files, prompt, chosen, count, progress)
+        return self.studio.paint_each(
+            files, prompt, chosen, count, lambda n, total, label: progress((n, total), desc=label)
+        )
 
-    @on_page
+    @show_errors
     def show_likeness(self, ids: list[str]) -> list[Any]:
         """Cosines of the changes of all pairs of files."""
         files = self.read_some(ids)
@@ -215,7 +202,7 @@ class AtomsPage:
         shown = [gr.Slider(visible=True, label=f"Strength of {id}") for id in ids]
         return [table, *shown, *[gr.Slider(visible=False)] * (MAX_MIXED - len(shown))]
 
-    @on_page
+    @show_errors
     def save_mix(self, ids: list[str], title: str, *values: float | None) -> tuple[str, Any, Any]:
         """What `mix` saves, at the strengths of the first sliders."""
         whole, path = self.mix(ids, values[: len(ids)], title)
@@ -242,7 +229,7 @@ class AtomsPage:
         file = f"{slugify(name)}-{whole.sha256[:8]}.safetensors"
         return whole, whole.save(self.library.folder / "mixes" / file)
 
-    @on_page
+    @show_errors
     def export(self, id: str | None, form: str, rank: float | None) -> tuple[str, Any]:
         """What `write` writes, and a button that downloads it."""
         done = self.write(id, form, rank)
@@ -286,34 +273,3 @@ def split_view(view: str | None) -> tuple[str, str, str]:
     component, _, rest = (view or "").partition(".")
     path, _, name = rest.rpartition(".")
     return component, path, name
-
-
-def paint_each(
-    studio: Studio,
-    files: Sequence[tuple[str, AtomFile]],
-    prompt: str,
-    seed: int,
-    steps: int,
-    progress: Any,
-) -> list[tuple[Any, str]]:
-    """The base and each file alone at strength 1, from one seed; the pipeline is left as the base.
-
-    Raises:
-        AtomError: a file does not fit the base.
-    """
-    wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
-    shown = []
-    with studio.lock:
-        pipe = studio.open()
-        adapters = AdapterSet(pipe)
-        adapters.clear()
-        for number, (label, file) in enumerate(wanted):
-            progress((number, len(wanted)), desc=label)
-            try:
-                if file is not None:
-                    load_atoms(pipe, file, name=label)
-                picture = paint(pipe, [prompt], [seed], num_inference_steps=steps)[0]
-            finally:
-                adapters.clear()
-            shown.append((picture, label))
-    return shown

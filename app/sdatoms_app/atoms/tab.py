@@ -18,6 +18,8 @@ from sdatoms_app.atoms.page import (
     MIN_HEIGHT,
     AtomsPage,
 )
+from sdatoms_app.shared.events import PRIVATE, QUIET
+from sdatoms_app.studio.orders import MAX_SEED
 from sdatoms_app.studio.studio import Studio
 
 __all__ = [
@@ -110,7 +112,7 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
             )
         with gr.Row():
             where = gr.Radio([EVERYWHERE, HERE], value=EVERYWHERE, label="Mute it")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             steps = gr.Slider(1, MAX_STEPS, value=20, step=1, label="Steps")
         mute = gr.Button("Paint without them", variant="primary", elem_id="anatomy-paint")
         painted = gr.Gallery(
@@ -158,7 +160,6 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
         exported = gr.Textbox(label="Result", interactive=False, elem_id="anatomy-exported")
         download = gr.DownloadButton("Download", visible=False, elem_id="anatomy-download")
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     alone: dict[str, Any] = {"concurrency_id": "pipeline", "concurrency_limit": 1}
     view = [channel, *sheets, words]
     chosen.input(
@@ -166,27 +167,27 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
         chosen,
         [heat, budget, layer, atoms, *view],
         trigger_mode="always_last",
-        api_visibility="private",
+        **PRIVATE,
         **alone,
     )
     for event in (refresh.click, load):
-        event(page.relist, None, [chosen, several], **quiet)
+        event(page.relist, None, [chosen, several], **QUIET)
     layer.input(
         page.show_layer,
         [chosen, layer, channel],
         view,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
     channel.input(
-        page.show_layer, [chosen, layer, channel], view, trigger_mode="always_last", **quiet
+        page.show_layer, [chosen, layer, channel], view, trigger_mode="always_last", **QUIET
     )
-    heat.select(page.choose_cell, chosen, [layer, *view], **quiet)
+    heat.select(page.choose_cell, chosen, [layer, *view], **QUIET)
     mute.click(
         page.paint_muted,
         [chosen, layer, prompt, atoms, where, seed, steps],
         painted,
-        api_visibility="private",
+        **PRIVATE,
         **alone,
     )
     several.input(
@@ -194,19 +195,19 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
         several,
         [alike, *sliders],
         trigger_mode="always_last",
-        api_visibility="private",
+        **PRIVATE,
     )
     save.click(
         page.save_mix,
         [several, title, *sliders],
         [mixed, chosen, several],
-        api_visibility="private",
+        **PRIVATE,
     )
     export.click(
         page.export,
         [chosen, form, rank],
         [exported, download],
-        api_visibility="private",
+        **PRIVATE,
         **alone,
     )
     build_atoms_api(page)

@@ -16,11 +16,12 @@ from sdatoms import AtomError
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
-from sdatoms_app.shared.messages import speak
+from sdatoms_app.shared.messages import answer_errors
+from sdatoms_app.shared.references import FileReference, refer
 from sdatoms_app.studio.history import Kept
+from sdatoms_app.studio.orders import Order, Strength
 from sdatoms_app.studio.painting import Job
-from sdatoms_app.studio.references import FileReference, refer
-from sdatoms_app.studio.studio import Order, Strength, Studio
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "build_api",
@@ -217,16 +218,16 @@ def build_api(studio: Studio) -> None:
 
     painting = {"concurrency_limit": 8, "concurrency_id": "api-painting"}
     for endpoint in (generate, compare, grid):
-        api(speak(endpoint), api_name=endpoint.__name__, **painting)
+        api(answer_errors(endpoint), api_name=endpoint.__name__, **painting)
     api(cancel, api_name="cancel", queue=False)
     for endpoint in (list_bases, list_atoms, list_pictures):
-        api(speak(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
+        api(answer_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
     for endpoint in (add_atoms, read_picture):
         # uploads come through a component: only files that were uploaded pass it
         button, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")
         upload = gr.File(visible=False, label="file", type="filepath")
         button.click(
-            speak(endpoint),
+            answer_errors(endpoint),
             upload,
             answer,
             api_name=endpoint.__name__,

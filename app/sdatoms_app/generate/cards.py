@@ -1,4 +1,4 @@
-"""Cards of the listed atom files, and the small pieces of HTML the tabs share.
+"""Cards of the listed atom files: what each is, whether it fits, and buttons to use it.
 
 Names, triggers and thumbnails come out of files that anybody may have made: every text is escaped,
 every thumbnail decoded and encoded anew.

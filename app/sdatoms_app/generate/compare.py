@@ -1,5 +1,7 @@
-"""The Compare tab: one seed without and with atoms under a slider, and grids over strength, seed,
-checkpoint and adapter. Prompt and settings are those of the Generate tab."""
+"""The Compare tab: one seed without and with atoms, and grids over strength, seed and file.
+
+Prompt and settings are those of the Generate tab.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.grids import MAX_CELLS, paint_grid, parse_numbers, plan_grid
-from sdatoms_app.generate.tab import QUIET, GenerateTab, describe
+from sdatoms_app.generate.layout import Form
+from sdatoms_app.generate.tab import GenerateTab, describe
+from sdatoms_app.shared.events import QUIET, go_to
 from sdatoms_app.shared.html import count, draw_note, draw_progress
+from sdatoms_app.shared.messages import draw_error
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.painting import Job, Update
 from sdatoms_app.studio.studio import Studio
@@ -23,13 +28,6 @@ from sdatoms_app.studio.studio import Studio
 __all__ = [
     "build_compare_tab",
 ]
-
-# Tabs are switched where they are drawn: no server is asked, and no handle on them is needed.
-SHOW_TAB = """() => {
-  const tabs = [...document.querySelectorAll('#tabs button[role=tab]')];
-  const tab = tabs.find((tab) => tab.textContent.trim() === 'Compare');
-  if (tab) tab.click();
-}"""
 
 
 class Buttons(NamedTuple):
@@ -86,11 +84,12 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
             build_pair(studio, generate)
         with gr.Column(min_width=320):
             grid = build_grid(studio)
-    build_cells(studio, generate, grid)
+    build_cells(studio, generate.form, grid)
 
 
 def build_pair(studio: Studio, generate: GenerateTab) -> None:
     """One seed without and with atoms, under a slider."""
+    form = generate.form
     buttons = build_buttons("Paint without and with atoms", "compare")
     slider = gr.ImageSlider(
         label="Base | with atoms",
@@ -109,7 +108,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
         kept: list[Kept] = []
 
         def work(job: Job) -> None:
-            order = replace(make_order(generate.read(values), init), batch=1)
+            order = replace(make_order(form.read(values), init), batch=1)
             if not order.adapters:
                 raise AtomError("choose an atom file on the Generate tab, and switch it on")
             for half in (replace(order, adapters=()), order):
@@ -125,7 +124,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
             if len(kept) == 2:
                 note = describe(kept[-1:], update.remarks, cancelled=False)
         except AtomError as error:
-            note = draw_note(f"{error}.", alarm=True)
+            note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/pair", job)
         pair = tuple(str(k.path) for k in kept) if len(kept) == 2 else gr.skip()
@@ -136,9 +135,9 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
         buttons,
         "pair",
         paint_both,
-        [generate.init, *generate.list_inputs()],
+        [form.init, *form.inputs],
         [slider, pair_note],
-        generate.compare.click(None, None, None, js=SHOW_TAB).then,
+        generate.compare.click(None, None, None, js=go_to("Compare")).then,
     )
 
 
@@ -183,7 +182,7 @@ def build_grid(studio: Studio) -> GridForm:
     return GridForm(strengths, seeds, files, buttons, note)
 
 
-def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
+def build_cells(studio: Studio, form: Form, axes: GridForm) -> None:
     """The painted grid and its single pictures."""
     picture = gr.Image(
         label="Grid",
@@ -218,7 +217,7 @@ def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
         labels: list[str] = []
 
         def work(job: Job) -> None:
-            order = make_order(generate.read(values), init)
+            order = make_order(form.read(values), init)
             grid = plan_grid(
                 order,
                 parse_numbers(strengths, float, "strengths"),
@@ -248,7 +247,7 @@ def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
                     update.remarks,
                 )
         except AtomError as error:
-            note = draw_note(f"{error}.", alarm=True)
+            note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/grid", job)
         paths = [str(k.path) for k in done[-1][1]] if done else []
@@ -258,11 +257,11 @@ def build_cells(studio: Studio, generate: GenerateTab, form: GridForm) -> None:
 
     wire_buttons(
         studio,
-        form.buttons,
+        axes.buttons,
         "grid",
         paint_cells,
-        [form.strengths, form.seeds, form.files, generate.init, *generate.list_inputs()],
-        [picture, form.note, singles],
+        [axes.strengths, axes.seeds, axes.files, form.init, *form.inputs],
+        [picture, axes.note, singles],
     )
 
 

@@ -1,8 +1,8 @@
-"""The form of the Generate tab as plain settings: what presets keep, recipes restore and the page
-remembers over a reload.
+"""The form of the Generate tab as plain settings.
 
-Settings are a dictionary of JSON values under the names of `DEFAULTS`; `adapters` is a list of
-tables with `id`, `enabled`, `strength` and the factors `down`, `mid`, `up`.
+They are what saved forms keep, recipes restore and the page remembers over a reload: a dictionary
+of JSON values under the names of `DEFAULTS`, and `adapters`, a list of tables with `id`, `enabled`,
+`strength` and the factors `down`, `mid`, `up`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.recipe import Recipe, compare_recipe
-from sdatoms_app.studio.studio import (
-    MAX_ADAPTERS,
-    MAX_BATCH,
-    MAX_SEED,
-    MAX_SIDE,
-    MAX_STEPS,
-    Order,
-    Studio,
-)
+from sdatoms_app.studio.orders import LIMITS, MAX_ADAPTERS, SETTINGS, Order
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "BLOCKS",
@@ -36,32 +29,9 @@ __all__ = [
 ]
 
 BLOCKS = ("down", "mid", "up")
-
-
-DEFAULTS: dict[str, Any] = {
-    "base": "",
-    "prompt": "cat face",
-    "negative_prompt": "",
-    "num_inference_steps": 25,
-    "guidance_scale": 5.0,
-    "scheduler": "DDIM",
-    "width": 0,
-    "height": 0,
-    "seed": 0,
-    "random_seed": False,
-    "batch": 1,
-    "denoising_strength": 0.6,
-    "embed": False,
-}
-RANGES: dict[str, tuple[float, float]] = {
-    "num_inference_steps": (1, MAX_STEPS),
-    "guidance_scale": (0, 30),
-    "width": (0, MAX_SIDE),
-    "height": (0, MAX_SIDE),
-    "seed": (0, MAX_SEED),
-    "batch": (1, MAX_BATCH),
-    "denoising_strength": (0.01, 1),
-}
+DEFAULTS: dict[str, Any] = {"prompt": "cat face", **SETTINGS, "random_seed": False}
+RANGES = LIMITS | {side: (0, LIMITS[side][1]) for side in ("width", "height")}
+"""Setting → least and most that the form shows; a side of 0 becomes the base's own."""
 ROW = {"enabled": True, "strength": 1.0, "down": 1.0, "mid": 1.0, "up": 1.0}
 
 
@@ -69,7 +39,8 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
     """Settings that the form takes, and a remark for each that it does not.
 
     Args:
-        settings: from a preset, a recipe or a browser's storage; what is missing keeps its default.
+        settings: from a saved form, a recipe or a browser's storage; what is missing keeps its
+            default.
     """
     clean, remarks = dict(DEFAULTS), []
     for name, default in DEFAULTS.items():
@@ -137,22 +108,8 @@ def make_order(settings: Mapping[str, Any], init_picture: Image.Image | None = N
     for name in RANGES:
         if settings[name] is None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
-    return Order(
-        prompt=settings["prompt"],
-        negative_prompt=settings["negative_prompt"],
-        seed=int(settings["seed"]),
-        batch=int(settings["batch"]),
-        num_inference_steps=int(settings["num_inference_steps"]),
-        guidance_scale=float(settings["guidance_scale"]),
-        scheduler=settings["scheduler"],
-        width=int(settings["width"]),
-        height=int(settings["height"]),
-        base=settings["base"],
-        adapters=tuple(adapters),
-        init_picture=init_picture,
-        denoising_strength=float(settings["denoising_strength"]),
-        embed=bool(settings["embed"]),
-    )
+    plain = {name: type(default)(settings[name]) for name, default in SETTINGS.items()}
+    return Order(settings["prompt"], adapters=tuple(adapters), init_picture=init_picture, **plain)
 
 
 def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list[str]]:
@@ -168,7 +125,7 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
     for used in recipe.adapters:
         entry = studio.library.find_hash(used.sha256)
         if entry:
-            rows.append({"id": entry.id, **split_strength(used.strength)})
+            rows.append({"id": entry.id, **spread_strength(used.strength)})
     settings = {
         "base": here,
         **recipe.settings,
@@ -181,7 +138,7 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
     return clean, remarks + more
 
 
-def split_strength(strength: float | Mapping[str, float]) -> dict[str, float]:
+def spread_strength(strength: float | Mapping[str, float]) -> dict[str, float]:
     """One number, or numbers by block, as a row of the form has them.
 
     Numbers that the factors' sliders reach stay to the bit; else the largest becomes the row's

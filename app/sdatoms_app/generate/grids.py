@@ -14,8 +14,9 @@ from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.pictures import draw_grid
 from sdatoms_app.studio.history import Kept
+from sdatoms_app.studio.orders import MAX_SEED, Order, Strength
 from sdatoms_app.studio.painting import Job
-from sdatoms_app.studio.studio import MAX_SEED, Order, Strength, Studio
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "MAX_CELLS",

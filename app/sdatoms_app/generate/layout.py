@@ -1,32 +1,42 @@
-"""The components of the Generate tab: prompt, settings, result."""
+"""The widgets of the Generate tab: the prompt with its buttons, the form, the result."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from sdatoms.diffusion.pipeline import SCHEDULERS
-from sdatoms_app.generate.form import DEFAULTS
-from sdatoms_app.generate.panel import build_preset_panel
+from sdatoms_app.generate.form import DEFAULTS, clean_settings
 from sdatoms_app.generate.rows import AdapterRows
-from sdatoms_app.studio.studio import MAX_BATCH, MAX_SEED, MAX_SIDE, MAX_STEPS, Studio
-
-if TYPE_CHECKING:
-    from sdatoms_app.generate.tab import GenerateTab
+from sdatoms_app.studio.orders import LIMITS, MAX_SEED
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
+    "Form",
+    "PromptBox",
+    "ResultBox",
     "build_form",
     "build_prompt",
     "build_result",
-    "list_bases",
     "list_sizes",
 ]
 
 
-def build_prompt(tab: GenerateTab) -> None:
-    """The prompt and the buttons."""
-    tab.fields["prompt"] = gr.Textbox(
+@dataclass(frozen=True)
+class PromptBox:
+    """What is always in sight."""
+
+    prompt: gr.Textbox
+    paint: gr.Button
+    cancel: gr.Button
+
+
+def build_prompt() -> PromptBox:
+    """Lay the prompt and its buttons out."""
+    prompt = gr.Textbox(
         label="Prompt",
         info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
         value=DEFAULTS["prompt"],
@@ -35,26 +45,61 @@ def build_prompt(tab: GenerateTab) -> None:
         elem_id="prompt",
     )
     with gr.Row():
-        tab.paint = gr.Button("Paint", variant="primary", elem_id="paint", scale=3, min_width=120)
-        tab.cancel = gr.Button(
+        paint = gr.Button("Paint", variant="primary", elem_id="paint", scale=3, min_width=120)
+        cancel = gr.Button(
             "Cancel", variant="stop", interactive=False, elem_id="cancel", scale=1, min_width=80
         )
+    return PromptBox(prompt, paint, cancel)
 
 
-def build_form(tab: GenerateTab) -> None:
-    """Atom files and settings."""
-    fields = tab.fields
-    tab.rows = AdapterRows(tab.studio)
-    tab.drop = gr.File(
-        label="Drop an atom file or a picture made here",
-        height=160,
-        elem_id="drop",
-    )
+@dataclass(frozen=True)
+class Form:
+    """All that an order is made of, and how it is read and filled."""
+
+    studio: Studio
+    fields: dict[str, Any]
+    """Setting → widget, for every name of `DEFAULTS` and in its order."""
+    rows: AdapterRows
+    init: gr.Image
+    """The picture to start from; it is no setting, and nothing remembers it."""
+    start_from: gr.Accordion
+    sizes: gr.Dropdown
+    drop: gr.File
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `read` reads."""
+        return [*self.fields.values(), *self.rows.inputs]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `fill` updates."""
+        return [*self.fields.values(), *self.rows.outputs]
+
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Settings from the values of `inputs`."""
+        settings = dict(zip(self.fields, values, strict=False))
+        return settings | {"adapters": self.rows.read(values[len(self.fields) :])}
+
+    def fill(self, settings: dict[str, Any]) -> tuple[list[Any], list[str]]:
+        """Updates of `outputs`, and remarks on what could not be taken over."""
+        clean, remarks = clean_settings(settings, self.studio)
+        side = self.studio.bases.find_side(clean["base"])
+        clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
+        values = {name: clean[name] for name in self.fields}
+        values["base"] = gr.Dropdown(choices=list_bases(self.studio), value=clean["base"])
+        return [*values.values(), *self.rows.show(clean["adapters"])], remarks
+
+
+def build_form(studio: Studio, prompt: gr.Textbox) -> Form:
+    """Lay atom files and settings out."""
+    rows = AdapterRows(studio)
+    drop = gr.File(label="Drop an atom file or a picture made here", height=160, elem_id="drop")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        build_settings(tab)
-    tab.start_from = gr.Accordion("Start from a picture", open=False, elem_id="start-from")
-    with tab.start_from:
-        tab.init = gr.Image(
+        fields = build_settings(studio)
+    start_from = gr.Accordion("Start from a picture", open=False, elem_id="start-from")
+    with start_from:
+        init = gr.Image(
             label="Picture to start from",
             type="pil",
             format="png",
@@ -71,11 +116,15 @@ def build_form(tab: GenerateTab) -> None:
             info="Small keeps the picture, 1 forgets it.",
             elem_id="denoising-strength",
         )
-    build_preset_panel(tab)
+    sizes = fields.pop("sizes")
+    fields["prompt"] = prompt
+    named = {name: fields[name] for name in DEFAULTS}
+    return Form(studio, named, rows, init, start_from, sizes, drop)
 
 
-def build_settings(tab: GenerateTab) -> None:
-    fields, studio = tab.fields, tab.studio
+def build_settings(studio: Studio) -> dict[str, Any]:
+    """Setting → widget, and `sizes`, which fills two of them."""
+    fields: dict[str, Any] = {}
     first = studio.bases.list()[0].id
     side = studio.bases.find_side(first)
     fields["negative_prompt"] = gr.Textbox(
@@ -91,15 +140,26 @@ def build_settings(tab: GenerateTab) -> None:
     )
     with gr.Row():
         fields["num_inference_steps"] = gr.Slider(
-            1, MAX_STEPS, value=25, step=1, label="Steps", elem_id="steps", min_width=140
+            *LIMITS["num_inference_steps"],
+            value=DEFAULTS["num_inference_steps"],
+            step=1,
+            label="Steps",
+            elem_id="steps",
+            min_width=140,
         )
         fields["guidance_scale"] = gr.Slider(
-            0, 20, value=5, step=0.5, label="Guidance", elem_id="guidance", min_width=140
+            0,
+            20,
+            value=DEFAULTS["guidance_scale"],
+            step=0.5,
+            label="Guidance",
+            elem_id="guidance",
+            min_width=140,
         )
     fields["scheduler"] = gr.Dropdown(
-        list(SCHEDULERS), value="DDIM", label="Scheduler", elem_id="scheduler"
+        list(SCHEDULERS), value=DEFAULTS["scheduler"], label="Scheduler", elem_id="scheduler"
     )
-    tab.sizes = gr.Dropdown(
+    fields["sizes"] = gr.Dropdown(
         list_sizes(side), value=None, label="Size presets", elem_id="size-presets"
     )
     with gr.Row():
@@ -116,7 +176,7 @@ def build_settings(tab: GenerateTab) -> None:
             min_width=140,
         )
         fields["batch"] = gr.Slider(
-            1, MAX_BATCH, value=1, step=1, label="Pictures", elem_id="batch", min_width=140
+            *LIMITS["batch"], value=1, step=1, label="Pictures", elem_id="batch", min_width=140
         )
     fields["random_seed"] = gr.Checkbox(
         label="Random seed",
@@ -130,6 +190,7 @@ def build_settings(tab: GenerateTab) -> None:
         value=False,
         elem_id="embed",
     )
+    return fields
 
 
 def pick_side(label: str, value: int, elem_id: str) -> gr.Number:
@@ -137,17 +198,33 @@ def pick_side(label: str, value: int, elem_id: str) -> gr.Number:
         label=label,
         value=value,
         precision=0,
-        minimum=64,
-        maximum=MAX_SIDE,
+        minimum=LIMITS["width"][0],
+        maximum=LIMITS["width"][1],
         step=8,
         elem_id=elem_id,
         min_width=120,
     )
 
 
-def build_result(tab: GenerateTab) -> None:
-    """The picture and what can be done with it."""
-    tab.live = gr.Image(
+@dataclass(frozen=True)
+class ResultBox:
+    """The pictures and what can be done with them."""
+
+    live: gr.Image
+    gallery: gr.Gallery
+    note: gr.HTML
+    kept: gr.State
+    """Ids of the pictures in the gallery, in order."""
+    selected: gr.State
+    """Which of them was clicked last."""
+    send: gr.Button
+    compare: gr.Button
+    reuse: gr.Button
+
+
+def build_result() -> ResultBox:
+    """Lay the result out."""
+    live = gr.Image(
         label="While it is painted",
         format="jpeg",
         interactive=False,
@@ -158,7 +235,7 @@ def build_result(tab: GenerateTab) -> None:
         elem_id="live",
         elem_classes="picture",
     )
-    tab.result = gr.Gallery(
+    gallery = gr.Gallery(
         label="Result",
         interactive=False,
         preview=True,
@@ -169,15 +246,12 @@ def build_result(tab: GenerateTab) -> None:
         elem_id="result",
         elem_classes="picture",
     )
-    tab.note = gr.HTML(elem_id="note")
-    tab.kept = gr.State([])
-    tab.selected = gr.State(0)
+    note = gr.HTML(elem_id="note")
     with gr.Row():
-        tab.send = gr.Button("Start from this picture", size="sm", elem_id="send", min_width=140)
-        tab.compare = gr.Button(
-            "Compare without atoms", size="sm", elem_id="to-compare", min_width=140
-        )
-        tab.reuse = gr.Button("Keep this seed", size="sm", elem_id="reuse-seed", min_width=140)
+        send = gr.Button("Start from this picture", size="sm", elem_id="send", min_width=140)
+        compare = gr.Button("Compare without atoms", size="sm", elem_id="to-compare", min_width=140)
+        reuse = gr.Button("Keep this seed", size="sm", elem_id="reuse-seed", min_width=140)
+    return ResultBox(live, gallery, note, gr.State([]), gr.State(0), send, compare, reuse)
 
 
 def list_bases(studio: Studio) -> list[tuple[str, str]]:

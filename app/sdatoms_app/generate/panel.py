@@ -1,10 +1,11 @@
-"""Pictures of the past and saved presets, and how either fills the form again."""
+"""Pictures of the past and saved forms, and how either fills the form again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -12,35 +13,51 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import ROW, restore_recipe
+from sdatoms_app.generate.layout import Form, ResultBox
+from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.html import count, draw_note
-from sdatoms_app.studio.studio import MAX_ADAPTERS
-
-if TYPE_CHECKING:
-    from sdatoms_app.generate.tab import GenerateTab
-from sdatoms_app.shared.messages import warn
+from sdatoms_app.shared.messages import show_errors
+from sdatoms_app.studio.orders import MAX_ADAPTERS
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
+    "HistoryPanel",
+    "SavedPanel",
     "build_history_panel",
-    "build_preset_panel",
+    "build_saved_panel",
     "take_file",
-    "wire_panels",
+    "wire_history",
+    "wire_saved",
 ]
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-
-def build_history_panel(tab: GenerateTab) -> None:
+@dataclass(frozen=True)
+class HistoryPanel:
     """Thumbnails of kept pictures, newest first, with a search."""
+
+    search: gr.Textbox
+    look: gr.Button
+    gallery: gr.Gallery
+    ids: gr.State
+    """Ids of the pictures in the gallery, in order."""
+    chosen: gr.State
+    """The id of the one whose recipe is shown; empty: none."""
+    note: gr.HTML
+    restore: gr.Button
+    send: gr.Button
+
+
+def build_history_panel() -> HistoryPanel:
     with gr.Accordion("History", open=False, elem_id="history"):
         with gr.Row():
-            tab.search = gr.Textbox(
+            search = gr.Textbox(
                 label="Search",
                 placeholder="an atom file, words of a prompt, a seed",
                 elem_id="history-search",
                 scale=4,
             )
-            tab.look = gr.Button("Search", size="sm", elem_id="history-look", scale=1, min_width=80)
-        tab.past = gr.Gallery(
+            look = gr.Button("Search", size="sm", elem_id="history-look", scale=1, min_width=80)
+        gallery = gr.Gallery(
             label="Kept pictures",
             columns=5,
             height=260,
@@ -50,36 +67,43 @@ def build_history_panel(tab: GenerateTab) -> None:
             buttons=[],
             elem_id="past",
         )
-        tab.past_ids = gr.State([])
-        tab.past_chosen = gr.State("")
-        tab.past_note = gr.HTML(
-            draw_note("Choose a picture to see its recipe."), elem_id="past-note"
-        )
+        note = gr.HTML(draw_note("Choose a picture to see its recipe."), elem_id="past-note")
         with gr.Row():
-            tab.restore = gr.Button(
+            restore = gr.Button(
                 "Restore into the form", size="sm", elem_id="restore", min_width=140
             )
-            tab.past_send = gr.Button(
+            send = gr.Button(
                 "Start from this picture", size="sm", elem_id="past-send", min_width=140
             )
+    ids, chosen = gr.State([]), gr.State("")
+    return HistoryPanel(search, look, gallery, ids, chosen, note, restore, send)
 
 
-def build_preset_panel(tab: GenerateTab) -> None:
+@dataclass(frozen=True)
+class SavedPanel:
     """Save the form under a name, and load it again."""
+
+    chosen: gr.Dropdown
+    load: gr.Button
+    delete: gr.Button
+    name: gr.Textbox
+    save: gr.Button
+
+
+def build_saved_panel(studio: Studio) -> SavedPanel:
     with gr.Accordion("Presets", open=False, elem_id="presets"):
-        tab.preset = gr.Dropdown(
-            tab.studio.presets.list(), value=None, label="Saved presets", elem_id="preset"
+        chosen = gr.Dropdown(
+            studio.saved_forms.list(), value=None, label="Saved presets", elem_id="preset"
         )
         with gr.Row():
-            tab.preset_load = gr.Button("Load", size="sm", elem_id="preset-load", min_width=80)
-            tab.preset_delete = gr.Button(
-                "Delete", size="sm", elem_id="preset-delete", min_width=80
-            )
-        tab.preset_name = gr.Textbox(label="Name", max_lines=1, elem_id="preset-name")
-        tab.preset_save = gr.Button("Save the form", size="sm", elem_id="preset-save")
+            load = gr.Button("Load", size="sm", elem_id="preset-load", min_width=80)
+            delete = gr.Button("Delete", size="sm", elem_id="preset-delete", min_width=80)
+        name = gr.Textbox(label="Name", max_lines=1, elem_id="preset-name")
+        save = gr.Button("Save the form", size="sm", elem_id="preset-save")
+    return SavedPanel(chosen, load, delete, name, save)
 
 
-def take_file(tab: GenerateTab, path: Path, values: Sequence[Any]) -> list[Any]:
+def take_file(form: Form, path: Path, values: Sequence[Any]) -> list[Any]:
     """Updates of the note and the form for a dropped file, judged by its content.
 
     Raises:
@@ -88,16 +112,16 @@ def take_file(tab: GenerateTab, path: Path, values: Sequence[Any]) -> list[Any]:
     with path.open("rb") as file:
         is_picture = file.read(4) == b"\x89PNG"
     if is_picture:
-        return restore_picture(tab, path)
-    entry = tab.studio.library.add(path)
-    settings = tab.read(values)
+        return restore_picture(form, path)
+    entry = form.studio.library.add(path)
+    settings = form.read(values)
     rows = [row for row in settings["adapters"] if row["id"] != entry.id]
     settings["adapters"] = [*rows, {"id": entry.id, **ROW}][-MAX_ADAPTERS:]
-    filled, _ = tab.fill(settings)
+    filled, _ = form.fill(settings)
     return [draw_note(f"{entry.id} is listed and chosen."), *filled]
 
 
-def restore_picture(tab: GenerateTab, path: Path) -> list[Any]:
+def restore_picture(form: Form, path: Path) -> list[Any]:
     """Updates of the note and the form for a picture; atom files that ride inside are listed.
 
     Raises:
@@ -108,11 +132,11 @@ def restore_picture(tab: GenerateTab, path: Path) -> list[Any]:
         raise AtomError(f"the picture {path.name!r} carries no recipe; its settings are not known")
     names = {used.sha256: used.name for used in recipe.adapters}
     brought = [
-        tab.studio.library.add_file(file, names.get(file.sha256, "copy")).id
+        form.studio.library.add_file(file, names.get(file.sha256, "copy")).id
         for file in read_embedded_atoms(path)
     ]
-    settings, remarks = restore_recipe(recipe, tab.studio)
-    filled, _ = tab.fill(settings)
+    settings, remarks = restore_recipe(recipe, form.studio)
+    filled, _ = form.fill(settings)
     text = "The form is as it was when the picture was painted."
     if brought:
         text += f" It brought {', '.join(brought)} along."
@@ -121,29 +145,32 @@ def restore_picture(tab: GenerateTab, path: Path) -> list[Any]:
     return [draw_note(text, remarks, alarm=bool(remarks)), *filled]
 
 
-def wire_panels(tab: GenerateTab, load: Any) -> None:
-    """Connect history and presets; `load` is the page's load event."""
-    studio = tab.studio
+def wire_history(panel: HistoryPanel, form: Form, result: ResultBox, load: Any) -> None:
+    """Connect search, choice and restoring; `load` is the page's load event."""
+    history = form.studio.history
 
     def look(search: str) -> list[Any]:
-        kept = studio.history.list(search or "")
+        kept = history.list(search or "")
         pictures = [(str(k.path), k.caption) for k in kept]
         words = count(len(kept), "picture") if kept else "No picture is kept that fits."
         return [pictures, [k.id for k in kept], "", draw_note(words)]
 
+    @show_errors
     def choose(ids: list[str], event: gr.SelectData) -> list[Any]:
         index = event.index if isinstance(event.index, int) else 0
         if index >= len(ids):
             return ["", draw_note("")]
-        recipe = studio.history.find(ids[index]).recipe
+        recipe = history.find(ids[index]).recipe
         atoms = [f"{used.name} at {used.strength}" for used in recipe.adapters]
         size = f"{recipe.width}×{recipe.height} px"
         lines = [*atoms, f"{recipe.scheduler}, {recipe.num_inference_steps} steps, {size}"]
         return [ids[index], draw_note(f"{recipe.prompt} · seed {recipe.seed}", lines)]
 
+    @show_errors
     def restore(id: str) -> list[Any]:
-        return restore_picture(tab, find_path(id))
+        return restore_picture(form, find_path(id))
 
+    @show_errors
     def send(id: str) -> list[Any]:
         with Image.open(find_path(id)) as picture:
             return [picture.convert("RGB"), gr.Accordion(open=True)]
@@ -151,39 +178,44 @@ def wire_panels(tab: GenerateTab, load: Any) -> None:
     def find_path(id: str) -> Path:
         if not id:
             raise AtomError("choose a picture of the history first")
-        return studio.history.find(id).path
+        return history.find(id).path
 
+    looked = [panel.gallery, panel.ids, panel.chosen, panel.note]
+    gr.on(
+        [panel.look.click, panel.search.submit, result.kept.change],
+        look,
+        panel.search,
+        looked,
+        **QUIET,
+    )
+    panel.gallery.select(choose, panel.ids, [panel.chosen, panel.note], **QUIET)
+    panel.restore.click(restore, panel.chosen, [result.note, *form.outputs], **QUIET)
+    panel.send.click(send, panel.chosen, [form.init, form.start_from], **QUIET)
+    load(look, panel.search, looked, **QUIET)
+
+
+def wire_saved(panel: SavedPanel, form: Form, note: gr.HTML) -> None:
+    """Connect saving, loading and deleting; what was loaded is said in `note`."""
+    saved = form.studio.saved_forms
+
+    @show_errors
     def save(name: str, *values: Any) -> list[Any]:
-        studio.presets.save(name.strip(), tab.read(values))
-        return [gr.Dropdown(choices=studio.presets.list(), value=name.strip()), ""]
+        saved.save(name.strip(), form.read(values))
+        return [gr.Dropdown(choices=saved.list(), value=name.strip()), ""]
 
+    @show_errors
     def use(name: str | None) -> list[Any]:
         if not name:
             raise AtomError("choose a preset first")
-        filled, remarks = tab.fill(studio.presets.load(name))
+        filled, remarks = form.fill(saved.load(name))
         return [draw_note(f"Loaded the preset {name}.", remarks, alarm=bool(remarks)), *filled]
 
+    @show_errors
     def delete(name: str | None) -> Any:
         if name:
-            studio.presets.delete(name)
-        return gr.Dropdown(choices=studio.presets.list(), value=None)
+            saved.delete(name)
+        return gr.Dropdown(choices=saved.list(), value=None)
 
-    def open_page(remembered: Any) -> list[Any]:
-        """A fresh page: the form as it was last painted with, the lists as they are now."""
-        settings = remembered if isinstance(remembered, dict) else {}
-        presets = gr.Dropdown(choices=studio.presets.list(), value=None)
-        ready = draw_note(f"{studio.bases.list()[0].label} is ready.")
-        return [presets, ready, *tab.fill(settings)[0]]
-
-    form, history = tab.list_outputs(), [tab.past, tab.past_ids, tab.past_chosen, tab.past_note]
-    gr.on([tab.look.click, tab.search.submit, tab.kept.change], look, tab.search, history, **QUIET)
-    tab.past.select(choose, tab.past_ids, [tab.past_chosen, tab.past_note], **QUIET)
-    tab.restore.click(warn(restore), tab.past_chosen, [tab.note, *form], **QUIET)
-    tab.past_send.click(warn(send), tab.past_chosen, [tab.init, tab.start_from], **QUIET)
-    tab.preset_save.click(
-        warn(save), [tab.preset_name, *tab.list_inputs()], [tab.preset, tab.preset_name], **QUIET
-    )
-    tab.preset_load.click(warn(use), tab.preset, [tab.note, *form], **QUIET)
-    tab.preset_delete.click(warn(delete), tab.preset, tab.preset, **QUIET)
-    load(open_page, tab.remembered, [tab.preset, tab.note, *form], **QUIET)
-    load(look, tab.search, history, **QUIET)
+    panel.save.click(save, [panel.name, *form.inputs], [panel.chosen, panel.name], **QUIET)
+    panel.load.click(use, panel.chosen, [note, *form.outputs], **QUIET)
+    panel.delete.click(delete, panel.chosen, panel.chosen, **QUIET)

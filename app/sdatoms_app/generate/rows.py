@@ -1,5 +1,7 @@
-"""The adapters of the Generate tab: choose atom files from a list or from cards, one row each with
-a switch, a strength and factors by UNet block."""
+"""The atom files of the Generate tab: chosen from a list or from cards, one row each.
+
+A row has a switch, a strength and factors by UNet block.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ import gradio as gr
 from sdatoms import AtomError
 from sdatoms_app.generate.cards import CARD_SCRIPT, draw_cards
 from sdatoms_app.generate.form import BLOCKS, ROW
-from sdatoms_app.studio.studio import MAX_ADAPTERS, Studio
+from sdatoms_app.shared.events import QUIET
+from sdatoms_app.shared.messages import show_errors
+from sdatoms_app.studio.orders import MAX_ADAPTERS
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
     "AdapterRows",
@@ -142,16 +147,17 @@ class AdapterRows:
         def pick(ids: list[str], *values: Any) -> list[Any]:
             return [gr.skip(), *self.choose(ids, values)[1:]]  # the list goes on being chosen from
 
+        @show_errors
         def press(text: str, event: gr.EventData, *values: Any) -> list[Any]:
             data = event._data if isinstance(event._data, dict) else {}
             id, action = data.get("id"), data.get("action")
             ids = [row["id"] for row in self.read(values)]
             if action == "trigger":
-                return [insert_words(text, self.find_trigger(str(id))), *skip_all(self.outputs)]
+                words = insert_words(text, self.find_trigger(str(id)))
+                return [words, *(gr.skip() for _ in self.outputs)]
             if action == "add" and id not in ids:
                 if len(ids) == MAX_ADAPTERS:
-                    gr.Warning(f"At most {MAX_ADAPTERS} atom files at once; remove one first.")
-                    return [gr.skip(), *skip_all(self.outputs)]
+                    raise AtomError(f"at most {MAX_ADAPTERS} atom files at once; remove one first")
                 ids.append(str(id))
             if action == "remove":
                 ids = [other for other in ids if other != id]
@@ -161,24 +167,23 @@ class AdapterRows:
         def insert(text: str, order: list[str], number: int) -> str:
             return insert_words(text, self.find_trigger(order[number]))
 
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.chosen.input(
             pick,
             [self.chosen, *self.inputs],
             self.outputs,
             trigger_mode="always_last",  # two files picked at once are two files
-            **quiet,
+            **QUIET,
         )
-        self.cards.click(press, [prompt, *self.inputs], [prompt, *self.outputs], **quiet)
+        self.cards.click(press, [prompt, *self.inputs], [prompt, *self.outputs], **QUIET)
         self.refresh.click(
-            lambda *values: self.show(self.read(values)), self.inputs, self.outputs, **quiet
+            lambda *values: self.show(self.read(values)), self.inputs, self.outputs, **QUIET
         )
         for number, row in enumerate(self.rows):
             row.trigger.click(
                 lambda text, order, number=number: insert(text, order, number),
                 [prompt, self.order],
                 prompt,
-                **quiet,
+                **QUIET,
             )
 
 
@@ -187,7 +192,3 @@ def insert_words(text: str, words: str) -> str:
     if not words or words.lower() in text.lower():
         return text
     return f"{text.rstrip()} {words}".strip() if text.strip() else words
-
-
-def skip_all(components: Sequence[Any]) -> list[Any]:
-    return [gr.skip() for _ in components]

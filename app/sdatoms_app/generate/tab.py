@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,116 +12,72 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms_app.generate.form import DEFAULTS, clean_settings, make_order
+from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.layout import (
+    Form,
+    PromptBox,
+    ResultBox,
     build_form,
     build_prompt,
     build_result,
-    list_bases,
     list_sizes,
 )
-from sdatoms_app.generate.panel import build_history_panel, take_file
-from sdatoms_app.generate.rows import AdapterRows
+from sdatoms_app.generate.panel import (
+    SavedPanel,
+    build_history_panel,
+    build_saved_panel,
+    take_file,
+    wire_history,
+    wire_saved,
+)
+from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.html import count, draw_note, draw_progress
-from sdatoms_app.shared.messages import warn
+from sdatoms_app.shared.messages import draw_error, show_errors
 from sdatoms_app.studio.history import Kept
+from sdatoms_app.studio.orders import MAX_SEED
 from sdatoms_app.studio.painting import Job, Update
-from sdatoms_app.studio.studio import MAX_SEED, Studio
+from sdatoms_app.studio.studio import Studio
 
 __all__ = [
-    "QUIET",
     "GenerateTab",
     "build_generate_tab",
     "describe",
 ]
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-
+@dataclass(frozen=True)
 class GenerateTab:
-    """The components of the tab, and how to read and fill its form."""
+    """What other tabs need of this one."""
 
-    paint: gr.Button
-    cancel: gr.Button
-    rows: AdapterRows
-    drop: gr.File
-    start_from: gr.Accordion
-    init: gr.Image
-    sizes: gr.Dropdown
-    live: gr.Image
-    result: gr.Gallery
-    note: gr.HTML
-    kept: gr.State
-    """Ids of the pictures in the result, in order."""
-    selected: gr.State
-    send: gr.Button
+    form: Form
     compare: gr.Button
-    reuse: gr.Button
-    remembered: gr.BrowserState
-    search: gr.Textbox
-    look: gr.Button
-    past: gr.Gallery
-    past_ids: gr.State
-    past_chosen: gr.State
-    past_note: gr.HTML
-    restore: gr.Button
-    past_send: gr.Button
-    preset: gr.Dropdown
-    preset_load: gr.Button
-    preset_delete: gr.Button
-    preset_name: gr.Textbox
-    preset_save: gr.Button
-
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self.fields: dict[str, Any] = {}
-        """Setting → component, in the order of `DEFAULTS`."""
-
-    def list_inputs(self) -> list[Any]:
-        """What `read` reads."""
-        return [*(self.fields[name] for name in DEFAULTS), *self.rows.inputs]
-
-    def list_outputs(self) -> list[Any]:
-        """What `fill` updates."""
-        return [*(self.fields[name] for name in DEFAULTS), *self.rows.outputs]
-
-    def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Settings from the values of `list_inputs`."""
-        settings = dict(zip(DEFAULTS, values, strict=False))
-        return settings | {"adapters": self.rows.read(values[len(DEFAULTS) :])}
-
-    def fill(self, settings: dict[str, Any]) -> tuple[list[Any], list[str]]:
-        """Updates of `list_outputs`, and remarks on what could not be taken over."""
-        clean, remarks = clean_settings(settings, self.studio)
-        side = self.studio.bases.find_side(clean["base"])
-        clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
-        values: list[Any] = [clean[name] for name in DEFAULTS]
-        values[list(DEFAULTS).index("base")] = gr.Dropdown(
-            choices=list_bases(self.studio), value=clean["base"]
-        )
-        return [*values, *self.rows.show(clean["adapters"])], remarks
+    """Asks the Compare tab to paint what stands in the form."""
 
 
-def build_generate_tab(studio: Studio) -> GenerateTab:
-    """Lay the tab out and wire it to the studio; call inside `gr.Blocks`."""
-    tab = GenerateTab(studio)
+def build_generate_tab(studio: Studio, load: Any) -> GenerateTab:
+    """Lay the tab out and wire it; call inside `gr.Blocks`. `load` is the page's load event."""
     with gr.Row(elem_id="generate-grid"):  # placed by style.py: on a phone, result before settings
         with gr.Column(elem_id="ask"):
-            build_prompt(tab)
+            ask = build_prompt()
         with gr.Column(elem_id="outcome"):
-            build_result(tab)
-            build_history_panel(tab)
+            result = build_result()
+            history = build_history_panel()
         with gr.Column(elem_id="details"):
-            build_form(tab)
-    wire_form(tab)
-    wire_painting(tab)
-    return tab
+            form = build_form(studio, ask.prompt)
+            saved = build_saved_panel(studio)
+    remembered = gr.BrowserState({}, storage_key="sdatoms-form", secret="sdatoms")
+    wire_form(form, result)
+    wire_history(history, form, result, load)
+    wire_saved(saved, form, result.note)
+    wire_painting(ask, form, result, remembered)
+    wire_load(form, saved, result.note, remembered, load)
+    return GenerateTab(form, result.compare)
 
 
-def wire_form(tab: GenerateTab) -> None:
-    """Everything but painting."""
-    fields, studio = tab.fields, tab.studio
-    tab.rows.wire(fields["prompt"])
+def wire_form(form: Form, result: ResultBox) -> None:
+    """Everything in the form that another part of it, a file or a picture fills."""
+    fields, studio = form.fields, form.studio
+    form.rows.wire(fields["prompt"])
 
     def change_base(id: str) -> list[Any]:
         side = studio.bases.find_side(id)
@@ -134,15 +90,15 @@ def wire_form(tab: GenerateTab) -> None:
         return [int(width), int(height)]
 
     def drop(path: str | None, *values: Any) -> list[Any]:
-        empty = [gr.skip() for _ in range(1 + len(tab.list_outputs()))]
+        same = [gr.skip() for _ in form.outputs]
         if not path:
-            return [gr.skip(), *empty]
+            return [gr.skip(), gr.skip(), *same]
         try:
-            return [None, *take_file(tab, Path(path), values)]
+            return [None, *take_file(form, Path(path), values)]
         except AtomError as error:
-            gr.Warning(escape(str(error)))
-            return [None, draw_note(f"{error}.", alarm=True), *empty[1:]]
+            return [None, draw_error(error), *same]
 
+    @show_errors
     def send(ids: list[str], selected: int) -> list[Any]:
         if not ids:
             raise AtomError("paint a picture first")
@@ -153,24 +109,39 @@ def wire_form(tab: GenerateTab) -> None:
         return int(event.index) if isinstance(event.index, int) else 0
 
     size = [fields["width"], fields["height"]]
-    fields["base"].input(change_base, fields["base"], [*size, tab.sizes], **QUIET)
-    tab.sizes.input(change_size, tab.sizes, size, **QUIET)
-    tab.drop.upload(
-        drop, [tab.drop, *tab.list_inputs()], [tab.drop, tab.note, *tab.list_outputs()], **QUIET
+    fields["base"].input(change_base, fields["base"], [*size, form.sizes], **QUIET)
+    form.sizes.input(change_size, form.sizes, size, **QUIET)
+    form.drop.upload(
+        drop, [form.drop, *form.inputs], [form.drop, result.note, *form.outputs], **QUIET
     )
-    tab.result.select(select, None, tab.selected, **QUIET)
-    tab.send.click(warn(send), [tab.kept, tab.selected], [tab.init, tab.start_from], **QUIET)
-    tab.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
+    result.gallery.select(select, None, result.selected, **QUIET)
+    result.send.click(send, [result.kept, result.selected], [form.init, form.start_from], **QUIET)
+    result.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
 
 
-def wire_painting(tab: GenerateTab) -> None:
+def wire_load(
+    form: Form, saved: SavedPanel, note: gr.HTML, remembered: gr.BrowserState, load: Any
+) -> None:
+    """Fill a fresh page: the form as it was last painted with, the lists as they are now."""
+    studio = form.studio
+
+    def open_page(settings: Any) -> list[Any]:
+        forms = gr.Dropdown(choices=studio.saved_forms.list(), value=None)
+        ready = draw_note(f"{studio.bases.list()[0].label} is ready.")
+        return [forms, ready, *form.fill(settings if isinstance(settings, dict) else {})[0]]
+
+    load(open_page, remembered, [saved.chosen, note, *form.outputs], **QUIET)
+
+
+def wire_painting(
+    ask: PromptBox, form: Form, result: ResultBox, remembered: gr.BrowserState
+) -> None:
     """Paint and Cancel, and what the page remembers over a reload."""
-    fields, studio = tab.fields, tab.studio
-    tab.remembered = gr.BrowserState({}, storage_key="sdatoms-form", secret="sdatoms")
+    studio = form.studio
 
     def run(request: gr.Request, init: Image.Image | None, *values: Any) -> Iterator[list[Any]]:
         """Yield the preview, the pictures so far, the progress or note, the seed, the ids."""
-        settings = tab.read(values)
+        settings = form.read(values)
         if settings["random_seed"]:
             settings["seed"] = random.randint(0, MAX_SEED)
         kept: list[Kept] = []
@@ -202,7 +173,7 @@ def wire_painting(tab: GenerateTab) -> None:
                 yield [live, gallery, bar, gr.skip(), [k.id for k in kept]]
             note = describe(kept, update.remarks, cancelled=job.cancelled)
         except AtomError as error:
-            note = draw_note(f"{error}.", alarm=True)
+            note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/generate", job)
         gallery = show_gallery(kept) if kept else gr.Gallery(visible=True)
@@ -218,24 +189,24 @@ def wire_painting(tab: GenerateTab) -> None:
         studio.desk.cancel(f"{request.session_hash}/generate")
         return gr.Button(interactive=False)
 
-    buttons = [tab.paint, tab.cancel]
+    buttons = [ask.paint, ask.cancel]
     gr.on(
-        [tab.paint.click, fields["prompt"].submit],
+        [ask.paint.click, ask.prompt.submit],
         start,
         None,
-        [*buttons, tab.selected],
+        [*buttons, result.selected],
         queue=False,
         **QUIET,
     ).then(
         run,
-        [tab.init, *tab.list_inputs()],
-        [tab.live, tab.result, tab.note, fields["seed"], tab.kept],
+        [form.init, *form.inputs],
+        [result.live, result.gallery, result.note, form.fields["seed"], result.kept],
         concurrency_limit=8,
         **QUIET,
     ).then(  # remembered before Paint is ready again, so that a reload then finds the form
-        lambda *values: tab.read(values), tab.list_inputs(), tab.remembered, queue=False, **QUIET
+        lambda *values: form.read(values), form.inputs, remembered, queue=False, **QUIET
     ).then(stop, None, buttons, queue=False, **QUIET)
-    tab.cancel.click(stop_painting, None, tab.cancel, queue=False, **QUIET)
+    ask.cancel.click(stop_painting, None, ask.cancel, queue=False, **QUIET)
 
 
 def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:

@@ -1,10 +1,10 @@
 """Runs queued trainings one after another, detached from the app.
 
-`python -m sdatoms_app.worker RUNS_FOLDER` leaves the app's session, waits until no training of that
-folder is under way, and takes the oldest queued job until none is left. Two locks that the kernel
-drops with their holders keep order: whoever holds `.training` trains, whoever holds `.waiting` is
-next, and further workers leave at once, since the next one will find their job too. The trainer
-inherits `.training`, so that a killed worker cannot let two trainings run at a time.
+`python -m sdatoms_app.queue.worker RUNS_FOLDER` leaves the app's session, waits until no training
+of that folder is under way, and takes the oldest queued job until none is left. Two locks that the
+kernel drops with their holders keep order: whoever holds `.training` trains, whoever holds
+`.waiting` is next, and further workers leave at once, since the next one will find their job too.
+The trainer inherits `.training`, so that a killed worker cannot let two trainings run at a time.
 
 A job is a run directory with a `job.json`. Only the standard library is needed here: a worker that
 waits for hours takes a few megabytes.

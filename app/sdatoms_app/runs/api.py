@@ -1,5 +1,7 @@
-"""The trainings for programs: endpoints that are named, typed and described."""
+"""The trainings for programs: endpoints that are named, typed and described.
 
+Types are read from the signatures, so this module keeps its annotations as objects.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from sdatoms import AtomError
-from sdatoms_app.queue.queue import Job, Queue
-from sdatoms_app.shared.messages import say
+from sdatoms_app.queue.training import Training
+from sdatoms_app.shared.messages import answer_errors
 from sdatoms_app.train.page import TrainPage
 
 __all__ = [
@@ -17,52 +18,38 @@ __all__ = [
 ]
 
 
-def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
+def build_runs_api(page: TrainPage) -> None:
     """Add the endpoints; call inside `gr.Blocks`."""
+    queue = page.queue
 
     def list_trainings() -> list[dict]:
         """All trainings, newest first: id, title, state, step, total, eta_s."""
-        return [summarize(job) for job in queue.list()]
+        return [summarize(training) for training in queue.list()]
 
     def get_training(run: str) -> dict:
         """One training as it stands now, by its id."""
-        return summarize(find(run))
-
-    def find(run: str) -> Job:
-        try:
-            return queue.find(run)
-        except AtomError as error:
-            raise say(error) from None
-
-    def change(method: Any, *arguments: Any) -> dict:
-        try:
-            return summarize(method(*arguments))
-        except AtomError as error:
-            raise say(error) from None
+        return summarize(queue.find(run))
 
     def stop_training(run: str) -> dict:
         """Ask a training to save its state and stop; a queued one leaves the queue."""
-        return change(queue.stop, run)
+        return summarize(queue.stop(run))
 
     def resume_training(run: str) -> dict:
         """Queue a stopped or failed training again from its last checkpoint."""
-        return change(queue.resume, run)
+        return summarize(queue.resume(run))
 
     def extend_training(run: str, steps: int) -> dict:
         """Queue an ended training for further steps, from its last checkpoint."""
-        return change(queue.resume, run, steps)
+        return summarize(queue.resume(run, steps))
 
     def delete_training(run: str) -> bool:
         """Delete a training that is not under way, its pictures and its atoms."""
-        try:
-            queue.delete(run)
-        except AtomError as error:
-            raise say(error) from None
+        queue.delete(run)
         return True
 
     def list_folders() -> list[str]:
         """The folders of pictures on the server that can be trained on."""
-        return page.list_folders() if page else []
+        return page.list_folders()
 
     def train(
         folder: str,
@@ -78,10 +65,8 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
             preset: Quick, Balanced or Best.
             settings: settings of the trainer that differ from the preset's.
         """
-        if page is None:
-            raise say(AtomError("this app does not train"))
         given = (settings or {}) | {"instance_prompt": instance_prompt}
-        return change(page.train_folder, folder, preset, given)
+        return summarize(page.train_folder(folder, preset, given))
 
     def train_pictures(
         files: list[str],
@@ -90,19 +75,12 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
         settings: dict[str, Any] | None = None,
     ) -> dict:
         """Queue a training on uploaded pictures; .txt files of their names are their captions."""
-        if page is None:
-            raise say(AtomError("this app does not train"))
         given = (settings or {}) | {"instance_prompt": instance_prompt}
-        return change(page.train_files, [Path(f) for f in files or []], preset, given)
+        return summarize(page.train_files([Path(f) for f in files or []], preset, given))
 
     def measure_training(preset: str = "Balanced", settings: dict[str, Any] | None = None) -> dict:
         """Minutes and memory of a preset with changes to it, measured on this machine once."""
-        if page is None:
-            raise say(AtomError("this app does not train"))
-        try:
-            return page.measure_preset(preset, settings or {})
-        except AtomError as error:
-            raise say(error) from None
+        return page.measure_preset(preset, settings or {})
 
     # Uploads come through a component: only files that were uploaded pass it.
     given: list[Any] = [
@@ -112,7 +90,7 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
         gr.JSON(visible=False, label="settings"),
     ]
     gr.Button(visible=False).click(
-        train_pictures,
+        answer_errors(train_pictures),
         given,
         gr.JSON(visible=False, label="training"),
         api_name="train_pictures",
@@ -121,7 +99,7 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
         concurrency_limit=1,
     )
     api(
-        measure_training,
+        answer_errors(measure_training),
         api_name="measure_training",
         concurrency_id="measure",
         concurrency_limit=1,
@@ -136,20 +114,25 @@ def build_runs_api(queue: Queue, page: TrainPage | None = None) -> None:
         extend_training,
         delete_training,
     ):
-        api(function, api_name=function.__name__, concurrency_id="runs", concurrency_limit=4)
+        api(
+            answer_errors(function),
+            api_name=function.__name__,
+            concurrency_id="runs",
+            concurrency_limit=4,
+        )
 
 
-def summarize(job: Job) -> dict[str, Any]:
+def summarize(training: Training) -> dict[str, Any]:
     return {
-        "id": job.id,
-        "title": job.title,
-        "state": job.state,
-        "place": job.place,
-        "phase": job.phase,
-        "step": job.step,
-        "total": job.total,
-        "eta_s": job.eta_s,
-        "stopping": job.stopping,
-        "error": job.error,
-        "atoms": job.atoms is not None,
+        "id": training.id,
+        "title": training.title,
+        "state": training.state,
+        "place": training.place,
+        "phase": training.phase,
+        "step": training.step,
+        "total": training.total,
+        "eta_s": training.eta_s,
+        "stopping": training.stopping,
+        "error": training.error,
+        "atoms": training.atoms is not None,
     }

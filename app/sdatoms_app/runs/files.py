@@ -17,7 +17,7 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.pictures import read_picture
-from sdatoms_app.queue.queue import Job, read_tail
+from sdatoms_app.queue.training import Training, read_tail
 from sdatoms_app.queue.worker import read_json
 
 __all__ = [
@@ -146,15 +146,15 @@ def open_samples(run: Path) -> list[tuple[Image.Image, str]]:
     return found
 
 
-def read_memory(job: Job) -> str:
+def read_memory(training: Training) -> str:
     """The most memory the trainer took, from its report, or what its process takes now."""
-    report = read_json(job.path / "report.json")
+    report = read_json(training.path / "report.json")
     peak = max(report.get("peak_memory_bytes", 0), report.get("peak_gpu_bytes", 0))
-    if job.pid:
+    if training.pid:
         import psutil
 
         try:
-            return f"{psutil.Process(job.pid).memory_info().rss / 2**30:.2f} GiB"
+            return f"{psutil.Process(training.pid).memory_info().rss / 2**30:.2f} GiB"
         except psutil.Error:
             return ""
     return f"{peak / 2**30:.2f} GiB" if peak else ""

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import html
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from sdatoms.errors import clip
-from sdatoms_app.queue.queue import Job, Queue, read_tail
+from sdatoms_app.queue.queue import Queue
+from sdatoms_app.queue.training import Training, read_tail
 from sdatoms_app.runs.files import Curves, describe_seconds, read_memory
 from sdatoms_app.shared.plots import Line, draw_plot
 
 __all__ = [
     "BAR",
-    "describe_job",
+    "describe_training",
     "draw_curves",
     "list_runs",
     "offer_buttons",
     "read_config",
     "read_log",
-    "stamp",
 ]
 
 MAX_SHOWN = 60
@@ -49,62 +48,55 @@ BAR = """
 def list_runs(queue: Queue) -> list[tuple[str, str]]:
     """Labels and ids, newest first."""
     found = []
-    for job in queue.list()[:MAX_SHOWN]:
-        share = f" {100 * job.step // job.total} %" if job.total and job.state != "done" else ""
-        found.append((f"{job.id} · {STATES[job.state]}{share}", job.id))
+    for training in queue.list()[:MAX_SHOWN]:
+        under_way = training.total and training.state != "done"
+        share = f" {100 * training.step // training.total} %" if under_way else ""
+        found.append((f"{training.id} · {STATES[training.state]}{share}", training.id))
     return found
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return (0, 0)
-    return (stat.st_mtime_ns, stat.st_size)
-
-
-def describe_job(job: Job, seconds_per_step: float | None) -> str:
+def describe_training(training: Training, seconds_per_step: float | None) -> str:
     """The run's progress as HTML; every word from outside is escaped."""
-    share = 100 * job.step / job.total if job.total else 0
-    facts = [STATES[job.state]]
-    if job.state == "running":
-        facts = [f"▶ {job.phase}"]
-    if job.place:
-        facts.append(f"behind {job.place} other{'s' if job.place > 1 else ''}")
-    if job.stopping:
+    share = 100 * training.step / training.total if training.total else 0
+    facts = [STATES[training.state]]
+    if training.state == "running":
+        facts = [f"▶ {training.phase}"]
+    if training.place:
+        facts.append(f"behind {training.place} other{'s' if training.place > 1 else ''}")
+    if training.stopping:
         facts.append("saving and stopping after this step")
-    facts.append(f"step {job.step} of {job.total}")
-    if job.eta_s:
-        end = time.strftime("%H:%M", time.localtime(time.time() + job.eta_s))
-        facts.append(f"{describe_seconds(job.eta_s)} left, until {end}")
+    facts.append(f"step {training.step} of {training.total}")
+    if training.eta_s:
+        end = time.strftime("%H:%M", time.localtime(time.time() + training.eta_s))
+        facts.append(f"{describe_seconds(training.eta_s)} left, until {end}")
     if seconds_per_step:
         facts.append(f"{seconds_per_step:.2f} s a step")
-    memory = read_memory(job)
+    memory = read_memory(training)
     if memory:
         facts.append(f"{memory} of memory")
-    if job.atoms:
-        facts.append(f"{job.atoms.stat().st_size / 1000:.0f} kB of atoms")
-    if job.silent_s and job.silent_s > 30:
-        facts.append(f"silent for {describe_seconds(job.silent_s)}")
+    if training.atoms:
+        facts.append(f"{training.atoms.stat().st_size / 1000:.0f} kB of atoms")
+    if training.silent_s and training.silent_s > 30:
+        facts.append(f"silent for {describe_seconds(training.silent_s)}")
     spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
-    error = f"<pre>{html.escape(job.error[-4000:])}</pre>" if job.error else ""
+    error = f"<pre>{html.escape(training.error[-4000:])}</pre>" if training.error else ""
     return (
-        f'<div class="run"><div class="name">{html.escape(clip(job.title, 80))}</div>'
+        f'<div class="run"><div class="name">{html.escape(clip(training.title, 80))}</div>'
         f'<div class="track" role="progressbar" aria-label="Progress of the run" '
-        f'aria-valuemin="0" aria-valuemax="{job.total}" aria-valuenow="{job.step}">'
+        f'aria-valuemin="0" aria-valuemax="{training.total}" aria-valuenow="{training.step}">'
         f'<div class="fill" style="width:{min(100.0, share):.1f}%"></div></div>'
         f'<div class="line">{spans}</div>{error}</div>'
     )
 
 
-def offer_buttons(job: Job) -> list[Any]:
+def offer_buttons(training: Training) -> list[Any]:
     return [
         gr.Button(
-            value="Leave the queue" if job.state == "queued" else "Stop and save",
-            interactive=job.live and not job.stopping,
+            value="Leave the queue" if training.state == "queued" else "Stop and save",
+            interactive=training.live and not training.stopping,
         ),
-        gr.Button(interactive=job.state in ("stopped", "failed")),
-        gr.Button(interactive=job.newest is not None),
+        gr.Button(interactive=training.state in ("stopped", "failed")),
+        gr.Button(interactive=training.newest is not None),
         gr.Button(interactive=True),
     ]
 
@@ -124,12 +116,14 @@ def draw_curves(curves: Curves, log_scale: bool) -> list[str]:
     ]
 
 
-def read_log(job: Job) -> str:
-    return read_tail(job.path / "log.txt", 200) + (f"\n{job.error}" if job.error else "")
+def read_log(training: Training) -> str:
+    return read_tail(training.path / "log.txt", 200) + (
+        f"\n{training.error}" if training.error else ""
+    )
 
 
-def read_config(job: Job) -> str:
+def read_config(training: Training) -> str:
     try:
-        return (job.path / "config.toml").read_text(encoding="utf-8")[: 64 << 10]
+        return (training.path / "config.toml").read_text(encoding="utf-8")[: 64 << 10]
     except OSError:
         return ""

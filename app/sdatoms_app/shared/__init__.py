@@ -1,1 +1,1 @@
-"""Markup, plots and messages that every tab uses; imports sdatoms alone."""
+"""Markup, plots and messages that every tab uses; imports the ground and sdatoms."""

@@ -1,52 +1,51 @@
-"""One way from an `AtomError` to the page and to the API."""
+"""One way from an `AtomError` to the page, to the API and into a note on the page.
+
+Messages and notes are markup, and errors hold names from files that anybody may have made: what is
+shown on the page is escaped here and nowhere else. Programs get the sentence as it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from sdatoms import AtomError
-
-if TYPE_CHECKING:
-    pass
+from sdatoms_app.shared.html import draw_note
 
 __all__ = [
-    "say",
-    "speak",
-    "warn",
+    "answer_errors",
+    "draw_error",
+    "show_errors",
 ]
 
 
-def speak(endpoint: Any) -> Any:
-    """The endpoint, its `AtomError` turned into the client's error message."""
-    from functools import wraps
+def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The page's handler, its `AtomError` shown as a message; all widgets stay as they are."""
+    return turn_errors(handler, lambda text: escape(text, quote=False))
 
-    @wraps(endpoint)
+
+def answer_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint, its `AtomError` the error that the client raises."""
+    return turn_errors(endpoint, lambda text: text)
+
+
+def turn_errors(function: Callable[..., Any], write: Callable[[str], str]) -> Callable[..., Any]:
+    """The function with the same signature, its `AtomError` turned into one of Gradio's."""
+
+    @wraps(function)
     def answer(*values: Any, **named: Any) -> Any:
         try:
-            return endpoint(*values, **named)
+            return function(*values, **named)
         except AtomError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(write(str(error)), print_exception=False) from None
 
     return answer
 
 
-def warn(handler: Any) -> Any:
-    """The handler, its `AtomError` turned into a message that leaves everything else as it is."""
-
-    def handle(*values: Any) -> Any:
-        try:
-            return handler(*values)
-        except AtomError as error:
-            gr.Warning(escape(str(error)))  # messages may hold names from files, and are markup
-            return gr.skip()
-
-    return handle
-
-
-def say(error: AtomError) -> gr.Error:
-    """An error of the library as a message on the page, where messages are markup: names from files
-    stay text."""
-    return gr.Error(escape(str(error), quote=False), print_exception=False)
+def draw_error(error: AtomError) -> str:
+    """The error as a note that stands where its results would."""
+    return draw_note(f"{error}.", alarm=True)

@@ -1,1 +1,1 @@
-"""What is open on the server: base, adapters, history; imports shared."""
+"""What is open on the server: base, adapters, history; imports shared and below."""

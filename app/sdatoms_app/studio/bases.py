@@ -1,5 +1,8 @@
-"""The base models the app offers: the operator's choice, a folder of models, and hub ids where the
-operator allows them."""
+"""The base models the app offers.
+
+They are the operator's choice, those of a folder of models, and hub ids where the operator allows
+them.
+"""
 
 from __future__ import annotations
 

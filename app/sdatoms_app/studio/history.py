@@ -47,7 +47,7 @@ class History:
         self._known: dict[tuple[Path, int], Recipe | None] = {}
 
     def keep(self, picture: Image.Image, recipe: Recipe, embedded: Iterable[AtomFile] = ()) -> Kept:
-        """Write a picture with its recipe.
+        """Write a picture with its recipe, and atom files inside it.
 
         Raises:
             AtomError: the disk refuses, or the embedded files are too large.

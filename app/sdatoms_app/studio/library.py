@@ -19,6 +19,7 @@ __all__ = [
     "Entry",
     "Library",
     "name_entry",
+    "slugify",
 ]
 
 MAX_UPLOAD_BYTES = 256 << 20
@@ -107,8 +108,8 @@ class Library:
         return known or self._list_new(file.save(self._name(name, file)))
 
     def _name(self, stem: str, file: AtomFile) -> Path:
-        slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40] or "atoms"
-        return self.folder / "uploads" / f"{slug}-{file.sha256[:8]}.safetensors"
+        name = f"{slugify(stem, 'atoms')}-{file.sha256[:8]}.safetensors"
+        return self.folder / "uploads" / name
 
     def _list_new(self, path: Path) -> Entry:
         entry = self._read(path)
@@ -171,3 +172,8 @@ def name_entry(inner: Path) -> tuple[str, int | None]:
     if inner.name == "atoms.safetensors" and len(inner.parts) > 1:
         return folder.as_posix(), None
     return inner.with_suffix("").as_posix(), None
+
+
+def slugify(text: str, otherwise: str = "run") -> str:
+    """Words as a plain, short, lower-case name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or otherwise

@@ -1,5 +1,7 @@
-"""One piece of work in a thread of its own, watched from a page: newest preview wins, cancel stops
-it at its next step."""
+"""One piece of work in a thread of its own, watched from a page.
+
+The newest preview wins; cancelling stops the work at its next step.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from sdatoms.errors import clip
 from sdatoms.storage import write_whole
 
 __all__ = [
-    "Presets",
+    "SavedForms",
 ]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
@@ -21,7 +21,7 @@ MAX_PRESETS = 200
 MAX_BYTES = 64 << 10
 
 
-class Presets:
+class SavedForms:
     """Reads and writes `<folder>/<name>.json`."""
 
     def __init__(self, folder: Path) -> None:

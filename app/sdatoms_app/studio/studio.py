@@ -4,76 +4,36 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdatoms import AdapterSet, AtomError, load_atoms, read_atoms
+from sdatoms import AdapterSet, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
-from sdatoms.diffusion.pipeline import SCHEDULERS, load_base, paint
+from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.diffusion.preview import Previewer
-from sdatoms.diffusion.prompts import count_tokens, parse_prompt
-from sdatoms.diffusion.recipe import Recipe, UsedAtoms, hash_picture, list_versions
-from sdatoms.errors import clip
+from sdatoms.diffusion.prompts import count_tokens
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
 from sdatoms_app.studio.history import History, Kept
 from sdatoms_app.studio.library import Entry, Library
+from sdatoms_app.studio.orders import (
+    MAX_SEED,
+    Order,
+    Strength,
+    check_order,
+    list_paint_settings,
+    make_recipe,
+)
 from sdatoms_app.studio.painting import Desk, Job
-from sdatoms_app.studio.saved_forms import Presets
+from sdatoms_app.studio.saved_forms import SavedForms
 
 __all__ = [
-    "MAX_ADAPTERS",
-    "MAX_BATCH",
-    "MAX_PROMPT",
-    "MAX_SEED",
-    "MAX_SIDE",
-    "MAX_STEPS",
-    "MAX_STRENGTH",
-    "Order",
-    "Strength",
     "Studio",
 ]
-
-MAX_STEPS = 100
-MAX_PROMPT = 2000
-MAX_BATCH = 8
-MAX_SIDE = 1024
-MAX_ADAPTERS = 5
-MAX_SEED = 2**32 - 1
-MAX_STRENGTH = 10.0
-
-
-Strength = float | Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a visitor asks for; `Studio.check` says whether it can be had."""
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    batch: int = 1
-    """Pictures, with rising seeds."""
-    num_inference_steps: int = 25
-    guidance_scale: float = 5.0
-    scheduler: str = "DDIM"
-    width: int = 0
-    """px, a multiple of 8; 0: the base's own."""
-    height: int = 0
-    base: str = ""
-    """Id of a listed base; empty: the default."""
-    adapters: tuple[tuple[str, Strength], ...] = ()
-    """Ids of listed atom files, with their strengths."""
-    init_picture: Image.Image | None = None
-    denoising_strength: float = 0.6
-    embed: bool = False
-    """Put the atom files inside the PNGs."""
 
 
 class Studio:
@@ -93,7 +53,7 @@ class Studio:
         self.library = library
         self.outputs = outputs
         self.history = History(outputs)
-        self.presets = Presets(outputs / "presets")
+        self.saved_forms = SavedForms(outputs / "presets")
         self.desk = Desk()
         self.lock = threading.Lock()
         """Held by whoever uses the pipeline."""
@@ -123,45 +83,10 @@ class Studio:
         """The atom files of an order.
 
         Raises:
-            AtomError: the prompt is empty or too long, a number is out of range, a base or file is
-                not listed.
+            AtomError: as `check_order`, or a base or file is not listed.
         """
-        for what, text in (("prompt", order.prompt), ("negative prompt", order.negative_prompt)):
-            if len(text) > MAX_PROMPT:
-                raise AtomError(f"the {what} has {len(text)} characters; it takes {MAX_PROMPT}")
-            parse_prompt(text)
-        if not order.prompt.strip():
-            raise AtomError("the prompt is empty; say what to paint")
-        for what, number, low, high in (
-            ("steps", order.num_inference_steps, 1, MAX_STEPS),
-            ("guidance", order.guidance_scale, 0, 30),
-            ("the seed", order.seed, 0, MAX_SEED),
-            ("the number of pictures", order.batch, 1, MAX_BATCH),
-            ("the share painted anew", order.denoising_strength, 0.01, 1),
-            ("the number of atom files", len(order.adapters), 0, MAX_ADAPTERS),
-            ("the width", order.width or 64, 64, MAX_SIDE),
-            ("the height", order.height or 64, 64, MAX_SIDE),
-        ):
-            if not low <= number <= high:  # NaN is refused too
-                raise AtomError(f"{what} is {number}; it goes from {low} to {high}")
-        if order.width % 8 or order.height % 8:
-            raise AtomError(
-                f"the size is {order.width}×{order.height} px; sides are multiples of 8"
-            )
-        if order.scheduler not in SCHEDULERS:
-            raise AtomError(
-                f"the scheduler is {clip(order.scheduler)!r}; known are {', '.join(SCHEDULERS)}"
-            )
+        check_order(order)
         self.bases.find(order.base)
-        ids = [id for id, _ in order.adapters]
-        if len(set(ids)) < len(ids):
-            raise AtomError("an atom file is listed twice; raise its strength instead")
-        for id, strength in order.adapters:
-            numbers = strength.values() if isinstance(strength, Mapping) else [strength]
-            if not all(abs(number) <= MAX_STRENGTH for number in numbers):
-                raise AtomError(
-                    f"the strength of {clip(id)!r} goes from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
-                )
         return [(self.library.find(id), strength) for id, strength in order.adapters]
 
     def paint(self, order: Order, job: Job | None = None) -> Iterator[Kept]:
@@ -221,42 +146,11 @@ class Studio:
             pipe,
             [order.prompt],
             [seed],
-            negative_prompt=order.negative_prompt or None,
-            num_inference_steps=order.num_inference_steps,
-            guidance_scale=order.guidance_scale,
-            scheduler=order.scheduler,
-            width=order.width or None,
-            height=order.height or None,
-            init_picture=order.init_picture,
-            denoising_strength=order.denoising_strength,
+            **list_paint_settings(order),
             callback=tell,
             previewer=previewer,
         )[0]
-        anew = order.init_picture is not None
-        recipe = Recipe(
-            prompt=order.prompt,
-            negative_prompt=order.negative_prompt,
-            seed=seed,
-            num_inference_steps=order.num_inference_steps,
-            guidance_scale=float(order.guidance_scale),
-            scheduler=order.scheduler,
-            width=picture.width,
-            height=picture.height,
-            base_model=self._opened.id,
-            base_fingerprint=self._prints,
-            adapters=tuple(
-                UsedAtoms(
-                    entry.id,
-                    entry.sha256,
-                    dict(strength) if isinstance(strength, Mapping) else float(strength),
-                    entry.trigger,
-                )
-                for entry, strength in entries
-            ),
-            denoising_strength=order.denoising_strength if anew else None,
-            init_sha256=hash_picture(order.init_picture) if order.init_picture else None,
-            versions=list_versions(),
-        )
+        recipe = make_recipe(order, entries, picture, seed, (self._opened.id, self._prints))
         embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
         return self.history.keep(picture, recipe, embedded)
 
@@ -283,6 +177,41 @@ class Studio:
             adapters.clear()
             raise
         return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+
+    def paint_each(
+        self,
+        files: Sequence[tuple[str, AtomFile]],
+        prompt: str,
+        seed: int,
+        steps: int,
+        tell: Callable[[int, int, str], None],
+    ) -> list[tuple[Image.Image, str]]:
+        """The default base and each file alone at strength 1, from one seed; the pipeline is left
+        as the base.
+
+        Args:
+            files: label and file.
+            tell: is told before each picture: which, of how many, its label.
+
+        Raises:
+            AtomError: a file does not fit the base.
+        """
+        wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
+        shown = []
+        with self.lock:
+            pipe = self.open()
+            adapters = AdapterSet(pipe)
+            adapters.clear()
+            for number, (label, file) in enumerate(wanted):
+                tell(number, len(wanted), label)
+                try:
+                    if file is not None:
+                        load_atoms(pipe, file, name=label)
+                    picture = paint(pipe, [prompt], [seed], num_inference_steps=steps)[0]
+                finally:
+                    adapters.clear()
+                shown.append((picture, label))
+        return shown
 
     def judge(self, entry: Entry) -> Fit | None:
         """Whether a file fits the base at hand; None before the first base is opened."""

@@ -24,13 +24,14 @@ from sdatoms.pictures import decode_text, find_sidecars, read_picture
 from sdatoms.storage import write_whole
 from sdatoms.training.masks import match_masks
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
-from sdatoms_app.queue.queue import slugify
 from sdatoms_app.queue.worker import read_json, write_json
+from sdatoms_app.studio.library import slugify
 
 __all__ = [
     "MAX_DRAFTS",
     "Draft",
     "Picture",
+    "list_files",
     "list_folders",
 ]
 
@@ -38,6 +39,8 @@ TOKEN = re.compile(r"[0-9a-f]{32}")
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Formats kept byte for byte; others are kept as the PNG of what the trainer would see."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ALONGSIDE = (".json", ".jsonl", ".md", "")
+"""Suffixes of files that lie beside pictures and are none."""
 MAX_PICTURES = 200
 MAX_PICTURE_BYTES = 64 << 20
 MAX_DRAFT_BYTES = 1 << 30
@@ -248,3 +251,11 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
 def holds_pictures(folder: Path) -> bool:
     """Whether a file is called like a picture; whether it is one is checked when it is added."""
     return any(p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The pictures of a folder, and the captions of those pictures; links are passed over."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
+    files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
+    stems = {p.stem for p in files if p.suffix.lower() != ".txt"}
+    return [p for p in files if p.stem in stems]

@@ -1,7 +1,6 @@
 """The trainer's settings as widgets, made from `TrainConfig`'s own fields, types and docstrings.
 
-What a visitor may set is decided here: numbers, switches, choices and the prompts. Folders, model
-names and whatever else could reach beyond the run's own directory are the operator's.
+Which of them a visitor may set is written down in `offered`.
 """
 
 from __future__ import annotations
@@ -14,85 +13,25 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.errors import clip
 from sdatoms.settings import build_config, read_field_help, unwrap
 from sdatoms.training import presets
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset
+from sdatoms_app.train.offered import CAPS, CHOICES, GROUPS, PLAIN
 
 __all__ = [
-    "CAPS",
-    "GROUPS",
     "PRESETS",
     "build_fields",
+    "change_preset",
     "check_settings",
-    "group_settings",
     "list_settings",
     "read_defaults",
     "read_preset",
     "show_value",
 ]
 
-PROMPTS = ("instance_prompt", "class_prompt", "validation_prompt", "trigger")
-"""Settings that take free words."""
-SCHEDULES = (
-    "constant_with_warmup",
-    "constant",
-    "cosine",
-    "cosine_with_restarts",
-    "linear",
-    "polynomial",
-)
-GROUPS = {
-    "Method": ("atom_", "num_atoms", "num_inner", "block_size", "block_view", "block_atoms"),
-    "Steps and learning rate": (
-        "max_train_steps",
-        "train_batch",
-        "gradient_accumulation",
-        "learning_rate",
-        "lr_",
-        "scale_lr",
-        "spatial_learning",
-        "block_learning",
-        "text_encoder_lr",
-        "num_train_epochs",
-        "seed",
-    ),
-    "Keeping the class what it was": ("with_prior", "prior_", "class_", "num_class", "sample_"),
-    "Pictures": ("resolution", "random_flip", "color_", "center_crop", "instance_", "trigger"),
-    "Samples and checkpoints": (
-        "validation_",
-        "num_validation",
-        "num_drift",
-        "best_",
-        "early_",
-        "checkpoint",
-    ),
-    "Loss": ("loss_", "huber", "snr_", "noise_", "input_", "rescale_", "timestep_"),
-    "Optimizer": ("adam_", "prodigy_", "max_grad", "use_8bit", "use_ema", "ema_"),
-    "Memory and speed": (
-        "mixed_",
-        "gradient_check",
-        "load_in",
-        "dynamo",
-        "allow_tf32",
-        "dataloader",
-    ),
-}
-"""Group → beginnings of the names of its settings, in order; others stand under "More"."""
-HIDDEN = ("hub", "token", "report", "log", "revision", "variant", "resume", "cache", "dir", "path")
-"""Settings with one of these words in their name are the operator's."""
-CAPS = {
-    "max_train_steps": 20_000,
-    "train_batch_size": 64,
-    "sample_batch_size": 64,
-    "gradient_accumulation_steps": 64,
-    "num_class_images": 1000,
-    "num_validation_images": 16,
-    "resolution": 1024,
-    "checkpoints_total_limit": 20,
-    "num_train_epochs": 10_000,
-    "dataloader_num_workers": 8,
-}
+MAX_WORDS = 2000
 PRESETS = {name.capitalize(): expand_preset(name, {}) for name in presets.PRESETS}
 """What each preset changes of the trainer's own defaults."""
 
@@ -102,17 +41,9 @@ FLAG = re.compile(r"`?--(\w+)`?")
 
 
 def list_settings() -> dict[str, Any]:
-    """Name → type of every setting a visitor may choose, in the trainer's order."""
-    hints = {name: unwrap(hint) for name, hint in get_type_hints(TrainConfig).items()}
-    found = {}
-    for field in fields(TrainConfig):
-        kind = hints[field.name]
-        plain = kind in (bool, int, float) or get_origin(kind) is Literal
-        worded = field.name in (*PROMPTS, "lr_scheduler", "best_metric")
-        own = any(word in field.name.split("_") for word in HIDDEN) or "hub" in field.name
-        if ((plain or worded) and not own) or field.name == "atom_variant":
-            found[field.name] = kind
-    return found
+    """Name → type of every setting a visitor may choose, group by group."""
+    hints = get_type_hints(TrainConfig)
+    return {name: unwrap(hints[name]) for names in GROUPS.values() for name in names}
 
 
 def read_defaults() -> dict[str, Any]:
@@ -120,15 +51,6 @@ def read_defaults() -> dict[str, Any]:
         field.name: None if field.default is MISSING else field.default
         for field in fields(TrainConfig)
     }
-
-
-def group_settings(names: list[str]) -> dict[str, list[str]]:
-    """Group → names, every name once."""
-    grouped: dict[str, list[str]] = {group: [] for group in [*GROUPS, "More"]}
-    for name in names:
-        starts = (g for g, heads in GROUPS.items() if any(name.startswith(h) for h in heads))
-        grouped[next(starts, "More")].append(name)
-    return {group: members for group, members in grouped.items() if members}
 
 
 def show_value(value: Any) -> Any:
@@ -142,44 +64,45 @@ def read_preset(name: str, given: Mapping[str, Any] | None = None) -> dict[str, 
     return check_settings(defaults | expand_preset(name.lower(), given or {}))
 
 
-def build_fields(skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One labelled widget a setting, in folded groups; call inside a layout."""
+def change_preset(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a preset and changes to it, both from a program.
+
+    Raises:
+        AtomError: there is no such preset, or as `check_settings`.
+    """
+    if name not in PRESETS:
+        raise AtomError(f"no preset {clip(name)!r}; there are {', '.join(PRESETS)}")
+    return read_preset(name, settings)
+
+
+def build_fields() -> dict[str, Any]:
+    """One labelled widget for every folded setting, by group; call inside a layout."""
     kinds, texts, defaults = list_settings(), read_field_help(TrainConfig), read_defaults()
     widgets: dict[str, Any] = {}
-    for group, names in group_settings([n for n in kinds if n not in skip]).items():
+    for group, names in GROUPS.items():
         with gr.Accordion(group, open=False):
             for name in names:
-                label = name.replace("_", " ")
-                info = FLAG.sub(lambda flag: flag[1].replace("_", " "), texts.get(name, ""))
-                widgets[name] = build_field(name, kinds[name], label, info, defaults[name])
+                if name not in PLAIN:
+                    label = name.replace("_", " ")
+                    info = FLAG.sub(lambda flag: flag[1].replace("_", " "), texts.get(name, ""))
+                    widgets[name] = build_field(name, kinds[name], label, info, defaults[name])
     return widgets
 
 
 def build_field(name: str, kind: Any, label: str, info: str, default: Any) -> Any:
-    id = f"train-{name}"
+    named: dict[str, Any] = {"label": label, "info": info, "elem_id": f"train-{name}"}
     if kind is bool:
-        return gr.Checkbox(label=label, info=info, value=bool(default), elem_id=id)
-    if get_origin(kind) is Literal:
-        choices = [(str(c), c) for c in get_args(kind)]
+        return gr.Checkbox(value=bool(default), **named)
+    if offered := CHOICES.get(name, get_args(kind) if get_origin(kind) is Literal else ()):
+        choices = [(str(choice), choice) for choice in offered]
         choices = choices if default is not None else [("default", ""), *choices]
-        return gr.Dropdown(choices, label=label, info=info, value=default or "", elem_id=id)
-    if name == "lr_scheduler":
-        return gr.Dropdown(list(SCHEDULES), label=label, info=info, value=default, elem_id=id)
+        return gr.Dropdown(choices, value=default or "", **named)
     if kind is str:
-        return gr.Textbox(label=label, info=info, value=default or "", elem_id=id, max_length=2000)
+        return gr.Textbox(value=default or "", max_length=MAX_WORDS, **named)
     if default is None:  # an empty number field turns into 0 on the page
-        return gr.Textbox(
-            label=label, info=info, placeholder="default", max_lines=1, max_length=40, elem_id=id
-        )
-    more: dict[str, Any] = {"precision": 0} if kind is int else {}
-    return gr.Number(
-        label=label,
-        info=info,
-        value=default,
-        maximum=CAPS.get(name),
-        elem_id=id,
-        **more,
-    )
+        return gr.Textbox(placeholder="default", max_lines=1, max_length=40, **named)
+    whole: dict[str, Any] = {"precision": 0, "maximum": CAPS[name]} if kind is int else {}
+    return gr.Number(value=default, **whole, **named)
 
 
 def check_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -204,10 +127,14 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
             value = float(value)
         if name in CAPS and isinstance(value, int) and value > CAPS[name]:
             raise AtomError(f"{name} is {value}; it takes at most {CAPS[name]}")
-        if name == "lr_scheduler" and value not in SCHEDULES:
-            raise AtomError(f"lr_scheduler is none of {', '.join(SCHEDULES)}")
-        if kind is str and len(str(value)) > 2000:
-            raise AtomError(f"{name} has {len(str(value))} characters; it takes at most 2000")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise AtomError(
+                f"{name} is {clip(str(value), 40)!r}; it is one of {', '.join(CHOICES[name])}"
+            )
+        if kind is str and len(str(value)) > MAX_WORDS:
+            raise AtomError(
+                f"{name} has {len(str(value))} characters; it takes at most {MAX_WORDS}"
+            )
         given[name] = value
     try:
         build_config(TrainConfig, given, "the form")

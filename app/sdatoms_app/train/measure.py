@@ -17,13 +17,19 @@ from typing import Any
 import sdatoms
 from sdatoms import AtomError
 from sdatoms.errors import clip
+from sdatoms.storage import find_assets
+from sdatoms.training.presets import read_costs
 from sdatoms_app.queue.worker import read_json, write_json
+from sdatoms_app.train.drafts import Draft
 
 __all__ = [
     "Measurements",
     "describe_facts",
+    "describe_source",
     "make_key",
     "name_machine",
+    "quote_cost",
+    "sample_folder",
 ]
 
 PATIENCE = 600
@@ -123,3 +129,25 @@ def describe_facts(facts: dict[str, str] | None, *, brief: bool = False) -> str:
         parts += [f"{facts['parameters']} trained numbers" if "parameters" in facts else ""]
         parts += [f"a file of {facts['bytes']} bytes" if "bytes" in facts else ""]
     return (" · " if brief else ", ").join(part for part in parts if part)
+
+
+def quote_cost(preset: str) -> str:
+    """What the library measured of a preset on the bundled base, elsewhere."""
+    row = read_costs().get(preset.lower())
+    if not row:
+        return ""
+    memory = row["peak_memory_bytes"] / 2**30
+    return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
+
+
+def describe_source() -> str | None:
+    """Where the library's costs were measured; None where it has none."""
+    rows = list(read_costs().values())
+    return f"Minutes “on one core” are those of: {rows[0]['device']}." if rows else None
+
+
+def sample_folder(draft: Draft) -> Path:
+    """Pictures to measure with: the draft's own, else a bundled subject's."""
+    if draft.list():
+        return draft.folder
+    return next(iter(sorted((find_assets() / "subjects").iterdir())))

@@ -13,35 +13,31 @@ from sdatoms.diffusion.family import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.presets import expand_preset, read_costs
-from sdatoms_app.queue.queue import INSTANCES, Job, Queue, read_request
+from sdatoms.training.presets import expand_preset
+from sdatoms_app.queue.queue import INSTANCES, Queue
+from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
-from sdatoms_app.shared.messages import say
+from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.studio import Studio
-from sdatoms_app.train.drafts import Draft, Picture, list_folders
+from sdatoms_app.train.drafts import Draft, Picture, list_files, list_folders
 from sdatoms_app.train.form import (
-    CAPS,
     PRESETS,
+    change_preset,
     check_settings,
     list_settings,
     read_defaults,
     read_preset,
     show_value,
 )
-from sdatoms_app.train.measure import Measurements, describe_facts
+from sdatoms_app.train.measure import Measurements, describe_facts, quote_cost, sample_folder
+from sdatoms_app.train.offered import CAPS, PLAIN
 
 __all__ = [
-    "PLAIN",
     "TrainPage",
-    "change_preset",
     "open_queue",
 ]
 
 MARKS = {"fine": "✓ fine", "tiny": "△ tiny", "duplicate": "△ duplicate", "corrupt": "✗ corrupt"}
-PLAIN = ("instance_prompt", "class_prompt", "with_prior_preservation")
-"""Settings that stand in the open; all others are folded away, and presets change them."""
-ALONGSIDE = (".json", ".jsonl", ".md", "")
-"""Suffixes of files that lie beside pictures and are none."""
 
 
 def open_queue(studio: Studio) -> Queue:
@@ -62,9 +58,8 @@ class TrainPage:
         self.measured = Measurements(self.queue.root / ".measured.json")
         self.drafts = self.queue.root / ".drafts"
         self.places = [*roots, find_assets() / "subjects"]
-        folded = [name for name in list_settings() if name not in PLAIN]
-        self.folded = folded
-        self.names = [*PLAIN, *folded]
+        self.folded = [name for name in list_settings() if name not in PLAIN]
+        self.names = [*PLAIN, *self.folded]
         """Every setting of the form, in the order its values come in."""
 
     def open(self, token: str | None) -> Draft:
@@ -79,22 +74,10 @@ class TrainPage:
         for name in PRESETS:
             settings = self.with_base(read_preset(name))
             facts = self.measured.find(settings)
-            cost = f" · {describe_facts(facts, brief=True)}" if facts else self.quote_cost(name)
+            quoted = "" if self.studio.base else quote_cost(name)
+            cost = f" · {describe_facts(facts, brief=True)}" if facts else quoted
             found.append((f"{name} · {settings['max_train_steps']} steps{cost}", name))
         return found
-
-    def quote_cost(self, name: str) -> str:
-        """What the library measured of a preset on the bundled base, elsewhere."""
-        row = read_costs().get(name.lower())
-        if self.studio.base or not row:
-            return ""
-        memory = row["peak_memory_bytes"] / 2**30
-        return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
-
-    def tell_source(self) -> str | None:
-        """Where the library's costs were measured; None where none is quoted."""
-        rows = [] if self.studio.base else list(read_costs().values())
-        return f"Minutes “on one core” are those of: {rows[0]['device']}." if rows else None
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         base = self.studio.base
@@ -146,18 +129,17 @@ class TrainPage:
         chosen = preset if preset in PRESETS else "Balanced"
         return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
 
+    @show_errors
     def add_pictures(self, files: list[str] | None, token: str) -> list[Any]:
         """Check pictures and keep them in a draft; captions are .txt files of the same names."""
         draft = self.open(token)
         refused = draft.add([Path(file) for file in files or []])
         return [None, *self.show(draft, refused=refused)]
 
+    @show_errors
     def add_folder(self, name: str | None, token: str) -> list[Any]:
         """Copy the pictures of a listed folder of the server into a draft."""
-        try:
-            files = self.find_files(name)
-        except AtomError as error:
-            raise say(error) from None
+        files = self.find_files(name)
         draft = self.open(token)
         return self.show(draft, refused=draft.add(files))
 
@@ -170,10 +152,7 @@ class TrainPage:
         found = list_folders(self.places)
         if name not in found:
             raise AtomError(f"no folder {clip(str(name))!r} is listed")
-        files = sorted(p for p in found[name].iterdir() if p.is_file() and not p.is_symlink())
-        files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
-        stems = {p.stem for p in files if p.suffix.lower() != ".txt"}
-        return [p for p in files if p.stem in stems]
+        return list_files(found[name])
 
     def choose(self, id: str | None, token: str) -> list[Any]:
         return self.show(self.open(token), id)[4:]
@@ -185,12 +164,14 @@ class TrainPage:
         chosen = pictures[index].id if 0 <= index < len(pictures) else None
         return self.show(draft, chosen)[3:]
 
+    @show_errors
     def keep_caption(self, id: str | None, text: str, token: str) -> None:
         """Write a picture's caption; of a picture that was just removed there is none to write."""
         draft = self.open(token)
         if id in {picture.id for picture in draft.list()}:
             draft.set_caption(id, text)
 
+    @show_errors
     def remove(self, id: str, token: str) -> list[Any]:
         draft = self.open(token)
         draft.remove(id)
@@ -228,46 +209,40 @@ class TrainPage:
         names = [*self.folded, "with_prior_preservation", "class_prompt"]
         return [show_value(values[n]) for n in names]
 
+    @show_errors
     def measure(self, token: str, *values: Any) -> str:
         """Minutes and memory of the settings, from two real steps in a process of their own."""
         draft = self.open(token)
-        try:
-            settings = self.read(values)
-            self.check_idle()
-            self.measured.measure(self.with_base(settings), sample_folder(draft))
-        except AtomError as error:
-            raise say(error) from None
+        settings = self.read(values)
+        self.check_idle()
+        self.measured.measure(self.with_base(settings), sample_folder(draft))
         return self.describe_cost(values, len(draft.list()))
 
+    @show_errors
     def measure_presets(self, token: str, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         """Measure every preset on this machine; each is done once."""
         draft = self.open(token)
-        try:
-            self.check_idle()
-            for number, name in enumerate(PRESETS):
-                progress((number, len(PRESETS)), desc=f"measuring {name}")
-                settings = self.with_base(read_preset(name))
-                self.measured.measure(settings, sample_folder(draft))
-        except AtomError as error:
-            raise say(error) from None
+        self.check_idle()
+        for number, name in enumerate(PRESETS):
+            progress((number, len(PRESETS)), desc=f"measuring {name}")
+            settings = self.with_base(read_preset(name))
+            self.measured.measure(settings, sample_folder(draft))
         return gr.Radio(choices=self.list_presets())
 
     def check_idle(self) -> None:
         """Refuse to measure beside a training: both would be slow, and the numbers wrong."""
-        if any(job.state in ("starting", "running") for job in self.queue.list()):
+        if any(t.state in ("starting", "running") for t in self.queue.list()):
             raise AtomError("a training is running; measure when it has ended")
 
+    @show_errors
     def start(self, token: str, *values: Any) -> tuple[str, str]:
         """Queue a training of a draft's pictures; returns a message and the run's id."""
         draft = self.open(token)
-        try:
-            job = self.enqueue(draft, self.read(values))
-        except AtomError as error:
-            raise say(error) from None
-        place = f"behind {job.place} other{'s' if job.place > 1 else ''}" if job.place else "next"
-        return f"{job.id} is queued, {place}; see it under Runs", job.id
+        training = self.enqueue(draft, self.read(values))
+        place = f"behind {count(training.place, 'other')}" if training.place else "next"
+        return f"{training.id} is queued, {place}; see it under Runs", training.id
 
-    def enqueue(self, draft: Draft, settings: dict[str, Any]) -> Job:
+    def enqueue(self, draft: Draft, settings: dict[str, Any]) -> Training:
         """Queue a training of a draft's pictures.
 
         Raises:
@@ -277,7 +252,7 @@ class TrainPage:
             raise AtomError("the prompt of the pictures is empty; name what they show")
         return self.queue.add(settings["instance_prompt"], self.with_base(settings), draft.fill)
 
-    def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Job:
+    def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Training:
         """Queue a training of a listed folder with a preset and changes to it.
 
         Raises:
@@ -285,7 +260,7 @@ class TrainPage:
         """
         return self.train_files(self.find_files(folder), preset, settings)
 
-    def train_files(self, files: Sequence[Path], preset: str, settings: dict[str, Any]) -> Job:
+    def train_files(self, files: Sequence[Path], preset: str, settings: dict[str, Any]) -> Training:
         """Queue a training of pictures with a preset and changes to it.
 
         Raises:
@@ -309,15 +284,13 @@ class TrainPage:
         self.check_idle()
         return self.measured.measure(chosen, sample_folder(self.open(None)))
 
+    @show_errors
     def fill(self, id: str | None, token: str) -> list[Any]:
         """The pictures and settings of a run, for another training like it."""
-        try:
-            job = self.queue.find(id or "")
-            request = read_request(job.path)
-        except AtomError as error:
-            raise say(error) from None
+        training = self.queue.find(id or "")
+        request = read_request(training.path)
         draft = self.open(token)
-        folder = job.path / INSTANCES
+        folder = training.path / INSTANCES
         if folder.is_dir():
             for picture in draft.list():
                 draft.remove(picture.id)
@@ -326,21 +299,8 @@ class TrainPage:
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
 
 
-def change_preset(preset: str, settings: dict[str, Any]) -> dict[str, Any]:
-    if preset not in PRESETS:
-        raise AtomError(f"no preset {clip(preset)!r}; there are {', '.join(PRESETS)}")
-    return read_preset(preset, settings)
-
-
 def rename(text: str, pictures: Sequence[Picture]) -> str:
     """A verdict's text with the names visitors know instead of those on disk."""
     for picture in pictures:
         text = text.replace(picture.path.name, picture.name)
     return text
-
-
-def sample_folder(draft: Draft) -> Path:
-    """Pictures to measure with: the draft's own, else a bundled subject's."""
-    if draft.list():
-        return draft.folder
-    return next(iter(sorted((find_assets() / "subjects").iterdir())))

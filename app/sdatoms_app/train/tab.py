@@ -12,10 +12,11 @@ from gradio.context import Context
 
 from sdatoms.settings import read_field_help
 from sdatoms.training.config import TrainConfig
+from sdatoms_app.shared.events import PRIVATE, QUIET
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.form import build_fields
-from sdatoms_app.train.measure import name_machine
-from sdatoms_app.train.page import PLAIN, TrainPage
+from sdatoms_app.train.measure import describe_source, name_machine
+from sdatoms_app.train.page import TrainPage
 
 __all__ = [
     "TrainForm",
@@ -33,7 +34,6 @@ REMEMBER = """() => {
   return [token];
 }"""
 """The browser's draft, the same after a reload or a restart of the server."""
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
     root = Context.root_block
     assert root is not None
     # Known before anybody can add a picture: the browser sets it by itself, and asks afterwards.
-    root.load(None, None, token, js=REMEMBER, api_visibility="private").then(
+    root.load(None, None, token, js=REMEMBER, **PRIVATE).then(
         page.load, token, [*shown, settings["preset"], *fields], **QUIET
     )
     return TrainForm(started, token, [*shown, *fields], page)
@@ -152,7 +152,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         page.list_presets(),
         value="Balanced",
         label="Preset",
-        info=page.tell_source(),
+        info=None if page.studio.base else describe_source(),
         elem_id="train-preset",
     )
     cost = gr.Textbox(
@@ -178,7 +178,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         elem_id="train-class_prompt",
     )
     with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
-        widgets = build_fields(skip=PLAIN)
+        widgets = build_fields()
     gr.Markdown("### 4 · Train")
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
     result = gr.Textbox(label="Queue", interactive=False, elem_id="train-result")
@@ -210,14 +210,14 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None
         page.add_folder,
         [w["folder"], token],
         shown,
-        api_visibility="private",
+        **PRIVATE,
     )
     edited = [w["picture"], w["caption"]]
     # Every change is sent by itself and in order, with the picture of that moment, and the caption
     # is covered while another picture's is fetched: no text reaches a picture it was not meant for.
     # (A text field's `input` event knows key presses alone, not what is pasted.)
-    w["picture"].input(page.choose, [w["picture"], token], w["caption"], api_visibility="private")
-    w["gallery"].select(page.choose_crop, token, edited, api_visibility="private")
+    w["picture"].input(page.choose, [w["picture"], token], w["caption"], **PRIVATE)
+    w["gallery"].select(page.choose_crop, token, edited, **PRIVATE)
     w["caption"].change(
         page.keep_caption,
         [*edited, token],
@@ -252,21 +252,21 @@ def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: 
         page.measure,
         [token, *fields],
         w["cost"],
-        api_visibility="private",
+        **PRIVATE,
         **one,
     )
     w["measure_all"].click(
         page.measure_presets,
         token,
         w["preset"],
-        api_visibility="private",
+        **PRIVATE,
         **one,
     )
     return w["start"].click(
         page.start,
         [token, *fields],
         [w["result"], w["run"]],
-        api_visibility="private",
+        **PRIVATE,
         concurrency_id="enqueue",
         concurrency_limit=1,
     )

@@ -2,12 +2,10 @@
 
 import io
 import re
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny.training import WAIT
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 NAMELESS = """() => {
@@ -30,8 +28,8 @@ def finish(page):
     from playwright.sync_api import expect
 
     fresh = page.locator("#note .note:not([data-old])")
-    expect(fresh).to_be_visible(timeout=WAIT)
-    expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
+    expect(fresh).to_be_visible()
+    expect(page.locator("#paint")).to_be_enabled()
     expect(page.locator("#cancel")).to_be_disabled()
     note = fresh.inner_text()
     shown = page.locator("#result img").last
@@ -71,9 +69,7 @@ def set_steps(page, steps):
 def test_the_first_picture_takes_one_click(open_page):
     """Nothing needs to be chosen: the page opens with a prompt, and Paint is the first click."""
     page = open_page()
-    began = time.monotonic()
     note, picture, _ = paint(page)
-    assert time.monotonic() - began < 30  # on the bundled base: README, "Measured"
     assert picture.shape == (64, 64, 3) and "seed 0, no atoms, DDIM, 25 steps" in note
 
 
@@ -86,12 +82,12 @@ def test_load_mix_and_clear_two_adapters(open_page):
     assert "seed 0, no atoms" in note
     assert page.locator("#cards b").count() == 0  # what files say is text, never markup
     page.get_by_role("button", name="Add dog").click()
-    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
     page.locator("#cards").get_by_text("sks dog", exact=True).click()
-    expect(page.locator("#prompt textarea")).to_have_value("cat face sks dog", timeout=WAIT)
+    expect(page.locator("#prompt textarea")).to_have_value("cat face sks dog")
     page.locator("#prompt textarea").fill("cat face")
     page.get_by_role("button", name="Add ink").click()
-    expect(page.locator("#strength-1 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#strength-1 input[type=number]")).to_be_visible()
     page.locator("#strength-0 input[type=number]").fill("0.5")
     unfold(page, "blocks-1")
     page.locator("#up-1 input[type=number]").fill("0")
@@ -101,9 +97,9 @@ def test_load_mix_and_clear_two_adapters(open_page):
     note, _, _ = paint(page)
     assert "dog" not in note
     page.get_by_role("button", name="Remove dog").click()
-    expect(page.locator("#strength-1")).to_be_hidden(timeout=WAIT)
+    expect(page.locator("#strength-1")).to_be_hidden()
     page.get_by_role("button", name="Remove ink").click()
-    expect(page.locator("#strength-0")).to_be_hidden(timeout=WAIT)
+    expect(page.locator("#strength-0")).to_be_hidden()
     note, again, _ = paint(page)
     assert "no atoms" in note and np.array_equal(again, base)
 
@@ -114,8 +110,8 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     page = open_page()
     set_steps(page, 3)
     page.locator("#drop input[type=file]").set_input_files(adapters_dir / "ink.safetensors")
-    expect(page.locator("#note")).to_contain_text("is listed and chosen", timeout=WAIT)
-    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#note")).to_contain_text("is listed and chosen")
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
     page.locator("#seed input").fill("123")
     page.locator("#prompt textarea").fill("cat <b>face</b>")
     note, first, data = paint(page)
@@ -123,24 +119,24 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     (tmp_path / "picture.png").write_bytes(data)
     fresh = open_page()
     fresh.locator("#drop input[type=file]").set_input_files(tmp_path / "picture.png")
-    expect(fresh.locator("#note")).to_contain_text("as it was when", timeout=WAIT)
-    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(fresh.locator("#note")).to_contain_text("as it was when")
+    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible()
     _, again, _ = paint(fresh)
     assert np.array_equal(first, again)
     fresh.reload()  # the form is remembered
-    expect(fresh.locator("#note")).to_contain_text("is ready", timeout=WAIT)
-    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(fresh.locator("#note")).to_contain_text("is ready")
+    expect(fresh.locator("#strength-0 input[type=number]")).to_be_visible()
     fresh.locator("#drop input[type=file]").set_input_files(adapters_dir / "old.safetensors")
-    expect(fresh.get_by_text(re.compile("no safetensors file")).first).to_be_visible(timeout=WAIT)
+    expect(fresh.get_by_text(re.compile("no safetensors file")).first).to_be_visible()
     unfold(fresh, "history")
     fresh.locator("#history-search input, #history-search textarea").fill("123 ink")
     fresh.locator("#history-look").click()
-    expect(fresh.locator("#past-note")).to_contain_text(re.compile(r"\d picture"), timeout=WAIT)
+    expect(fresh.locator("#past-note")).to_contain_text(re.compile(r"\d picture"))
     fresh.locator("#past img").first.click()
-    expect(fresh.locator("#past-note")).to_contain_text("<b>face</b> · seed 123", timeout=WAIT)
+    expect(fresh.locator("#past-note")).to_contain_text("<b>face</b> · seed 123")
     assert fresh.locator("#past b, #past-note b, #result b").count() == 0  # recipes are text too
     fresh.locator("#past-send").click()
-    expect(fresh.locator("#init-picture img")).to_be_attached(timeout=WAIT)
+    expect(fresh.locator("#init-picture img")).to_be_attached()
 
 
 def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
@@ -151,25 +147,25 @@ def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     for field, value in (("batch", "8"), ("width", "192"), ("height", "192")):  # work for a while
         page.locator(f"#{field} input[type=number], #{field} input").first.fill(value)
     begin(page)
-    expect(page.locator("#live img")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#live img")).to_be_visible()
     expect(page.locator("#paint")).to_be_disabled()
     page.locator("#cancel").click()
     note, _, _ = finish(page)
     assert "Cancelled" in note
-    expect(page.locator("#live")).to_be_hidden(timeout=WAIT)
+    expect(page.locator("#live")).to_be_hidden()
     page.locator("#prompt textarea").fill("")
     page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
     page.locator("#paint").focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#note [role=alert]")).to_contain_text("prompt is empty", timeout=WAIT)
+    expect(page.locator("#note [role=alert]")).to_contain_text("prompt is empty")
     finish(page)
     page.locator("#prompt textarea").fill("cat")
     page.locator("#paint").click()
-    expect(page.locator("#live img")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#live img")).to_be_visible()
     page.reload()  # whoever leaves cancels, and finds the page ready
-    expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#paint")).to_be_enabled()
     expect(page.locator("#cancel")).to_be_disabled()
-    expect(page.locator("#note")).to_contain_text("is ready", timeout=WAIT)
+    expect(page.locator("#note")).to_contain_text("is ready")
     page.locator("#prompt textarea").fill("cat")
     unfold(page, "settings")
     page.locator("#steps input[type=number]").fill("2")
@@ -182,22 +178,22 @@ def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
 
     page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
     page.get_by_role("button", name="Add dog").click()
-    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
     unfold(page, "settings", "start-from", "presets", "history", "blocks-0")
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#preset-name input, #preset-name textarea").fill("mine")
     page.locator("#preset-save").click()
-    expect(page.locator("#preset input")).to_have_value("mine", timeout=WAIT)
+    expect(page.locator("#preset input")).to_have_value("mine")
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#to-compare").click()
-    expect(page.locator("#slider img").first).to_be_visible(timeout=WAIT)
-    expect(page.locator("#compare-paint")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#slider img").first).to_be_visible()
+    expect(page.locator("#compare-paint")).to_be_enabled()
     page.locator("#grid-strengths textarea, #grid-strengths input").fill("0, 1")
     page.locator("#grid-seeds textarea, #grid-seeds input").fill("5")
     page.locator("#grid-paint").click()
-    expect(page.locator("#grid-note")).to_contain_text("2 pictures", timeout=WAIT)
-    expect(page.locator("#grid img")).to_be_visible(timeout=WAIT)
-    expect(page.locator("#grid-paint")).to_be_enabled(timeout=WAIT)
+    expect(page.locator("#grid-note")).to_contain_text("2 pictures")
+    expect(page.locator("#grid img")).to_be_visible()
+    expect(page.locator("#grid-paint")).to_be_enabled()
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

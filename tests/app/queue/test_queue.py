@@ -1,4 +1,4 @@
-"""The training queue on disk: order, one at a time, dead processes, and names that are no paths."""
+"""The training queue on disk: order, dead processes, and names that are no paths."""
 
 import json
 import os
@@ -8,18 +8,8 @@ import time
 
 import pytest
 from PIL import Image
-from sdatoms_app.queue.queue import MAX_QUEUED, Queue, slugify
+from sdatoms_app.queue.queue import MAX_QUEUED, Queue
 from sdatoms_app.queue.worker import claim_job, hold_lock, read_json, update_job
-from sdatoms_app.runs.files import (
-    describe_seconds,
-    list_samples,
-    open_samples,
-    pack_run,
-    read_curves,
-    smooth,
-)
-from tiny.base import save_tiny_base
-from tiny.training import wait_for
 
 import sdatoms
 
@@ -156,89 +146,3 @@ def test_extending_takes_some_steps(queue, steps):
     assert queue.find(job.id).state == "done"
     with pytest.raises(sdatoms.AtomError, match="steps"):
         queue.resume(job.id, steps)
-
-
-@pytest.mark.parametrize("words", ["", "…", "../..", "CON", "a" * 300])
-def test_names_are_plain(words):
-    assert slugify(words).replace("-", "").isalnum() and len(slugify(words)) <= 40
-
-
-def test_curves_pass_over_what_is_no_row(tmp_path):
-    rows = [
-        {"step": k, "loss": 1 / k, "lr": 0.1, "seconds": 2.0, "clip": k} for k in range(1, 1001)
-    ]
-    text = "\n".join(json.dumps(row) for row in rows)
-    broken = '\n{"step": 1001, "loss": NaN}\n[1]\n{"step": "x"}\n{"step": 1002, "lo'
-    (tmp_path / "metrics.jsonl").write_text(text + broken)
-    curves = read_curves(tmp_path)
-    assert curves.steps[-1] == 1000 and len(curves.steps) <= 400
-    assert curves.loss[-1] == 1 / 1000 and curves.seconds_per_step == 2.0
-    assert set(curves.others) == {"clip"} and curves.others["clip"][-1] == (1000, 1000.0)
-    assert read_curves(tmp_path / "nowhere").steps == []
-
-
-def test_smoothing_keeps_constants_and_does_not_lag():
-    assert smooth([2.0] * 9, 0.9) == pytest.approx([2.0] * 9)
-    bump = [0.0] * 20 + [1.0] + [0.0] * 20
-    smoothed = smooth(bump, 0.8)
-    assert smoothed.index(max(smoothed)) == 20
-    assert smooth(bump, 0.0) == bump
-
-
-def test_samples_come_base_first_then_by_step(tmp_path):
-    names = ["step-000200-0.png", "base-1.png", "step-000050-0.png", "base-0.png", "notes.txt"]
-    (tmp_path / "samples").mkdir()
-    for name in names:
-        (tmp_path / "samples" / name).write_bytes(b"")
-    (tmp_path / "samples" / "step-000300-0.png").symlink_to("/etc/passwd")
-    found = [(path.name, label) for path, label in list_samples(tmp_path)]
-    assert found == [
-        ("base-0.png", "base"),
-        ("base-1.png", "base"),
-        ("step-000050-0.png", "step 50"),
-        ("step-000200-0.png", "step 200"),
-    ]
-    assert open_samples(tmp_path) == []  # none of them is whole yet
-    assert len(pack_run(tmp_path)) > 0
-
-
-def test_seconds_in_words():
-    assert [describe_seconds(s) for s in (5, 65, 3725)] == ["5 s", "1 min 5 s", "1 h 2 min"]
-
-
-def test_two_trainings_one_after_the_other(tmp_path):
-    """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
-    base = str(save_tiny_base(tmp_path / "base"))
-    queue = Queue(tmp_path / "runs")
-    settings = {
-        "instance_prompt": "a dog",
-        "pretrained_model_name_or_path": base,
-        "validation_steps": 0,
-        "checkpointing_steps": 1000,
-        "lr_warmup_steps": 0,
-    }
-    first = queue.add("long", settings | {"max_train_steps": 20_000}, fill)
-    second = queue.add("short", settings | {"max_train_steps": 2}, fill)
-    wait_for(lambda: queue.find(first.id).step >= 1)
-    running = queue.find(first.id)
-    assert running.state == "running" and running.pid != os.getpid()
-    assert os.getsid(running.pid) != os.getsid(0)
-    assert (queue.find(second.id).state, queue.find(second.id).place) == ("queued", 1)
-    assert queue.stop(first.id).stopping and queue.stop(first.id)
-    stopped = wait_for(lambda: (j := queue.find(first.id)).state == "stopped" and j)
-    assert stopped.error == "" and any((first.path / "checkpoints").iterdir())
-    done = wait_for(lambda: (j := queue.find(second.id)).state == "done" and j)
-    assert sdatoms.read_atoms(done.atoms).num_parameters > 0
-    queue.resume(second.id, 2)
-    wait_for(lambda: (j := queue.find(second.id)).state == "done" and j.step == 4)
-    assert read_curves(second.path).steps == [1, 2, 3, 4]
-    queue.delete(second.id)
-    assert [job.id for job in queue.list()] == [first.id]
-
-
-def test_a_trainers_refusal_is_shown(tmp_path):
-    queue = Queue(tmp_path / "runs")
-    settings = {"instance_prompt": "a dog", "pretrained_model_name_or_path": str(tmp_path)}
-    job = queue.add("x", settings, fill)
-    failed = wait_for(lambda: (j := queue.find(job.id)).state == "failed" and j)
-    assert "is no diffusers pipeline" in failed.error

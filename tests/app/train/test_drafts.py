@@ -4,19 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sdatoms_app.train import drafts
 from sdatoms_app.train.drafts import MAX_DRAFTS, Draft, list_folders
-from sdatoms_app.train.form import (
-    CAPS,
-    GROUPS,
-    PRESETS,
-    check_settings,
-    group_settings,
-    list_settings,
-)
-from sdatoms_app.train.measure import Measurements, describe_facts
-from sdatoms_app.train.page import change_preset
-from tiny.base import save_tiny_base
-from tiny.training import draw
+from tiny.pictures import draw
+from tiny.pipelines import save_base
 
 import sdatoms
 from sdatoms.diffusion.family import read_resolution
@@ -61,7 +52,7 @@ def test_the_crop_is_what_the_trainer_encodes(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     path = draw(folder / "a.png", (150, 90))
-    pipe = load_base(str(save_tiny_base(tmp_path / "base")), device="cpu")
+    pipe = load_base(str(save_base(tmp_path / "base")), device="cpu")
     sources = check_folder(folder, "a dog").sources
     cached = encode_pictures(pipe, sources, list_buckets(None, 64, 8, 8))
     crop = check_pictures([path], read_resolution(str(tmp_path / "base")))[0].crop
@@ -149,84 +140,16 @@ def test_folders_of_one_name_are_told_apart_and_an_operators_link_counts(tmp_pat
     assert found["photos (2)"] == (tmp_path / "b" / "photos").resolve()
 
 
-def test_every_number_and_switch_of_the_trainer_is_offered_once():
-    names = list(list_settings())
-    grouped = group_settings(names)
-    assert sorted(n for group in grouped.values() for n in group) == sorted(names)
-    assert set(grouped) <= {*GROUPS, "More"}
-    assert {"atom_variant", "max_train_steps", "learning_rate", "mixed_precision"} <= set(names)
-
-
 @pytest.mark.parametrize(
-    "name",
+    ("cap", "value", "words"),
     [
-        "output_dir",
-        "instance_data_dir",
-        "class_data_dir",
-        "pretrained_model_name_or_path",
-        "revision",
-        "variant",
-        "resume_from_checkpoint",
-        "--output_dir=/etc",
-        "nonsense",
+        ("MAX_PICTURES", 1, "at most 1 pictures"),
+        ("MAX_PICTURE_BYTES", 100, "at most 0 MB"),
+        ("MAX_DRAFT_BYTES", 1, "at most 1 GiB"),
     ],
 )
-def test_what_is_the_operators_cannot_be_set(name):
-    assert name not in list_settings()
-    with pytest.raises(sdatoms.AtomError, match="no setting"):
-        check_settings({name: "/etc"})
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"max_train_steps": CAPS["max_train_steps"] + 1},
-        {"max_train_steps": 0},
-        {"max_train_steps": "many"},
-        {"train_batch_size": 10**6},
-        {"learning_rate": float("inf")},
-        {"atom_variant": "lora"},
-        {"resolution": 63},
-        {"lr_scheduler": "/etc/passwd"},
-        {"instance_prompt": "x" * 2001},
-    ],
-)
-def test_settings_out_of_range_are_refused(values):
-    with pytest.raises(sdatoms.AtomError):
-        check_settings(values)
-
-
-def test_settings_come_as_the_trainer_types_them():
-    values = {"max_train_steps": 5.0, "learning_rate": 1, "num_atoms": None, "block_view": ""}
-    checked = check_settings(values | {"instance_prompt": '"; touch pwned; "'})
-    assert checked == {
-        "max_train_steps": 5,
-        "learning_rate": 1.0,
-        "instance_prompt": '"; touch pwned; "',
-    }
-    assert all(check_settings(preset) for preset in PRESETS.values())
-
-
-def test_presets_that_keep_the_class_read_it_from_the_prompt():
-    chosen = change_preset("Pet", {"instance_prompt": "a sks cat"})
-    assert chosen["with_prior_preservation"] and chosen["class_prompt"] == "a cat"
-    mine = {"instance_prompt": "a sks cat", "with_prior_preservation": False}
-    assert not change_preset("Pet", mine)["with_prior_preservation"]
-    assert "class_prompt" not in change_preset("Quick", {"instance_prompt": "a sks cat"})
-
-
-def test_measuring_is_done_once_and_told_in_words(tmp_path):
-    base = str(save_tiny_base(tmp_path / "base"))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    draw(pictures / "a.png")
-    settings = {"pretrained_model_name_or_path": base, "max_train_steps": 10}
-    measured = Measurements(tmp_path / "measured.json")
-    assert measured.find(settings) is None
-    facts = measured.measure(settings, pictures)
-    assert float(facts["minutes"].split()[0]) >= 0 and "GiB" in facts["memory"]
-    assert Measurements(tmp_path / "measured.json").find(settings) == facts
-    assert measured.measure(settings, tmp_path / "gone") == facts
-    assert measured.find(settings | {"instance_prompt": "another"}) == facts
-    assert measured.find(settings | {"max_train_steps": 11}) is None
-    assert "min" in describe_facts(facts) and "bytes" in describe_facts(facts)
+def test_a_draft_takes_so_many_pictures_and_no_more(tmp_path, monkeypatch, cap, value, words):
+    monkeypatch.setattr(drafts, cap, value)
+    paths = [draw(tmp_path / f"{k}.png", seed=k) for k in range(2)]
+    refused = Draft(tmp_path / "drafts").add(paths)
+    assert refused and all(words in line for line in refused)

@@ -1,0 +1,1 @@
+"""The Runs tab; imports train and below."""

@@ -1,0 +1,121 @@
+"""What the bundled base is fed: plain emoji and scenes, as pictures and as cached latents.
+
+A third of every batch is plain emoji. Scenes are drawn, painted and encoded ahead, in shards
+`latents/scenes-NNN.pt`, each from a seed of its own; their sentences are written anew every time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTokenizer
+
+from bundled.base_data import write_caption
+from bundled.base_models import MAX_TOKENS
+from bundled.base_training import write_whole
+from bundled.captions import describe
+from bundled.gallery import Example, Gallery, choose_name
+from bundled.modifiers import Scene
+
+__all__ = ["Diet", "encode", "paint_examples", "read_diet", "tokenize", "write_shard"]
+
+PLAIN_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Diet:
+    """Latents `(n, 16, 8, 8)` float16 of plain emoji, one a concept, and of scenes."""
+
+    gallery: Gallery
+    tokenizer: CLIPTokenizer
+    plain: Tensor
+    scenes: Tensor
+    examples: Sequence[Example]
+    batch_size: int = 32
+    drop_caption: float = 0.1
+    """Share of captions left empty, for classifier-free guidance."""
+
+    def draw_batch(self, generator: torch.Generator, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Latents in float32 and the ids of their captions."""
+        few = round(PLAIN_SHARE * self.batch_size) if len(self.examples) else self.batch_size
+        plain = torch.randint(len(self.plain), (few,), generator=generator)
+        rest = self.batch_size - few
+        scenes = torch.randint(max(1, len(self.scenes)), (rest,), generator=generator)
+        captions = [write_caption(self.gallery.concepts[i], rng) for i in plain.tolist()]
+        captions += [self.describe_again(self.examples[i], rng) for i in scenes.tolist()]
+        captions = ["" if rng.random() < self.drop_caption else c for c in captions]
+        latents = torch.cat([self.plain[plain], self.scenes[scenes]]).float()
+        return latents, tokenize(self.tokenizer, captions)
+
+    def describe_again(self, example: Example, rng: random.Random) -> str:
+        concepts, scene = self.gallery.concepts, example.scene
+        second = concepts[self.gallery.find(scene.second)] if scene.second else None
+        name = choose_name(concepts[example.concept], rng)
+        return describe(name, scene, rng, choose_name(second, rng) if second else "")
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(
+        captions,
+        padding="max_length",
+        max_length=MAX_TOKENS,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def paint_examples(gallery: Gallery, examples: Sequence[Example]) -> Tensor:
+    """True pictures as uint8 `(n, 3, 64, 64)`."""
+    pictures = np.stack([np.asarray(gallery.paint(example)) for example in examples])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Latent means `(n, 16, 8, 8)` of uint8 pictures, in float32."""
+    model.eval().to(memory_format=torch.channels_last)
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.cat(
+            [model.encode(x.float() / 127.5 - 1).latent_dist.mean for x in pictures.split(64)]
+        )
+
+
+def write_shard(
+    folder: Path, model: AutoencoderKL, gallery: Gallery, number: int, count: int
+) -> None:
+    """Draw, paint and encode `count` scenes from the seed `number`, once."""
+    path = folder / f"scenes-{number:03d}.pt"
+    if path.exists():
+        return
+    rng = random.Random(f"shard {number}")
+    examples = [gallery.draw_example(rng) for _ in range(count)]
+    latents = [
+        encode(model, paint_examples(gallery, examples[i : i + 512])).half()
+        for i in range(0, count, 512)
+    ]
+    rows = [
+        {"key": gallery.concepts[e.concept].key, "scene": asdict(e.scene), "seed": e.seed}
+        for e in examples
+    ]
+    write_whole(path, {"latents": torch.cat(latents), "examples": rows})
+
+
+def read_diet(folder: Path, gallery: Gallery, tokenizer: CLIPTokenizer, **settings) -> Diet:
+    """Read `plain.pt` and every shard of `folder`, in the order of their names."""
+    numbers = {concept.key: i for i, concept in enumerate(gallery.concepts)}
+    plain = torch.load(folder / "plain.pt", weights_only=True)
+    latents, examples = [plain[:0]], []
+    for path in sorted(folder.glob("scenes-*.pt")):
+        shard = torch.load(path, weights_only=True)
+        latents.append(shard["latents"])
+        for row in shard["examples"]:
+            examples.append(Example(numbers[row["key"]], Scene(**row["scene"]), row["seed"], ""))
+    return Diet(gallery, tokenizer, plain, torch.cat(latents), examples, **settings)

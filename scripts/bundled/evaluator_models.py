@@ -1,0 +1,196 @@
+r"""The bundled evaluator's CLIP: its networks, its contrastive loss and its training loop.
+
+The loss is the supervised contrastive one on unit rows z with temperature τ: for an anchor i with
+positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
+
+Positives are all pictures of the same concept, whoever drew them, and its captions. The style
+head, in `evaluator_styles.py`, is trained the other way round.
+
+Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
+equation 2.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from bundled.base_loops import Step, scale_lr, set_rate
+from bundled.base_models import MAX_TOKENS
+from bundled.evaluator_data import Collection
+
+__all__ = [
+    "PICTURE_SIZE",
+    "blur",
+    "build_clip",
+    "contrast",
+    "group_pictures",
+    "make_view",
+    "pick_pictures",
+    "train_clip",
+]
+
+PICTURE_SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
+
+
+def build_clip(vocab_size: int) -> CLIPModel:
+    text = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        projection_dim=128,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=WIDTH // 64,
+        hidden_act="gelu",  # one kernel where CLIP's own quick_gelu is three
+        image_size=PICTURE_SIZE,
+        patch_size=PATCH,
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128
+    )
+    # At 65 tokens plain matrix products are the fastest attention on a CPU.
+    return CLIPModel._from_config(config, attn_implementation="eager")
+
+
+def contrast(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
+    """Supervised contrastive loss, averaged over the anchors (rows) that have a positive.
+
+    `logits (a, k)`; `positive` and `allowed` `(a, k)` bool: what attracts, and what the sum in the
+    denominator runs over.
+    """
+    positive = positive & allowed
+    scores = logits.masked_fill(~allowed, -torch.inf)
+    scores = scores - scores.logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    has = count > 0
+    return -(scores.masked_fill(~positive, 0).sum(1)[has] / count[has]).mean()
+
+
+def pick_pictures(
+    collection: Collection, by_concept: list[Tensor], count: int, generator: torch.Generator
+) -> Tensor:
+    """Indices of `2 · count` pictures: two vendors' of each of `count` concepts."""
+    order = torch.randperm(len(by_concept), generator=generator)[:count].tolist()
+    picks = []
+    for k in order:
+        found = by_concept[k]
+        picks.append(found[torch.randperm(len(found), generator=generator)[:2]])
+    return torch.cat(picks)
+
+
+def make_view(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One augmented view of each picture `(n, 3, 64, 64)` in [0, 1].
+
+    Turned by up to 6°, scaled by 0.9 to 1.1, moved by up to 4 px, mirrored half of the time; light,
+    contrast and saturation changed by up to 7 %, since a palette tells who drew; blur, coarseness
+    and noise such as an autoencoder leaves.
+    """
+    n = len(x)
+    uniform = lambda low, high: low + (high - low) * torch.rand(n, generator=generator)
+    angle, scale = uniform(-0.1, 0.1), uniform(0.91, 1.11)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror, -sin, uniform(-0.12, 0.12)], 1),
+            torch.stack([sin * mirror, cos, uniform(-0.12, 0.12)], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = 1 - F.grid_sample(1 - x, grid, align_corners=False)
+    light, contrast, colour = (uniform(0.93, 1.07)[:, None, None, None] for _ in range(3))
+    x = 1 - (1 - x) * contrast
+    grey = x.mean(1, keepdim=True)
+    x = (grey + (x - grey) * colour) * light
+    soft = uniform(-1, 1).clamp(min=0)[:, None, None, None]
+    x = x + (blur(x) - x) * soft
+    coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    x = torch.where((uniform(0, 1) < 0.1)[:, None, None, None], coarse, x)
+    noise = torch.randn(x.shape, generator=generator)
+    x = x + noise * 0.04 * uniform(-1, 1).clamp(min=0)[:, None, None, None]
+    return x.clamp(0, 1)
+
+
+def blur(x: Tensor) -> Tensor:
+    """A binomial 5×5 blur."""
+    line = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = (line[:, None] * line).expand(3, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+
+
+def train_clip(
+    model: CLIPModel,
+    optimizer: torch.optim.Optimizer,
+    ema,
+    collection: Collection,
+    write_tokens,
+    *,
+    steps: int,
+    start: int = 0,
+    concepts_per_batch: int = 72,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Fit image and text tower to a collection without held-out concepts.
+
+    A batch is two vendors' pictures of each of `concepts_per_batch` concepts, and a caption a
+    picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`.
+    """
+    by_concept = group_pictures(collection)
+    parameters = list(model.parameters())
+    model.train()
+    for step in range(start, steps):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rng = random.Random(seed * 1_000_003 + step)
+        pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
+        concept = collection.concept[pick]
+        views = make_view(collection.pictures[pick].float() / 255, generator) * 2 - 1
+        tokens = write_tokens(concept.tolist(), rng)
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            images = model.get_image_features(pixel_values=views).pooler_output
+            texts = model.get_text_features(input_ids=tokens).pooler_output
+        images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
+        loss = match_concepts(model.logit_scale, images, texts, concept)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        ema.step(parameters)
+        yield Step(step + 1, float(loss.detach()), lr)
+
+
+def group_pictures(collection: Collection) -> list[Tensor]:
+    """Indices of each concept's pictures."""
+    return [(collection.concept == c).nonzero()[:, 0] for c in collection.concept.unique()]
+
+
+def match_concepts(logit_scale: Tensor, images: Tensor, texts: Tensor, concept: Tensor) -> Tensor:
+    """Pictures with pictures, pictures with captions and captions with pictures, at CLIP's learned
+    temperature. `images (n, d)`, and `texts (n, d)` their captions."""
+    scale = logit_scale.exp()
+    same = concept[:, None] == concept
+    apart = ~torch.eye(len(concept), dtype=torch.bool)
+    among = contrast(scale * images @ images.T, same, apart)
+    logits, everything = scale * images @ texts.T, torch.ones_like(same)
+    return (among + contrast(logits, same, everything) + contrast(logits.T, same, everything)) / 2

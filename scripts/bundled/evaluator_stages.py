@@ -1,0 +1,212 @@
+"""The stages in which the bundled evaluator is made, each from a run directory and back into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from bundled import evaluator_models as models
+from bundled import evaluator_styles as styles
+from bundled.base_data import write_caption
+from bundled.base_diet import tokenize
+from bundled.base_export import load_ema
+from bundled.base_training import drive
+from bundled.evaluator_data import VENDORS, Collection
+from bundled.evaluator_scores import score_concepts, score_pictures, score_vendors
+from sdatoms.evaluation.evaluator import Evaluator, StyleHead, load_evaluator, save_evaluator
+
+__all__ = ["STAGES", "Run"]
+
+CARD = """# emoji-clip
+
+A small CLIP for 64 px emoji with a second, style-seeing head: the evaluator behind `sdatoms
+evaluate`. `transformers.CLIPModel.from_pretrained` opens it;
+`sdatoms.evaluation.evaluator.load_evaluator()` adds the head in `style_head.safetensors`.
+
+Trained from scratch by `scripts/train_evaluator.py` on {pictures:,} pictures of {concepts:,} emoji
+by {vendors} vendors. The {held_out} concepts in `scripts/bundled/held_out.txt` were left out:
+
+| | found first |
+|---|---|
+| the same concept by another vendor, among {held_out} | {concept_across_vendors:.1%} |
+| the concept by its name, among {held_out} | {concept_by_name:.1%} |
+| the vendor, by the nearest mean style | {vendor:.1%} |
+| the same picture, from an augmented view, among {gallery} | {same_picture:.1%} |
+
+Licence: Apache-2.0. It learned from
+
+- Noto Emoji, current and version 1, Copyright Google LLC, Apache License 2.0,
+  https://github.com/googlefonts/noto-emoji
+- Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0,
+  https://github.com/twitter/twemoji
+- Fluent Emoji (3D, flat, high contrast), Copyright (c) Microsoft Corporation, MIT License,
+  https://github.com/microsoft/fluentui-emoji
+- EmojiOne 2 (now EmojiTwo), Copyright Ranks.com Inc. and contributors, CC-BY 4.0,
+  https://github.com/EmojiTwo/emojitwo
+- names and keywords of emoji-datasource and emojilib, MIT License
+
+None of their pictures are in these files.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, the export it ends in, and the settings of a stage."""
+
+    run_dir: Path
+    output_dir: Path
+    steps: int | None = None
+    save_every: int = 200
+    seed: int = 0
+
+
+def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
+    model = models.build_clip(len(tokenizer))
+
+    def write_tokens(numbers, rng):
+        captions = [write_caption(everything.concepts[c], rng) for c in numbers]
+        return tokenize(tokenizer, captions)
+
+    shown = everything.take(~everything.held_out)
+    held = everything.take(everything.held_out)
+    fit = lambda optimizer, ema, start: models.train_clip(
+        model,
+        optimizer,
+        ema,
+        shown,
+        write_tokens,
+        steps=run.steps or 2400,
+        start=start,
+        seed=run.seed,
+    )
+
+    def show() -> dict:
+        evaluator = make_evaluator(model, StyleHead(), tokenizer, run.run_dir)
+        found = score_concepts(evaluator, held, everything)
+        model.requires_grad_(True).train()
+        return found
+
+    fit_part(run, "clip", model, fit, show)
+
+
+def fit_instance(run: Run, everything: Collection, tokenizer) -> None:
+    head, held = StyleHead(), everything.take(everything.held_out)
+    fit = lambda optimizer, ema, start: styles.train_instance(
+        head.instance,
+        optimizer,
+        ema,
+        everything.take(~everything.held_out),
+        steps=run.steps or 800,
+        start=start,
+        seed=run.seed,
+    )
+
+    def show() -> dict:
+        found = score_pictures(open_head(run, head, tokenizer), held)
+        head.requires_grad_(True).train()
+        return {"same_picture": found}
+
+    fit_part(run, "instance", head.instance, fit, show)
+
+
+def fit_drawing(run: Run, everything: Collection, tokenizer) -> None:
+    learner, head = styles.DrawingLearner(), StyleHead()
+    head.drawing = learner.net
+    shown, held = everything.take(~everything.held_out), everything.take(everything.held_out)
+    fit = lambda optimizer, ema, start: styles.train_drawing(
+        learner,
+        optimizer,
+        ema,
+        shown,
+        steps=run.steps or 6400,
+        start=start,
+        seed=run.seed,
+    )
+
+    def show() -> dict:
+        styles.settle(learner.net, shown)
+        found = score_vendors(open_head(run, head, tokenizer), held, everything)
+        head.requires_grad_(True).train()
+        return {"vendor": found}
+
+    fit_part(run, "drawing", learner, fit, show)
+
+
+def open_head(run: Run, head: StyleHead, tokenizer) -> Evaluator:
+    """An evaluator with this style head, beside a concept side that knows nothing."""
+    return make_evaluator(models.build_clip(len(tokenizer)), head, tokenizer, run.run_dir)
+
+
+def fit_part(run: Run, name: str, part: torch.nn.Module, fit, show) -> None:
+    ema = EMAModel(part.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
+    optimizer = torch.optim.AdamW(
+        sort_parameters(part), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
+    loop = lambda start: fit(optimizer, ema, start)
+    drive(run.run_dir / f"{name}.pt", {name: part}, optimizer, ema, loop, show, run.save_every)
+
+
+def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict[str, float]:
+    clip = load_ema(models.build_clip(len(tokenizer)), run.run_dir / "clip.pt")
+    head = StyleHead()
+    load_ema(head.instance, run.run_dir / "instance.pt")
+    learner = load_ema(styles.DrawingLearner(), run.run_dir / "drawing.pt")
+    styles.settle(learner.net, everything.take(~everything.held_out))
+    head.drawing = learner.net
+    staging = run.output_dir.with_name(run.output_dir.name + ".tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    evaluator = make_evaluator(clip, head, tokenizer, run.run_dir, staging)
+    held = everything.take(everything.held_out)
+    figures = score_concepts(evaluator, held, everything) | {
+        "vendor": score_vendors(evaluator, held, everything),
+        "same_picture": score_pictures(evaluator, held),
+    }
+    (staging / "README.md").write_text(write_card(figures, everything))
+    shutil.rmtree(run.output_dir, ignore_errors=True)
+    os.replace(staging, run.output_dir)
+    size = sum(p.stat().st_size for p in run.output_dir.rglob("*") if p.is_file())
+    return figures | {"bytes": size}
+
+
+def sort_parameters(parts: torch.nn.Module) -> list[dict]:
+    """Weight decay for matrices alone."""
+    matrices = [p for p in parts.parameters() if p.ndim > 1]
+    others = [p for p in parts.parameters() if p.ndim < 2]
+    return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+
+
+def make_evaluator(clip, head, tokenizer, run_dir: Path, folder: Path | None = None) -> Evaluator:
+    """Write both parts to `folder` and open them there, in float16 as they will be used."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder or Path(scratch)
+        save_evaluator(folder, clip, head, tokenizer, models.PICTURE_SIZE)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(run_dir / "tokenizer" / name, folder / name)
+        return load_evaluator(str(folder))
+
+
+def write_card(figures: dict[str, float], everything: Collection) -> str:
+    held = everything.held_out
+    return CARD.format(
+        pictures=int((~held).sum()),
+        concepts=len(everything.concept[~held].unique()),
+        vendors=len(VENDORS),
+        held_out=len(everything.concept[held].unique()),
+        gallery=int(held.sum()),
+        **figures,
+    )
+
+
+STAGES = {
+    "clip": fit_clip,
+    "instance": fit_instance,
+    "drawing": fit_drawing,
+    "export": export_evaluator,
+}
+"""Name → what it does with a run, every vendor's pictures and the tokenizer."""

@@ -1,0 +1,90 @@
+"""An atom file as a whole pipeline: the base with the atoms baked in, exact in float32."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from sdatoms.adapters.export import Conversion, ErrorTable, walk_change
+from sdatoms.adapters.load import load_atoms
+from sdatoms.adapters.plan import choose_modules
+from sdatoms.errors import AtomError
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.layers.weights import find_weight
+from sdatoms.storage import write_whole
+
+__all__ = [
+    "measure_pipeline",
+    "save_pipeline",
+]
+
+EXPORTED = "(exported)"
+"""The name a file is loaded under while the pipeline is written."""
+
+
+def measure_pipeline(pipe: Any, *, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of the weights `save_pipeline` will write."""
+    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    return sum(
+        t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size())
+        for module in modules
+        for t in module.state_dict().values()
+    )
+
+
+def save_pipeline(
+    file: AtomFile,
+    pipe: Any,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Conversion:
+    """Bake the file into `pipe` and save it as a diffusers model directory, complete or absent.
+
+    The pipeline is as it was afterwards; adapters that are loaded in it are saved with it.
+
+    Returns:
+        No tensors, and the share of each layer's change that rounding to the weights' dtype loses.
+
+    Raises:
+        AtomError: as in `load_atoms`, or the folder exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AtomError(f"{str(folder)!r} exists already; a pipeline takes a new or empty folder")
+    modules = choose_modules(pipe, file, None)
+    errors = ErrorTable()
+    for component, path, delta in walk_change(file, pipe):
+        base = find_weight(modules[component], path).weight.detach().cpu()
+        baked = (base + delta).to(base.dtype).to(dtype)
+        errors.add(f"{component}.{path}", delta, baked.float() - base.float())
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        adapters = load_atoms(pipe, file, name=EXPORTED)
+        try:
+            pipe.save_pretrained(staging, safe_serialization=True)
+        finally:
+            adapters.remove(EXPORTED)
+        for weights in staging.rglob("*.safetensors"):
+            cast_file(weights, dtype)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Conversion({}, errors.layers, errors.total)
+
+
+def cast_file(path: Path, dtype: torch.dtype) -> None:
+    """Rewrite the floating-point tensors of a safetensors file in another dtype."""
+    tensors = load_file(path)
+    if any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
+        cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+        write_whole(path, save(cast, {"format": "pt"}))

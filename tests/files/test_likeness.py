@@ -1,0 +1,69 @@
+"""Laws of likeness: the cosine of two changes, with what they have in common."""
+
+import pytest
+import torch
+from tiny.atoms import VARIANTS
+
+import sdatoms
+from sdatoms.files.compose import compose
+from sdatoms.files.likeness import compare_files
+
+
+def deltas(file, unet):
+    adapters = sdatoms.load_atoms(unet, file, name="x")
+    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
+    adapters.clear()
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_likeness_of_a_file_to_itself_its_negative_and_others(make_file, variant):
+    a = sdatoms.read_atoms(make_file("a", seed=1, variant=variant))
+    b = sdatoms.read_atoms(make_file("b", seed=2, variant=variant))
+    matrix = compare_files([a, compose([a], [-2.0]), b])
+    assert matrix[0][0].cosine == pytest.approx(1)
+    assert matrix[0][1].cosine == pytest.approx(-1)
+    assert matrix[0][2].cosine == pytest.approx(matrix[2][0].cosine)
+    assert abs(matrix[0][2].cosine) < 0.5
+    assert matrix[0][2].exact == matrix[0][2].common > 0
+    assert matrix[0][2].same_base
+
+
+def test_likeness_is_the_cosine_of_the_weights_changes(make_unet, make_file):
+    a = sdatoms.read_atoms(make_file("a", seed=1, variant="atoms"))
+    b = compose([a, sdatoms.read_atoms(make_file("b", seed=2, variant="atoms"))], [1.0, 0.5])
+    unet = make_unet()
+    found = [sorted(deltas(file, unet).items()) for file in (a, b)]
+    flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
+    expected = torch.nn.functional.cosine_similarity(*flat, dim=0)
+    assert compare_files([a, b])[0][1].cosine == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_likeness_tells_other_bases_and_other_encoders(make_unet, make_file, perturb, tmp_path):
+    a = sdatoms.read_atoms(make_file("a", variant="atoms"))
+    injection = perturb(sdatoms.inject(make_unet(seed=7), sdatoms.AtomConfig(variant="atoms")))
+    path = sdatoms.save_atoms(tmp_path / "other.safetensors", {"unet": injection})
+    likeness = compare_files([a, sdatoms.read_atoms(path)])[0][1]
+    assert not likeness.same_base and likeness.exact == 0 < likeness.common
+    blocks = sdatoms.read_atoms(make_file("c", variant="coefficients"))
+    apart = compare_files([a, blocks])[0][1]
+    assert apart.cosine == 0 and apart.common == 0
+
+
+@pytest.mark.parametrize("factors", ["shared", "each"])
+def test_likeness_of_products_is_that_of_their_changes(make_unet, make_file, factors):
+    """White filters give the cosine of the changes; random ones come near."""
+    product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}
+    a, b = (
+        sdatoms.read_atoms(make_file(name, seed=seed, block_size=4, **product))
+        for seed, name in enumerate("ab")
+    )
+    mixed = compose([a, b], [1.0, 0.5])
+    unet = make_unet()
+    found = [sorted(deltas(file, unet).items()) for file in (a, mixed)]
+    flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
+    expected = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    matrix = compare_files([a, mixed, compose([a], [-1.0])])
+    assert matrix[0][1].cosine == pytest.approx(expected, abs=0.1)
+    assert matrix[0][0].cosine == pytest.approx(1) and matrix[0][2].cosine == pytest.approx(-1)
+    assert matrix[0][1].common > 0 and matrix[0][1].same_base
