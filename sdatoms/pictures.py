@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import contextlib
 import io
 from collections.abc import Iterable, Sequence
@@ -16,11 +15,11 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.storage import decode_text
 
 __all__ = [
     "CAPTION_LIMIT",
     "PICTURE_SUFFIXES",
-    "decode_text",
     "draw_grid",
     "find_pictures",
     "find_sidecars",
@@ -179,13 +178,6 @@ PICTURE_SUFFIXES = (
 
 
 SIDECARS = (".txt", ".caption")
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 def read_sidecar(picture: Path) -> str:
@@ -206,21 +198,3 @@ def find_sidecars(picture: Path, files: Iterable[Path]) -> list[Path]:
         if path.suffix.lower() in SIDECARS and path.is_file():
             found.setdefault(path.name.lower(), path)
     return [found[name.lower()] for name in names if name.lower() in found]
-
-
-def decode_text(data: bytes) -> tuple[str, str]:
-    """Text in UTF-8, UTF-16, UTF-32 or else Windows-1252, and the name of the encoding."""
-    for mark, encoding in BOMS:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, errors="replace"), encoding
-    if b"\0" in data and len(data) % 2 == 0:  # UTF-16 without its mark: text has no NUL
-        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
-        return data.decode(encoding, errors="replace"), encoding
-    try:
-        return data.decode(), "utf-8"
-    except UnicodeDecodeError:
-        pass
-    try:
-        return data.decode("cp1252"), "Windows-1252"
-    except UnicodeDecodeError:  # five bytes mean nothing there
-        return data.decode("latin-1"), "ISO-8859-1"

@@ -31,7 +31,7 @@ from sdatoms.training.batches import Draw, draw_batches
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.data import TrainingData
 from sdatoms.training.inputs import check_inputs
-from sdatoms.training.parts import make_buckets, prepare_data
+from sdatoms.training.parts import make_buckets, make_denoising, prepare_data
 from sdatoms.training.trainer import choose_attention
 
 __all__ = ["METHODS", "SEEDS", "draw_methods", "measure_methods"]
@@ -185,8 +185,14 @@ def take_step(unet: nn.Module, data: TrainingData, step: int, draw: Draw) -> flo
     noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
     target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
     with choose_attention(torch.device("cpu")):
-        context = data.condition(batch).context
-        predicted = unet(noisy, batch.timesteps, context, return_dict=False)[0]
+        condition = data.condition(batch)
+        predicted = unet(
+            noisy,
+            batch.timesteps,
+            condition.context,
+            encoder_attention_mask=condition.mask,
+            return_dict=False,
+        )[0]
     loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()
     return float(loss.detach())

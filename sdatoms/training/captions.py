@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdatoms.errors import AtomError, clip
-from sdatoms.pictures import CAPTION_LIMIT, decode_text, find_sidecars
+from sdatoms.pictures import CAPTION_LIMIT, find_sidecars
+from sdatoms.storage import decode_text
 
 __all__ = [
     "TABLES",

@@ -41,7 +41,7 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
         seconds = [trainer.take_step().seconds for _ in range(2)]
         path = trainer.pack().save(Path(folder) / "atoms.safetensors")
         facts = describe_trainer(trainer, path)
-    notes = trainer.folder.notes
+    notes = [*trainer.folder.notes, *trainer.notes]
     return {
         "parameters": facts["parameters"],
         "bytes": facts["bytes"],

@@ -127,7 +127,8 @@ def read_level(
     caption_column: str,
 ) -> None:
     """Add the pictures of one level, and what is wrong with them."""
-    pictures, masks, strays = match_masks(level.pictures, level.masks)
+    plain = match_masks(level.pictures)[0] if level.named else level.pictures
+    pictures, masks, strays = match_masks(plain, level.masks)
     captions = Captions(level.path, level.others, caption_column)
     found.rows |= captions.rows
     found.tables += [path.name for path in captions.tables]

@@ -35,7 +35,9 @@ class Level:
     """Files that open as pictures, masks among them."""
     others: list[Path]
     masks: list[Path]
-    """Of mask folders beside the pictures."""
+    """Of mask folders beside the pictures, or of the mask folder that was named."""
+    named: bool
+    """Whether a mask folder was named, so that masks beside the pictures do not count."""
     repeats: int
     """How often its pictures come in a round."""
     prompt: str
@@ -79,7 +81,8 @@ def read_levels(
         masks = [p for place in list_mask_folders(path, mask_dir) for p in list_pictures(place)[0]]
         inside = path.relative_to(folder)
         name = clip(inside.as_posix()) if inside.parts else ""
-        levels.append(Level(path, name, pictures, others, masks, *split_repeats(inside)))
+        repeats = split_repeats(inside)
+        levels.append(Level(path, name, pictures, others, masks, mask_dir is not None, *repeats))
     return levels
 
 

@@ -190,6 +190,8 @@ class Run:
         """Take the checkpoint's state over, and begin to write into the run directory."""
         config = self.config
         self.record = make_record(config, trainer.folder, trainer.pipe)
+        for note in trainer.notes:
+            self.note(note)
         resumed, wanted = None, config.resume_from_checkpoint
         if wanted:
             resumed = resume(trainer, self.directory, self.record, wanted)

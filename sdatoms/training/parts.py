@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
-from sdatoms.errors import AtomError
+from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
+from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
 from sdatoms.training.buckets import Size, list_buckets
 from sdatoms.training.class_pictures import find_class_folder, make_class_pictures
@@ -31,6 +32,7 @@ from sdatoms.training.stopping import stop_together
 
 __all__ = [
     "add_tokens",
+    "check_prompts",
     "find_side",
     "inject_atoms",
     "make_buckets",
@@ -164,6 +166,23 @@ def make_run_optimizer(
         },
         log=log,
     )
+
+
+def check_prompts(pipe: Any, prompts: Iterable[str]) -> list[str]:
+    """Notes about prompts that are longer than what is read of them.
+
+    Raises:
+        AtomError: a weight in one of them is out of range.
+    """
+    notes = []
+    for prompt in dict.fromkeys(prompts):
+        count = count_tokens(pipe, prompt)
+        if count.windows > MAX_WINDOWS:
+            notes.append(
+                f"a prompt is cut: of {count.tokens} tokens the first {MAX_WINDOWS * count.window} "
+                f"are read of {clip(prompt, 60)!r}"
+            )
+    return notes
 
 
 def prepare_data(

@@ -8,6 +8,7 @@ at all.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import os
@@ -68,12 +69,17 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
 
     def start_afresh(self) -> None:
-        """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
-        new one."""
+        """Forget an earlier run here: its rows now, its checkpoints once there is a new one. Its
+        pictures are kept in `earlier/1`, `earlier/2`, …"""
         self.trim_metrics(-1)
-        for path in self.samples.rglob("*.png"):
-            if SAMPLE.match(path.name):
-                path.unlink()
+        pictures = [p for p in self.samples.rglob("*.png") if SAMPLE.match(p.name)]
+        pictures += [p for p in self.path.glob("*.png") if p.is_file()]
+        numbers = (self.path / "earlier" / str(k) for k in itertools.count(1))
+        place = next(path for path in numbers if not path.exists())
+        for path in pictures:
+            target = place / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
         self._stale = self.list_checkpoints()
 
     def log(self, text: str) -> None:

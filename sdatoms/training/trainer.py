@@ -36,6 +36,7 @@ from sdatoms.training.inputs import check_inputs
 from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
+    check_prompts,
     find_side,
     inject_atoms,
     make_buckets,
@@ -116,6 +117,9 @@ class Trainer:
         backend = config.dynamo_backend
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
+        prompts = [source.prompt for source in self.folder.sources]
+        self.notes = check_prompts(self.pipe, [*prompts, config.class_prompt or ""])
+        """What a person should know of the prompts."""
         accept(self)
         self.data = prepare_data(
             self.pipe,
@@ -189,6 +193,7 @@ class Trainer:
             noisy,
             batch.timesteps.to(self.device),
             condition.context,
+            encoder_attention_mask=condition.mask,
             added_cond_kwargs=added,
             return_dict=False,
         )[0]

@@ -20,8 +20,8 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
-from sdatoms.pictures import decode_text, find_sidecars, read_picture
-from sdatoms.storage import write_whole
+from sdatoms.pictures import find_sidecars, read_picture
+from sdatoms.storage import decode_text, write_whole
 from sdatoms.training.masks import match_masks
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
