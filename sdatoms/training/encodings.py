@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Copy:
 
 def list_copies(name: str, flip: bool, jitter: float, count: int, seed: int) -> list[Copy]:
     """The picture itself, recoloured copies, and all of them mirrored."""
-    draw = random.Random(f"{seed}:{name}")
+    draw = random.Random(os.fsencode(f"{seed}:{name}"))
     copies = [Copy()]
     for _ in range(count if jitter else 0):
         share = [draw.uniform(-jitter, jitter) for _ in range(4)]

@@ -16,12 +16,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sdatoms.adapters.plan import same_base
+from sdatoms.atoms.config import ATOM_FLAGS
 from sdatoms.errors import AtomError, clip
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import PictureFolder, Source
 
 __all__ = [
+    "COMPARED",
+    "FIXED",
     "RATE_SETTINGS",
     "RECORD",
     "compare_record",
@@ -32,8 +35,7 @@ __all__ = [
 RECORD = "record.json"
 FIXED = (
     *("instance_prompt", "seed"),
-    *("atom_variant", "atom_decomposition", "num_atoms", "num_inner_atoms"),
-    *("block_size", "block_view"),
+    *ATOM_FLAGS,
     *("train_text_encoder", "train_text_encoder_ti", "token_abstraction"),
     *("num_new_tokens_per_abstraction", "initializer_concept"),
     *("optimizer", "optimizer_args", "use_8bit_adam", "use_ema"),
