@@ -20,6 +20,7 @@ from sdatoms.storage import decode_text
 __all__ = [
     "CAPTION_LIMIT",
     "PICTURE_SUFFIXES",
+    "SIDECARS",
     "draw_grid",
     "find_pictures",
     "find_sidecars",
@@ -178,6 +179,7 @@ PICTURE_SUFFIXES = (
 
 
 SIDECARS = (".txt", ".caption")
+"""What captions beside pictures end in, in any case."""
 
 
 def read_sidecar(picture: Path) -> str:

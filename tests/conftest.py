@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 from tiny import atoms, pictures, pipelines, runs
 from tiny.evaluator import save_tiny_evaluator
 from tiny.modules import ConvNet, build
 
 from sdatoms import AtomConfig, inject, save_atoms
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 
 @pytest.fixture
@@ -113,7 +114,18 @@ def make_atoms(make_convnet):
     def make(trigger="sks dog", seed=1, size=0.05, base=0, dtype=torch.float32, **config):
         model = make_convnet(base).to(dtype).float()
         injection = atoms.perturb(inject(model, AtomConfig(**config)), size, seed)
-        return pack_atoms({"model": injection}, trigger=trigger, base_model=f"base {base}")
+        return pack_atoms({"model": injection}, FileFacts(trigger, f"base {base}"))
+
+    return make
+
+
+@pytest.fixture
+def sparse_file(tmp_path, make_atoms):
+    """Save sparse atoms tuned on `make_convnet()`; returns the path."""
+
+    def make(name="dog", seed=1, variant="full", **settings):
+        file = make_atoms(f"sks {name}", seed, decomposition="sparse", variant=variant, **settings)
+        return file.save(tmp_path / f"{name}.safetensors")
 
     return make
 
@@ -157,6 +169,17 @@ def make_pictures(tmp_path):
     return lambda name="pictures", *args, **kwargs: pictures.save_pictures(
         tmp_path / name, *args, **kwargs
     )
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """A folder of three plain pictures with captions; returns its path."""
+    path = tmp_path / "subject"
+    path.mkdir()
+    for letter, colour in zip("abc", ("red", "green", "blue"), strict=True):
+        Image.new("RGB", (16, 16), colour).save(path / f"{colour}.png")
+        (path / f"{colour}.txt").write_text(f"a sks {letter} cat")
+    return path
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ device for an exact restore.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,12 +22,14 @@ from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
     BakedLayer,
     BakedModule,
-    Strength,
     check_untouched,
+    find_state,
     list_held,
+    open_state,
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
+from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import fetch_file
@@ -61,8 +61,8 @@ class AdapterSet:
         """Component → module and what was ever baked into it, for the target as it is now."""
         found: dict[str, tuple[nn.Module, BakedModule]] = {}
         for name, module in list_modules(self.target).items():
-            state = module.__dict__.get("_sdatoms_baked")
-            if isinstance(state, BakedModule):
+            state = find_state(module)
+            if state is not None:
                 found[name or state.component] = (module, state)
         return found
 
@@ -90,7 +90,7 @@ class AdapterSet:
         """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
         file, stem = fetch_file(path, hub)
         name = name or stem
-        strength = check_strength(name, strength)
+        strength = check_strength(strength, f"the strength of {name!r}")
         if name in self.names:
             raise AtomError(
                 f"an adapter named {name!r} is already loaded; remove it or give another name"
@@ -122,7 +122,10 @@ class AdapterSet:
         """Change strengths by name; names not mentioned keep theirs."""
         for name in strengths:
             self._check_name(name)
-        checked = {name: check_strength(name, value) for name, value in strengths.items()}
+        checked = {
+            name: check_strength(value, f"the strength of {name!r}")
+            for name, value in strengths.items()
+        }
         states, lost = self._check_states(), 0.0
         with all_or_nothing(states):
             for module, state in states:
@@ -244,14 +247,6 @@ def load_atoms(
     return AdapterSet(target).load(path, name=name, strength=strength, component=component, **hub)
 
 
-def open_state(module: nn.Module, component: str) -> BakedModule:
-    """The module's state; a new one when no adapter is loaded."""
-    state = module.__dict__.get("_sdatoms_baked")
-    if not state:
-        state = module.__dict__["_sdatoms_baked"] = BakedModule(component)
-    return state
-
-
 def report_rounding(lost: float) -> None:
     """Tell what 16-bit weights swallow of the change, and warn when it is much."""
     if lost:
@@ -262,22 +257,3 @@ def report_rounding(lost: float) -> None:
             "the pipeline with torch_dtype=torch.float32 to keep it",
             stacklevel=4,
         )
-
-
-def check_strength(name: str, strength: Strength) -> Strength:
-    """The strength as plain numbers.
-
-    Raises:
-        AtomError: a number is not finite, or a block is none of down, mid and up.
-    """
-    table = strength if isinstance(strength, Mapping) else {"": strength}
-    for block, number in table.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise AtomError(f"the strength of {name!r} is {number!r}; it takes a finite number")
-        if isinstance(strength, Mapping) and block not in ("down", "mid", "up"):
-            raise AtomError(
-                f"the strength of {name!r} names a block {block!r}; blocks are down, mid and up"
-            )
-    if isinstance(strength, Mapping):
-        return {block: float(number) for block, number in strength.items()}
-    return float(strength)

@@ -14,13 +14,14 @@ from torch import nn
 from sdatoms.adapters.state import (
     Adapter,
     BakedModule,
-    Strength,
     check_untouched,
+    find_state,
     list_held,
     read_pristine,
     work_side_by_side,
 )
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.strengths import Strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import fingerprint, matches
@@ -68,7 +69,7 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
         raise AtomError(
             f"this {type(module).__name__} carries injected atoms; eject them before loading a file"
         )
-    state = module.__dict__.get("_sdatoms_baked") or BakedModule(component)
+    state = find_state(module) or BakedModule(component)
     check_untouched(module, state)
     holders = {layer.base.place: path for path, layer in state.layers.items()}
     maps = file.maps(component)

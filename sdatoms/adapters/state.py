@@ -24,27 +24,25 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.maps import LayerMap
+from sdatoms.atoms.strengths import Strength, read_strength
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, replace_modules
-from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
-from sdatoms.models.families import BLOCKS
+from sdatoms.layers.weights import BAKED, LayerWeight, find_weight, unwrap
 
 __all__ = [
     "Adapter",
     "AttachedLayer",
     "BakedLayer",
     "BakedModule",
-    "Strength",
     "check_untouched",
+    "find_state",
     "list_held",
+    "open_state",
     "read_pristine",
     "work_side_by_side",
 ]
-
-Strength = float | Mapping[str, float]
-"""One number, or numbers for the UNet's `down`, `mid` and `up` blocks (1 where not given)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class Adapter:
 
     def strength_at(self, path: str) -> float:
         """The strength for the layer at `path`."""
-        if isinstance(self.strength, Mapping):
-            return float(self.strength.get(BLOCKS.get(path.split(".")[0], ""), 1.0))
-        return float(self.strength)
+        return read_strength(self.strength, path)
 
 
 @dataclass
@@ -83,7 +79,7 @@ class BakedLayer:
 
 @dataclass
 class BakedModule:
-    """All adapters of one root module; kept in its `__dict__` as `_sdatoms_baked`."""
+    """All adapters of one root module; `find_state` and `open_state` keep it there."""
 
     component: str
     """What the module is called in keys, such as `unet`."""
@@ -97,10 +93,24 @@ class BakedModule:
         return bool(self.adapters)
 
 
+def find_state(root: nn.Module) -> BakedModule | None:
+    """What was ever baked into the module; None when nothing was."""
+    state = unwrap(root).__dict__.get(BAKED)
+    return state if isinstance(state, BakedModule) else None
+
+
+def open_state(root: nn.Module, component: str) -> BakedModule:
+    """The module's state; a new one when no adapter is loaded."""
+    state = find_state(root)
+    if not state:
+        state = unwrap(root).__dict__[BAKED] = BakedModule(component)
+    return state
+
+
 def read_pristine(root: nn.Module, path: str) -> Tensor:
     """The weight at `path` without the adapters that are baked into it now."""
-    state = unwrap(root).__dict__.get("_sdatoms_baked")
-    baked = state.layers.get(path) if isinstance(state, BakedModule) else None
+    state = find_state(root)
+    baked = state.layers.get(path) if state is not None else None
     return baked.pristine if baked else find_weight(root, path).weight
 
 

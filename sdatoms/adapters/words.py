@@ -39,10 +39,20 @@ def list_encoders(pipe: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def read_words(encoder: Any) -> dict[str, str]:
+    """Adapter name → the word it added to this encoder; a copy of the table kept with it."""
+    return dict(encoder.__dict__.get("_sdatoms_words", {}))
+
+
+def keep_words(encoder: Any, words: Mapping[str, str]) -> None:
+    """The inverse of `read_words`."""
+    encoder.__dict__["_sdatoms_words"] = dict(words)
+
+
 def list_words(pipe: Any) -> dict[str, str]:
     """Adapter name → the word it added."""
     for encoder, _ in list_encoders(pipe).values():
-        return dict(encoder.__dict__.get("_sdatoms_words", {}))
+        return read_words(encoder)
     return {}
 
 
@@ -86,18 +96,18 @@ def add_word(pipe: Any, name: str, word: str, embeddings: Mapping[str, Tensor]) 
     """
     for component, rows in embeddings.items():
         encoder, tokenizer = list_encoders(pipe)[component]
-        known = dict(encoder.__dict__.get("_sdatoms_words", {}))
+        known = read_words(encoder)
         with torch.random.fork_rng():  # growing an embedding draws numbers, which are overwritten
             pipe.load_textual_inversion(
                 rows.detach().float().cpu(), token=word, text_encoder=encoder, tokenizer=tokenizer
             )
-        encoder.__dict__["_sdatoms_words"] = {**known, name: word}
+        keep_words(encoder, {**known, name: word})
 
 
 def remove_word(pipe: Any, name: str) -> None:
     """Take an adapter's word out again; the embeddings are what they were, bit for bit."""
     for encoder, tokenizer in list_encoders(pipe).values():
-        words = dict(encoder.__dict__.get("_sdatoms_words", {}))
+        words = read_words(encoder)
         word = words.pop(name, None)
         if word is None:
             continue
@@ -108,7 +118,7 @@ def remove_word(pipe: Any, name: str) -> None:
         pipe.unload_textual_inversion(
             name_tokens(word, count), text_encoder=encoder, tokenizer=tokenizer
         )
-        encoder.__dict__["_sdatoms_words"] = words
+        keep_words(encoder, words)
 
 
 class TrainedTokens(nn.Module):

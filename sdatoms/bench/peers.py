@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import inject
 
 __all__ = [
@@ -37,7 +37,7 @@ def tune_atoms(model: nn.Module, config: AtomConfig, base_model: str) -> Peer:
     injection = inject(model, config)
 
     def save() -> bytes:
-        file = pack_atoms({"unet": injection}, trigger="sks", base_model=base_model)
+        file = pack_atoms({"unet": injection}, FileFacts("sks", base_model))
         return save_tensors(file.tensors, file.metadata)
 
     return Peer(list(injection.parameters()), save)

@@ -21,7 +21,7 @@ from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.atoms.keys import read_kind
 from sdatoms.classifiers.model import Classifier, list_norms
 from sdatoms.errors import AtomError
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import Injection, inject
 from sdatoms.layers.weights import list_layers
 from sdatoms.models.families import FAMILY_EXCLUDES
@@ -79,7 +79,7 @@ class Tuned:
     statistics: bool = False
     """Whether batch normalization goes on averaging, in place of keeping what it knows."""
     extras: list[str] = field(default_factory=list)
-    """State-dict names of what rides with the head."""
+    """State-dict names of what is saved with the head."""
 
     @property
     def head(self) -> dict[str, nn.Parameter]:
@@ -131,7 +131,8 @@ class Tuned:
         model = self.classifier.model
         if self.injection is not None:
             file = pack_atoms(
-                {"model": self.injection}, base_model=self.classifier.source, seed=seed
+                {"model": self.injection},
+                FileFacts(base_model=self.classifier.source, seed=seed),
             )
             return "atoms.safetensors", save_tensors(file.tensors, file.metadata)
         if self.method.startswith("lora"):

@@ -1,4 +1,4 @@
-"""Image classifiers from anywhere, with a fresh head, and the file that a trained head rides in.
+"""Image classifiers from anywhere, with a fresh head, and the file that holds a trained head.
 
 An atom file holds atoms alone; the head, and norms or statistics if they were trained, are in
 `head.safetensors` beside it, under their state-dict names.

@@ -40,7 +40,7 @@ def run_inject(args: argparse.Namespace) -> None:
     from safetensors.torch import save
 
     from sdatoms.diffusion.family import find_base
-    from sdatoms.files.writer import pack_atoms
+    from sdatoms.files.writer import FileFacts, pack_atoms
     from sdatoms.layers.inject import inject
     from sdatoms.models.open import open_model
 
@@ -48,7 +48,7 @@ def run_inject(args: argparse.Namespace) -> None:
     opened = open_model(find_base(args.model))
     weights = sum(parameter.numel() for parameter in opened.model.parameters())
     injection = inject(opened.model, config)
-    file = pack_atoms({opened.component: injection}, base_model=opened.source)
+    file = pack_atoms({opened.component: injection}, FileFacts(base_model=opened.source))
     rows = injection.report()
     totals = {
         "model": args.model or opened.source,

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from sdatoms.atoms.decompose import MAX_WIDTH
 from sdatoms.atoms.keys import join_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS, fold_factors
+from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
 from sdatoms.files.reader import check_file
@@ -78,9 +77,7 @@ def compose(
         raise AtomError("there is nothing to compose: no atom file was given")
     if len(strengths) != len(files):
         raise AtomError(f"{len(files)} files came with {len(strengths)} strengths; each takes one")
-    for number in strengths:
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise AtomError(f"a strength is {number!r}; it takes a finite number")
+    strengths = [check_number(number, "a strength") for number in strengths]
     for place, file in enumerate(files, 1):
         check_file(file, f"file {place}")
         if file.embeddings:
@@ -88,7 +85,7 @@ def compose(
                 f"file {place} brings the word {file.metadata['tokens']!r}, whose embedding no "
                 "sum can hold; load the files side by side instead"
             )
-    parts = [(file, float(strength)) for file, strength in zip(files, strengths, strict=True)]
+    parts = list(zip(files, strengths, strict=True))
     parts.sort(key=lambda part: (part[0].sha256, part[1], name_file(part[0])))
     prints = merge_fingerprints([file for file, _ in parts])
     check_books([file for file, _ in parts])

@@ -1,6 +1,6 @@
-"""One adapter, one `.safetensors` file: from live injections to an atom file and back.
+"""One adapter, one `.safetensors` file: from live injections to an atom file.
 
-What a file holds is `AtomFile`'s, in `atom_file.py`; how one is validated is `atom_reader.py`'s.
+What a file holds is `AtomFile`'s, in `atom_file.py`; how one is validated is `reader.py`'s.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sdatoms.layers.inject import Injection
 from sdatoms.version import __version__
 
 __all__ = [
+    "FileFacts",
     "describe_layout",
     "pack_atoms",
     "save_atoms",
@@ -40,20 +42,52 @@ THUMBNAIL = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0
 MAX_THUMBNAIL = 1 << 20
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What an atom file's header says beside its atoms.
+
+    Raises:
+        AtomError: `metadata` names an entry of ours, or the thumbnail is no picture's data URI.
+    """
+
+    trigger: str | None = None
+    """The words that call the subject, such as "sks dog"."""
+    base_model: str | None = None
+    """Hub id or directory of the base."""
+    base_revision: str | None = None
+    step: int | None = None
+    """Optimizer steps the atoms were trained for."""
+    seed: int | None = None
+    title: str | None = None
+    """For model browsers; the trigger by default."""
+    description: str | None = None
+    """For model browsers; by default one sentence about the atoms."""
+    resolution: int | None = None
+    """Side of the training pictures in px."""
+    prediction_type: str | None = None
+    """The base's, as diffusers names it: epsilon, v_prediction or sample."""
+    thumbnail: str | None = None
+    """A `data:image/…;base64,` URI of at most 1 MiB."""
+    metadata: Mapping[str, str] | None = None
+    """Further header entries."""
+
+    def __post_init__(self) -> None:
+        for key in self.metadata or {}:
+            if key in RESERVED:
+                raise AtomError(f"metadata cannot replace the header entry {key!r}")
+        # Model browsers show a thumbnail as it is.
+        uri = self.thumbnail
+        if uri is not None and (len(uri) > MAX_THUMBNAIL or not THUMBNAIL.fullmatch(uri)):
+            raise AtomError(
+                f"the thumbnail {clip(uri, 40)!r} ({len(uri)} characters) is no "
+                f"'data:image/jpeg;base64,…' of at most {MAX_THUMBNAIL}"
+            )
+
+
 def pack_atoms(
     injections: Mapping[str, Injection],
+    facts: FileFacts | None = None,
     *,
-    trigger: str | None = None,
-    base_model: str | None = None,
-    base_revision: str | None = None,
-    step: int | None = None,
-    seed: int | None = None,
-    title: str | None = None,
-    description: str | None = None,
-    resolution: int | None = None,
-    prediction_type: str | None = None,
-    thumbnail: str | None = None,
-    metadata: Mapping[str, str] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
     word: str | None = None,
     embeddings: Mapping[str, Tensor] | None = None,
@@ -62,13 +96,15 @@ def pack_atoms(
     """The atom file of live injections, in memory; the header's config is the first one's.
 
     Args:
+        injections: component → its atoms.
+        facts: for the header.
         tensors: keys as in the file; replaces the live values, for instance by running averages.
         word: a new word of the text encoders, with its `embeddings` by component.
         dtype: of the stored numbers, base atoms aside: rounded ones would be another dictionary.
-        others: as in `save_atoms`.
 
     Raises:
-        AtomError: as in `save_atoms`.
+        AtomError: nothing to save, linear beside sparse atoms, a replacement fits no tensor, or a
+            tensor is not finite.
     """
     if not injections:
         raise AtomError(
@@ -99,37 +135,43 @@ def pack_atoms(
         stored[key] = tensor.to("cpu", kept).contiguous()
         if not torch.isfinite(stored[key]).all():
             raise AtomError(f"the tensor {key!r} holds NaN or infinite numbers; nothing was saved")
-    for key in metadata or {}:
-        if key in RESERVED:
-            raise AtomError(f"metadata cannot replace the header entry {key!r}")
-    check_thumbnail(thumbnail)
     first = next(iter(injections.values()))
-    header = {
+    header = describe_facts(facts or FileFacts(), first, stored) | {
         "format": FORMAT,
         "config": json.dumps(first.config.to_dict()),
         "layers": json.dumps(layers, separators=(",", ":")),
-        "base_model": base_model,
-        "base_revision": base_revision,
         "base_fingerprints": json.dumps(prints, separators=(",", ":")),
-        "trigger": trigger,
-        "tokens": word,
-        "step": step,
-        "seed": seed,
         "sdatoms_version": __version__,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": guess_architecture(first.model, prediction_type),
-        "modelspec.implementation": "https://github.com/huggingface/diffusers",
-        "modelspec.title": title or trigger or "filter atoms",
-        "modelspec.description": description or describe_atoms(first, stored, base_model),
-        "modelspec.trigger_phrase": trigger,
-        "modelspec.thumbnail": thumbnail,
-        "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "modelspec.resolution": f"{resolution}x{resolution}" if resolution else None,
-        "modelspec.prediction_type": PREDICTIONS.get(prediction_type or ""),
-        "modelspec.hash_sha256": hash_content(stored),
-        **(metadata or {}),
     }
-    return AtomFile(first.config, {k: str(v) for k, v in header.items() if v is not None}, stored)
+    return AtomFile(first.config, header | ({"tokens": word} if word else {}), stored)
+
+
+def describe_facts(
+    facts: FileFacts, first: Injection, stored: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The header's entries for people and model browsers; those without a value are left out."""
+    side = facts.resolution
+    header = {
+        "base_model": facts.base_model,
+        "base_revision": facts.base_revision,
+        "trigger": facts.trigger,
+        "step": facts.step,
+        "seed": facts.seed,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": guess_architecture(first.model, facts.prediction_type),
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": facts.title or facts.trigger or "filter atoms",
+        "modelspec.description": facts.description
+        or describe_atoms(first, stored, facts.base_model),
+        "modelspec.trigger_phrase": facts.trigger,
+        "modelspec.thumbnail": facts.thumbnail,
+        "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{side}x{side}" if side else None,
+        "modelspec.prediction_type": PREDICTIONS.get(facts.prediction_type or ""),
+        "modelspec.hash_sha256": hash_content(stored),
+        **(facts.metadata or {}),
+    }
+    return {key: str(value) for key, value in header.items() if value is not None}
 
 
 def save_atoms(
@@ -138,7 +180,19 @@ def save_atoms(
     *,
     trigger: str | None = None,
     base_model: str | None = None,
-    **details: Any,
+    base_revision: str | None = None,
+    step: int | None = None,
+    seed: int | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    resolution: int | None = None,
+    prediction_type: str | None = None,
+    thumbnail: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    word: str | None = None,
+    embeddings: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Save `{component: injection}` as one atom file, written whole or not at all.
 
@@ -147,15 +201,42 @@ def save_atoms(
         injections: components as diffusers names them (`unet`, `text_encoder`, …), or `model`.
         trigger: the words that call the subject, such as "sks dog".
         base_model: hub id or directory of the base.
-        details: base_revision, step, seed, title, description, resolution (px), prediction_type,
-            thumbnail (a `data:image/…;base64,` URI of at most 1 MiB), metadata (further header
-            entries), dtype (float32).
+        base_revision: of the base.
+        step: optimizer steps the atoms were trained for.
+        seed: of the training.
+        title: for model browsers; the trigger by default.
+        description: for model browsers; one sentence about the atoms by default.
+        resolution: side of the training pictures in px.
+        prediction_type: the base's, as diffusers names it.
+        thumbnail: a `data:image/…;base64,` URI of at most 1 MiB.
+        metadata: further header entries.
+        tensors: keys as in the file; replaces the live values, for instance by running averages.
+        word: a new word of the text encoders, such as <dog>, with its `embeddings`.
+        embeddings: text encoder → `(n, width)`.
+        dtype: of the stored numbers.
 
     Raises:
-        AtomError: nothing to save, linear beside sparse atoms, a tensor is not finite, metadata
-            names an entry of ours, or the thumbnail is no picture's data URI.
+        AtomError: nothing to save, linear beside sparse atoms, a replacement fits no tensor, a
+            tensor is not finite, metadata names an entry of ours, or the thumbnail is no picture's
+            data URI.
     """
-    return pack_atoms(injections, trigger=trigger, base_model=base_model, **details).save(path)
+    facts = FileFacts(
+        trigger=trigger,
+        base_model=base_model,
+        base_revision=base_revision,
+        step=step,
+        seed=seed,
+        title=title,
+        description=description,
+        resolution=resolution,
+        prediction_type=prediction_type,
+        thumbnail=thumbnail,
+        metadata=metadata,
+    )
+    file = pack_atoms(
+        injections, facts, tensors=tensors, word=word, embeddings=embeddings, dtype=dtype
+    )
+    return file.save(path)
 
 
 def describe_layout(weight: TunedWeight) -> dict[str, Any]:
@@ -166,17 +247,6 @@ def describe_layout(weight: TunedWeight) -> dict[str, Any]:
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
     return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
-
-
-def check_thumbnail(thumbnail: str | None) -> None:
-    """Refuse a thumbnail that is not a picture inside a URI: model browsers show it as it is."""
-    if thumbnail is None:
-        return
-    if len(thumbnail) > MAX_THUMBNAIL or not THUMBNAIL.fullmatch(thumbnail):
-        raise AtomError(
-            f"the thumbnail {clip(thumbnail, 40)!r} ({len(thumbnail)} characters) is no "
-            f"'data:image/jpeg;base64,…' of at most {MAX_THUMBNAIL}"
-        )
 
 
 def describe_atoms(first: Injection, tensors: Mapping[str, Tensor], base_model: str | None) -> str:

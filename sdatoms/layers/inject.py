@@ -37,7 +37,7 @@ from sdatoms.layers.targets import (
     find_readers,
     refuse_target,
 )
-from sdatoms.layers.weights import unwrap
+from sdatoms.layers.weights import BAKED, unwrap
 
 __all__ = [
     "Injection",
@@ -218,7 +218,7 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         raise AtomError(
             f"this {kind} already carries filter atoms; eject them before injecting again"
         )
-    if any(module.__dict__.get("_sdatoms_baked") for module in model.modules()):
+    if any(module.__dict__.get(BAKED) for module in model.modules()):
         raise AtomError(
             f"this {kind} has baked adapters; call AdapterSet.clear() before injecting atoms"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Target:
     """One weight that was asked for."""
@@ -56,7 +60,9 @@ def count_holders(model: nn.Module) -> Counter[int]:
 def find_readers(model: nn.Module) -> dict[nn.Module, str]:
     """Layers whose weight the parent's `forward` reads without calling them → the parent's class.
 
-    An atom layer there would be passed by in silence (torchvision's Swin, BEiT).
+    An atom layer there would be passed by in silence (torchvision's Swin, BEiT). Readings are
+    looked for in the source of `forward`; where there is no source (frozen applications, classes
+    typed into a prompt) none is found: the layer gets its atoms, and the log says so once a class.
     """
     return {
         unwrap(child): type(parent).__name__
@@ -75,6 +81,11 @@ def list_read(kind: type[nn.Module]) -> frozenset[str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
     except (OSError, TypeError, SyntaxError):
+        logger.warning(
+            "there is no source of %s.forward to look in; where it reads a layer's weight without "
+            "calling the layer, exclude that layer, since atoms in it would change nothing",
+            kind.__name__,
+        )
         return frozenset()
     found = set()
     for call in ast.walk(tree):

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
+    "BAKED",
     "LayerWeight",
     "find_weight",
     "is_quantized",
@@ -24,6 +25,11 @@ __all__ = [
     "list_weights",
     "unwrap",
 ]
+
+
+BAKED = "_sdatoms_baked"
+"""Key of a module's `__dict__` under which `adapters.state` keeps what is baked into the module's
+weights; what is kept there is true while any adapter is."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "BLOCKS",
+    "BLOCK_NAMES",
     "FAMILY_EXCLUDES",
     "FAMILY_TARGETS",
     "MODELS",
@@ -307,6 +308,8 @@ FAMILY_EXCLUDES = {
 embeddings of UNets, which hold no pictures, and the heads of classifiers, which are trained whole.
 """
 
+BLOCK_NAMES = ("down", "mid", "up")
+"""The blocks of a UNet that have strengths of their own, in the order of its layers."""
 BLOCKS = {
     "down_blocks": "down",
     "conv_in": "down",

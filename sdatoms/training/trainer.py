@@ -25,7 +25,7 @@ from sdatoms.adapters.words import TrainedTokens
 from sdatoms.diffusion.pipeline import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import without_atoms
 from sdatoms.training.batches import Batch, Draw, draw_batches, name_bad_rows
 from sdatoms.training.conditions import Condition
@@ -317,15 +317,17 @@ class Trainer:
         own = {c: held.pop(f"{c}.tokens.embeddings") for c in self.tokens}
         return pack_atoms(
             self.injections,
-            trigger=words,
-            base_model=config.pretrained_model_name_or_path or "sdatoms/emoji-sd",
-            base_revision=config.revision,
-            step=self.step if step is None else step,
-            seed=config.seed,
-            title=words,
-            resolution=self.resolution,
-            prediction_type=self.denoising.prediction_type,
-            thumbnail=thumbnail,
+            FileFacts(
+                trigger=words,
+                base_model=config.pretrained_model_name_or_path or "sdatoms/emoji-sd",
+                base_revision=config.revision,
+                step=self.step if step is None else step,
+                seed=config.seed,
+                title=words,
+                resolution=self.resolution,
+                prediction_type=self.denoising.prediction_type,
+                thumbnail=thumbnail,
+            ),
             tensors=held,
             word=config.token_abstraction if own else None,
             embeddings=own,

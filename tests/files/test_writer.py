@@ -1,7 +1,9 @@
 """Laws of the atom file: what is saved comes back, under the agreed names."""
 
 import hashlib
+import inspect
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from tiny.atoms import VARIANTS, read_raw
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms, save_atoms
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.pictures import make_thumbnail
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,7 +155,9 @@ def test_model_browsers_are_told_the_family(make_unet, width, prediction, name, 
     unet = make_unet()
     unet.register_to_config(cross_attention_dim=width)
     injection = inject(unet, AtomConfig("atoms"))
-    meta = pack_atoms({"unet": injection}, base_model="b", prediction_type=prediction).metadata
+    meta = pack_atoms(
+        {"unet": injection}, FileFacts(base_model="b", prediction_type=prediction)
+    ).metadata
     assert meta["modelspec.architecture"] == f"{name}/filter-atoms"
     assert meta["modelspec.prediction_type"] == kind
     assert (
@@ -219,3 +223,12 @@ def test_replacement_tensors_take_the_place_of_live_ones(make_unet, perturb):
     perturb(injection)
     file = pack_atoms({"unet": injection}, tensors=state)
     assert all(torch.equal(file.tensors[k], v) for k, v in state.items())
+
+
+def test_save_atoms_takes_what_a_header_says_by_name():
+    """Explicit names, all of `FileFacts` among them, so that a misspelt one is found at once."""
+    taken = inspect.signature(save_atoms).parameters
+    assert {field.name for field in fields(FileFacts)} < set(taken)
+    assert not any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    with pytest.raises(TypeError, match="triger"):
+        save_atoms("x", {}, triger="sks dog")  # pyright: ignore[reportCallIssue]

@@ -9,6 +9,7 @@ from tiny.modules import build, copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AdapterSet, AtomConfig, AtomError, inject, load_atoms
+from sdatoms.adapters.state import find_state
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,7 +151,7 @@ def test_blocks_of_a_unet_take_strengths_of_their_own(make_unet, make_file):
     wanted = {"conv_in": 0.2, "down_blocks": 0.2, "mid_block": 1.0, "up_blocks": 0.7}
     wanted["conv_out"] = 0.7
     seen = set()
-    for layer in unet._sdatoms_baked.adapters["dog"].maps:
+    for layer in find_state(unet).adapters["dog"].maps:
         strength = wanted[layer.split(".")[0]]
         seen.add(layer.split(".")[0])
         expected = before[f"{layer}.weight"] + strength * adapters.delta("dog", layer)

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from sdatoms.pictures import read_picture
-from sdatoms.training.buckets import fit_picture
-from sdatoms.training.encodings import cut_picture
+from sdatoms.training.buckets import cut_picture, fit_picture
 from sdatoms.training.folder import check_folder
 from sdatoms.training.trainer import Trainer
 

@@ -12,20 +12,9 @@ from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
 from sdatoms.adapters.export import convert_to_diff
 from sdatoms.files.anatomy import report_file
 from sdatoms.files.compose import compose
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def sparse_file(tmp_path, make_atoms):
-    """Save sparse atoms tuned on `make_convnet()`; returns the path."""
-
-    def make(name="dog", seed=1, variant="full", **settings):
-        file = make_atoms(f"sks {name}", seed, decomposition="sparse", variant=variant, **settings)
-        return file.save(tmp_path / f"{name}.safetensors")
-
-    return make
 
 
 @pytest.fixture
@@ -245,7 +234,8 @@ def test_files_with_other_codes_do_not_compose_but_load_side_by_side(
 ):
     dog = read_atoms(sparse_file("dog", variant="atoms"))
     linear = pack_atoms(
-        {"model": perturb(inject(make_convnet(), AtomConfig("atoms")))}, trigger="sks owl"
+        {"model": perturb(inject(make_convnet(), AtomConfig("atoms")))},
+        FileFacts(trigger="sks owl"),
     )
     for settings, sentence in [
         (
@@ -257,7 +247,9 @@ def test_files_with_other_codes_do_not_compose_but_load_side_by_side(
     ]:
         seed = settings.pop("config_seed", 0)
         config = AtomConfig("atoms", "sparse", seed=seed, **settings)
-        other = pack_atoms({"model": perturb(inject(make_convnet(), config))}, trigger="sks cat")
+        other = pack_atoms(
+            {"model": perturb(inject(make_convnet(), config))}, FileFacts(trigger="sks cat")
+        )
         with pytest.raises(AtomError, match=sentence):
             compose([dog, other])
         adapters = load_atoms(make_convnet(), dog, name="dog").load(other, name="cat")

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.training.buckets import fit_picture, list_buckets
-from sdatoms.training.encodings import cut_picture
+from sdatoms.training.buckets import cut_picture, fit_picture, list_buckets
 
 
 def test_automatic_buckets_lie_on_the_grid_within_the_area():

@@ -11,6 +11,7 @@ from PIL import Image
 from sdatoms.adapters.changes import LayerChange
 from sdatoms.files.anatomy import Budget
 from sdatoms.files.likeness import Likeness
+from sdatoms.models.families import BLOCK_NAMES
 
 __all__ = [
     "HEAT_STYLE",
@@ -27,7 +28,6 @@ GAP = 6
 COLUMNS = 5
 NEGATIVE, POSITIVE = (33, 102, 172), (202, 88, 20)
 """Blue and orange stay apart for colour-blind eyes."""
-BLOCKS = ("down", "mid", "up")
 HEAT_STYLE = """
 .heat {display: grid; gap: .8rem}
 .heat .block {display: grid; gap: .25rem}
@@ -89,7 +89,7 @@ def mix(share: float) -> str:
 def draw_heat_map(changes: Sequence[LayerChange]) -> str:
     """One button a layer, by block and in the order of the model; its colour is its change."""
     most = max((c.change for c in changes), default=0.0) or 1.0
-    blocks = [*BLOCKS, *sorted({c.block for c in changes} - set(BLOCKS))]
+    blocks = [*BLOCK_NAMES, *sorted({c.block for c in changes} - set(BLOCK_NAMES))]
     parts = []
     for block in blocks:
         cells = []

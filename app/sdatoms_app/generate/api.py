@@ -13,13 +13,14 @@ import gradio as gr
 from gradio.events import api
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import answer_errors
 from sdatoms_app.shared.references import FileReference, refer
 from sdatoms_app.studio.history import Kept
-from sdatoms_app.studio.orders import Order, Strength
+from sdatoms_app.studio.orders import Order
 from sdatoms_app.studio.painting import Job
 from sdatoms_app.studio.studio import Studio
 
@@ -256,20 +257,12 @@ def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength
     """Strengths as plain numbers.
 
     Raises:
-        AtomError: a strength is no number.
+        AtomError: a strength is no finite number, or names an unknown block.
     """
-    found: list[tuple[str, Strength]] = []
-    for id, strength in (adapters or {}).items():
-        numbers = strength if isinstance(strength, dict) else {"": strength}
-        for block, number in numbers.items():
-            plain = isinstance(number, int | float) and not isinstance(number, bool)
-            if not plain or (block not in ("down", "mid", "up") and isinstance(strength, dict)):
-                raise AtomError(
-                    f"the strength of {id!r} is {strength!r}; it takes a number, or numbers for "
-                    "down, mid and up"
-                )
-        found.append((id, strength))
-    return tuple(found)
+    return tuple(
+        (id, check_strength(strength, f"the strength of {id!r}"))
+        for id, strength in (adapters or {}).items()
+    )
 
 
 def open_picture(studio: Studio, id: str) -> Any:

@@ -16,11 +16,11 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.recipe import Recipe, compare_recipe
+from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.studio.orders import LIMITS, MAX_ADAPTERS, SETTINGS, Order
 from sdatoms_app.studio.studio import Studio
 
 __all__ = [
-    "BLOCKS",
     "DEFAULTS",
     "ROW",
     "clean_settings",
@@ -28,11 +28,10 @@ __all__ = [
     "restore_recipe",
 ]
 
-BLOCKS = ("down", "mid", "up")
 DEFAULTS: dict[str, Any] = {"prompt": "cat face", **SETTINGS, "random_seed": False}
 RANGES = LIMITS | {side: (0, LIMITS[side][1]) for side in ("width", "height")}
 """Setting → least and most that the form shows; a side of 0 becomes the base's own."""
-ROW = {"enabled": True, "strength": 1.0, "down": 1.0, "mid": 1.0, "up": 1.0}
+ROW = {"enabled": True, "strength": 1.0, **dict.fromkeys(BLOCK_NAMES, 1.0)}
 
 
 def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[str, Any], list[str]]:
@@ -98,11 +97,11 @@ def make_order(settings: Mapping[str, Any], init_picture: Image.Image | None = N
     adapters = []
     for row in settings["adapters"]:
         if row["enabled"]:
-            numbers = [row["strength"], *(row[block] for block in BLOCKS)]
+            numbers = [row["strength"], *(row[block] for block in BLOCK_NAMES)]
             if None in numbers:
                 raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
             factors = numbers[1:]
-            blocks = {b: row["strength"] * f for b, f in zip(BLOCKS, factors, strict=True)}
+            blocks = {b: row["strength"] * f for b, f in zip(BLOCK_NAMES, factors, strict=True)}
             same = factors == [1.0, 1.0, 1.0]
             adapters.append((row["id"], float(row["strength"]) if same else blocks))
     for name in RANGES:
@@ -146,7 +145,7 @@ def spread_strength(strength: float | Mapping[str, float]) -> dict[str, float]:
     """
     if not isinstance(strength, Mapping):
         return {"strength": float(strength)}
-    numbers = {block: float(strength.get(block, 1.0)) for block in BLOCKS}
+    numbers = {block: float(strength.get(block, 1.0)) for block in BLOCK_NAMES}
     if all(-1 <= number <= 2 for number in numbers.values()):
         return {"strength": 1.0, **numbers}
     whole = max(numbers.values(), key=abs)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import Strength
 from sdatoms.errors import clip
 from sdatoms.pictures import draw_grid
 from sdatoms_app.studio.history import Kept
-from sdatoms_app.studio.orders import MAX_SEED, Order, Strength
+from sdatoms_app.studio.orders import MAX_SEED, Order
 from sdatoms_app.studio.painting import Job
 from sdatoms_app.studio.studio import Studio
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.generate.cards import CARD_SCRIPT, draw_cards
-from sdatoms_app.generate.form import BLOCKS, ROW
+from sdatoms_app.generate.form import ROW
 from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.orders import MAX_ADAPTERS
@@ -22,7 +23,7 @@ __all__ = [
     "AdapterRows",
 ]
 
-NUMBERS = ("enabled", "strength", *BLOCKS)
+NUMBERS = ("enabled", "strength", *BLOCK_NAMES)
 
 
 class Row(NamedTuple):
@@ -75,7 +76,7 @@ class AdapterRows:
                 gr.Accordion("Strength by block", open=False, elem_id=f"blocks-{number}"),
                 gr.Row(),
             ):
-                factors = [slide(block, f"× {block}") for block in BLOCKS]
+                factors = [slide(block, f"× {block}") for block in BLOCK_NAMES]
         return Row(group, enabled, strength, trigger, *factors)
 
     @property
@@ -113,7 +114,7 @@ class AdapterRows:
                 gr.Checkbox(value=row["enabled"], label=row["id"]),
                 gr.Slider(value=row["strength"], label=f"Strength of {row['id']}"),
                 gr.Button(f"Insert “{trigger}”", visible=bool(trigger)),
-                *(gr.Slider(value=row[b], label=f"× {b} blocks") for b in BLOCKS),
+                *(gr.Slider(value=row[b], label=f"× {b} blocks") for b in BLOCK_NAMES),
             ]
         for _ in range(MAX_ADAPTERS - len(rows)):
             updates += [gr.Group(visible=False), *(gr.skip() for _ in range(len(Row._fields) - 1))]

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.prompts import parse_prompt
 from sdatoms.diffusion.recipe import Recipe, UsedAtoms, hash_picture, list_versions
@@ -27,7 +28,6 @@ __all__ = [
     "MAX_STRENGTH",
     "SETTINGS",
     "Order",
-    "Strength",
     "check_order",
     "list_paint_settings",
     "make_recipe",
@@ -59,9 +59,6 @@ SAID = {
 """Setting → what refusals call it."""
 TAKEN_OVER = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
 """Settings that painting and recipe take as they are."""
-
-
-Strength = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)

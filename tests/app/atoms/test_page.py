@@ -13,7 +13,7 @@ import sdatoms
 from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.files.anatomy import list_views, mute_atom
 from sdatoms.files.compose import compose
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's own warnings
 KINDS = {
@@ -49,7 +49,7 @@ def page(studio, tiny_base):
         if kind == "word":
             rows = torch.randn(2, 12, generator=generator)
             more = {"word": "<new>", "embeddings": {"text_encoder": rows}}
-        file = pack_atoms(injections, trigger=f"sks {kind}", base_model=str(tiny_base), **more)
+        file = pack_atoms(injections, FileFacts(f"sks {kind}", str(tiny_base)), **more)
         file.save(studio.library.folder / "kinds" / f"my-{kind}.safetensors")
         for injection in injections.values():
             injection.eject()
