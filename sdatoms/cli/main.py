@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import logging
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -52,6 +54,7 @@ line; only the module of the command that is asked for is imported."""
 
 def main(argv: list[str] | None = None) -> None:
     """Run `sdatoms COMMAND …`; ends with exit code 2 and one line where the input is wrong."""
+    widen_console()
     words = sys.argv[1:] if argv is None else argv
     parser = LineParser(
         prog="sdatoms", description="Stable Diffusion personalization with filter atoms."
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_main(argv: list[str] | None = None) -> None:
     """The trainer as a script of its own, for `accelerate launch`."""
+    widen_console()
     from sdatoms.cli.train import add_train, run_train
 
     parser = LineParser(prog="train_dreambooth_atoms.py", description=run_train.__doc__)
@@ -84,16 +88,30 @@ def train_main(argv: list[str] | None = None) -> None:
 
 
 def run_guarded(run: Any, args: argparse.Namespace) -> None:
-    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130."""
-    silence_libraries()
+    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    A reader that closes the pipe, as `head` does, ends the command in silence.
+    """
     try:
+        silence_libraries()
         run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would raise again while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AtomError as error:
         print(f"sdatoms: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("sdatoms: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def widen_console() -> None:
+    """Write what the console's encoding lacks as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
 
 
 def silence_libraries() -> None:

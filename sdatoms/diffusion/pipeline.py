@@ -5,7 +5,7 @@ The trainer, the commands and the app all paint through here.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,22 +15,19 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
+from sdatoms.diffusion.family import check_folder_family, check_pipeline_family, find_base
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.errors import AtomError, clip, first_line
-from sdatoms.storage import find_assets
 
 __all__ = [
-    "DEFAULT_RESOLUTION",
     "SCHEDULERS",
-    "find_base",
+    "check_seeds",
     "load_base",
     "paint",
     "pick_device",
-    "read_resolution",
 ]
 
-DEFAULT_RESOLUTION = 512
 SCHEDULERS = {
     "DDIM": "DDIMScheduler",
     "Euler": "EulerDiscreteScheduler",
@@ -38,11 +35,6 @@ SCHEDULERS = {
     "DPM++ 2M": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
 }
-
-
-def find_base(name_or_path: str | None) -> str:
-    """The base to open: the one named, or the bundled one."""
-    return name_or_path or str(find_assets() / "emoji-sd")
 
 
 def load_base(
@@ -70,6 +62,8 @@ def load_base(
         raise AtomError(
             f"the folder {where!r} is no diffusers pipeline: it has no model_index.json"
         )
+    if local:
+        check_folder_family(Path(where))
     if name_or_path is None and not local:
         raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
     extras: dict[str, Any] = (
@@ -94,6 +88,7 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
+    check_pipeline_family(pipe, where)
     pipe.set_progress_bar_config(disable=True)
     if vae := getattr(pipe, "vae", None):
         vae.enable_slicing()  # pictures of a batch decoded at once would be its peak of memory
@@ -191,8 +186,11 @@ def paint(
         raise AtomError(
             f"{len(prompts)} prompts came with {len(seeds)} seeds; each prompt takes one seed"
         )
-    if num_inference_steps < 1:
-        raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes at least 1")
+    check_seeds(seeds)
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if not 1 <= num_inference_steps <= most:
+        raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes 1 to {most}")
+    width, height = choose_size(pipe, width, height)
     if init_picture is not None and not 0 < denoising_strength <= 1:
         raise AtomError(f"denoising_strength is {denoising_strength}; it goes from above 0 to 1")
     if scheduler is not None:
@@ -226,6 +224,36 @@ def paint(
             )
         pictures.extend(result.images)
     return pictures
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes.
+
+    Raises:
+        AtomError: names the first.
+    """
+    for seed in seeds:
+        if not -(1 << 63) <= int(seed) < 1 << 64:
+            raise AtomError(f"the seed is {seed}; seeds go from {-(1 << 63)} to {(1 << 64) - 1}")
+
+
+def choose_size(pipe: Any, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+    """Width and height in px; where one is given, the other makes the base's own area.
+
+    Raises:
+        AtomError: a side is no multiple of what the base takes.
+    """
+    unit = math.lcm(8, pipe.vae_scale_factor)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and (side < unit or side % unit):
+            raise AtomError(f"the {name} is {side} px; this base takes multiples of {unit} px")
+    area = (pipe.unet.config.sample_size * pipe.vae_scale_factor) ** 2
+    fit = lambda side: max(unit, round(area / side / unit) * unit)
+    if width is not None and height is None:
+        return width, fit(width)
+    if height is not None and width is None:
+        return fit(height), height
+    return width, height
 
 
 def start_from(
@@ -265,15 +293,3 @@ def set_scheduler(pipe: Any, name: str) -> None:
     cls = getattr(diffusers, SCHEDULERS[name])
     if type(pipe.scheduler) is not cls:
         pipe.scheduler = cls.from_config(pipe.scheduler.config)
-
-
-def read_resolution(name_or_path: str | None) -> int:
-    """The side in px a local base was trained at, from its configuration files; 512 where that is
-    not known without opening the model."""
-    folder = Path(find_base(name_or_path))
-    try:
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_RESOLUTION

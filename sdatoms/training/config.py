@@ -167,7 +167,7 @@ class TrainConfig:
     prodigy_safeguard_warmup: bool = True
     """Prodigy's step size estimate leaves the warm-up out."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; 0 clips none."""
     use_ema: bool = False
     """Keep running averages of the atoms."""
     ema_decay: float = 0.99

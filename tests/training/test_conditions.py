@@ -11,7 +11,7 @@ from sdatoms.training.trainer import Trainer
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_prompts_are_encoded_as_the_pipeline_does(tiny_pipeline, kind):
     pipe = load_base(str(tiny_pipeline(kind)), device="cpu")
-    prompts = ["a cat", "a very long prompt that is cut", "a cat"]
+    prompts = ["a cat", "a dog", "a cat"]
     found = TextStack(pipe).encode(prompts)
     expected = pipe.encode_prompt(
         prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import DEFAULT_RESOLUTION, find_base, read_resolution
+from sdatoms.diffusion.family import DEFAULT_RESOLUTION, find_base, read_resolution
 from sdatoms.errors import clip
 
 __all__ = [
