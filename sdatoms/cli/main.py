@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from sdatoms.version import __version__
 
 __all__ = [
     "COMMANDS",
+    "build_parser",
     "main",
     "run_guarded",
     "train_main",
@@ -56,6 +58,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run `sdatoms COMMAND …`; ends with exit code 2 and one line where the input is wrong."""
     widen_console()
     words = sys.argv[1:] if argv is None else argv
+    asked = [word for word in words if not word.startswith("-")]
+    args = build_parser(asked[:1]).parse_args(words)
+    run_guarded(args.run, args)
+
+
+def build_parser(asked: Collection[str]) -> LineParser:
+    """The parser of `sdatoms`: every command by name, and with their flags those asked for."""
     parser = LineParser(
         prog="sdatoms", description="Stable Diffusion personalization with filter atoms."
     )
@@ -63,18 +72,16 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=LineParser
     )
-    asked = next((word for word in words if not word.startswith("-")), None)
     for name, (module, line) in COMMANDS.items():
-        if name != asked:
+        if name not in asked:
             commands.add_parser(name, help=line)
             continue
         found = import_module(f"sdatoms.cli.{module}")
         run = getattr(found, f"run_{name}")
-        command = commands.add_parser(name, help=line, description=inspect.cleandoc(run.__doc__))
+        command = commands.add_parser(name, help=line, description=inspect.getdoc(run))
         getattr(found, f"add_{name}")(command)
         command.set_defaults(run=run)
-    args = parser.parse_args(words)
-    run_guarded(args.run, args)
+    return parser
 
 
 def train_main(argv: list[str] | None = None) -> None:
