@@ -37,7 +37,7 @@ class Arrivals(NamedTuple):
     captions: list[tuple[Path, str]]
     masks: list[tuple[Path, str]]
     strays: list[Path]
-    """Captions and masks of no picture that is here."""
+    """Captions and masks of no picture that is here, or of one that has another."""
 
 
 def sort_files(paths: Sequence[Path], known: Collection[str] = ()) -> Arrivals:
@@ -51,14 +51,17 @@ def sort_files(paths: Sequence[Path], known: Collection[str] = ()) -> Arrivals:
     here = [Path(f"{stem}.png") for stem in known]
     plain, masks, strays = match_masks([*here, *(path for path in paths if path not in texts)])
     stems = {path.stem.lower(): path.stem for path in plain}
-    found = Arrivals([path for path in plain if path not in here], [], [], list(strays))
-    found.masks.extend((mask, picture.stem) for picture, mask in masks.items())
+    new = lambda files: [path for path in files if path not in here]
+    found = Arrivals(new(plain), [], [], new(strays))
+    found.masks.extend((mask, picture.stem) for picture, mask in masks.items() if new([mask]))
     for path in texts:
         named = (path.stem.lower(), Path(path.stem).stem.lower())
         if owner := next((stems[name] for name in named if name in stems), None):
             found.captions.append((path, owner))
         else:
             found.strays.append(path)
+    used = {*found.pictures, *found.strays, *texts, *masks.values()}
+    found.strays.extend(path for path in paths if path not in used)  # a picture's second mask
     return found
 
 

@@ -131,7 +131,9 @@ class Draft:
             for path, stem in found.masks:
                 refused += name_fault(path, self._add_mask(state, path, owners.get(stem)))
             for path in found.strays:
-                refused += name_fault(path, "the picture it belongs to is not here")
+                refused += name_fault(
+                    path, "it belongs to no picture here, or to one that has another"
+                )
             self._write(state)
         return refused
 
