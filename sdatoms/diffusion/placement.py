@@ -37,7 +37,7 @@ OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 PIXEL = 2250
 """Bytes a pixel takes at the peak, for each byte a number has: about nine maps of 256 channels at
 full size in the autoencoder's decoder. An estimate from its shapes, on the safe side."""
-FIXED = 600 << 20
+FIXED = 800 << 20
 """Bytes that a device's libraries and the UNet's own activations take beside."""
 TILE = 512
 """Side in px of the tiles that the autoencoder works in when it is told to."""
@@ -75,9 +75,10 @@ def estimate_peak(size: PipelineSize, offload: Offload, *, tiling: bool = False)
     """
     side = min(size.side, TILE) if tiling else size.side
     work = side**2 * PIXEL * size.itemsize + FIXED
+    if offload == "model":  # the UNet is away while pictures are decoded
+        return max(max(size.parts.values(), default=0) + FIXED, size.parts.get("vae", 0) + work)
     weights = {
         "none": sum(size.parts.values()),
-        "model": max(size.parts.values(), default=0),
         "group": PIPELINED * size.largest_layer,
         "sequential": size.largest_layer,
     }

@@ -98,6 +98,7 @@ def open_renamed(path: Path, own: dict[str, str], dtype: torch.dtype, family: st
     levels = {name.split(".")[2] for name in tensors if name.startswith("encoder.down_blocks.")}
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
     table["block_out_channels"] = [len(tensors[first.format(k)]) for k in sorted(levels)]
-    vae: Any = AutoencoderKL.from_config(table).to(dtype)
+    kind: Any = AutoencoderKL
+    vae = kind.from_config(table).to(dtype)
     vae.load_state_dict(tensors)
     return vae

@@ -258,13 +258,12 @@ def find_family(path: Path, tensors: Mapping[str, TensorEntry], prefix: str) -> 
     Raises:
         AtomError: the UNet is of another family, named where it is known.
     """
-    shape = lambda name: tensors[prefix + name].shape if prefix + name in tensors else ()
-    channels = shape("input_blocks.0.0.weight")[1]
+    channels = tensors[f"{prefix}input_blocks.0.0.weight"].shape[1]
     pattern = re.compile(
         re.escape(prefix) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight"
     )
     width = next((e.shape[1] for name, e in tensors.items() if pattern.fullmatch(name)), 0)
-    sizes = shape("label_emb.0.0.weight")
+    sizes = f"{prefix}label_emb.0.0.weight" in tensors
     known = ", ".join(family.label for family in FAMILIES.values())
     other = None
     if sizes and width == 1280:
@@ -286,7 +285,7 @@ def find_family(path: Path, tensors: Mapping[str, TensorEntry], prefix: str) -> 
     if other is None:
         for family in FAMILIES.values():
             sized = family.key == "sdxl"
-            if family.context == width and sized == bool(sizes) and channels in (4, 9):
+            if family.context == width and sized == sizes and channels in (4, 9):
                 return family, channels == 9
         other = (
             f"a UNet of {channels} input channels that looks at texts {width} wide, of no known "

@@ -325,7 +325,7 @@ def load_text_encoders(folder: Path, parts: tuple[str, ...], dtype: torch.dtype)
                 folder, dtype=dtype, use_safetensors=True, **options
             )
             found[tokenizer] = transformers.CLIPTokenizer.from_pretrained(
-                folder, **options | {"subfolder": tokenizer}
+                folder, subfolder=tokenizer, local_files_only=True
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = first_line(error)

@@ -44,12 +44,13 @@ def build_tokenizer(pad_token: str = END) -> Any:
     Args:
         pad_token: what fills the window, "<|endoftext|>" in CLIP ViT-L and "!" in OpenCLIP's.
     """
-    from transformers import CLIPTokenizer
+    import transformers
 
     merges, signs = read_merges(), list_bytes()
     words = [*signs, *(sign + "</w>" for sign in signs), *("".join(pair) for pair in merges)]
     words += [START, END]
-    return CLIPTokenizer(
+    kind: Any = transformers.CLIPTokenizer  # its annotations know merges as text alone
+    return kind(
         vocab={word: number for number, word in enumerate(words)},
         merges=list(merges),
         model_max_length=77,

