@@ -181,7 +181,7 @@ def write_streamed(
             file.write(struct.pack("<Q", len(header)) + header)
             for _, _, make in entries:
                 raw = make().contiguous().flatten().view(torch.uint8)
-                file.write(memoryview(raw.numpy()))
+                raw.numpy().tofile(file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

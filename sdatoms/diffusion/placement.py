@@ -104,14 +104,12 @@ def choose_placement(size: PipelineSize, free: int | None, wanted: Offload = "au
         ("group", True),
         ("sequential", True),
     )
-    tried = [pair for pair in order if wanted in ("auto", pair[0])] or [(wanted, True)]
-    for offload, tiling in tried:
+    tried = [pair for pair in order if wanted in ("auto", pair[0])]
+    for last, (offload, tiling) in enumerate(tried, 1 - len(tried)):
         peak = estimate_peak(size, offload, tiling=tiling)
-        if peak <= free:
+        if peak <= free or not last:
             return Placement(offload, tiling, describe(size, offload, tiling, peak, free))
-    offload, tiling = tried[-1]
-    peak = estimate_peak(size, offload, tiling=tiling)
-    return Placement(offload, tiling, describe(size, offload, tiling, peak, free))
+    raise AssertionError(f"{wanted!r} is none of {OFFLOADS}")
 
 
 def describe(size: PipelineSize, offload: Offload, tiling: bool, peak: int, free: int) -> str:

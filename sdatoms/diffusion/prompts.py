@@ -147,7 +147,8 @@ def encode_prompts(
     with torch.no_grad():
         *rows, against = [embed_prompt(pipe, text, windows) for text in texts]
     if not negative_prompt and pipe.config.get("force_zeros_for_empty_prompt"):
-        against = Embedding(*(None if t is None else torch.zeros_like(t) for t in against))
+        pooled = None if against.pooled is None else torch.zeros_like(against.pooled)
+        against = Embedding(torch.zeros_like(against.context), pooled)
     given = {
         "prompt_embeds": torch.cat([row.context for row in rows]),
         "negative_prompt_embeds": torch.cat([against.context] * len(rows)),
