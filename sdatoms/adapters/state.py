@@ -2,14 +2,12 @@
 
 It lives on the root module, as `BakedModule`: whoever shares the module shares it.
 
-Adapters on layers whose weight is stored quantized: attached beside it, never baked in.
+On layers whose weight is stored quantized adapters are attached, never baked in: baking would have
+to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with the sum of the
+adapters' maps stands in the base layer's place until the last of them is taken off.
 
-Baking would have to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with
-the sum of the adapters' maps stands in the base layer's place until the last of them is taken off.
-
-Work on many weights at once, each by one thread.
-
-No thread waits for another, and no bit depends on how many there are.
+Weights are checked and written side by side, each by one thread: no thread waits for another, and
+no bit depends on how many there are.
 """
 
 from __future__ import annotations
