@@ -220,12 +220,19 @@ def find_long_scripts(root):
 
 
 def find_heavy_imports(root):
-    """Packages that `import sdatoms` brings although most of what it does needs none of them."""
+    """Packages that `import sdatoms` brings although most of what it does needs none of them, and
+    whatever in the library imports gradio."""
     code = f"import sys, sdatoms; print(*(name for name in {HEAVY} if name in sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     yield from (f"import sdatoms brings {name}" for name in run.stdout.split())
+    for name, path in list_modules(root).items():
+        for node in ast.walk(read_tree(path)) if name.startswith("sdatoms.") else ():
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(n.split(".")[0] == "gradio" for n in names):
+                yield f"{name} imports gradio"
 
 
 def find_stray_tests(root):
@@ -251,7 +258,7 @@ RULE = {
     "no module is hidden by a function": find_shadows,
     "every module says what it is for": find_poor_openings,
     "scripts are short and imported by nothing": find_long_scripts,
-    "importing the package brings nothing heavy": find_heavy_imports,
+    "importing the package brings nothing heavy, and the library no gradio": find_heavy_imports,
     "tests mirror the packages": find_stray_tests,
 }
 """What the house keeps → what yields the breaks."""

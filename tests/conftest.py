@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from tiny import atoms, pictures, pipelines, runs
 from tiny.evaluator import save_tiny_evaluator
 from tiny.modules import ConvNet, build
@@ -119,6 +120,17 @@ def make_atoms(make_convnet):
 
 
 @pytest.fixture
+def sparse_file(tmp_path, make_atoms):
+    """Save sparse atoms tuned on `make_convnet()`; returns the path."""
+
+    def make(name="dog", seed=1, variant="full", **settings):
+        file = make_atoms(f"sks {name}", seed, decomposition="sparse", variant=variant, **settings)
+        return file.save(tmp_path / f"{name}.safetensors")
+
+    return make
+
+
+@pytest.fixture
 def sample_files(tmp_path, make_convnet):
     """Every form an atom file of `make_convnet()` can take, by name; its component is `model`."""
     files = atoms.build_samples(make_convnet)
@@ -157,6 +169,17 @@ def make_pictures(tmp_path):
     return lambda name="pictures", *args, **kwargs: pictures.save_pictures(
         tmp_path / name, *args, **kwargs
     )
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """A folder of three plain pictures with captions; returns its path."""
+    path = tmp_path / "subject"
+    path.mkdir()
+    for letter, colour in zip("abc", ("red", "green", "blue"), strict=True):
+        Image.new("RGB", (16, 16), colour).save(path / f"{colour}.png")
+        (path / f"{colour}.txt").write_text(f"a sks {letter} cat")
+    return path
 
 
 @pytest.fixture

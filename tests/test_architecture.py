@@ -128,6 +128,10 @@ BROKEN = {
         },
         "import sdatoms brings gradio",
     ),
+    "gradio in the library": (
+        {"sdatoms/evaluation/scores.py": '"""Scores."""\ndef draw():\n    import gradio.themes\n'},
+        "sdatoms.evaluation.scores imports gradio",
+    ),
     "a test of nothing": (
         {"tests/atoms/test_other.py": ""},
         "tests/atoms/test_other.py tests no module: there is no sdatoms.atoms.other",

@@ -14,6 +14,7 @@ keeps them under other names than diffusers does.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -43,6 +44,8 @@ FIXED = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
+WORD = ".tokens.embeddings"
+"""What the key of a new word's embedding ends in, after the text encoder's name."""
 ENCODERS = {"text_encoder": ("clip_l", "clip_h", "clip_g"), "text_encoder_2": ("clip_g",)}
 
 Views = dict[str, dict[str, Tensor]]
@@ -51,6 +54,8 @@ Views = dict[str, dict[str, Tensor]]
 
 def read_atoms(path: str) -> tuple[dict[str, Views], dict[str, Any]]:
     """Layer (`<component>.<module path>`) → its tensors by view, and layer → its layout.
+
+    A new word is left out: its embedding belongs to no layer.
 
     Raises:
         ValueError: the file is no atom file of this format, or holds sparse codes' atoms.
@@ -63,10 +68,25 @@ def read_atoms(path: str) -> tuple[dict[str, Views], dict[str, Any]]:
     layers: dict[str, Views] = {}
     for key, tensor in tensors.items():
         layer, view, name = key.rsplit(".", 2)
+        if key.endswith(WORD):
+            continue
         if view != "spatial" and not view.startswith("block"):
             raise ValueError(f"{path!r} holds {view!r} tensors, which this node does not apply")
         layers.setdefault(layer, {}).setdefault(view, {})[name] = tensor
     return layers, json.loads(metadata["layers"])
+
+
+def name_left_out(path: str) -> str:
+    """A sentence about what this node does not load of a file; empty where it loads all."""
+    with safe_open(path, framework="pt") as file:
+        held = any(key.endswith(WORD) for key in file.keys())
+        word = (file.metadata() or {}).get("tokens", "")
+    if not held:
+        return ""
+    return (
+        f"{path!r} brings the new word {word[:80]!r}, which is left out: the prompt reads it as "
+        "letters, and the rest of the file is applied; a pipeline that sdatoms exports knows it"
+    )
 
 
 def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Tensor:
@@ -243,6 +263,8 @@ class LoadFilterAtoms:
         if strength == 0:
             return model, clip
         path = folder_paths.get_full_path("loras", file)
+        if left_out := name_left_out(path):
+            logging.warning("%s", left_out)
         for component in sorted({layer.split(".", 1)[0] for layer in read_atoms(path)[0]}):
             if component in ENCODERS:
                 if clip is None:

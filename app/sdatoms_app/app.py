@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault(
-    "GRADIO_ANALYTICS_ENABLED", "False"
-)  # before gradio is imported: no request leaves
+from sdatoms_app.security import hide_proxies
 
-import gradio as gr
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else importing it asks the network
+with hide_proxies():
+    import gradio as gr
+
 from starlette.middleware import Middleware
 
 from sdatoms import AtomError
@@ -21,7 +24,14 @@ from sdatoms_app.generate.api import build_api
 from sdatoms_app.generate.compare import build_compare_tab
 from sdatoms_app.generate.tab import build_generate_tab
 from sdatoms_app.runs.tab import build_runs_tab
-from sdatoms_app.security import LoginGuard, OriginGuard, harden, read_auth
+from sdatoms_app.security import (
+    LoginGuard,
+    OriginGuard,
+    check_root_path,
+    harden,
+    keep_loopback_direct,
+    read_auth,
+)
 from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.style import STYLE, THEME
@@ -60,11 +70,13 @@ def find_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch_settings(studio: Studio, *, local: bool = True) -> dict[str, object]:
+def launch_settings(
+    studio: Studio, *, local: bool = True, root_path: str = ""
+) -> dict[str, object]:
     """What `Blocks.launch` is told wherever the app is served."""
     studio.outputs.mkdir(parents=True, exist_ok=True)
     guards = [
-        Middleware(OriginGuard, local=local),  # pyright: ignore
+        Middleware(OriginGuard, local=local, public=root_path),  # pyright: ignore
         Middleware(LoginGuard),  # pyright: ignore
     ]
     return {
@@ -77,6 +89,7 @@ def launch_settings(studio: Studio, *, local: bool = True) -> dict[str, object]:
         "run_history": False,
         "show_error": False,  # our own messages are shown all the same
         "strict_cors": True,
+        "root_path": root_path or None,
     }
 
 
@@ -93,6 +106,7 @@ def serve(
     share: bool = False,
     offline: bool = False,
     mcp: bool = False,
+    root_path: str = "",
 ) -> None:
     """Serve until interrupted.
 
@@ -104,11 +118,12 @@ def serve(
         share: open a public tunnel; refused without `auth`.
         offline: no request leaves the machine.
         mcp: serve the endpoints as tools of the Model Context Protocol too.
+        root_path: where a reverse proxy serves the app: a path, or the whole public address.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
     """
-    people = read_auth(auth)
+    people, root_path = read_auth(auth), check_root_path(root_path)
     if share and not people:
         raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")
     if share and offline:
@@ -123,19 +138,65 @@ def serve(
             raise AtomError(f"{flag}: there is no folder {str(folder)!r}")
     local = host in ("127.0.0.1", "localhost") and not share
     harden(local=local, offline=offline)
+    keep_loopback_direct()
+    prepare_folder("--outputs-dir", outputs_dir)
+    prepare_uploads()
     studio = Studio(
         base, Library(adapters_dir), outputs_dir, models=models_dir, hub=local and not offline
     )
     with studio.lock:
         studio.open()
+    app = build_app(studio, pictures_dirs)
     try:
-        build_app(studio, pictures_dirs).launch(
-            server_name=host,
-            server_port=port or find_port(),
-            auth=people or None,
-            share=share,
-            mcp_server=mcp,
-            **launch_settings(studio, local=local),  # pyright: ignore[reportArgumentType]
-        )
+        with contextlib.nullcontext() if share else hide_proxies():
+            app.launch(
+                server_name=host,
+                server_port=port or find_port(),
+                auth=people or None,
+                share=share,
+                mcp_server=mcp,
+                prevent_thread_lock=True,
+                **launch_settings(studio, local=local, root_path=root_path),  # pyright: ignore[reportArgumentType]
+            )
     except OSError as error:
         raise AtomError(f"the app cannot listen on {host}:{port}: {error}") from None
+    app.block_thread()
+
+
+def prepare_folder(flag: str, folder: Path) -> None:
+    """Make a folder, and see that files can be written there.
+
+    Raises:
+        AtomError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AtomError(
+            f"{flag}: the folder {str(folder)!r} cannot be written to: {error.strerror}"
+        ) from None
+
+
+def prepare_uploads() -> None:
+    """See that uploads have a folder of our own: the usual one, unless it is somebody else's.
+
+    Raises:
+        AtomError: the machine has no temporary folder that can be written to, or the one that the
+            environment names cannot.
+    """
+    named = os.environ.get("GRADIO_TEMP_DIR")
+    if named:
+        prepare_folder("GRADIO_TEMP_DIR", Path(named))
+        return
+    try:
+        usual = Path(tempfile.gettempdir()) / "gradio"
+        usual.mkdir(exist_ok=True)
+        if usual.stat().st_uid != os.getuid():
+            os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sdatoms-")
+    except OSError as error:
+        raise AtomError(
+            f"there is no temporary folder to write to: {error.strerror or error}; name one in "
+            "TMPDIR"
+        ) from None

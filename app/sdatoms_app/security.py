@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,11 +15,24 @@ from PIL import Image
 from starlette.requests import Request
 
 from sdatoms import AtomError
+from sdatoms.errors import clip
 
-__all__ = ["LoginGuard", "OriginGuard", "harden", "read_auth"]
+__all__ = [
+    "LoginGuard",
+    "OriginGuard",
+    "check_root_path",
+    "harden",
+    "hide_proxies",
+    "keep_loopback_direct",
+    "read_auth",
+]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-MAX_PIXELS = 25_000_000
+DIRECT = ("127.0.0.1", "localhost", "::1")
+"""This machine, as lists of hosts without a proxy spell it."""
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+MAX_PIXELS = 100_000_000
+"""Of a picture: what phones take is opened, what a few bytes claim to be is not."""
 UNLOCKED = re.compile(
     r"/|/(login|logout)/?|/(favicon\.ico|robots\.txt|manifest\.json)|/(gradio_api/)?theme\.css"
     r"|/(assets|static|svelte|pwa_icon)(/.*)?|/gradio_api/(login_check|startup-events)/?"
@@ -33,14 +47,17 @@ Send = Callable[[Message], Awaitable[None]]
 class OriginGuard:
     """ASGI middleware: no foreign page may write to the app, no foreign name may reach it.
 
-    A request that names an `Origin` other than the host it goes to is refused unless it only reads;
-    where the app serves this machine alone, so is every host name that is not this machine's (a
-    page that rebinds its name to 127.0.0.1 has one).
+    A request that names an `Origin` other than the app's own is refused unless it only reads. The
+    app's own are the host the request goes to, the public host a reverse proxy names, and the one
+    the operator named. Where the app serves this machine alone, so is every host name that is
+    neither this machine's nor the operator's (a page that rebinds its name to 127.0.0.1 has one).
     """
 
-    def __init__(self, app: Any, *, local: bool) -> None:
+    def __init__(self, app: Any, *, local: bool, public: str = "") -> None:
+        """`public` is what the operator says a proxy serves the app as: a URL, a path or empty."""
         self.app = app
         self.local = local
+        self.public = name_host(urlsplit(public).netloc)
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         if scope["type"] == "http":
@@ -53,18 +70,80 @@ class OriginGuard:
 
     def find_fault(self, method: str, headers: dict[str, str]) -> str:
         """Why a request is refused, or an empty string."""
-        host = headers.get("host", "")
-        if self.local and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
-            return "this app answers on its own machine only"
-        origin = headers.get("origin")
-        writes = method not in ("GET", "HEAD", "OPTIONS")
-        if writes and origin is not None and urlsplit(origin).netloc != host:
-            # behind a tunnel or a proxy the name the browser knows comes in another header
-            if self.local or urlsplit(origin).netloc != headers.get("x-forwarded-host"):
-                return "requests from other pages are refused"
-        if writes and headers.get("sec-fetch-site") == "cross-site":
+        host = name_host(headers.get("host", ""))
+        if self.local and host != self.public and host.rpartition(":")[0] not in LOOPBACK:
+            if host not in LOOPBACK:
+                return (
+                    "this app answers on its own machine only; for a reverse proxy start it with "
+                    "--root-path and the public address, such as https://example.org"
+                )
+        if method in ("GET", "HEAD") or (method == "OPTIONS" and "origin" not in headers):
+            return ""
+        if not self.knows_page(host, headers):
             return "requests from other pages are refused"
         return ""
+
+    def knows_page(self, host: str, headers: dict[str, str]) -> bool:
+        """Whether a request comes from the app's own page, or from no page."""
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site == "same-origin":  # no page can write this header, only the browser can
+            return True
+        if site in ("cross-site", "same-site"):
+            return False
+        if origin is None:
+            return True
+        page = name_host(urlsplit(origin).netloc)
+        # Behind a tunnel or a proxy the name the browser knows comes in another header. A page
+        # cannot send it along: browsers ask first, and the answer is no.
+        forwarded = name_host(headers.get("x-forwarded-host", "").partition(",")[0].strip())
+        own = {host, forwarded, self.public} - {""}
+        # Some proxies pass the host on without its port.
+        bare = {name for name in own if name not in LOOPBACK and ":" not in name}
+        return page in own or page.partition(":")[0] in bare
+
+
+def name_host(netloc: str) -> str:
+    """A host as it is compared: lower case, without the ports that browsers leave out."""
+    host = netloc.rpartition("@")[2].lower()
+    return host.removesuffix(":80").removesuffix(":443")
+
+
+def check_root_path(path: str) -> str:
+    """Where a reverse proxy serves the app: empty, a path such as /atoms, or a whole address.
+
+    Raises:
+        AtomError: it is none of these.
+    """
+    url = urlsplit(path)
+    whole = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
+    plain = re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", path)
+    if path and not whole and not plain:
+        raise AtomError(
+            f"--root-path {clip(path)!r} is neither a path such as /atoms nor an address such as "
+            "https://example.org/atoms"
+        )
+    return path.rstrip("/")
+
+
+def keep_loopback_direct() -> None:
+    """Let no request to this machine go through a proxy that the environment names."""
+    for name in ("no_proxy", "NO_PROXY"):
+        listed = [entry.strip() for entry in os.environ.get(name, "").split(",") if entry.strip()]
+        os.environ[name] = ",".join([*listed, *(h for h in DIRECT if h not in listed)])
+
+
+@contextlib.contextmanager
+def hide_proxies() -> Iterator[None]:
+    """Do without the proxies that the environment names.
+
+    Gradio builds clients when it is imported, and asks its own server whether it answers; neither
+    leaves the machine, and httpx refuses a SOCKS proxy for both where its extra is not installed.
+    """
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.lower() in PROXIES}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class LoginGuard:

@@ -2,28 +2,30 @@ r"""Atom files as differences of weights in other tools' forms, with the error o
 
 - `diff`: `ΔW` of every layer outright, LyCORIS's full difference; exact in float32, and as large as
   the tuned weights.
-- `lora`: the best rank-r approximation of every `ΔW` by its singular values, LoRA for linear layers
-  and LoCon for convolutions, under diffusers' or kohya's key names. The delta of atoms has full
-  rank in general, so the error says what is lost.
+- `lora`: the best rank-r approximation of every `ΔW`, LoRA for linear layers and LoCon for
+  convolutions. The delta of atoms has full rank in general, so the error says what is lost.
 
-Reference: Eckart, Young, "The approximation of one matrix by another of lower rank", Psychometrika
-1936.
+Layers go by the names of `names.py`. Some programs skip some of them: `Conversion.readings` says
+what that costs.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdatoms.adapters.changes import walk_deltas
+from sdatoms.adapters.headers import describe_export
+from sdatoms.adapters.low_rank import factor
+from sdatoms.adapters.names import READERS, Client, Names, find_spelling, list_skipped
 from sdatoms.adapters.plan import choose_modules, plan_file, warn_of_base
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
@@ -33,7 +35,8 @@ from sdatoms.storage import write_whole
 __all__ = [
     "Conversion",
     "ErrorTable",
-    "Names",
+    "Progress",
+    "Reading",
     "convert_to_diff",
     "convert_to_lora",
     "measure_diff",
@@ -41,18 +44,22 @@ __all__ = [
     "walk_change",
 ]
 
-Names = Literal["diffusers", "kohya"]
-
-
-KOHYA_PREFIXES = {
-    "unet": "lora_unet",
-    "text_encoder": "lora_te",
-    "text_encoder_2": "lora_te2",
-    "transformer": "lora_unet",
-}
+Progress = Callable[[int, int], None]
+"""Told how many layers of how many are done."""
 PAIR = ("lora_A", "lora_B")
 TEXT_PAIR = ("lora_linear_layer.down", "lora_linear_layer.up")
 """Down and up under diffusers' names; text encoders keep an older spelling."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a program loses that does not place every layer of a file."""
+
+    program: str
+    skipped: tuple[str, ...]
+    """The layers, as `<component>.<module path>`."""
+    total_error: float
+    """As `Conversion.total_error`, with these layers lost whole."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,10 @@ class Conversion:
     """The same over all layers together."""
     left_out: str = ""
     """A sentence about what the form has no place for; empty where it holds all."""
+    readings: tuple[Reading, ...] = ()
+    """Programs known to open this form that skip some of its layers."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The header of the file."""
 
     @property
     def num_bytes(self) -> int:
@@ -74,7 +85,12 @@ class Conversion:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file whole or not at all."""
-        return write_whole(Path(path), save(self.tensors, {"format": "pt"}))
+        return write_whole(Path(path), save(self.tensors, {"format": "pt"} | self.metadata))
+
+    def reading(self, client: Client) -> Reading:
+        """What one program makes of it."""
+        same = [reading for reading in self.readings if reading.program == client.title]
+        return same[0] if same else Reading(client.title, (), self.total_error)
 
 
 class ErrorTable:
@@ -82,26 +98,48 @@ class ErrorTable:
 
     def __init__(self) -> None:
         self.layers: dict[str, float] = {}
-        self._lost = self._whole = 0.0
+        self._lost: dict[str, float] = {}
+        self._whole: dict[str, float] = {}
 
     def add(self, layer: str, delta: Tensor, stored: Tensor) -> None:
         """Compare what a layer should change by with what is stored of it."""
-        missed, norm = float((stored.float() - delta).norm()), float(delta.norm())
+        missed, norm = measure(stored.float() - delta), measure(delta)
         self.layers[layer] = missed / norm if norm else 0.0
-        self._lost, self._whole = self._lost + missed**2, self._whole + norm**2
+        self._lost[layer], self._whole[layer] = missed**2, norm**2
 
-    @property
-    def total(self) -> float:
-        return (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+    def total(self, skipped: Container[str] = ()) -> float:
+        """Over all layers; those that are skipped are lost whole."""
+        whole = sum(self._whole.values())
+        lost = sum(self._whole[k] if k in skipped else v for k, v in self._lost.items())
+        return (lost / whole) ** 0.5 if whole else 0.0
+
+    def read(self, clients: Iterable[Client]) -> tuple[Reading, ...]:
+        """What each program loses, of those that skip anything."""
+        found = []
+        for client in clients:
+            if skipped := list_skipped(client, self.layers):
+                found.append(Reading(client.title, tuple(skipped), self.total(skipped)))
+        return tuple(found)
 
 
-def walk_change(file: AtomFile, target: Any) -> Iterator[tuple[str, str, Tensor]]:
+def measure(tensor: Tensor) -> float:
+    """‖·‖_F, summed in float64: float32 sums of millions of squares are off in the fourth digit."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def walk_change(
+    file: AtomFile, target: Any, progress: Progress | None = None
+) -> Iterator[tuple[str, str, Tensor]]:
     """Yield component, module path and unit-strength `ΔW` (float32, CPU) of every layer, after the
     checks and the warning of `load_atoms`; nothing is loaded."""
     plans = plan_file(file, target)
     warn_of_base(file, [adapter for _, adapter in plans.values()])
-    for component, path, delta in walk_deltas(plans):
+    total = sum(len(adapter.maps) for _, adapter in plans.values())
+    tell = progress or (lambda done, total: None)
+    tell(0, total)
+    for done, (component, path, delta) in enumerate(walk_deltas(plans), 1):
         yield component, path, delta.cpu()
+        tell(done, total)
 
 
 def walk_shapes(file: AtomFile, target: Any) -> Iterator[tuple[int, ...]]:
@@ -126,19 +164,39 @@ def measure_diff(file: AtomFile, target: Any, *, dtype: torch.dtype = torch.floa
 
 
 def convert_to_diff(
-    file: AtomFile, target: Any, *, dtype: torch.dtype = torch.float32
+    file: AtomFile,
+    target: Any,
+    *,
+    names: Names = "kohya",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> Conversion:
     """LyCORIS's full difference, `<prefix>_<path with _>.diff`: exact in float32.
 
+    Args:
+        names: `kohya`, or `lycoris` for LyCORIS' own loader.
+        progress: told how many layers are done.
+
     Raises:
-        AtomError: as in `load_atoms`, or other tools have no name for a component.
+        AtomError: as in `load_atoms`, other tools have no name for a component, or `names` is
+            `diffusers`, which has none for this form.
     """
+    spelling = find_spelling(file, target, names)
+    if names == "diffusers":
+        raise AtomError("names is 'diffusers'; a full difference takes kohya | lycoris")
     tensors, errors = {}, ErrorTable()
-    for component, path, delta in walk_change(file, target):
+    for component, path, delta in walk_change(file, target, progress):
         stored = delta.to(dtype).contiguous()
-        tensors[f"{name_kohya(component, path)}.diff"] = stored
+        tensors[f"{spelling.prefix(component, path)}.diff"] = stored
         errors.add(f"{component}.{path}", delta, stored)
-    return Conversion(tensors, errors.layers, errors.total, name_left_out(file))
+    return Conversion(
+        tensors,
+        errors.layers,
+        errors.total(),
+        name_left_out(file),
+        errors.read(READERS.get(("diff", names), ())),
+        describe_export(file, "diff", tensors),
+    )
 
 
 def measure_lora(
@@ -150,14 +208,12 @@ def measure_lora(
     dtype: torch.dtype = torch.float32,
 ) -> int:
     """Bytes of the tensors `convert_to_lora` will make."""
-    check_lora(rank, names)
+    check_rank(rank)
+    spelling = find_spelling(file, target, names)
     shapes = list(walk_shapes(file, target))
     widest = min(rank, max(map(full_rank, shapes)))
-    total = 0
-    for shape in shapes:
-        r = widest if names == "diffusers" else min(rank, full_rank(shape))
-        total += r * (shape[0] + math.prod(shape[1:])) * dtype.itemsize
-    return total if names == "diffusers" else total + 4 * len(shapes)
+    total = sum(widest * (shape[0] + math.prod(shape[1:])) * dtype.itemsize for shape in shapes)
+    return total if spelling.names == "diffusers" else total + 4 * len(shapes)
 
 
 def convert_to_lora(
@@ -167,68 +223,57 @@ def convert_to_lora(
     *,
     names: Names = "diffusers",
     dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> Conversion:
     """The nearest LoRA of rank `rank`, and its error in every layer.
 
     Convolutions become LoCon pairs: a k×k convolution down to `rank` channels, a 1×1 convolution
-    up. A layer of smaller rank takes less of it under kohya's names, which say the rank layer by
-    layer, and zeros under diffusers'.
+    up. A layer of smaller rank is filled up with zeros: programs that read ranks layer by layer
+    mistake its scale.
+
+    Args:
+        names: those of `names.py`.
+        progress: told how many layers are done.
 
     Raises:
         AtomError: `rank` is below 1, `names` is unknown, other tools have no name for a component,
             or as in `load_atoms`.
     """
-    check_lora(rank, names)
+    check_rank(rank)
+    spelling = find_spelling(file, target, names)
     tensors, errors = {}, ErrorTable()
     widest = min(rank, max(map(full_rank, walk_shapes(file, target))))
-    for component, path, delta in walk_change(file, target):
+    for component, path, delta in walk_change(file, target, progress):
         matrix = delta.flatten(1)
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        r = min(rank, len(s))
-        root = s[:r].sqrt()
-        up, down = u[:, :r] * root, root[:, None] * v[:r]
-        if names == "diffusers":
-            up = nn.functional.pad(up, (0, widest - r))
-            down = nn.functional.pad(down, (0, 0, 0, widest - r))
-        up, down = up.to(dtype).contiguous(), down.to(dtype).contiguous()
+        up, down = factor(matrix, widest)
+        up = nn.functional.pad(up, (0, widest - len(down))).to(dtype).contiguous()
+        down = nn.functional.pad(down, (0, 0, 0, widest - len(down))).to(dtype).contiguous()
         errors.add(f"{component}.{path}", matrix, up.float() @ down.float())
         if delta.dim() > 2:
             up = up.reshape(*up.shape, *[1] * (delta.dim() - 2))
             down = down.reshape(-1, *delta.shape[1:])
-        if names == "kohya":
-            prefix = name_kohya(component, path)
-            tensors |= {f"{prefix}.lora_up.weight": up, f"{prefix}.lora_down.weight": down}
-            tensors[f"{prefix}.alpha"] = torch.tensor(float(r))
-        else:
-            prefix = name_diffusers(component, path)
+        prefix = spelling.prefix(component, path)
+        if spelling.names == "diffusers":
             text = component.startswith("text_encoder")
             first, second = TEXT_PAIR if text else PAIR
             tensors |= {f"{prefix}.{first}.weight": down, f"{prefix}.{second}.weight": up}
-    return Conversion(tensors, errors.layers, errors.total, name_left_out(file))
+        else:
+            tensors |= {f"{prefix}.lora_up.weight": up, f"{prefix}.lora_down.weight": down}
+            tensors[f"{prefix}.alpha"] = torch.tensor(float(widest))
+    return Conversion(
+        tensors,
+        errors.layers,
+        errors.total(),
+        name_left_out(file),
+        errors.read(READERS.get(("lora", names), ())),
+        describe_export(file, "lora", tensors, widest),
+    )
 
 
-def check_lora(rank: int, names: str) -> None:
+def check_rank(rank: int) -> None:
     if rank < 1:
         raise AtomError(f"rank is {rank}; it takes at least 1")
-    if names not in ("diffusers", "kohya"):
-        raise AtomError(f"names is {names!r}; it takes diffusers | kohya")
 
 
 def full_rank(shape: Sequence[int]) -> int:
     return min(shape[0], math.prod(shape[1:]))
-
-
-def name_diffusers(component: str, path: str) -> str:
-    """`<component>.<module path>` as diffusers' LoRA files spell it."""
-    if component not in KOHYA_PREFIXES:
-        raise AtomError(f"other tools have no names for the component {clip(component)!r}")
-    if component.startswith("text_encoder") and not path.startswith("text_model."):
-        # transformers 5 dropped a level of modules that the files of other tools go on naming.
-        path = f"text_model.{path}"
-    return f"{component}.{path}"
-
-
-def name_kohya(component: str, path: str) -> str:
-    """The same as kohya's scripts spell it: a prefix for the component, underscores for dots."""
-    path = name_diffusers(component, path).removeprefix(f"{component}.")
-    return f"{KOHYA_PREFIXES[component]}_{path.replace('.', '_')}"

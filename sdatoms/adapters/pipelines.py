@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from sdatoms.adapters.export import Conversion, ErrorTable, walk_change
+from sdatoms.adapters.export import Conversion, ErrorTable, Progress, walk_change
+from sdatoms.adapters.headers import describe_pipeline
 from sdatoms.adapters.load import load_atoms
 from sdatoms.adapters.plan import choose_modules
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.layers.weights import find_weight
+from sdatoms.models.pipeline_folder import write_known_names
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -44,10 +46,12 @@ def save_pipeline(
     folder: str | os.PathLike[str],
     *,
     dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Bake the file into `pipe` and save it as a diffusers model directory, complete or absent.
 
-    The pipeline is as it was afterwards; adapters that are loaded in it are saved with it.
+    The pipeline is as it was afterwards; adapters that are loaded in it are saved with it. Weights
+    and vocabulary are named as older readers know them, too.
 
     Returns:
         No tensors, and the share of each layer's change that rounding to the weights' dtype loses.
@@ -60,7 +64,7 @@ def save_pipeline(
         raise AtomError(f"{str(folder)!r} exists already; a pipeline takes a new or empty folder")
     modules = choose_modules(pipe, file, None)
     errors = ErrorTable()
-    for component, path, delta in walk_change(file, pipe):
+    for component, path, delta in walk_change(file, pipe, progress):
         base = find_weight(modules[component], path).weight.detach().cpu()
         baked = (base + delta).to(base.dtype).to(dtype)
         errors.add(f"{component}.{path}", delta, baked.float() - base.float())
@@ -72,19 +76,23 @@ def save_pipeline(
             pipe.save_pretrained(staging, safe_serialization=True)
         finally:
             adapters.remove(EXPORTED)
+        write_known_names(staging)
+        header = describe_pipeline(file)
         for weights in staging.rglob("*.safetensors"):
-            cast_file(weights, dtype)
+            tuned = weights.parent.name == file.components[0]
+            cast_file(weights, dtype, header if tuned else {})
         if folder.exists():
             folder.rmdir()
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Conversion({}, errors.layers, errors.total)
+    return Conversion({}, errors.layers, errors.total(), metadata=header)
 
 
-def cast_file(path: Path, dtype: torch.dtype) -> None:
-    """Rewrite the floating-point tensors of a safetensors file in another dtype."""
+def cast_file(path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Rewrite a safetensors file, its floating-point tensors in a dtype, where that changes it."""
     tensors = load_file(path)
-    if any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
+    narrow = any(t.is_floating_point() and t.dtype != dtype for t in tensors.values())
+    if narrow or len(metadata) > 1:
         cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-        write_whole(path, save(cast, {"format": "pt"}))
+        write_whole(path, save(cast, {"format": "pt"} | metadata))

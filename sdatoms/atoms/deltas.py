@@ -85,10 +85,10 @@ class Delta(nn.Module):
         self.sparse = isinstance(basis, Codes)
         if isinstance(basis, Codes):
             self.penalty, self.solver = basis.book.penalty, basis.book.solver
-            self.register_buffer("base_atoms", basis.book.atoms.to(torch.float32))
+            self.register_buffer("base_atoms", pack(basis.book.atoms))
             self.register_buffer("codes", basis.values, persistent=False)
         else:
-            self.register_buffer("encoder", basis.to(torch.float32))
+            self.register_buffer("encoder", pack(basis))
 
     @property
     def num_atoms(self) -> int:
@@ -139,6 +139,11 @@ class Delta(nn.Module):
             f"{self.view.kind}{block}, {sparse}atoms={self.num_atoms}, width={self.view.width}, "
             f"parameters={trained}"
         )
+
+
+def pack(tensor: Tensor) -> Tensor:
+    """In float32 and in order of its indices, as safetensors takes the state dict of a model."""
+    return tensor.to(torch.float32).contiguous()
 
 
 def move_only(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

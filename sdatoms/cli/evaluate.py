@@ -63,7 +63,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Score atom files: fidelity, prompt alignment, diversity, drift, and rows to check them by."""
+    """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
     from sdatoms.diffusion.pipeline import load_base, pick_device
     from sdatoms.diffusion.prompts import write_prompts
     from sdatoms.evaluation.evaluator import load_evaluator

@@ -46,8 +46,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train filter atoms on a folder of pictures (the same trainer as
-    scripts/train_dreambooth_atoms.py)."""
+    """Train filter atoms on a folder of pictures.
+
+    The same trainer as scripts/train_dreambooth_atoms.py.
+    """
     from sdatoms.training.config import TrainConfig
     from sdatoms.training.presets import expand_preset
 

@@ -122,6 +122,7 @@ def hash_picture(picture: Image.Image) -> str:
     return sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 
+NEGATIVE = re.compile(r"^[^\S\n]*Negative prompt:", re.MULTILINE)
 FIELD = re.compile(r'\s*([\w][\w ./+-]*?):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
@@ -165,13 +166,22 @@ def quote(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if special else text
 
 
+def unquote(text: str) -> str:
+    try:
+        return json.loads(text) if text.startswith('"') else text
+    except ValueError:
+        return text
+
+
 def parse_parameters(text: str) -> Recipe:
     """Read A1111's text, whoever wrote it; settings it lacks keep their defaults."""
     lines = text.strip().split("\n")
-    found = {k.strip(): v.strip() for k, v in FIELD.findall(lines[-1])}
+    found = {k.strip(): unquote(v.strip()) for k, v in FIELD.findall(lines[-1])}
     settings = found if len(found) >= 3 and "Steps" in found else {}
     body = "\n".join(lines[:-1] if settings else lines)
-    prompt, _, negative = body.partition("Negative prompt:")
+    # As in A1111, whose grammar this is: the mark counts where a line starts with it.
+    prompt, *negatives = NEGATIVE.split(body)
+    negative = "\n".join(part.strip() for part in negatives)
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", ""))
     recipe = Recipe(prompt.strip(), negative.strip(), base_model=clip(settings.get("Model", "")))
     changes: dict[str, Any] = {}

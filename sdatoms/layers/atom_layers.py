@@ -90,8 +90,8 @@ class OneWeightLayer(AtomLayer):
         """The delta of a layer that carries one product and nothing else: its two factors meet the
         activations, and no weight-sized change is formed."""
         deltas = list(self.deltas.values())
-        alone = len(deltas) == 1 and isinstance(deltas[0], ProductDelta)
-        return deltas[0] if alone and deltas[0].strength == 1.0 else None
+        only = deltas[0] if len(deltas) == 1 else None
+        return only if isinstance(only, ProductDelta) and only.strength == 1.0 else None
 
     def run_product(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
         """The layer's output by its product; None where it carries none, or where float64 asks for

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny.atoms import VARIANTS
+from tiny.atoms import VARIANTS, measure_deltas
 from torch import nn
 
 import sdatoms
@@ -123,18 +123,11 @@ def test_a_file_that_does_not_fit_is_refused_before_any_delta(make_unet, make_co
     assert_same(before, photograph(unet))
 
 
-def deltas(file, unet):
-    adapters = sdatoms.load_atoms(unet, file, name="x")
-    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
-    adapters.clear()
-    return found
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_changes_are_those_of_the_deltas(make_unet, make_file, variant):
     file, unet = sdatoms.read_atoms(make_file(variant=variant)), make_unet()
     rows = measure_changes(file, unet)
-    found = deltas(file, unet)
+    found = measure_deltas(file, unet)
     assert {row.path for row in rows} == set(found)
     for row in rows:
         expected = found[row.path].norm() / unet.get_submodule(row.path).weight.detach().norm()

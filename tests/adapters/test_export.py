@@ -149,6 +149,31 @@ def test_kohya_names_go_through_diffusers_converter(make_unet, make_pipe_atoms):
     assert set(networks.values()) == {2.0}
 
 
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("rank", [3, 40, 1000])
+def test_all_layers_have_one_rank_and_one_scale(make_unet, make_atoms, names, rank):
+    """Programs that read a rank, or an alpha, of its own for every layer mistake the scale."""
+    made = convert_to_lora(make_atoms("full"), make_unet(), rank, names=names)
+    downs = [t for k, t in made.tensors.items() if ".lora_down" in k or ".lora_A" in k]
+    alphas = [float(t) for key, t in made.tensors.items() if key.endswith(".alpha")]
+    assert len({len(t) for t in downs}) == 1
+    assert set(alphas) <= {float(len(downs[0]))}
+    assert len(downs) == len(made.errors)
+
+
+def test_progress_counts_layers(tmp_path, make_pipe, make_atoms):
+    file, pipe, told = make_atoms("atoms", text=True), make_pipe(), []
+    note = lambda done, total: told.append((done, total))
+    for convert in (
+        lambda: convert_to_diff(file, pipe, progress=note),
+        lambda: convert_to_lora(file, pipe, 2, progress=note),
+        lambda: save_pipeline(file, pipe, tmp_path / "baked", progress=note),
+    ):
+        told.clear()
+        convert()
+        assert told == [(n, len(file.layers)) for n in range(len(file.layers) + 1)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sizes_are_known_before(make_pipe, make_pipe_atoms, dtype):
     file, pipe = make_pipe_atoms("full", text=True), make_pipe()
@@ -240,4 +265,4 @@ def test_saved_files_hold_what_was_made(tmp_path, make_unet, make_pipe_atoms):
     assert all(torch.equal(t, made.tensors[k]) for k, t in load_file(path).items())
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + size])
-    assert header["__metadata__"] == {"format": "pt"}
+    assert header["__metadata__"] == {"format": "pt"} | made.metadata

@@ -2,37 +2,28 @@
 
 import pytest
 import torch
+from tiny.atoms import refuse_file
 from tiny.modules import copy_weights, same_weights
 from torch import nn
 
-from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
+from sdatoms import AtomConfig, inject, load_atoms, read_atoms
 from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def refuse(target, path, sentence, **options):
-    """Loading fails in one line and leaves the module as it was."""
-    before = copy_weights(target)
-    with pytest.raises(AtomError, match=sentence) as error:
-        load_atoms(target, path, **options)
-    assert len(str(error.value).splitlines()) == 1
-    assert str(error.value).isprintable()
-    for key, tensor in target.state_dict().items():
-        assert tensor.is_meta or torch.equal(tensor, before[key]), key
-    assert not target.__dict__.get("_sdatoms_baked")
-
-
 def test_keys_that_fit_no_module_or_only_some_are_refused(make_unet, make_convnet, make_file):
     path = make_file()
-    refuse(make_convnet(), path, "this ConvNet has no layer '.*' that the file's atoms could fit")
+    refuse_file(
+        make_convnet(), path, "this ConvNet has no layer '.*' that the file's atoms could fit"
+    )
     unet = make_unet()
     del unet.mid_block.resnets[1]
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv1'")
+    refuse_file(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv1'")
     unet = make_unet()
     unet.mid_block.resnets[1].conv2 = nn.BatchNorm2d(32)
-    refuse(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv2'")
-    refuse(make_unet(), path, "holds no component 'vae'; it holds unet", component="vae")
+    refuse_file(unet, path, r"has no layer 'mid_block\.resnets\.1\.conv2'")
+    refuse_file(make_unet(), path, "holds no component 'vae'; it holds unet", component="vae")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +38,7 @@ def test_keys_that_fit_no_module_or_only_some_are_refused(make_unet, make_convne
 def test_a_base_of_other_shapes_is_refused(make_unet, make_file, layer, sentence):
     unet = make_unet()
     unet.conv_in = layer
-    refuse(unet, make_file(), sentence)
+    refuse_file(unet, make_file(), sentence)
 
 
 def test_blocks_that_do_not_divide_a_weight_are_refused(perturb):
@@ -55,7 +46,7 @@ def test_blocks_that_do_not_divide_a_weight_are_refused(perturb):
     file = pack_atoms(
         {"unet": perturb(inject(make(8, 8), AtomConfig("coefficients", block_size=4)))}
     )
-    refuse(make(8, 6), file, "has 8×6 channels, which 4×4 blocks do not divide")
+    refuse_file(make(8, 6), file, "has 8×6 channels, which 4×4 blocks do not divide")
 
 
 def test_a_base_of_other_weights_is_loaded_with_one_warning(make_unet, make_file):
@@ -84,14 +75,14 @@ def test_one_layer_of_another_base_is_counted_as_one(make_unet, make_file):
 
 
 def test_weights_on_the_meta_device_are_refused(make_unet, make_file):
-    refuse(make_unet().to("meta"), make_file(), "'conv_in' lies on the meta device; load the")
+    refuse_file(make_unet().to("meta"), make_file(), "'conv_in' lies on the meta device; load the")
 
 
 def test_integer_weights_are_refused(make_unet, make_file):
     unet = make_unet()
     weight = unet.conv_in.weight.detach().to(torch.int8)
     unet.conv_in.weight = nn.Parameter(weight, requires_grad=False)
-    refuse(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms fit floating-point")
+    refuse_file(unet, make_file(), r"'conv_in' is stored as torch\.int8; atoms fit floating-point")
 
 
 def test_shared_weights_are_refused(make_unet, perturb):
@@ -102,13 +93,13 @@ def test_shared_weights_are_refused(make_unet, perturb):
         return model
 
     file = pack_atoms({"unet": perturb(inject(make(False)))})
-    refuse(make(True), file, "the layers '0' and '1' share one weight")
+    refuse_file(make(True), file, "the layers '0' and '1' share one weight")
 
 
 def test_a_model_that_carries_atoms_is_refused(make_unet, make_file):
     unet = make_unet()
     path = make_file()
     injection = inject(unet)
-    refuse(unet, path, "carries injected atoms; eject them before loading a file")
+    refuse_file(unet, path, "carries injected atoms; eject them before loading a file")
     injection.eject()
     load_atoms(unet, path)

@@ -28,22 +28,6 @@ def run(capsys):
     return call
 
 
-@pytest.fixture
-def refuse(capsys):
-    """A command ends with exit code 2 and one line on standard error."""
-
-    def call(*words, sentence):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2
-        assert len(err.strip().splitlines()) == 1, err
-        assert sentence in err
-        return out
-
-    return call
-
-
 def test_inspect_accounts_for_every_byte(run, make_file):
     path = make_file(variant="full", num_inner_atoms=2)
     (line,) = run("inspect", path, "--json")
@@ -117,7 +101,7 @@ def test_compose_refuses_in_one_line(refuse, tmp_path, make_file):
         ((f"{one}=nan", "--output", out), "takes a finite number"),
         ((one, "--output", one / "below"), "cannot be written"),
     ]:
-        refuse("compose", *words, sentence=sentence)
+        refuse(["compose", *words], sentence)
         assert not out.exists()
 
 
@@ -162,6 +146,27 @@ def test_export_writes_what_it_says(run, tmp_path, make_pipe, make_file, base):
     assert baked.tokenizer is not None
 
 
+@pytest.mark.parametrize("client", ["comfyui", "a1111", "kohya", "diffusers", "lycoris"])
+def test_export_chooses_by_the_program(run, tmp_path, make_pipe, make_file, base, client):
+    path, out = make_file(variant="full", target_modules=TARGETS), tmp_path / "out.safetensors"
+    lines = run(
+        "export", path, "--pretrained_model_name_or_path", base, "--for", client, "--output", out
+    )
+    keys = list(load_file(out))
+    start = {"diffusers": "unet.", "lycoris": "lycoris_"}.get(client, "lora_unet_")
+    assert all(key.startswith(start) for key in keys)
+    assert any(key.endswith(".diff") for key in keys) == (client == "lycoris")
+    total = float(lines[1].split(":")[1].split("%")[0])
+    skips = [line for line in lines if " skips " in line]
+    if client == "kohya":
+        (line,) = skips
+        assert "kohya's sd-scripts skips 1 of " in line and "unet.conv_in first" in line
+        assert f"{total:.3f}% lost there" in line
+        assert lines[2].split() == ["100.000%", "unet.conv_in"]
+    else:
+        assert not skips
+
+
 def test_export_refuses_in_one_line(refuse, tmp_path, make_file, base):
     path, out = make_file(variant="atoms", target_modules=TARGETS[:1]), tmp_path / "out"
     common = ("export", path, "--output", out, "--pretrained_model_name_or_path", base)
@@ -171,11 +176,15 @@ def test_export_refuses_in_one_line(refuse, tmp_path, make_file, base):
         (("--format", "diff", "--rank", 4), "--rank came with --format diff"),
         (("--format", "pipeline", "--names", "kohya"), "--names came with --format pipeline"),
         (("--format", "ckpt"), "ckpt"),
-        ((), "--format"),
+        ((), "--format is missing; or say --for comfyui"),
+        (("--for", "forge"), "forge"),
+        (("--for", "kohya", "--format", "diff"), "kohya's sd-scripts opens lora and pipeline"),
+        (("--for", "a1111", "--names", "diffusers"), "takes the names of kohya"),
+        (("--for", "lycoris", "--rank", 3), "--rank came with --format diff"),
     ]:
-        refuse(*common, *words, sentence=sentence)
+        refuse([*common, *words], sentence)
     elsewhere = ("export", path, "--output", base, "--pretrained_model_name_or_path", base)
-    refuse(*elsewhere, "--format", "pipeline", sentence="exists already")
+    refuse([*elsewhere, "--format", "pipeline"], "exists already")
     missing = ("export", path, "--output", out, "--pretrained_model_name_or_path", tmp_path / "no")
-    refuse(*missing, "--format", "diff", sentence="cannot be opened")
+    refuse([*missing, "--format", "diff"], "cannot be opened")
     assert not out.exists()

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -81,6 +82,38 @@ def test_pictures_of_other_tools_are_read(tmp_path):
     )
     assert read_recipe(write(tmp_path / "b.png", parameters="only words")).prompt == "only words"
     assert read_recipe(write(tmp_path / "c.png", Comment="x")) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt", "negative"),
+    [
+        ("a sign: Negative prompt: none", "a sign: Negative prompt: none", ""),
+        (
+            "a sign: Negative prompt: none\nNegative prompt: dog",
+            "a sign: Negative prompt: none",
+            "dog",
+        ),
+        (
+            "cat\n  Negative prompt:dog, Negative prompt: x\nbad",
+            "cat",
+            "dog, Negative prompt: x\nbad",
+        ),
+        ("cat\nNegative prompt: dog\nNegative prompt: ink", "cat", "dog\nink"),
+        ("cat\non a mat", "cat\non a mat", ""),
+        ("Negative prompt: dog", "", "dog"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\nSteps: 20, Seed: 42, Sampler: DDIM"])
+def test_the_negative_prompt_starts_a_line(body, prompt, negative, end):
+    recipe = parse_parameters(body + end)
+    assert (recipe.prompt, recipe.negative_prompt) == (prompt, negative)
+    assert recipe.seed == (42 if end else 0)
+
+
+def test_quoted_settings_are_read():
+    recipe = replace(RECIPE, base_model="a, b: c.safetensors", scheduler='E "uler", a')
+    back = parse_parameters(format_parameters(recipe))
+    assert (back.base_model, back.scheduler) == (recipe.base_model, recipe.scheduler)
 
 
 def test_atom_files_ride_inside_and_come_out_whole(tmp_path, make_file):

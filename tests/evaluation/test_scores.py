@@ -22,16 +22,6 @@ def pipe(make_pipe):
 
 
 @pytest.fixture
-def subject(tmp_path):
-    path = tmp_path / "subject"
-    path.mkdir()
-    for i, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (16, 16), colour).save(path / f"{colour}.png")
-        (path / f"{colour}.txt").write_text(f"a sks {'abc'[i]} cat")
-    return path
-
-
-@pytest.fixture
 def rows(one_thread, pipe, evaluator_folder, subject, make_file):
     files = [("dog", sdatoms.read_atoms(make_file(variant="atoms", size=0.3)))]
     before = copy_weights(pipe.unet)

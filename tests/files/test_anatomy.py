@@ -2,24 +2,17 @@
 
 import pytest
 import torch
-from tiny.atoms import VARIANTS
+from tiny.atoms import VARIANTS, measure_deltas
 
 import sdatoms
 from sdatoms.files.anatomy import count_atoms, list_views, mute_atom, respond, show_atoms
 from sdatoms.files.contents import report_file
 
 
-def deltas(file, unet):
-    adapters = sdatoms.load_atoms(unet, file, name="x")
-    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
-    adapters.clear()
-    return found
-
-
 def test_tiles_are_the_dictionary_that_rebuilds_the_filters(make_unet, make_file):
     """With A = X E, A D is X before, and A (D + ΔD) is X + ΔX after."""
     file, unet = sdatoms.read_atoms(make_file(variant="atoms")), make_unet()
-    change = deltas(file, unet)
+    change = measure_deltas(file, unet)
     for component, path, view in list_views(file)[:4]:
         tiles = show_atoms(file, component, path, view)
         weight = unet.get_submodule(path).weight.detach()
@@ -77,7 +70,7 @@ def test_muting_one_atom_in_one_layer_changes_that_layer_alone(make_unet, make_f
     file, unet = sdatoms.read_atoms(make_file(variant="overcomplete")), make_unet()
     path = list(file.maps("unet"))[2]
     muted = mute_atom(file, 0, component="unet", path=path)
-    before, after = deltas(file, unet), deltas(muted, unet)
+    before, after = measure_deltas(file, unet), measure_deltas(muted, unet)
     differing = [p for p in before if not torch.equal(before[p], after[p])]
     assert differing == [path] and muted.sha256 != file.sha256
     with pytest.raises(sdatoms.AtomError, match="no atom 99"):

@@ -1,11 +1,10 @@
 """What a file holds adds up to the file."""
 
 import pytest
+from tiny.atoms import VARIANTS
 
 import sdatoms
 from sdatoms.files.contents import measure_budget
-
-VARIANTS = ("atoms", "overcomplete", "coefficients", "full")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

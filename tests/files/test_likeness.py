@@ -2,18 +2,11 @@
 
 import pytest
 import torch
-from tiny.atoms import VARIANTS
+from tiny.atoms import VARIANTS, measure_deltas
 
 import sdatoms
 from sdatoms.files.compose import compose
 from sdatoms.files.likeness import compare_files
-
-
-def deltas(file, unet):
-    adapters = sdatoms.load_atoms(unet, file, name="x")
-    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
-    adapters.clear()
-    return found
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -33,7 +26,7 @@ def test_likeness_is_the_cosine_of_the_weights_changes(make_unet, make_file):
     a = sdatoms.read_atoms(make_file("a", seed=1, variant="atoms"))
     b = compose([a, sdatoms.read_atoms(make_file("b", seed=2, variant="atoms"))], [1.0, 0.5])
     unet = make_unet()
-    found = [sorted(deltas(file, unet).items()) for file in (a, b)]
+    found = [sorted(measure_deltas(file, unet).items()) for file in (a, b)]
     flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
     expected = torch.nn.functional.cosine_similarity(*flat, dim=0)
     assert compare_files([a, b])[0][1].cosine == pytest.approx(float(expected), abs=1e-3)
@@ -60,7 +53,7 @@ def test_likeness_of_products_is_that_of_their_changes(make_unet, make_file, fac
     )
     mixed = compose([a, b], [1.0, 0.5])
     unet = make_unet()
-    found = [sorted(deltas(file, unet).items()) for file in (a, mixed)]
+    found = [sorted(measure_deltas(file, unet).items()) for file in (a, mixed)]
     flat = [torch.cat([delta.flatten() for _, delta in pairs]) for pairs in found]
     expected = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
     matrix = compare_files([a, mixed, compose([a], [-1.0])])

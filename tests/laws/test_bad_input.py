@@ -9,29 +9,16 @@ import random
 
 import pytest
 import torch
-from tiny.atoms import read_raw, write_raw
+from tiny.atoms import read_raw, refuse_file, write_raw
 from tiny.limits import little_memory
 from tiny.modules import copy_weights, same_weights
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
-from sdatoms.adapters.state import find_state
 from sdatoms.files.atom_file import FORMAT, AtomFile
 from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def refuse(target, path, sentence, **options):
-    """Loading fails in one line and leaves the module as it was."""
-    before = copy_weights(target)
-    with pytest.raises(AtomError, match=sentence) as error:
-        load_atoms(target, path, **options)
-    assert len(str(error.value).splitlines()) == 1
-    assert str(error.value).isprintable()
-    for key, tensor in target.state_dict().items():
-        assert tensor.is_meta or torch.equal(tensor, before[key]), key
-    assert not find_state(target)
 
 
 def shift(key, change):
@@ -68,7 +55,7 @@ OFFSETS = {
 def test_offsets_that_lie_are_refused(make_unet, make_file, case):
     path = make_file()
     write_raw(path, *OFFSETS[case](*read_raw(path)))
-    refuse(make_unet(), path, "cut short or damaged")
+    refuse_file(make_unet(), path, "cut short or damaged")
 
 
 def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_file, make_unet):
@@ -84,7 +71,7 @@ def test_thousands_of_tiny_tensors_are_refused_without_a_layout(tmp_path, make_f
     path = tmp_path / "many.safetensors"
     write_raw(path, kept, bytes(40_000))
     with little_memory(1 << 30):
-        refuse(make_unet(), path, "has no layout in the header")
+        refuse_file(make_unet(), path, "has no layout in the header")
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
@@ -93,7 +80,7 @@ def test_infinite_numbers_are_refused(make_unet, make_file, value):
     file = read_atoms(path)
     file.tensors[ENCODER][0, 0] = value
     file.save(path)
-    refuse(make_unet(), path, f"'{ENCODER}' holds NaN or infinite")
+    refuse_file(make_unet(), path, f"'{ENCODER}' holds NaN or infinite")
 
 
 def spoil(key, change):
@@ -126,7 +113,7 @@ def test_a_file_changed_in_memory_is_not_believed_either(make_unet, make_file, c
     change, sentence = IN_MEMORY[case]
     file = read_atoms(make_file())
     change(file)
-    refuse(make_unet(), file, f"the atom file.* {sentence}|the atom file {sentence}")
+    refuse_file(make_unet(), file, f"the atom file.* {sentence}|the atom file {sentence}")
     with pytest.raises(AtomError, match=f"file 2.*{sentence}"):
         compose([read_atoms(make_file("other")), file])
 
@@ -142,7 +129,7 @@ def test_changes_without_finite_weights_are_taken_back(
     make_unet, make_file, dtype, strength, sentence
 ):
     path = make_file()
-    refuse(make_unet().to(dtype), path, sentence, strength=strength)
+    refuse_file(make_unet().to(dtype), path, sentence, strength=strength)
     unet = make_unet().to(dtype)
     before = copy_weights(unet)
     adapters = load_atoms(unet, path, name="dog", strength=0.5)
@@ -164,7 +151,7 @@ def test_fingerprints_that_are_no_numbers_are_refused(make_unet, make_file, numb
     text = json.dumps(table)
     file.metadata["base_fingerprints"] = text.replace("[]", f"[{number}, 0, 0, {number}]")
     file.save(path)
-    refuse(make_unet(), path, "fingerprint of 'conv_in' is not four numbers")
+    refuse_file(make_unet(), path, "fingerprint of 'conv_in' is not four numbers")
 
 
 @pytest.mark.parametrize("kernel", [[2**80, 1], [10**4000, 10**4000], [True, 1]])
@@ -175,7 +162,7 @@ def test_layouts_of_absurd_size_are_refused(make_unet, make_file, kernel):
     layers["unet.conv_in"]["kernel"] = kernel
     file.metadata["layers"] = json.dumps(layers)
     file.save(path)
-    refuse(make_unet(), path, "without a kernel of up to three whole numbers")
+    refuse_file(make_unet(), path, "without a kernel of up to three whole numbers")
 
 
 def test_megabytes_of_text_are_kept_out_of_every_message(make_unet, make_file, make_convnet):

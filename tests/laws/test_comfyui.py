@@ -15,6 +15,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from sdatoms import AtomConfig, inject, load_atoms, read_atoms, save_atoms
+from sdatoms.files.writer import pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,6 +207,31 @@ def test_text_encoders_find_their_place(node, make_pipe, tmp_path, perturb):
     for path in injection.layers:
         weight = tuned.get_submodule(path).weight
         torch.testing.assert_close(patched.patched(f"{prefix}{path}.weight"), weight)
+
+
+def test_a_new_word_is_left_out_and_named(
+    node, tmp_path, make_unet, make_patcher, perturb, monkeypatch, caplog
+):
+    injections = {"unet": perturb(inject(make_unet(), AtomConfig("atoms")), 0.1)}
+    plain = save_atoms(tmp_path / "plain.safetensors", injections)
+    words = {"text_encoder": torch.ones(2, 12)}
+    file = pack_atoms(injections, word="<dog>", embeddings=words).save(
+        tmp_path / "word.safetensors"
+    )
+    host = types.ModuleType("folder_paths")
+    host.get_full_path = lambda kind, name: str(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "folder_paths", host)
+    loader = node.LoadFilterAtoms()
+
+    expected, _ = loader.load(make_patcher(), plain.name, 0.7)
+    assert not caplog.messages
+    model, _ = loader.load(make_patcher(), file.name, 0.7)
+
+    (line,) = caplog.messages
+    assert "the new word '<dog>', which is left out" in line and "word.safetensors" in line
+    assert model.patches.keys() == expected.patches.keys()
+    for key, patches in expected.patches.items():
+        assert torch.equal(model.patches[key][0][1][1][0], patches[0][1][1][0])
 
 
 def test_what_does_not_fit_is_refused(node, tmp_path, make_patcher, sample_files, make_file):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdatoms.cli.main import add_commands
-from sdatoms.cli.parser import LineParser
+from sdatoms.cli.main import COMMANDS, build_parser
 from sdatoms.settings import list_flags
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +38,7 @@ def list_code(page):
 @cache
 def read_commands():
     """Command of `sdatoms` → its flags."""
-    parser = LineParser()
-    add_commands(parser)
+    parser = build_parser(COMMANDS)
     (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return {name: set(list_flags(command)) for name, command in action.choices.items()}
 
@@ -80,11 +78,13 @@ def test_files_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_of_the_package_can_be_imported(page):
-    for name in re.findall(r"\bsdatoms(?:\.[A-Za-z_]\w*)+", "\n".join(list_code(page))):
-        owner, parts = importlib.import_module("sdatoms"), name.split(".")[1:]
+    named = r"\bsdatoms(?:_app)?(?:\.[A-Za-z_]\w*)+"
+    for name in re.findall(named, "\n".join(list_code(page))):
+        top, *parts = name.split(".")
+        owner = importlib.import_module(top)
         for n, part in enumerate(parts):
             if not hasattr(owner, part):
-                importlib.import_module(".".join(["sdatoms", *parts[: n + 1]]))
+                importlib.import_module(".".join([top, *parts[: n + 1]]))
             owner = getattr(owner, part)
 
 

@@ -18,17 +18,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def sparse_file(tmp_path, make_atoms):
-    """Save sparse atoms tuned on `make_convnet()`; returns the path."""
-
-    def make(name="dog", seed=1, variant="full", **settings):
-        file = make_atoms(f"sks {name}", seed, decomposition="sparse", variant=variant, **settings)
-        return file.save(tmp_path / f"{name}.safetensors")
-
-    return make
-
-
-@pytest.fixture
 def pictures(rng):
     return torch.randn(2, 3, 12, 12, generator=rng)
 

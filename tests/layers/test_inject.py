@@ -4,30 +4,14 @@ import copy
 
 import pytest
 import torch
-from tiny.atoms import VARIANTS
-from tiny.modules import same_weights
+from safetensors.torch import load_file, save_file
+from tiny.atoms import VARIANTS, find_rows
+from tiny.modules import same_weights, snapshot
 from torch import nn
 
 from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rows_of(injection):
-    return {row.path: row for row in injection.report()}
-
-
-def snapshot(model):
-    """All that eject has to bring back."""
-    hooks = [
-        {k: dict(v) for k, v in vars(m).items() if k.endswith("_hooks")} for m in model.modules()
-    ]
-    return (
-        {name: module for name, module in model.named_modules()},
-        {name: (p, p.requires_grad) for name, p in model.named_parameters()},
-        {name: module.training for name, module in model.named_modules()},
-        hooks,
-    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -209,6 +193,24 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
         assert same_weights(fresh, state)
 
 
+@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_of_an_injected_model_is_a_safetensors_file(
+    tmp_path, make_unet, make_convnet, perturb, variant, decomposition
+):
+    makers = [make_unet, make_convnet]
+    if variant in ("coefficients", "full"):
+        makers.append(lambda: nn.TransformerEncoderLayer(8, 2, 16))
+    for make in makers:
+        model = make()
+        perturb(inject(model, AtomConfig(variant, decomposition=decomposition)))
+        path = tmp_path / "state.safetensors"
+        save_file(model.state_dict(), path)
+        found = load_file(path)
+        assert found.keys() == model.state_dict().keys()
+        assert all(torch.equal(found[k], t) for k, t in model.state_dict().items())
+
+
 class Reading(nn.Module):
     """Hands weights on to functions, as torchvision's Swin and timm's BEiT and MobileViT do."""
 
@@ -230,7 +232,7 @@ def test_layers_whose_weight_is_read_without_a_call_are_left_out():
     """Atoms there would train nothing, in silence."""
     model = nn.Sequential(Reading(), nn.Linear(4, 4))
     injection = inject(model, AtomConfig("coefficients", block_size=2))
-    notes = {path: row.note for path, row in rows_of(injection).items() if not row.view}
+    notes = {path: row.note for path, row in find_rows(injection).items() if not row.view}
     assert set(notes) == {"0.qkv", "0.proj", "0.part"}
     assert set(notes.values()) == {"left out: Reading reads its weight without calling the layer"}
     model(torch.ones(2, 8)).square().sum().backward()

@@ -2,28 +2,13 @@
 
 import pytest
 import torch
+from tiny.atoms import find_rows
+from tiny.modules import snapshot
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, inject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rows_of(injection):
-    return {row.path: row for row in injection.report()}
-
-
-def snapshot(model):
-    """All that eject has to bring back."""
-    hooks = [
-        {k: dict(v) for k, v in vars(m).items() if k.endswith("_hooks")} for m in model.modules()
-    ]
-    return (
-        {name: module for name, module in model.named_modules()},
-        {name: (p, p.requires_grad) for name, p in model.named_parameters()},
-        {name: module.training for name, module in model.named_modules()},
-        hooks,
-    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +29,7 @@ def test_targets_that_do_not_exist_are_refused_by_name(make_unet, config, senten
 
 def test_default_targets(make_unet, make_convnet):
     def paths(model, variant):
-        return set(rows_of(inject(model, AtomConfig(variant))))
+        return set(find_rows(inject(model, AtomConfig(variant))))
 
     spatial = {n for n, m in make_unet().named_modules() if getattr(m, "kernel_size", 0) == (3, 3)}
     assert paths(make_unet(), "overcomplete") == spatial
@@ -58,7 +43,7 @@ def test_default_targets(make_unet, make_convnet):
 
 def test_named_layers_without_spatial_filters_take_block_atoms(make_convnet):
     config = AtomConfig("atoms", target_modules="head", block_size=2)
-    row = rows_of(inject(make_convnet(), config))["head"]
+    row = find_rows(inject(make_convnet(), config))["head"]
     assert row.view == "channel 2x2"
     assert row.parameters == 16
 
@@ -74,7 +59,7 @@ def test_layers_that_cannot_be_tuned_are_left_out_and_named(make_convnet):
     model.whole.weight = nn.Parameter(torch.ones(8, 8, 3, 3).to(torch.int8), requires_grad=False)
     model.good = nn.Conv2d(8, 8, 3)
 
-    rows = rows_of(inject(model, AtomConfig("coefficients")))
+    rows = find_rows(inject(model, AtomConfig("coefficients")))
 
     notes = {path: row.note for path, row in rows.items() if not row.view}
     assert set(notes) == {"stem", "grouped", "depthwise", "tied", "computed", "whole"}

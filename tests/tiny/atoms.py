@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
-from sdatoms import AtomConfig, compose, inject
+from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms
+from sdatoms.adapters.state import find_state
 from sdatoms.files.writer import pack_atoms
+from tiny.modules import copy_weights
 
 VARIANTS = ["atoms", "overcomplete", "coefficients", "full"]
 SETTINGS = {
@@ -85,3 +88,28 @@ def write_raw(path, header, data=b"", claim=None):
     """
     text = json.dumps(header).encode()
     path.write_bytes((len(text) if claim is None else claim).to_bytes(8, "little") + text + data)
+
+
+def find_rows(injection):
+    """Module path → row of the report."""
+    return {row.path: row for row in injection.report()}
+
+
+def measure_deltas(file, unet):
+    """Module path → delta at unit strength; the UNet stays as it was."""
+    adapters = load_atoms(unet, file, name="x")
+    found = {path: adapters.delta("x", path) for path in file.maps("unet")}
+    adapters.clear()
+    return found
+
+
+def refuse_file(target, path, sentence, **options):
+    """Loading fails in one line and leaves the module as it was."""
+    before = copy_weights(target)
+    with pytest.raises(AtomError, match=sentence) as error:
+        load_atoms(target, path, **options)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).isprintable()
+    for key, tensor in target.state_dict().items():
+        assert tensor.is_meta or torch.equal(tensor, before[key]), key
+    assert not find_state(target)

@@ -99,3 +99,16 @@ def copy_weights(module):
 def same_weights(module, weights):
     """Whether the module holds the very bits that `copy_weights` found."""
     return all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+
+
+def snapshot(model):
+    """All that eject has to bring back."""
+    hooks = [
+        {k: dict(v) for k, v in vars(m).items() if k.endswith("_hooks")} for m in model.modules()
+    ]
+    return (
+        {name: module for name, module in model.named_modules()},
+        {name: (p, p.requires_grad) for name, p in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+        hooks,
+    )

@@ -128,7 +128,7 @@ def build_pipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(dtype)
+    return pipe if dtype == torch.float32 else pipe.to(dtype)
 
 
 def save_pipeline(folder, kind="sd", prediction_type="epsilon", **settings):

@@ -82,7 +82,12 @@ def describe(done: Conversion, path: Path) -> str:
     )
     least = f", most in {worst} ({100 * error:.1f} %)" if error else ""
     word = "; its new word has no place here, a baked pipeline keeps it" if done.left_out else ""
-    return f"{path.name}: {path.stat().st_size:,} bytes, {exact}{least}{word}"
+    others = "".join(
+        f"; {reading.program} skips {len(reading.skipped)} of {len(done.errors)} layers "
+        f"({100 * reading.total_error:.1f} % lost there)"
+        for reading in done.readings
+    )
+    return f"{path.name}: {path.stat().st_size:,} bytes, {exact}{least}{word}{others}"
 
 
 def bake_pipeline(file: AtomFile, pipe: Any, target: Path) -> Exported:

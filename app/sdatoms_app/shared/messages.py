@@ -6,9 +6,11 @@ shown on the page is escaped here and nowhere else. Programs get the sentence as
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -34,16 +36,25 @@ def answer_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def turn_errors(function: Callable[..., Any], write: Callable[[str], str]) -> Callable[..., Any]:
-    """The function with the same signature, its `AtomError` turned into one of Gradio's."""
+    """The function with the same signature; an `AtomError` and what the disk refuses become one of
+    Gradio's errors."""
 
     @wraps(function)
     def answer(*values: Any, **named: Any) -> Any:
         try:
             return function(*values, **named)
-        except AtomError as error:
-            raise gr.Error(write(str(error)), print_exception=False) from None
+        except (AtomError, OSError) as error:
+            raise gr.Error(write(describe_error(error)), print_exception=False) from None
 
     return answer
+
+
+def describe_error(error: AtomError | OSError) -> str:
+    """One sentence; of the disk's refusals the last name of a path alone, which is the server's."""
+    if isinstance(error, AtomError):
+        return str(error)
+    what = Path(os.fsdecode(error.filename)).name if error.filename else "the disk"
+    return f"the server can neither read nor write {what!r}: {error.strerror or 'no reason given'}"
 
 
 def draw_error(error: AtomError) -> str:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from sdatoms import AtomError
 from sdatoms.diffusion.pipeline import DEFAULT_RESOLUTION, find_base, read_resolution
 from sdatoms.errors import clip
@@ -21,6 +23,8 @@ __all__ = [
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 MAX_LISTED = 100
+MODEL = "model.diffusion_model."
+"""What the names of a denoiser begin with in a model that is one file."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Bases:
         for path in sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []:
             pipeline = path.is_dir() and (path / "model_index.json").is_file()
             single = path.is_file() and path.suffix.lower() == ".safetensors"
-            if pipeline or (single and not is_atom_file(path)):
+            if pipeline or (single and is_model_file(path)):
                 choices.append(BaseChoice(f"models/{path.name}", path.name, str(path)))
         return choices[:MAX_LISTED]
 
@@ -82,7 +86,13 @@ class Bases:
             return DEFAULT_RESOLUTION
 
 
-def is_atom_file(path: Path) -> bool:
-    """Whether the file's header says that it holds atoms, not a model."""
-    with path.open("rb") as file:
-        return b'"sdatoms/' in file.read(1 << 16)
+def is_model_file(path: Path) -> bool:
+    """Whether the file is a whole safetensors file that holds a model, by the names in its header.
+
+    Atom files, LoRAs and single parts are none.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return any(name.startswith(MODEL) for name in file.keys())
+    except (SafetensorError, OSError):
+        return False

@@ -10,12 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from sdatoms import AdapterSet, AtomFile, load_atoms, read_atoms
+from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.pipeline import load_base, paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
+from sdatoms.errors import clip
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
@@ -67,7 +68,7 @@ class Studio:
         """
         choice = self.bases.find(base)
         if self._pipe is None or choice != self._opened:
-            pipe = load_base(choice.where)
+            pipe = open_base(choice)
             self._pipe, self._opened = pipe, choice
             self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
@@ -223,6 +224,21 @@ class Studio:
         with self.lock:
             self.open(base)
             return self._prints
+
+
+def open_base(choice: BaseChoice) -> Any:
+    """The pipeline of a listed base.
+
+    Raises:
+        AtomError: it does not open, whatever the libraries that read it make of it.
+    """
+    try:
+        return load_base(choice.where)
+    except AtomError:
+        raise
+    except Exception as error:
+        reason = clip(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
+        raise AtomError(f"the base {choice.id!r} cannot be opened: {reason}") from None
 
 
 def list_examples() -> list[Image.Image]:

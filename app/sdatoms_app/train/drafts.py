@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from sdatoms.storage import write_whole
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
 from sdatoms_app.studio.library import slugify
+from sdatoms_app.train.arrivals import CAPTIONS, reduce_photo, shrink_picture, sort_files
 
 __all__ = [
     "MAX_DRAFTS",
     "Draft",
     "Picture",
+    "drop_stray_captions",
     "list_files",
     "list_folders",
 ]
@@ -45,6 +48,8 @@ MAX_PICTURE_BYTES = 64 << 20
 MAX_DRAFT_BYTES = 1 << 30
 MAX_CAPTION = 2000
 MAX_DRAFTS = 100
+MASK = ".mask.png"
+"""What a mask's file is called after its picture's."""
 LOCK = threading.RLock()
 
 
@@ -58,6 +63,8 @@ class Picture:
     path: Path
     caption: str
     """Its own prompt; empty: the prompt all share."""
+    mask: Path | None = None
+    """Where it counts: white where the loss does."""
 
 
 class Draft:
@@ -93,56 +100,94 @@ class Draft:
         """Pictures in the order they came."""
         state = self._read()
         return [
-            Picture(p["id"], p["name"], self.folder / p["file"], state["captions"].get(p["id"], ""))
+            Picture(
+                p["id"],
+                p["name"],
+                self.folder / p["file"],
+                state["captions"].get(p["id"], ""),
+                mask if (mask := self.folder / f"{p['id']}{MASK}").is_file() else None,
+            )
             for p in state["pictures"]
         ]
 
     def add(self, paths: Sequence[Path]) -> list[str]:
-        """Keep copies of pictures; a `.txt` of a picture's name becomes its caption.
+        """Keep copies of pictures; a `.txt` of a picture's name becomes its caption, a mask of its
+        name its mask. Large photos are kept smaller, as large as any training needs.
 
         Returns:
             One line for every file that was not taken.
         """
-        captions = {p.stem: p for p in paths if p.suffix.lower() == ".txt"}
         refused = []
         with LOCK:
             state = self._read()
-            held = {picture["id"] for picture in state["pictures"]}
-            for path in paths:
-                if path in captions.values():
-                    continue
-                name = clip(path.name, 80)
-                if len(held) >= MAX_PICTURES:
-                    refused.append(f"{name}: a training takes at most {MAX_PICTURES} pictures")
-                elif path.stat().st_size > MAX_PICTURE_BYTES:
-                    refused.append(f"{name}: at most {MAX_PICTURE_BYTES >> 20} MB are taken")
-                elif self.measure() > MAX_DRAFT_BYTES:
-                    refused.append(f"{name}: a training takes at most 1 GiB of pictures")
-                elif (verdict := check_picture(path, 64)).kind == "corrupt":
-                    refused.append(verdict.text)
-                else:
-                    id = verdict.digest[:16]
-                    if id in held:
-                        refused.append(f"{name}: it is here already")
-                    else:
-                        held.add(id)
-                        entry = {"id": id, "name": name, "file": self._store(path, id)}
-                        state["pictures"].append(entry)
-                    text = read_caption(captions.get(path.stem))
-                    if text and not state["captions"].get(id):
-                        state["captions"][id] = text
+            owners = {Path(p["name"]).stem: p["id"] for p in state["pictures"]}
+            found = sort_files(paths, owners)
+            for path in found.pictures:
+                refused += name_fault(path, self._add_picture(state, path, owners))
+            for path, stem in found.captions:
+                text = read_caption(path)
+                if stem in owners and text and not state["captions"].get(owners[stem]):
+                    state["captions"][owners[stem]] = text
+            for path, stem in found.masks:
+                refused += name_fault(path, self._add_mask(state, path, owners.get(stem)))
+            for path in found.strays:
+                refused += name_fault(path, "the picture it belongs to is not here")
             self._write(state)
         return refused
+
+    def _add_picture(self, state: dict[str, Any], path: Path, owners: dict[str, str]) -> str:
+        """Keep one picture and note its id in `owners`; says why it was not taken."""
+        if len(state["pictures"]) >= MAX_PICTURES:
+            return f"a training takes at most {MAX_PICTURES} pictures"
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            return f"at most {MAX_PICTURE_BYTES >> 20} MB are taken"
+        if self.measure() > MAX_DRAFT_BYTES:
+            return "a training takes at most 1 GiB of pictures"
+        with tempfile.TemporaryDirectory() as folder:
+            photo = reduce_photo(path, Path(folder))
+            found = check_picture(photo, 64)
+            if found.kind == "corrupt":
+                return found.text
+            id = owners[path.stem] = found.digest[:16]
+            if id in {picture["id"] for picture in state["pictures"]}:
+                return "it is here already"
+            entry = {"id": id, "name": clip(path.name, 80), "file": self._store(photo, id)}
+        state["pictures"].append(entry)
+        return ""
+
+    def _add_mask(self, state: dict[str, Any], path: Path, id: str | None) -> str:
+        """Keep the mask of a picture, in place of an earlier one; says why it was not taken."""
+        picture = next((p for p in state["pictures"] if p["id"] == id), None)
+        if picture is None:
+            return "the picture it belongs to was not taken"
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            return f"at most {MAX_PICTURE_BYTES >> 20} MB are taken"
+        try:
+            mask, own = read_picture(path), read_picture(self.folder / picture["file"])
+        except AtomError as error:
+            return str(error)
+        (w, h), (wide, high) = mask.size, own.size
+        if abs(w / h - wide / high) > 0.02 * wide / high:
+            return f"the mask has {w}×{h} px where its picture has {wide}×{high}"
+        scale = min(1.0, max(own.size) / max(mask.size))
+        size = (max(1, round(w * scale)), max(1, round(h * scale)))
+        mask.convert("L").resize(size).save(self.folder / f"{id}{MASK}")
+        return ""
 
     def measure(self) -> int:
         """Bytes the draft takes on disk."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def _store(self, path: Path, id: str) -> str:
+        smaller = shrink_picture(path)
         with Image.open(path) as opened:
             suffix = SUFFIXES.get(opened.format or "")
+        if smaller is not None:
+            suffix = ".jpg" if suffix == ".jpg" else ".png"
         name = f"{id}{suffix or '.png'}"
-        if suffix:
+        if smaller is not None:
+            smaller.save(self.folder / name, quality=95, subsampling=0)
+        elif suffix:
             write_whole(self.folder / name, path.read_bytes())
         else:
             read_picture(path).save(self.folder / name)
@@ -157,6 +202,7 @@ class Draft:
             self._write(state)
             for picture in gone:
                 (self.folder / picture["file"]).unlink(missing_ok=True)
+                (self.folder / f"{id}{MASK}").unlink(missing_ok=True)
 
     def set_caption(self, id: str, text: str) -> None:
         """Write a picture's own prompt; empty text gives it the prompt all share.
@@ -176,7 +222,7 @@ class Draft:
         return check_pictures([p.path for p in self.list()], resolution)
 
     def fill(self, folder: Path) -> None:
-        """Copy pictures, and captions as `.txt` beside them, in the draft's order.
+        """Copy pictures, and captions and masks beside them, in the draft's order.
 
         Raises:
             AtomError: there are no pictures.
@@ -190,10 +236,19 @@ class Draft:
             shutil.copyfile(picture.path, target)
             if picture.caption:
                 write_whole(target.with_suffix(".txt"), picture.caption.encode())
+            if picture.mask:
+                shutil.copyfile(picture.mask, target.with_name(f"{target.stem}{MASK}"))
 
 
-def read_caption(path: Path | None) -> str:
-    if path is None or path.stat().st_size > MAX_PICTURE_BYTES:
+def name_fault(path: Path, fault: str) -> list[str]:
+    """A line that says of which file a fault is; none where there is none."""
+    if not fault:
+        return []
+    return [fault if path.name in fault else f"{clip(path.name, 80)}: {fault}"]
+
+
+def read_caption(path: Path) -> str:
+    if path.stat().st_size > MAX_PICTURE_BYTES:
         return ""
     return path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_CAPTION]
 
@@ -223,8 +278,13 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The pictures of a folder, and the captions of those pictures; links are passed over."""
+    """The pictures of a folder, with their captions and masks; links are passed over."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
     files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
-    stems = {p.stem for p in files if p.suffix.lower() != ".txt"}
-    return [p for p in files if p.stem in stems]
+    return drop_stray_captions(files)
+
+
+def drop_stray_captions(files: Sequence[Path]) -> list[Path]:
+    """The files without the texts that are no picture's caption."""
+    strays = sort_files(files).strays
+    return [p for p in files if p not in strays or p.suffix.lower() not in CAPTIONS]

@@ -13,13 +13,14 @@ from sdatoms.diffusion.pipeline import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
+from sdatoms.training.picture_checks import PictureCheck
 from sdatoms.training.presets import expand_preset
 from sdatoms_app.queue.queue import INSTANCES, Queue
 from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
 from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.studio import Studio
-from sdatoms_app.train.drafts import Draft, Picture, list_files, list_folders
+from sdatoms_app.train.drafts import Draft, Picture, drop_stray_captions, list_files, list_folders
 from sdatoms_app.train.form import (
     PRESETS,
     change_preset,
@@ -93,13 +94,13 @@ class TrainPage:
         pictures = draft.list()
         checks = draft.check(self.find_side(draft))
         pairs = list(zip(pictures, checks, strict=True))
-        crops = [(v.crop, MARKS[v.kind]) for _, v in pairs if v.crop is not None]
+        crops = [(v.crop, mark(p, v)) for p, v in pairs if v.crop is not None]
         counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
-            f"{MARKS[v.kind]} · {p.name}: {rename(v.text, pictures)}"
+            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
             for p, v in pairs
-            if v.kind != "fine"
+            if v.kind != "fine" or "," in v.text or p.mask
         ]
         lines += [f"✗ left out · {line}" for line in refused]
         now = next((p for p in pictures if p.id == chosen), pictures[0] if pictures else None)
@@ -120,6 +121,7 @@ class TrainPage:
         known = side.isdecimal() and 8 <= int(side) <= CAPS["resolution"]
         return int(side) if known else read_resolution(self.studio.base)
 
+    @show_errors
     def load(self, token: str | None) -> list[Any]:
         """The draft and the settings of a page that is opened anew."""
         draft = self.open(token)
@@ -154,9 +156,11 @@ class TrainPage:
             raise AtomError(f"no folder {clip(str(name))!r} is listed")
         return list_files(found[name])
 
+    @show_errors
     def choose(self, id: str | None, token: str) -> list[Any]:
         return self.show(self.open(token), id)[4:]
 
+    @show_errors
     def choose_crop(self, token: str, event: gr.SelectData) -> list[Any]:
         draft = self.open(token)
         pictures = draft.list()
@@ -177,12 +181,14 @@ class TrainPage:
         draft.remove(id)
         return self.show(draft)
 
+    @show_errors
     def remove_all(self, token: str) -> list[Any]:
         draft = self.open(token)
         for picture in draft.list():
             draft.remove(picture.id)
         return self.show(draft)
 
+    @show_errors
     def keep_form(self, token: str, preset: str, *values: Any) -> tuple[str, str]:
         """Keep the settings with the draft; returns its token and what they cost."""
         draft = self.open(token)
@@ -269,7 +275,7 @@ class TrainPage:
         """
         chosen = change_preset(preset, settings)
         draft = self.open(None)
-        refused = draft.add(files)
+        refused = draft.add(drop_stray_captions(files))
         if refused:
             raise AtomError("; ".join(refused[:5]))
         return self.enqueue(draft, chosen)
@@ -299,8 +305,13 @@ class TrainPage:
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
 
 
+def mark(picture: Picture, found: PictureCheck) -> str:
+    """What is to be said of a picture in a word or two."""
+    return MARKS[found.kind] + (" · masked" if picture.mask else "")
+
+
 def rename(text: str, pictures: Sequence[Picture]) -> str:
-    """A verdict's text with the names visitors know instead of those on disk."""
+    """What was found, with the names visitors know instead of those on disk."""
     for picture in pictures:
         text = text.replace(picture.path.name, picture.name)
     return text

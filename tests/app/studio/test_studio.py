@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.painting import Job
+from sdatoms_app.studio.studio import Studio
 from tiny.app import read_pixels
 
 import sdatoms
@@ -114,3 +117,13 @@ def test_the_base_is_bit_for_bit_itself_after_everything(studio):
     adapters = sdatoms.AdapterSet(studio.open())
     adapters.clear()
     assert adapters.verify_base() and json.dumps(adapters.strengths) == "{}"
+
+
+@pytest.mark.parametrize("content", [{"model.diffusion_model.x": torch.zeros(2)}, {}])
+def test_a_file_that_is_no_model_is_refused_in_one_sentence(tmp_path, content):
+    """Named by the operator, or listed by what its names promise."""
+    save_file(content, path := tmp_path / "some.safetensors")
+    wrong = Studio(str(path), Library(tmp_path / "atoms"), tmp_path / "outputs")
+    with pytest.raises(AtomError, match=r"some\.safetensors") as caught:
+        wrong.open()
+    assert "\n" not in str(caught.value)
