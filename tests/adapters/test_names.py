@@ -11,7 +11,7 @@ from sdatoms import AtomConfig, AtomError, inject, load_atoms
 from sdatoms.adapters.export import convert_to_diff, convert_to_lora
 from sdatoms.adapters.names import CLIENTS, NAMES, find_client
 from sdatoms.adapters.pipelines import save_pipeline
-from sdatoms.files.writer import pack_atoms
+from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def make_whole(tiny_pipeline, perturb):
             for name, module in modules.items()
             if module is not None
         }
-        file = pack_atoms(injections, trigger="sks dog", title="A dog", resolution=512)
+        file = pack_atoms(injections, FileFacts("sks dog", title="A dog", resolution=512))
         for injection in injections.values():
             injection.eject()
         return pipe, file
