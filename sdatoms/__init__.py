@@ -14,7 +14,7 @@ from sdatoms.version import __version__
 if TYPE_CHECKING:
     from sdatoms.adapters.load import AdapterSet, load_atoms
     from sdatoms.atoms.config import AtomConfig
-    from sdatoms.diffusion.pipeline import load_base
+    from sdatoms.diffusion.open import load_base
     from sdatoms.errors import AtomError
     from sdatoms.files.atom_file import AtomFile
     from sdatoms.files.compose import compose
@@ -63,7 +63,7 @@ LAZY = {
     "compose": "sdatoms.files.compose",
     "inject": "sdatoms.layers.inject",
     "load_atoms": "sdatoms.adapters.load",
-    "load_base": "sdatoms.diffusion.pipeline",
+    "load_base": "sdatoms.diffusion.open",
     "read_atoms": "sdatoms.files.reader",
     "save_atoms": "sdatoms.files.writer",
     "train": "sdatoms.training.loop",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,12 +15,16 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.storage import decode_text
 
 __all__ = [
     "CAPTION_LIMIT",
     "PICTURE_SUFFIXES",
+    "SIDECARS",
     "draw_grid",
     "find_pictures",
+    "find_sidecars",
+    "list_pictures",
     "make_thumbnail",
     "read_picture",
     "read_sidecar",
@@ -37,6 +41,20 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         AtomError: there is no such folder, or no picture in it.
     """
+    pictures, others = list_pictures(folder)
+    if not pictures:
+        raise AtomError(
+            f"the folder {str(folder)!r} holds no picture; it takes files such as PNG, JPEG or WebP"
+        )
+    return pictures, others
+
+
+def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """As `find_pictures`, of a folder that may hold no picture.
+
+    Raises:
+        AtomError: there is no such folder.
+    """
     if not folder.is_dir():
         raise AtomError(f"there is no folder {str(folder)!r} to read pictures from")
     pictures, others = [], []
@@ -47,10 +65,6 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
             pictures.append(path)
         except Exception:  # Pillow raises many kinds for what is no picture
             others.append(path)
-    if not pictures:
-        raise AtomError(
-            f"the folder {str(folder)!r} holds no picture; it takes files such as PNG, JPEG or WebP"
-        )
     return pictures, others
 
 
@@ -164,8 +178,25 @@ PICTURE_SUFFIXES = (
 """What must open as a picture; phones' HEIC does only where a plugin of Pillow reads it."""
 
 
+SIDECARS = (".txt", ".caption")
+"""What captions beside pictures end in, in any case."""
+
+
 def read_sidecar(picture: Path) -> str:
-    sidecar = picture.with_suffix(".txt")
-    if not sidecar.is_file():
-        return ""
-    return sidecar.read_text(encoding="utf-8", errors="replace").strip()[:CAPTION_LIMIT]
+    """The caption beside a picture; an empty text where there is none."""
+    for path in find_sidecars(picture, picture.parent.iterdir()):
+        text = decode_text(path.read_bytes())[0].strip()[:CAPTION_LIMIT]
+        if text:
+            return text
+    return ""
+
+
+def find_sidecars(picture: Path, files: Iterable[Path]) -> list[Path]:
+    """Caption files of a picture among `files`, first the one that counts: `dog.txt`,
+    `dog.caption`, `dog.png.txt`, `dog.png.caption`, in any case."""
+    names = [f"{stem}{end}" for stem in (picture.stem, picture.name) for end in SIDECARS]
+    found = {}
+    for path in sorted(files):
+        if path.suffix.lower() in SIDECARS and path.is_file():
+            found.setdefault(path.name.lower(), path)
+    return [found[name.lower()] for name in names if name.lower() in found]

@@ -6,6 +6,7 @@ import argparse
 import ast
 import inspect
 import json
+import re
 import textwrap
 import tomllib
 import types
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.storage import decode_text
 
 __all__ = [
     "add_flags",
@@ -29,6 +31,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+TRUTHS = {"yes": True, "on": True, "no": False, "off": False}
+"""Words that YAML files say for a truth."""
+REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float")}
 
 
 def list_flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -103,14 +108,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     parsers = {
         ".toml": tomllib.loads,
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
+        ".yaml": read_yaml,
+        ".yml": read_yaml,
         ".json": json.loads,
     }
     if path.suffix not in parsers:
         raise AtomError(f"the config file {path.name!r} is no {', '.join(parsers)} file")
     try:
-        values = parsers[path.suffix](path.read_text(encoding="utf-8"))
+        values = parsers[path.suffix](decode_text(path.read_bytes())[0])
     except OSError as error:
         raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
@@ -120,6 +125,32 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise AtomError(f"the config file {path.name!r} holds no table of settings")
     return values
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML 1.2's scalars, of which PyYAML knows 1.1's: `1e-4` is a number, `no` and `off` are
+    texts."""
+
+
+PlainLoader.yaml_implicit_resolvers = {
+    mark: [(tag, pattern) for tag, pattern in resolvers if tag not in REPLACED]
+    for mark, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, PlainLoader)
 
 
 def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
@@ -143,7 +174,9 @@ def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
                 raise AtomError(f"{where}: {key} is {value!r} where a list of texts fits")
             values = values | {key: tuple(words)}
             continue
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is bool and isinstance(value, str) and value.lower() in TRUTHS:
+            values = values | {key: TRUTHS[value.lower()]}
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             values = values | {key: float(value)}
         elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise AtomError(f"{where}: {key} is {value!r} where {kind.__name__} fits")

@@ -1,7 +1,8 @@
-"""Files on disk: written whole or not at all; where the bundled assets and subjects lie."""
+"""Files on disk: written whole or not at all, texts of any encoding, where bundled assets lie."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import tempfile
@@ -11,11 +12,21 @@ from typing import Any
 from sdatoms.errors import AtomError
 
 __all__ = [
+    "decode_text",
     "find_assets",
     "list_subjects",
     "read_subject",
     "write_whole",
 ]
+
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -61,3 +72,21 @@ def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
             f"there is no bundled subject {name!r}; there are {', '.join(list_subjects())}"
         )
     return folder, json.loads((folder / "subject.json").read_text())
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """Text in UTF-8, UTF-16, UTF-32 or else Windows-1252, and the name of the encoding."""
+    for mark, encoding in BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors="replace"), encoding
+    if b"\0" in data and len(data) % 2 == 0:  # UTF-16 without its mark: text has no NUL
+        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+        return data.decode(encoding, errors="replace"), encoding
+    try:
+        return data.decode(), "utf-8"
+    except UnicodeDecodeError:
+        pass
+    try:
+        return data.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:  # five bytes mean nothing there
+        return data.decode("latin-1"), "ISO-8859-1"

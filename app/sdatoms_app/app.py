@@ -7,8 +7,9 @@ import importlib.util
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sdatoms_app.security import hide_proxies
 
@@ -107,6 +108,7 @@ def serve(
     offline: bool = False,
     mcp: bool = False,
     root_path: str = "",
+    opening: Mapping[str, Any] | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -119,6 +121,7 @@ def serve(
         offline: no request leaves the machine.
         mcp: serve the endpoints as tools of the Model Context Protocol too.
         root_path: where a reverse proxy serves the app: a path, or the whole public address.
+        opening: how bases are opened, arguments of `load_base`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -142,7 +145,12 @@ def serve(
     prepare_folder("--outputs-dir", outputs_dir)
     prepare_uploads()
     studio = Studio(
-        base, Library(adapters_dir), outputs_dir, models=models_dir, hub=local and not offline
+        base,
+        Library(adapters_dir),
+        outputs_dir,
+        models=models_dir,
+        hub=local and not offline,
+        opening={"say": lambda text: print(text, flush=True), **(opening or {})},
     )
     with studio.lock:
         studio.open()

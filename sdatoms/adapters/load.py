@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from sdatoms.adapters.state import (
     BakedModule,
     check_untouched,
     find_state,
+    hold_alone,
     list_held,
     open_state,
     work_side_by_side,
@@ -47,11 +49,29 @@ logger = logging.getLogger(__name__)
 ROUNDING_WARNING = 0.1
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def one_at_a_time(
+    method: Callable[Concatenate[AdapterSet, Arguments], Result],
+) -> Callable[Concatenate[AdapterSet, Arguments], Result]:
+    """The method, run while no other thread is in one of a set that shares a module with this."""
+
+    @wraps(method)
+    def run(adapters: AdapterSet, *values: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with hold_alone(list_modules(adapters.target).values()):
+            return method(adapters, *values, **named)
+
+    return run
+
+
 class AdapterSet:
     """The adapters baked into a pipeline's modules (or into one module); made by `load_atoms`.
 
     The adapters belong to the modules: every set on a module, and on every pipeline that shares it,
-    shows the same ones.
+    shows the same ones. Sets may be used from several threads; a picture painted while another
+    thread changes strengths is the painter's own risk.
     """
 
     def __init__(self, target: Any) -> None:
@@ -67,17 +87,20 @@ class AdapterSet:
         return found
 
     @property
+    @one_at_a_time
     def names(self) -> tuple[str, ...]:
         """Adapters in the order of loading."""
         states = self._states().values()
         return tuple(dict.fromkeys(name for _, state in states for name in state.adapters))
 
     @property
+    @one_at_a_time
     def strengths(self) -> dict[str, Strength]:
         """Adapter → strength."""
         states = self._states().values()
         return {name: a.strength for _, state in states for name, a in state.adapters.items()}
 
+    @one_at_a_time
     def load(
         self,
         path: str | os.PathLike[str] | AtomFile,
@@ -118,6 +141,7 @@ class AdapterSet:
                 add_word(self.target, name, file.metadata["tokens"], file.embeddings)
         return self
 
+    @one_at_a_time
     def set_strengths(self, strengths: Mapping[str, Strength]) -> AdapterSet:
         """Change strengths by name; names not mentioned keep theirs."""
         for name in strengths:
@@ -139,6 +163,7 @@ class AdapterSet:
             report_rounding(lost)
         return self
 
+    @one_at_a_time
     def remove(self, name: str) -> AdapterSet:
         """Take one adapter out; layers no other adapter touches are their pristine selves again."""
         self._check_name(name)
@@ -150,6 +175,7 @@ class AdapterSet:
         remove_word(self.target, name)
         return self
 
+    @one_at_a_time
     def clear(self) -> None:
         """Take all adapters out: every base weight back, bit for bit, pristine copies freed."""
         states = self._check_states()
@@ -160,6 +186,7 @@ class AdapterSet:
         for name in list_words(self.target):
             remove_word(self.target, name)
 
+    @one_at_a_time
     def delta(self, name: str, path: str) -> Tensor:
         """Unit-strength `ΔW` of one layer in float32.
 
@@ -187,6 +214,7 @@ class AdapterSet:
         module, state, inner = found[0]
         return form_delta(module, inner, state.adapters[name].maps[inner])
 
+    @one_at_a_time
     def verify_base(self) -> bool:
         """Whether the weights, with adapters taken off, equal those found at the first load.
 
@@ -255,5 +283,5 @@ def report_rounding(lost: float) -> None:
         warnings.warn(
             f"rounding to the base's 16-bit weights loses {100 * lost:.0f} % of the change; load "
             "the pipeline with torch_dtype=torch.float32 to keep it",
-            stacklevel=4,
+            stacklevel=5,
         )

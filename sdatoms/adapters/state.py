@@ -6,16 +6,30 @@ On layers whose weight is stored quantized adapters are attached, never baked in
 to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with the sum of the
 adapters' maps stands in the base layer's place until the last of them is taken off.
 
+<<<<<<< HEAD
 Weights are checked and written side by side, each by one thread: no thread waits for another, and
 no bit depends on how many there are.
+=======
+Baking would have to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with
+the sum of the adapters' maps stands in the base layer's place until the last of them is taken off.
+
+Work on many weights at once, each by one thread.
+
+No thread waits for another, and no bit depends on how many there are.
+
+One lock a root module: threads that change adapters of modules they share come one after another.
+>>>>>>> main
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +50,7 @@ __all__ = [
     "BakedModule",
     "check_untouched",
     "find_state",
+    "hold_alone",
     "list_held",
     "open_state",
     "read_pristine",
@@ -89,6 +104,25 @@ class BakedModule:
     def __bool__(self) -> bool:
         """Whether any adapter is loaded."""
         return bool(self.adapters)
+
+
+LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # pyright: ignore
+"""Beside the modules and not in them: locks can be neither copied nor saved."""
+OPENING = threading.Lock()
+"""Held for the moment it takes to find or make a lock."""
+
+
+@contextmanager
+def hold_alone(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep other threads from the adapters of these modules; always in one order, so that two
+    threads never wait for each other. A thread may hold a module more than once."""
+    ordered = sorted({unwrap(root) for root in roots}, key=id)
+    with OPENING:
+        locks = [LOCKS.setdefault(root, threading.RLock()) for root in ordered]
+    with ExitStack() as held:
+        for lock in locks:
+            held.enter_context(lock)
+        yield
 
 
 def find_state(root: nn.Module) -> BakedModule | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.adapters.load import load_atoms
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer, measure_samples

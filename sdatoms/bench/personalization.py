@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lokr, tune_lora, tune_oft
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer
@@ -30,9 +30,8 @@ from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.batches import Draw, draw_batches
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.data import TrainingData
-from sdatoms.training.denoising import Denoising
 from sdatoms.training.inputs import check_inputs
-from sdatoms.training.parts import make_buckets, prepare_data
+from sdatoms.training.parts import make_buckets, make_denoising, prepare_data
 from sdatoms.training.trainer import choose_attention
 
 __all__ = ["METHODS", "SEEDS", "draw_methods", "measure_methods"]
@@ -159,7 +158,7 @@ def run_method(
     """Train one method at one rate on the pipeline's UNet, in place; returns what was measured."""
     peer = method.attach(pipe.unet)
     optimizer = torch.optim.AdamW(peer.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    denoising = Denoising(pipe.scheduler.config)
+    denoising = make_denoising(pipe, config)
     draw = Draw(denoising, config.seed, config.train_batch_size)
     losses, seconds = [], []
     pipe.unet.train()
@@ -186,8 +185,14 @@ def take_step(unet: nn.Module, data: TrainingData, step: int, draw: Draw) -> flo
     noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
     target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
     with choose_attention(torch.device("cpu")):
-        context = data.condition(batch).context
-        predicted = unet(noisy, batch.timesteps, context, return_dict=False)[0]
+        condition = data.condition(batch)
+        predicted = unet(
+            noisy,
+            batch.timesteps,
+            condition.context,
+            encoder_attention_mask=condition.mask,
+            return_dict=False,
+        )[0]
     loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
     loss.backward()
     return float(loss.detach())

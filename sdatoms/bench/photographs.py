@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from sdatoms.bench.process import read_children_seconds
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import Evaluator, load_evaluator
 from sdatoms.evaluation.metrics import measure_fidelity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, to_tensor

@@ -22,7 +22,7 @@ from torch import nn
 from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lora
 from sdatoms.bench.process import call_apart, forget_peak, limit_memory, read_peak
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.layers.inject import inject
 from sdatoms.models.open import build_model
 from sdatoms.training.trainer import choose_attention

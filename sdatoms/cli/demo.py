@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms.adapters.load import load_atoms
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Row, Scorer

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.errors import AtomError
 
 if TYPE_CHECKING:
@@ -45,11 +46,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength", type=float, default=1.0, help="strength of every file (default: 1.0)"
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="base model; the bundled one by default",
-    )
+    add_base_flags(parser)
     parser.add_argument(
         "--evaluator", default=None, help="a CLIP model, folder or hub id (default: the bundled)"
     )
@@ -64,7 +61,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
-    from sdatoms.diffusion.pipeline import load_base, pick_device
+    from sdatoms.diffusion.open import pick_device
     from sdatoms.diffusion.prompts import write_prompts
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import evaluate
@@ -80,7 +77,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if not prompts:
         raise AtomError(f"{args.files[0]!r} names no trigger to write prompts from; give --prompt")
     evaluator = load_evaluator(args.evaluator, args.style_evaluator, device=pick_device())
-    pipe = load_base(args.pretrained_model_name_or_path)
+    pipe = open_base(args)
     rows = evaluate(
         pipe,
         files,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.atoms.strengths import check_number
+from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -147,11 +148,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="key names of the LoRA (default: those of --for, else diffusers)",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="the base the atoms were trained on; the bundled one by default",
-    )
+    add_base_flags(parser, places=False, precision=False)
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -168,12 +165,11 @@ def run_export(args: argparse.Namespace) -> None:
     import torch
 
     from sdatoms.adapters import export, pipelines
-    from sdatoms.diffusion.pipeline import load_base
     from sdatoms.files.reader import read_atoms
 
     form, names, rank = choose_form(args)
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
-    pipe = load_base(args.pretrained_model_name_or_path, device="cpu")
+    pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":
         size = export.measure_lora(file, pipe, rank, names=names, dtype=dtype)
     elif form == "diff":

@@ -39,7 +39,7 @@ def run_inject(args: argparse.Namespace) -> None:
     """Inject atoms into a model and print what every layer got, and the size of the file."""
     from safetensors.torch import save
 
-    from sdatoms.diffusion.pipeline import find_base
+    from sdatoms.diffusion.family import find_base
     from sdatoms.files.writer import FileFacts, pack_atoms
     from sdatoms.layers.inject import inject
     from sdatoms.models.open import open_model

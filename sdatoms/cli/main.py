@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
+from sdatoms.cli.base import advise_on_memory
 from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError
 from sdatoms.version import __version__
@@ -54,6 +57,7 @@ line; only the module of the command that is asked for is imported."""
 
 def main(argv: list[str] | None = None) -> None:
     """Run `sdatoms COMMAND …`; ends with exit code 2 and one line where the input is wrong."""
+    widen_console()
     words = sys.argv[1:] if argv is None else argv
     asked = [word for word in words if not word.startswith("-")]
     args = build_parser(asked[:1]).parse_args(words)
@@ -83,6 +87,7 @@ def build_parser(asked: Collection[str]) -> LineParser:
 
 def train_main(argv: list[str] | None = None) -> None:
     """The trainer as a script of its own, for `accelerate launch`."""
+    widen_console()
     from sdatoms.cli.train import add_train, run_train
 
     parser = LineParser(prog="train_dreambooth_atoms.py", description=run_train.__doc__)
@@ -91,16 +96,35 @@ def train_main(argv: list[str] | None = None) -> None:
 
 
 def run_guarded(run: Any, args: argparse.Namespace) -> None:
-    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130."""
-    silence_libraries()
+    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    A reader that closes the pipe, as `head` does, ends the command in silence.
+    """
     try:
+        silence_libraries()
         run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would raise again while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AtomError as error:
         print(f"sdatoms: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        print(f"sdatoms: {advise_on_memory(args)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("sdatoms: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def widen_console() -> None:
+    """Write what the console's encoding lacks as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
 
 
 def silence_libraries() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
+import os
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sdatoms.cli.progress import Progress
+from sdatoms.errors import AtomError
 from sdatoms.settings import add_flags, build_config, read_config_file
 
 if TYPE_CHECKING:
@@ -50,6 +50,46 @@ def run_train(args: argparse.Namespace) -> None:
 
     The same trainer as scripts/train_dreambooth_atoms.py.
     """
+    from sdatoms.training.stopping import StopRequest, TrainingStopped
+
+    stop = StopRequest()
+    stop.listen()
+    config = read_settings(args)
+
+    from sdatoms.training.estimate import estimate
+    from sdatoms.training.loop import train
+
+    if args.dry_run:
+        for name, value in estimate(config).items():
+            print(f"{name:<12} {value}")
+        return
+    progress = Progress(shown=is_main_process())
+    for note in describe_move(args, config):
+        progress.note(note)
+    steps = train(config, evaluate=find_measure(config), stop=stop, notify=progress.note)
+    try:
+        for step in steps:
+            progress.show(step.step, step.total, loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
+    except TrainingStopped as stopped:
+        progress.close()
+        progress.note(
+            f"stopped at step {stopped.step}; continue with --resume_from_checkpoint latest"
+            if stopped.step or stopped.saved
+            else "stopped before the first step; the same command begins again, with the class "
+            "pictures painted so far"
+        )
+        raise SystemExit(130) from None
+    finally:
+        progress.close()
+
+
+def read_settings(args: argparse.Namespace) -> TrainConfig:
+    """Defaults, then `accelerate launch`, a preset, a file and the command line, each over those
+    before.
+
+    Raises:
+        AtomError: a setting is unknown or out of range.
+    """
     from sdatoms.training.config import TrainConfig
     from sdatoms.training.presets import expand_preset
 
@@ -59,40 +99,58 @@ def run_train(args: argparse.Namespace) -> None:
     preset = values.pop("preset", None)
     if args.preset or preset:
         values = expand_preset(args.preset or preset, values)
-    config = build_config(
+    if moved := find_moved_run(args, values):
+        values |= {"output_dir": str(moved)}
+    return build_config(
         TrainConfig,
-        values,
+        read_launcher() | values,
         f"the config file {args.config!r}" if args.config else "the command line",
     )
-    from tqdm import tqdm
 
-    from sdatoms.training.estimate import estimate
-    from sdatoms.training.loop import train
-    from sdatoms.training.processes import agree
 
-    if args.dry_run:
-        for name, value in estimate(config).items():
-            print(f"{name:<12} {value}")
-        return
-    stop = StopFlag()
-    steps = train(config, evaluate=find_measure(config))
-    bar = None  # made with the first step: what is wrong with the input is said without a bar
-    for step in steps:
-        bar = bar or tqdm(
-            total=step.total, initial=step.step - 1, unit="step", disable=not is_main_process()
-        )
-        bar.update(step.step - bar.n)
-        bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}")
-        if agree(stop.asked):
-            steps.close()
-            bar.close()
-            print(
-                f"interrupted at step {step.step}; continue with --resume_from_checkpoint latest",
-                file=sys.stderr,
+def read_launcher() -> dict[str, Any]:
+    """What `accelerate launch` was told and the trainer has a flag for.
+
+    Raises:
+        AtomError: the precision or accumulation is not one the trainer knows.
+    """
+    values: dict[str, Any] = {}
+    if precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower():
+        if precision not in ("no", "fp16", "bf16"):
+            raise AtomError(
+                f"accelerate launch was given --mixed_precision {precision}; training takes no, "
+                "fp16 or bf16"
             )
-            raise SystemExit(130)
-    if bar:
-        bar.close()
+        values["mixed_precision"] = precision
+    if batches := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+        if not batches.isdecimal():
+            raise AtomError(
+                f"accelerate launch was given --gradient_accumulation_steps {batches}; training "
+                "takes a whole number"
+            )
+        values["gradient_accumulation_steps"] = int(batches)
+    return values
+
+
+def find_moved_run(args: argparse.Namespace, values: dict[str, Any]) -> Path | None:
+    """The run directory that a resumed run's own config.toml lies in, where that is another than
+    the file says and the command line names none: the run was moved."""
+    if not args.config or hasattr(args, "output_dir") or not values.get("resume_from_checkpoint"):
+        return None
+    folder = Path(args.config).resolve().parent
+    named = values.get("output_dir")
+    is_run = Path(args.config).name == "config.toml" and (folder / "checkpoints").is_dir()
+    if not is_run or (isinstance(named, str) and Path(named).resolve() == folder):
+        return None
+    return Path(args.config).parent
+
+
+def describe_move(args: argparse.Namespace, config: TrainConfig) -> list[str]:
+    """A line where the run goes on in another place than its config.toml says."""
+    values = read_config_file(Path(args.config)) if args.config else {}
+    if not find_moved_run(args, values | {"resume_from_checkpoint": config.resume_from_checkpoint}):
+        return []
+    return [f"the run was moved: going on in {config.output_dir!r}"]
 
 
 def find_measure(config: TrainConfig) -> Evaluate | None:
@@ -100,7 +158,7 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
 
     It knows emoji and nothing else, so of other bases nothing is measured unasked.
     """
-    from sdatoms.diffusion.pipeline import find_base
+    from sdatoms.diffusion.family import find_base
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import measure_samples
     from sdatoms.storage import find_assets
@@ -118,18 +176,3 @@ def is_main_process() -> bool:
     from accelerate import PartialState
 
     return PartialState().is_main_process
-
-
-class StopFlag:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after its step; a second Ctrl-C
-    stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.ask)
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

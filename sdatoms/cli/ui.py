@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdatoms.cli.base import FLAGS, add_base_flags
+
 __all__ = ["add_ui", "run_ui"]
 
 
@@ -57,11 +59,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of pictures, or of such folders, to train on; may be given several times",
     )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        default=None,
-        help="base model; the bundled one by default",
-    )
+    add_base_flags(parser)
 
 
 def run_ui(args: argparse.Namespace) -> None:
@@ -70,6 +68,7 @@ def run_ui(args: argparse.Namespace) -> None:
 
     serve(
         base=args.pretrained_model_name_or_path,
+        opening={flag: getattr(args, flag) for flag in FLAGS},
         adapters_dir=Path(args.adapters_dir),
         outputs_dir=Path(args.outputs_dir),
         models_dir=Path(args.models_dir) if args.models_dir else None,

@@ -11,6 +11,7 @@ from torch import nn
 from sdatoms.errors import AtomError
 from sdatoms.layers.atom_layers import AtomConv1d, AtomConv2d, AtomConv3d, AtomLayer, AtomLinear
 from sdatoms.layers.attention import AtomMultiheadAttention
+from sdatoms.layers.merged import WRAPPED, watch_wrappers
 from sdatoms.layers.weights import is_quantized
 
 __all__ = [
@@ -54,6 +55,8 @@ def adopt(base: nn.Module) -> AtomLayer:
     # since only the atom layer has deltas.
     layer.__dict__.update(base.__dict__)
     layer.__dict__["_modules"] = dict(base._modules)
+    watch_wrappers()
+    layer.__dict__[WRAPPED] = []
     layer.deltas = nn.ModuleDict()
     layer.deltas.train(base.training)
     move_forward(base, layer)

@@ -24,6 +24,7 @@ from sdatoms.atoms.columns import (
 )
 from sdatoms.atoms.deltas import Delta, ProductDelta
 from sdatoms.atoms.products import run_factors
+from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
 
 __all__ = [
@@ -90,19 +91,21 @@ class OneWeightLayer(AtomLayer):
         """The delta of a layer that carries one product and nothing else: its two factors meet the
         activations, and no weight-sized change is formed."""
         deltas = list(self.deltas.values())
-        only = deltas[0] if len(deltas) == 1 else None
-        return only if isinstance(only, ProductDelta) and only.strength == 1.0 else None
+        if len(deltas) != 1:
+            return None
+        (delta,) = deltas
+        return delta if isinstance(delta, ProductDelta) and delta.strength == 1.0 else None
 
     def run_product(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
         """The layer's output by its product; None where it carries none, or where float64 asks for
-        the weight's own sum, which is formed in float32.
+        the weight's own sum, which is formed in float32, or something is merged into the weight.
 
         Args:
             run: the base layer's own forward pass.
             axes: how many come after the channels, 0 with channels last.
         """
         delta = self.product()
-        if delta is None or x.dtype == torch.float64:
+        if delta is None or x.dtype == torch.float64 or self.merged():
             return None
         if axes and x.dim() == axes + 1:  # an unbatched input
             y = self.run_product(x[None], run, axes)
@@ -116,11 +119,27 @@ class OneWeightLayer(AtomLayer):
 
     def delta_weight(self) -> Tensor | None:
         """`ΔW` in float32, the sum of this layer's deltas; None without deltas."""
-        return sum_deltas(self.weight, self.deltas)
+        if not self.deltas:
+            return None
+        sparse = all(delta.sparse for delta in self.views().values())
+        return sum_deltas(
+            self.weight if sparse else take_off_merged(self, self.weight), self.deltas
+        )
 
     def tuned_weight(self) -> Tensor:
         """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
-        return add_deltas(self.weight, self.deltas)
+        delta = self.delta_weight()
+        return self.weight if delta is None else (self.weight + delta).to(self.weight.dtype)
+
+    def pick_columns(self, positions: int) -> dict[str, Delta] | None:
+        """As `sdatoms.atoms.columns.pick_columns`; None while something is merged into the
+        weight, which the input's columns would meet too."""
+        deltas = pick_columns(self, positions)
+        return None if deltas and self.merged() else deltas
+
+    def merged(self) -> bool:
+        """Whether a wrapper has merged something into the weight since it has atoms."""
+        return take_off_merged(self, self.weight) is not self.weight
 
 
 class AtomConv1d(OneWeightLayer, nn.Conv1d):
@@ -137,7 +156,7 @@ class AtomConv1d(OneWeightLayer, nn.Conv1d):
 
 class AtomConv2d(OneWeightLayer, nn.Conv2d):
     """`nn.Conv2d` with `y = conv(x, W + ΔW)` in one convolution, or in one product with W where
-    that trains faster (`sdatoms.atoms.columns`)."""
+    that trains faster (`sdatoms.columns`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -147,7 +166,7 @@ class AtomConv2d(OneWeightLayer, nn.Conv2d):
         y = self.run_product(input, super().forward, 2)
         if y is not None:
             return y
-        deltas = pick_columns(self, count_positions(self, input)) if input.dim() == 4 else None
+        deltas = self.pick_columns(count_positions(self, input)) if input.dim() == 4 else None
         if deltas:
             base = lambda: self._conv_forward(input, self.weight, self.bias)
             return keep_bits(convolve_columns(self, input, deltas), deltas, base)
@@ -177,7 +196,7 @@ class AtomLinear(OneWeightLayer, nn.Linear):
         y = self.run_product(input, super().forward, 0)
         if y is not None:
             return y
-        deltas = pick_columns(self, input.numel() // max(1, self.in_features))
+        deltas = self.pick_columns(input.numel() // max(1, self.in_features))
         if deltas and input.dim() > 1:
             base = lambda: nn.functional.linear(input, self.weight, self.bias)
             return keep_bits(multiply_columns(self, input, deltas), deltas, base)
@@ -190,3 +209,4 @@ def replace_modules(model: nn.Module, table: Mapping[Any, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child is not None and child in table:
                 parent._modules[name] = table[child]
+                remember_wrapper(parent, name, table[child])

@@ -115,6 +115,11 @@ def refuse_target(target: Target, holders: Counter[int], readers: dict[nn.Module
         return f"left out: {kind} spreads its input, and filter atoms fit plain convolutions only"
     if find_kind(module) is None:
         return f"left out: {kind} is a layer of another library"
+    if target.weight.offloaded:
+        raise AtomError(
+            "the model's weights are offloaded layer by layer; take the offload off before "
+            "injecting (remove_all_hooks() of its pipeline)"
+        )
     if held.is_meta:
         raise AtomError(
             "the model lies on the meta device and has no weights yet; load its weights "

@@ -42,9 +42,19 @@ class LayerWeight:
     """First row and the row after the last; None for all."""
 
     @property
-    def held(self) -> nn.Parameter | None:
-        """The whole parameter; None where the module has none of that name."""
-        return self.module._parameters.get(self.parameter)
+    def held(self) -> Tensor | None:
+        """The whole parameter, also where accelerate keeps it off the device and in its stead
+        leaves a meta tensor; None where the module has none of that name."""
+        found = self.module._parameters.get(self.parameter)
+        if found is not None and found.is_meta:
+            return find_offloaded(self.module, self.parameter, found)
+        return found
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether accelerate fetches the weight only while the layer runs."""
+        found = self.module._parameters.get(self.parameter)
+        return found is not None and found.is_meta and self.held is not found
 
     @property
     def weight(self) -> Tensor:
@@ -91,6 +101,22 @@ class LayerWeight:
     def place(self) -> tuple[int, tuple[int, int] | None]:
         """Equal for two names of one weight."""
         return id(self.held), self.rows
+
+
+def find_offloaded(module: nn.Module, name: str, meta: Tensor) -> Tensor:
+    """The tensor that `AlignDevicesHook` copies from whenever the module runs; `meta` where there
+    is none."""
+    hook = module.__dict__.get("_hf_hook")
+    for inner in getattr(hook, "hooks", (hook,)):
+        table = getattr(inner, "weights_map", None) if getattr(inner, "offload", False) else None
+        if table is not None:
+            try:
+                found = table[name]
+            except (KeyError, AttributeError):
+                continue
+            if isinstance(found, Tensor) and found.device.type == "cpu":
+                return found
+    return meta
 
 
 def is_quantized(module: nn.Module) -> bool:

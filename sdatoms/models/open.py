@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
+from sdatoms.models.recognize import read_checkpoint
+from sdatoms.models.single_file import open_unet
 
 __all__ = [
     "SETS",
@@ -152,8 +154,9 @@ def open_model(
 
     Args:
         where: one of `list_names()`; a diffusers pipeline's folder, whose UNet or transformer is
-            taken; a diffusers or transformers model's folder; a `.safetensors` file with the
-            weights of a CIFAR ResNet or of a named model.
+            taken; a diffusers or transformers model's folder; a `.safetensors` file with a base in
+            its original layout, whose UNet is taken, or with the weights of a CIFAR ResNet or of a
+            named model.
         dtype: of named models; weights from disk keep theirs.
         seed: of named models.
 
@@ -223,6 +226,9 @@ def open_weights(path: Path) -> OpenedModel:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError):
         raise AtomError(f"{str(path)!r} is no safetensors file") from None
+    if any(name.endswith("input_blocks.0.0.weight") for name in shapes):
+        checkpoint = read_checkpoint(path)
+        return OpenedModel(open_unet(checkpoint, checkpoint.dtype), "unet", str(path))
     model, component = find_architecture(shapes)
     if model is None:
         raise AtomError(

@@ -16,6 +16,9 @@ from torch import Tensor
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded
 
+SEEDS = 1 << 63
+"""Of a generator, of which the negative ones are left out."""
+
 __all__ = [
     "Batch",
     "Draw",
@@ -80,7 +83,7 @@ def draw_batches(
     instances: Sequence[Encoded], classes: Sequence[Encoded] | None, index: int, draw: Draw
 ) -> list[Batch]:
     """The `index`-th batch of the run for one process: instance rows and, if kept, class rows."""
-    generator = torch.Generator().manual_seed(draw.seed * 1_000_003 + index)
+    generator = torch.Generator().manual_seed((draw.seed * 1_000_003 + index) % SEEDS)
     whole = [draw_rows(instances, index, draw.seed, draw, generator)]
     if classes is not None:
         whole.append(replace(draw_rows(classes, index, draw.seed + 1, draw, generator), prior=True))
@@ -136,7 +139,7 @@ def pick_rows(examples: Sequence[Encoded], index: int, count: int, seed: int) ->
     rows = []
     for k in range(place * count, (place + 1) * count):
         epoch, offset = divmod(k, len(group))
-        generator = torch.Generator().manual_seed(seed * 7919 + epoch)
+        generator = torch.Generator().manual_seed((seed * 7919 + epoch) % SEEDS)
         rows.append(group[int(torch.randperm(len(group), generator=generator)[offset])])
     return rows
 

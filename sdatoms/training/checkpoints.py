@@ -8,7 +8,7 @@ kind; a checkpoint holds no pickle, and what is read back equals what was writte
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.training.record import RATE_SETTINGS, RECORD, compare_record, read_record
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
 
@@ -29,12 +30,21 @@ __all__ = [
 ]
 
 
+CHANGEABLE = ("initial_lr", "betas", "weight_decay", "eps")
+"""Entries of an optimizer's groups that settings give and no step changes."""
+
+
 def save_checkpoint(
-    trainer: Trainer, directory: RunDirectory, further: dict[str, Any], limit: int | None
+    trainer: Trainer,
+    directory: RunDirectory,
+    record: dict[str, Any],
+    further: dict[str, Any],
+    limit: int | None,
 ) -> None:
     """Atoms, optimizer, schedule, scaler, averages and RNG as `checkpoints/step-…`.
 
     Args:
+        record: what the run is made from, see `make_record`.
         further: more nested state, returned by `resume`.
         limit: how many checkpoints are kept.
     """
@@ -48,7 +58,7 @@ def save_checkpoint(
         **further,
     }
     packed, places = pack_state(state)
-    files = {}
+    files = {RECORD: json.dumps(record, indent=1).encode()}
     for name, tensors in (
         ("atoms", None),
         *([("atoms-ema", dict(trainer.averages.values))] if trainer.averages else []),
@@ -59,17 +69,28 @@ def save_checkpoint(
     trainer.log(f"saved checkpoint step-{trainer.step:06d}")
 
 
-def resume(trainer: Trainer, directory: RunDirectory, wanted: str) -> dict[str, Any] | None:
-    """Take a checkpoint's state over as if never interrupted; returns its nested state.
+class Resumed(NamedTuple):
+    """What a checkpoint gave."""
 
-    `latest` with no checkpoint there starts afresh and returns None.
+    state: dict[str, Any]
+    """The nested state that `save_checkpoint` was given."""
+    notes: list[str]
+    """What a person should know: settings that changed since."""
+
+
+def resume(
+    trainer: Trainer, directory: RunDirectory, record: dict[str, Any], wanted: str
+) -> Resumed | None:
+    """Take a checkpoint's state over as if never interrupted; None where `latest` finds none.
+
+    Args:
+        record: what this run is made from, which is compared with the checkpoint's own.
 
     Raises:
         AtomError: there is no such checkpoint, or it does not fit this run.
     """
     found = directory.find_checkpoint(wanted)
     if found is None:
-        trainer.log("no checkpoint to resume from; starting afresh")
         return None
     step, folder = found
     if step > trainer.config.max_train_steps:
@@ -77,6 +98,9 @@ def resume(trainer: Trainer, directory: RunDirectory, wanted: str) -> dict[str, 
             f"the checkpoint is at step {step}, past --max_train_steps "
             f"{trainer.config.max_train_steps}"
         )
+    made = read_record(folder)
+    prints = trainer.pack().metadata["base_fingerprints"]
+    changes = compare_record(folder, made, record, prints)
     state = unpack_state(*directory.load_state(folder))
     kind = type(trainer.optimizer).__name__
     if state["optimizer_class"] != kind:
@@ -95,18 +119,42 @@ def resume(trainer: Trainer, directory: RunDirectory, wanted: str) -> dict[str, 
         injection.load_state_dict({k: t for k, t in own.items() if k != "tokens.embeddings"})
     for component, tokens in trainer.tokens.items():
         tokens.embeddings.data.copy_(tensors[f"{component}.tokens.embeddings"])
-    try:
-        trainer.optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise AtomError(f"the checkpoint {folder.name} trained other tensors: {error}") from None
-    trainer.schedule.load_state_dict(state["schedule"])
+    load_optimizer(trainer, state, folder.name, changed=any(n in changes for n in RATE_SETTINGS))
     trainer.scaler.load_state_dict(state["scaler"] if trainer.scaler.is_enabled() else {})
     if trainer.averages:
         trainer.averages.load(state["averages"])
     restore_rng(state["rng"])
     trainer.step = step
-    trainer.log(f"resumed from step-{step:06d}")
-    return state
+    changed = [f"{name} {old} → {new}" for name, (old, new) in changes.items()]
+    notes = [f"resumed with changed settings: {', '.join(changed)}"] if changed else []
+    if made is None:
+        notes.append(
+            f"{folder.name} is older than the records of settings and pictures; whether these are "
+            "as they were is not checked"
+        )
+    return Resumed(state, notes)
+
+
+def load_optimizer(trainer: Trainer, state: dict[str, Any], name: str, *, changed: bool) -> None:
+    """Take optimizer and schedule over; where rates or the schedule changed, with the new ones."""
+    optimizer, schedule = trainer.optimizer, trainer.schedule
+    fresh = [{k: group[k] for k in CHANGEABLE if k in group} for group in optimizer.param_groups]
+    rates = list(schedule.base_lrs)
+    groups = [group.get("name") for group in state["optimizer"]["param_groups"]]
+    if groups != [group.get("name") for group in optimizer.param_groups]:
+        raise AtomError(f"the checkpoint {name} trained {', '.join(map(str, groups))}, not these")
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise AtomError(f"the checkpoint {name} trained other tensors: {error}") from None
+    schedule.load_state_dict(state["schedule"])
+    if not changed:
+        return
+    schedule.base_lrs = rates
+    for group, own, rate, factor in zip(
+        optimizer.param_groups, fresh, rates, schedule.lr_lambdas, strict=True
+    ):
+        group |= own | {"lr": rate * factor(schedule.last_epoch)}
 
 
 def pack_state(state: Any) -> tuple[dict[str, Tensor], str]:

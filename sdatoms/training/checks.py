@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**64 - 1),
     "max_train_steps": (1, inf),
     "train_batch_size": (1, inf),
     "sample_batch_size": (1, inf),
@@ -65,7 +66,8 @@ def check_settings(config: Any) -> None:
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
-            fits = f"at least {least:g}" if most == inf else f"{least:g} to {most:g}"
+            show = lambda number: f"{number}" if isinstance(number, int) else f"{number:g}"
+            fits = f"at least {least:g}" if most == inf else f"{show(least)} to {show(most)}"
             raise AtomError(f"--{name} is {value}; it takes {fits}")
     if config.learning_rate is not None and not 0 < config.learning_rate < inf:
         raise AtomError(f"--learning_rate is {config.learning_rate}; it takes a number above 0")
@@ -99,6 +101,11 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     yield (
         prediction and config.class_data_dir is not None,
         "--class_data_dir is not read with --prior_preservation_mode prediction; leave one out",
+    )
+    yield (
+        config.dtype in ("float16", "bfloat16") and config.mixed_precision == "no",
+        f"--dtype {config.dtype} holds the base in 16 bits, which trains with --mixed_precision "
+        "fp16 or bf16",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

@@ -14,6 +14,7 @@ from sdatoms.diffusion.pipeline import paint
 from sdatoms.errors import AtomError
 from sdatoms.pictures import PICTURE_SUFFIXES
 from sdatoms.training.folder import check_folder
+from sdatoms.training.folder_tree import list_folders
 
 __all__ = [
     "check_classes",
@@ -22,6 +23,8 @@ __all__ = [
     "make_class_pictures",
 ]
 
+SEEDS = 1 << 64
+"""Of a generator."""
 PROMPT = "prompt"
 """Key of a class picture's own prompt in its PNG."""
 
@@ -40,7 +43,7 @@ def make_class_pictures(
     """Paint class pictures with the base until `folder` holds `count`; returns how many were
     painted."""
     folder.mkdir(parents=True, exist_ok=True)
-    present = {p.name for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
+    present = {p.name for p in list_class_pictures(folder)}
     missing = count - len(present)
     if missing <= 0:
         return 0
@@ -52,13 +55,25 @@ def make_class_pictures(
     for start in range(0, missing, batch_size):
         report()
         part = seeds[start : start + batch_size]
-        pictures = paint(pipe, [prompt] * len(part), part, batch_size=batch_size)
+        pictures = paint(
+            pipe,
+            [prompt] * len(part),
+            [number % SEEDS for number in part],
+            batch_size=batch_size,
+            callback=lambda *_: report(),
+        )
         for number, picture in zip(part, pictures, strict=True):
             # Renamed when whole: a run killed here must not leave half a picture.
             unfinished = folder / f".class-{number:09d}.tmp"
             picture.save(unfinished, format="PNG", pnginfo=facts)
             unfinished.replace(folder / name_class_picture(number))
     return missing
+
+
+def list_class_pictures(folder: Path) -> list[Path]:
+    """Files called like pictures, in the folder and its subfolders."""
+    files = [path for place in list_folders(folder) for path in place.iterdir()]
+    return [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
 
 
 def name_class_picture(number: int) -> str:

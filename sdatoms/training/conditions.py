@@ -1,6 +1,7 @@
-"""Prompts as the UNet reads them: one text encoder (SD 1.x, 2.x) or two (SDXL).
+"""Prompts as the UNet reads them while it trains, encoded once or, with gradients, in every step.
 
-The same numbers as the pipeline's own `encode_prompt`, with gradients where they are wanted.
+They are read by the function that painting reads them by. Where prompts of a batch fill different
+numbers of windows, the shorter ones are padded and the padding is masked.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
+from sdatoms.adapters.words import list_encoders
+from sdatoms.diffusion.prompts import Embedding, embed_prompt
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.storage import write_whole
-from sdatoms.training.encodings import VERSION, read_tensors
+from sdatoms.training.encodings import read_tensors
 
 __all__ = [
     "Condition",
     "PromptTable",
     "TextStack",
+    "stack_embeddings",
 ]
+
+VERSION = 3
+"""Rises when the same prompt would be encoded otherwise."""
 
 
 class Condition(NamedTuple):
@@ -34,49 +42,43 @@ class Condition(NamedTuple):
     """`(B, tokens, width)`."""
     pooled: Tensor | None
     """`(B, width)` for SDXL, else None."""
+    mask: Tensor | None = None
+    """`(B, tokens)`, true where tokens count; None where all do."""
 
-    def pick(self, rows: Sequence[int] | Tensor) -> Condition:
-        index = torch.as_tensor(rows, device=self.context.device)
-        pooled = None if self.pooled is None else self.pooled[index]
-        return Condition(self.context[index], pooled)
+    def to(self, device: torch.device) -> Condition:
+        """The same on a device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Condition(self.context.to(device), pooled, mask)
+
+
+def stack_embeddings(rows: Sequence[Embedding]) -> Condition:
+    """Prompts of any number of windows as one batch."""
+    lengths = [row.context.shape[1] for row in rows]
+    most = max(lengths)
+    context = torch.cat([pad(row.context, (0, 0, 0, most - row.context.shape[1])) for row in rows])
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    mask = None
+    if min(lengths) < most:
+        mask = torch.arange(most) < torch.tensor(lengths)[:, None]
+        mask = mask.to(context.device)
+    return Condition(context, torch.cat(pooled) if pooled else None, mask)
 
 
 class TextStack:
     """A pipeline's tokenizers and text encoders."""
 
     def __init__(self, pipe: Any) -> None:
-        self.expand: Any = getattr(pipe, "maybe_convert_prompt", lambda prompt, _: prompt)
-        """Replaces new words of several vectors by their tokens, as the pipeline does."""
-        names = [n for n in ("text_encoder", "text_encoder_2") if getattr(pipe, n, None)]
-        self.encoders: dict[str, Any] = {name: getattr(pipe, name) for name in names}
-        self.tokenizers = [
-            getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in names
-        ]
+        self.pipe = pipe
+        pairs = list_encoders(pipe)
+        self.encoders: dict[str, Any] = {name: encoder for name, (encoder, _) in pairs.items()}
+        self.tokenizers = [tokenizer for _, tokenizer in pairs.values()]
 
     def encode(self, prompts: Sequence[str], *, grad: bool = False) -> Condition:
         """Encode prompts, each distinct one once."""
-        distinct = list(dict.fromkeys(prompts))
         with nullcontext() if grad else torch.no_grad():
-            condition = self.run(distinct)
-        return condition.pick([distinct.index(prompt) for prompt in prompts])
-
-    def run(self, prompts: list[str]) -> Condition:
-        contexts, pooled = [], None
-        for tokenizer, encoder in zip(self.tokenizers, self.encoders.values(), strict=True):
-            ids = tokenizer(
-                [self.expand(prompt, tokenizer) for prompt in prompts],
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(encoder.device)
-            if len(self.encoders) == 1:
-                return Condition(encoder(ids)[0], None)
-            # SDXL reads the layer before the last, and the second encoder's projection.
-            output = encoder(ids, output_hidden_states=True)
-            pooled = output[0]
-            contexts.append(output.hidden_states[-2])
-        return Condition(torch.cat(contexts, -1), pooled)
+            found = {text: embed_prompt(self.pipe, text) for text in dict.fromkeys(prompts)}
+        return stack_embeddings([found[text] for text in prompts])
 
 
 class PromptTable:
@@ -85,7 +87,7 @@ class PromptTable:
     def __init__(self, text: TextStack, cache: Path | None = None) -> None:
         self.text = text
         self.cache = cache
-        self.found: dict[str, Condition] = {}
+        self.found: dict[str, Embedding] = {}
         self.weights = (
             "".join(hash_tensors(encoder.state_dict()) for encoder in text.encoders.values())
             if cache
@@ -106,7 +108,7 @@ class PromptTable:
                     tensors["pooled"] = condition.pooled.float().cpu().contiguous()
                 if path:
                     write_whole(path, save(tensors))
-            self.found[prompt] = Condition(tensors["context"], tensors.get("pooled"))
+            self.found[prompt] = Embedding(tensors["context"], tensors.get("pooled"))
 
     def place(self, prompt: str) -> Path | None:
         if not self.cache:
@@ -117,8 +119,4 @@ class PromptTable:
 
     def encode(self, prompts: Iterable[str]) -> Condition:
         """The rows of `prompts`, on the CPU."""
-        rows = [self.found[prompt] for prompt in prompts]
-        pooled = [row.pooled for row in rows if row.pooled is not None]
-        return Condition(
-            torch.cat([row.context for row in rows]), torch.cat(pooled) if pooled else None
-        )
+        return stack_embeddings([self.found[prompt] for prompt in prompts])

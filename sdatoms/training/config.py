@@ -36,11 +36,21 @@ class TrainConfig:
     output_dir: str = "atoms-run"
     """Run directory."""
     pretrained_model_name_or_path: str | None = None
-    """Diffusers pipeline directory or hub id; the bundled base when not given."""
+    """Diffusers pipeline directory, single safetensors file or hub id; the bundled base when not
+    given."""
     revision: str | None = None
     """Revision of the hub repository."""
     variant: str | None = None
     """Which weight files to load, such as fp16."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of the frozen base; auto: float32 on a CPU, on a GPU that of `--mixed_precision`."""
+    vae: str | None = None
+    """Another autoencoder: a folder, a safetensors file or a hub id."""
+    text_encoders: str | None = None
+    """Where a single file without text encoders takes them from: a pipeline's folder, or another
+    single file of its family."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What a single file's UNet predicts, where it is not told right."""
     trigger: str | None = None
     """Words recorded in the file as its trigger; the instance prompt when not given."""
     seed: int = 0
@@ -167,7 +177,7 @@ class TrainConfig:
     prodigy_safeguard_warmup: bool = True
     """Prodigy's step size estimate leaves the warm-up out."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; 0 clips none."""
     use_ema: bool = False
     """Keep running averages of the atoms."""
     ema_decay: float = 0.99

@@ -74,6 +74,4 @@ class TrainingData:
         """The batch's prompts as the UNet reads them; `base` reads them without atoms."""
         if self.trains_text and not base:
             return self.text.encode(batch.prompts, grad=True)
-        found = self.prompts.encode(batch.prompts)
-        pooled = None if found.pooled is None else found.pooled.to(self.device)
-        return Condition(found.context.to(self.device), pooled)
+        return self.prompts.encode(batch.prompts).to(self.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sdatoms.errors import clip
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.pictures import read_picture, to_tensor
 from sdatoms.storage import write_whole
@@ -42,6 +44,7 @@ class Encoded:
     """One picture, or a mirrored or recoloured copy, ready to train on."""
 
     name: str
+    """Fit to be shown."""
     prompt: str
     mean: Tensor
     """`(c, h, w)`, scaled as the UNet expects; the latent is drawn from N(mean, deviation²)."""
@@ -77,7 +80,7 @@ class Copy:
 
 def list_copies(name: str, flip: bool, jitter: float, count: int, seed: int) -> list[Copy]:
     """The picture itself, recoloured copies, and all of them mirrored."""
-    draw = random.Random(f"{seed}:{name}")
+    draw = random.Random(os.fsencode(f"{seed}:{name}"))
     copies = [Copy()]
     for _ in range(count if jitter else 0):
         share = [draw.uniform(-jitter, jitter) for _ in range(4)]
@@ -128,11 +131,14 @@ def encode_pictures(
             mask = None
             if source.mask:
                 mask = read_mask(source.mask, fit, tensors["mean"].shape[-2:], copy.mirrored)
-            found.append(
-                Encoded(
-                    source.path.name, source.prompt, **tensors, mask=mask, time_ids=fit.time_ids
-                )
+            row = Encoded(
+                source.name or clip(source.path.name),
+                source.prompt,
+                **tensors,
+                mask=mask,
+                time_ids=fit.time_ids,
             )
+            found += [row] * source.repeats
     return found
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.trainer import Trainer, describe_trainer
+from sdatoms.training.inputs import check_inputs
+from sdatoms.training.results import describe_trainer
+from sdatoms.training.trainer import Trainer
 
 __all__ = [
     "estimate",
@@ -29,12 +32,16 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
             push_to_hub=False,
         )
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
-            trial = replace(trial, class_data_dir=config.instance_data_dir, num_class_images=1)
+            given = check_inputs(config).sources[0].path
+            classes = Path(folder) / "class_images"
+            classes.mkdir()
+            shutil.copyfile(given, classes / f"0{given.suffix}")
+            trial = replace(trial, class_data_dir=str(classes), num_class_images=1)
         trainer = Trainer(trial)
         seconds = [trainer.take_step().seconds for _ in range(2)]
         path = trainer.pack().save(Path(folder) / "atoms.safetensors")
         facts = describe_trainer(trainer, path)
-    notes = trainer.folder.notes
+    notes = [*trainer.folder.notes, *trainer.notes]
     return {
         "parameters": facts["parameters"],
         "bytes": facts["bytes"],

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
+from sdatoms.training.run_folder import RunDirectory
 
 __all__ = [
     "check_gradients",
+    "explain_failures",
     "is_closed_disk",
     "is_full_memory",
 ]
@@ -28,6 +32,36 @@ def is_closed_disk(error: BaseException) -> bool:
     """Whether a file could not be written for want of room, of a quota's share or of permission."""
     closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
     return isinstance(error, OSError) and error.errno in closed
+
+
+@contextmanager
+def explain_failures(
+    directory: RunDirectory, find_step: Callable[[], int], save: Callable[[], int]
+) -> Iterator[None]:
+    """Turn a full memory or disk into one sentence, with the last good state on disk.
+
+    Args:
+        find_step: the step that is done.
+        save: keeps the state, and returns the step that is saved.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_full_memory(error):
+            raise
+        raise AtomError(
+            f"out of memory at step {find_step() + 1}; the state of step {save()} is saved; "
+            "try --gradient_checkpointing, a smaller --train_batch_size, or --mixed_precision bf16"
+        ) from None
+    except OSError as error:
+        if not is_closed_disk(error):
+            raise
+        steps = directory.list_checkpoints()
+        kept = f"step-{steps[-1]:06d}" if steps else "none"
+        raise AtomError(
+            f"the run directory {str(directory.path)!r} cannot be written at step "
+            f"{find_step()}: {error.strerror}; the last whole checkpoint is {kept}"
+        ) from None
 
 
 WAITING = "inner_coefficients"

@@ -1,24 +1,21 @@
-"""Look at a folder of pictures before any model is loaded, and name all that is wrong with it.
+"""A folder of pictures before any model is loaded: what is taken for what, and all that is wrong.
 
-Captions come from `metadata.jsonl` (as in Hugging Face's imagefolder), from a `.txt` beside the
-picture, or are the prompt that all share, in this order.
+Read are the pictures of the folder and of its subfolders, with their masks and captions, in the
+conventions of this field's trainers: `10_sks dog/` holds pictures that come ten times a round and,
+where several such folders are there, whose prompt is "sks dog"; `masks/` holds masks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sdatoms.errors import AtomError
-from sdatoms.pictures import (
-    CAPTION_LIMIT,
-    PICTURE_SUFFIXES,
-    find_pictures,
-    read_picture,
-    read_sidecar,
-)
+from sdatoms.errors import AtomError, clip
+from sdatoms.pictures import PICTURE_SUFFIXES, read_picture
+from sdatoms.training.captions import Captions
+from sdatoms.training.folder_tree import Level, read_levels, share_repeats
+from sdatoms.training.masks import match_masks
 from sdatoms.training.picture_checks import PictureCheck, check_picture, find_twins
 
 __all__ = [
@@ -27,8 +24,8 @@ __all__ = [
     "check_folder",
 ]
 
-
-MASK = ".mask"
+SHOWN = 10
+"""Names that a note lists."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,12 @@ class Source:
     mask: Path | None
     size: tuple[int, int]
     """Width and height in px, upright."""
+    name: str = ""
+    """Its path within the folder, fit to be shown."""
     digest: str = ""
     """SHA-256 of the file."""
+    repeats: int = 1
+    """How often it comes in a round."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,28 @@ class PictureFolder:
 
     sources: tuple[Source, ...]
     notes: tuple[str, ...]
+
+
+@dataclass
+class Findings:
+    """What is found while the levels of a folder are read."""
+
+    sources: list[Source] = field(default_factory=list)
+    checks: list[PictureCheck] = field(default_factory=list)
+    """One for each source."""
+    broken: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    masks: set[Path] = field(default_factory=set)
+    strays: set[Path] = field(default_factory=set)
+    """Masks that belong to no picture of their level."""
+    guessed: list[str] = field(default_factory=list)
+    """Captions that are not Unicode."""
+    cut: list[str] = field(default_factory=list)
+    """Captions that are too long."""
+    rows: dict[Path, str] = field(default_factory=dict)
+    """Picture → caption, of the tables met so far."""
+    tables: list[str] = field(default_factory=list)
 
 
 def check_folder(
@@ -63,89 +86,119 @@ def check_folder(
     """Read every picture once; files that are no pictures are ignored with a note.
 
     Args:
+        prompt: of pictures without a caption.
         resolution: side of the training pictures, px; what is much smaller is noted as tiny.
+        caption_column: where a table of captions has them.
+        mask_dir: folder of masks called as the pictures.
 
     Raises:
         AtomError: there is no picture; or some are corrupt, or a caption or mask does not fit: all
             of them are named.
     """
-    pictures, others = find_pictures(folder)
-    masks = {p.stem.removesuffix(MASK): p for p in pictures if p.stem.endswith(MASK)}
-    pictures = [p for p in pictures if not p.stem.endswith(MASK)]
-    captions = read_captions(folder, caption_column)
-    used = {p.stem for p in pictures}
-    notes, problems = [], []
-    broken = [p.name for p in others if p.suffix.lower() in PICTURE_SUFFIXES]
-    if broken:
-        problems.append(f"cannot be read as pictures: {', '.join(broken)}")
-    ignored = [
-        p.name
-        for p in others
-        if p.name not in broken
-        and p.name != "metadata.jsonl"
-        and not (p.suffix == ".txt" and p.stem in used)
-    ]
-    if ignored:
-        notes.append(
-            f"ignored {len(ignored)} files that are no pictures in {folder.name}: "
-            f"{', '.join(ignored[:10])}"
+    if mask_dir and not mask_dir.is_dir():
+        raise AtomError(f"--mask_data_dir: there is no folder {str(mask_dir)!r}")
+    skipped: list[str] = []
+    levels = read_levels(folder, mask_dir, skipped)
+    named = len({level.prompt for level in levels if level.pictures}) > 1
+    found = Findings()
+    for level in levels:
+        shared = (level.prompt if named else "") or prompt
+        read_level(found, folder, level, shared, resolution, caption_column)
+    if problems := list_problems(found, folder):
+        raise AtomError(f"pictures in {str(folder)!r} cannot be used: {'; '.join(problems)}")
+    if not found.sources:
+        what = "masks but no picture" if found.strays else "no picture"
+        raise AtomError(
+            f"the folder {str(folder)!r} holds {what}; it takes files such as PNG, JPEG or WebP"
         )
-    if mask_dir:
-        if not mask_dir.is_dir():
-            raise AtomError(f"--mask_data_dir: there is no folder {str(mask_dir)!r}")
-        masks = {p.stem.removesuffix(MASK): p for p in find_pictures(mask_dir)[0]}
-    stray = sorted(stem for stem in masks if stem not in used)
-    if stray:
-        problems.append(f"masks without a picture: {', '.join(masks[s].name for s in stray)}")
-    absent = sorted(name for name in captions if name not in {p.name for p in pictures})
-    if absent:
-        problems.append(f"metadata.jsonl names absent pictures: {', '.join(absent[:10])}")
-    sources: list[Source] = []
-    checks: list[PictureCheck] = []
+    repeats = share_repeats([source.repeats for source in found.sources])
+    sources = [replace(s, repeats=n) for s, n in zip(found.sources, repeats, strict=True)]
+    notes = describe_levels(levels, named)
+    notes += [f"not read: {', '.join(skipped[:SHOWN])}"] if skipped else []
+    return PictureFolder(tuple(sources), (*notes, *describe_findings(found, folder)))
+
+
+def read_level(
+    found: Findings,
+    folder: Path,
+    level: Level,
+    prompt: str,
+    resolution: int | None,
+    caption_column: str,
+) -> None:
+    """Add the pictures of one level, and what is wrong with them."""
+    plain = match_masks(level.pictures)[0] if level.named else level.pictures
+    pictures, masks, strays = match_masks(plain, level.masks)
+    captions = Captions(level.path, level.others, caption_column)
+    found.rows |= captions.rows
+    found.tables += [path.name for path in captions.tables]
     for path in pictures:
         check = check_picture(path, resolution)
+        text = captions.find(path, found.rows.pop(path, "")) or prompt
         if check.kind == "corrupt":
-            problems.append(check.text)
+            found.problems.append(check.text)
             continue
-        mask = masks.get(path.stem)
+        mask = masks.get(path)
         if mask and (wrong := compare_shapes(check.size, mask)):
-            problems.append(wrong)
-        checks.append(check)
-        text = captions.get(path.name) or read_sidecar(path) or prompt
-        sources.append(Source(path, text, mask, check.size, check.digest))
-    if problems:
-        raise AtomError(f"pictures in {str(folder)!r} cannot be used: {'; '.join(problems)}")
-    if not sources:
-        raise AtomError(f"the folder {str(folder)!r} holds masks but no picture")
-    notes += describe_checks(checks)
-    return PictureFolder(tuple(sources), tuple(notes))
+            found.problems.append(wrong)
+        name = clip(path.relative_to(folder).as_posix())
+        found.checks.append(check)
+        found.sources.append(
+            Source(path, text, mask, check.size, name, check.digest, level.repeats)
+        )
+    found.masks |= set(masks.values())
+    found.strays |= set(strays)
+    found.guessed += captions.guessed
+    found.cut += captions.cut
+    for path in level.others:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            found.broken.append(clip(path.name))
+        elif path not in captions.used:
+            found.ignored.append(clip(path.name))
 
 
-def read_captions(folder: Path, column: str) -> dict[str, str]:
-    """File name → caption from `metadata.jsonl`, empty where there is none.
+def list_problems(found: Findings, folder: Path) -> list[str]:
+    """All that keeps a folder from being trained on."""
+    problems = []
+    if found.broken:
+        problems.append(f"cannot be read as pictures: {', '.join(found.broken)}")
+    if strays := sorted(clip(path.name) for path in found.strays - found.masks):
+        problems.append(f"masks without a picture: {', '.join(strays)}")
+    if absent := sorted(clip(p.relative_to(folder).as_posix()) for p in found.rows):
+        problems.append(f"{found.tables[0]} names absent pictures: {list_names(absent)}")
+    return problems + found.problems
 
-    Raises:
-        AtomError: a line is no JSON object with `file_name` and the caption column.
-    """
-    path = folder / "metadata.jsonl"
-    if not path.is_file():
-        return {}
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, caption = row["file_name"], row[column]
-        except (ValueError, KeyError, TypeError):
-            name = caption = None
-        if not isinstance(name, str) or not isinstance(caption, str):
-            raise AtomError(
-                f"line {number} of {str(path)!r} is no JSON object with the texts 'file_name' and "
-                f"{column!r}"
-            )
-        found[name] = caption.strip()[:CAPTION_LIMIT]
-    return found
+
+def describe_findings(found: Findings, folder: Path) -> list[str]:
+    """Notes about what was not taken for a picture or not taken as it is."""
+    named = [p.name for p in sorted(found.masks) if not p.stem.lower().endswith(".mask")]
+    notes = [
+        (
+            f"ignored {len(found.ignored)} files that are no pictures in {clip(folder.name)}",
+            found.ignored,
+        ),
+        ("masks, not trained on themselves", [clip(name) for name in named]),
+        ("captions that are no Unicode, read as what they seem to be", found.guessed),
+        ("captions cut where they are too long", found.cut),
+    ]
+    shown = [f"{what}: {list_names(names)}" for what, names in notes if names]
+    return shown + describe_checks(found)
+
+
+def describe_levels(levels: Sequence[Level], named: bool) -> list[str]:
+    """A note about pictures of subfolders."""
+    texts = []
+    for level in levels:
+        if level.name and level.pictures:
+            text = f"{level.name} with {len(level.pictures)} pictures"
+            text += f", each {level.repeats} times a round" if level.prompt else ""
+            texts.append(text + (f", prompt {level.prompt!r}" if level.prompt and named else ""))
+    return [f"subfolders are read too: {'; '.join(texts[:SHOWN])}"] if texts else []
+
+
+def list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def compare_shapes(size: tuple[int, int], mask: Path) -> str:
@@ -156,21 +209,22 @@ def compare_shapes(size: tuple[int, int], mask: Path) -> str:
         return str(error)
     if abs(w / h - size[0] / size[1]) <= 0.02 * size[0] / size[1]:
         return ""
-    return f"the mask {mask.name} is {w}×{h} px where its picture is {size[0]}×{size[1]}"
+    return f"the mask {clip(mask.name)} is {w}×{h} px where its picture is {size[0]}×{size[1]}"
 
 
-def describe_checks(checks: Sequence[PictureCheck]) -> list[str]:
+def describe_checks(found: Findings) -> list[str]:
     """Notes about pictures that are tiny, that move, or that are there twice."""
-    name = lambda check: check.path.name
-    tiny = [f"{name(c)} ({c.size[0]}×{c.size[1]} px)" for c in checks if c.kind == "tiny"]
-    moving = [name(check) for check in checks if check.frames > 1]
-    twins = [(c, twin) for c, twin in zip(checks, find_twins(checks), strict=True) if twin]
-    same = [f"{name(c)} = {name(checks[twin.place])}" for c, twin in twins if twin.same_bytes]
-    alike = [f"{name(c)} ≈ {name(checks[twin.place])}" for c, twin in twins if not twin.same_bytes]
-    found = (
+    names = [source.name for source in found.sources]
+    pairs = list(zip(found.checks, names, strict=True))
+    tiny = [f"{name} ({c.size[0]}×{c.size[1]} px)" for c, name in pairs if c.kind == "tiny"]
+    moving = [name for check, name in pairs if check.frames > 1]
+    twins = [(n, t) for n, t in zip(names, find_twins(found.checks), strict=True) if t]
+    same = [f"{name} = {names[twin.place]}" for name, twin in twins if twin.same_bytes]
+    alike = [f"{name} ≈ {names[twin.place]}" for name, twin in twins if not twin.same_bytes]
+    notes = (
         ("tiny pictures, scaled up a lot to be trained on", tiny),
         ("animated pictures, only their first frame is used", moving),
         ("duplicate pictures", same),
         ("pictures that look alike", alike),
     )
-    return [f"{what}: {', '.join(names)}" for what, names in found if names]
+    return [f"{what}: {', '.join(held)}" for what, held in notes if held]

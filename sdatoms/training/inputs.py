@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdatoms.diffusion.pipeline import read_resolution
+from sdatoms.diffusion.family import read_resolution, refuse_inpainting
 from sdatoms.errors import AtomError
 from sdatoms.training.class_pictures import check_classes, find_class_folder
 from sdatoms.training.config import TrainConfig
@@ -13,6 +13,32 @@ from sdatoms.training.folder import PictureFolder, check_folder
 __all__ = [
     "check_inputs",
 ]
+
+
+def check_places(config: TrainConfig) -> None:
+    """Refuse folders that lie in each other where one's pictures would become the other's.
+
+    Raises:
+        AtomError: names both, and what would happen.
+    """
+    instances, run = Path(config.instance_data_dir).resolve(), Path(config.output_dir).resolve()
+    if run.is_relative_to(instances):
+        raise AtomError(
+            f"--output_dir {config.output_dir!r} lies in --instance_data_dir "
+            f"{config.instance_data_dir!r}: samples would become pictures to train on; name "
+            "another folder"
+        )
+    if config.class_data_dir is None or not config.with_prior_preservation:
+        return
+    classes = Path(config.class_data_dir).resolve()
+    for flag, other in (("instance_data_dir", instances), ("output_dir", run)):
+        inside = flag == "output_dir" and classes != other and not other.is_relative_to(classes)
+        if not inside and (classes.is_relative_to(other) or other.is_relative_to(classes)):
+            raise AtomError(
+                f"--class_data_dir {config.class_data_dir!r} and --{flag} "
+                f"{getattr(config, flag)!r} lie in each other: pictures of one would become the "
+                "other's; name another folder"
+            )
 
 
 def check_inputs(config: TrainConfig) -> PictureFolder:
@@ -26,6 +52,8 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
             raise AtomError(
                 f"--{name} is missing; training needs a folder of pictures and a prompt for them"
             )
+    check_places(config)
+    refuse_inpainting(config.pretrained_model_name_or_path, "training")
     found = check_folder(
         Path(config.instance_data_dir),
         config.instance_prompt,

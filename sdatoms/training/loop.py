@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from PIL import Image
 
 from sdatoms.errors import AtomError
-from sdatoms.pictures import make_thumbnail
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import resume, save_checkpoint
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.failures import is_closed_disk, is_full_memory
+from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
 from sdatoms.training.inputs import check_inputs
+from sdatoms.training.lock import RunLock
 from sdatoms.training.processes import agree
-from sdatoms.training.report import push_run, write_card
-from sdatoms.training.run_folder import RunDirectory
-from sdatoms.training.samples import Best, Evaluate, draw_samples
+from sdatoms.training.record import make_record
+from sdatoms.training.report import push_run
+from sdatoms.training.results import write_results
+from sdatoms.training.run_folder import RunDirectory, write_toml
+from sdatoms.training.samples import Best, Evaluate
 from sdatoms.training.sampling import Sampler
+from sdatoms.training.stopping import StopRequest, TrainingStopped
 from sdatoms.training.trackers import Trackers, check_tracker
-from sdatoms.training.trainer import Trainer, TrainStep, describe_trainer
+from sdatoms.training.trainer import Trainer, TrainStep
 
 __all__ = [
     "Run",
@@ -42,6 +44,8 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     trackers: Sequence[Any] = (),
+    stop: StopRequest | None = None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Generator[TrainStep]:
     """Train and yield after every optimizer step. Stop iterating (`close()`) to stop: the state is
     saved first.
@@ -49,42 +53,45 @@ def train(
     Args:
         evaluate: measures the samples; its numbers go into metrics.jsonl and decide the best step.
         trackers: further accelerate trackers, beside those `--report_to` names.
+        stop: is looked at between pictures and steps.
+        notify: takes lines that a person should see, such as what is odd about the pictures.
 
     Raises:
-        AtomError: pictures, flags or base cannot be used; the loss is no longer finite; memory or
-            disk is full. What is on disk is whole.
+        AtomError: pictures, flags or base cannot be used, and nothing was written; or the loss is
+            no longer finite, memory or disk is full, and what is on disk is whole.
+        TrainingStopped: it was asked to stop; what it had is saved.
     """
     if config.best_metric not in (None, "auto") and evaluate is None:
         raise AtomError(
             f"--best_metric {config.best_metric} needs something that measures the samples; none "
             "was given to train()"
         )
-    run = Run(config, evaluate)
-    try:
-        run.prepare(trackers)
-    except BaseException as error:
-        run.close("failed")
-        if is_full_memory(error):
-            raise AtomError(
-                "out of memory before the first step; try a smaller --resolution or --variant fp16"
-            ) from None
-        if is_closed_disk(error):
-            raise AtomError(
-                f"the run directory {config.output_dir!r} cannot be written: {error}"
-            ) from None
-        raise
+    run = Run(config, evaluate, stop=stop, notify=notify)
     phase = "failed"
     try:
-        with explain_failures(run):
+        try:
+            run.prepare(trackers)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if is_full_memory(error):
+                raise AtomError(
+                    "out of memory before the first step; try a smaller --resolution or --variant "
+                    "fp16"
+                ) from None
+            if is_closed_disk(error):
+                raise AtomError(
+                    f"the run directory {config.output_dir!r} cannot be written: {error}"
+                ) from None
+            raise
+        with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
             try:
                 yield from run.walk()
                 phase = "done"
             except GeneratorExit:
                 run.save()
-                phase = "interrupted"
+                phase = "stopped"
                 raise
-    except KeyboardInterrupt:
-        phase = "interrupted"
+    except (KeyboardInterrupt, TrainingStopped):
+        phase = "stopped"
         raise
     finally:
         run.close(phase)
@@ -97,9 +104,19 @@ class Run:
     sampler: Sampler
     trackers: Trackers | None = None
 
-    def __init__(self, config: TrainConfig, evaluate: Evaluate | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        evaluate: Evaluate | None = None,
+        *,
+        stop: StopRequest | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.config, self.evaluate = config, evaluate
+        self.stop, self.notify = stop or StopRequest(), notify
         self.directory = RunDirectory(Path(config.output_dir))
+        self.lock = RunLock(self.directory.path)
+        self.record: dict[str, Any] = {}
         self.accepted = False
         """Whether the call was found good; nothing is written before."""
         self.step = 0
@@ -127,10 +144,9 @@ class Run:
         config = self.config
         folder = check_inputs(config)
         check_tracker(config.report_to)
-        if config.resume_from_checkpoint and is_main():
-            self.directory.clean()
         for note in folder.notes:
-            self.log(note)
+            self.note(note)
+        self.claim()
         self.trainer = Trainer(
             config, folder=folder, log=self.log, report=self.report, accept=self.accept
         )
@@ -154,29 +170,63 @@ class Run:
             report=self.report,
         )
 
+    def claim(self) -> None:
+        """Own the run directory, where there is one; what a killed save left is put right.
+
+        Raises:
+            AtomError: another training owns it.
+        """
+        failure = None
+        if is_main() and self.directory.path.is_dir():
+            try:
+                self.lock.acquire()
+                self.directory.clean()
+            except AtomError as error:
+                failure = error
+        if agree(failure is not None):
+            raise failure or AtomError("another training owns the run directory")
+
     def accept(self, trainer: Trainer) -> None:
         """Take the checkpoint's state over, and begin to write into the run directory."""
-        state = None
-        if self.config.resume_from_checkpoint:
-            state = resume(trainer, self.directory, self.config.resume_from_checkpoint)
-        self.accepted = True
+        config = self.config
+        self.record = make_record(config, trainer.folder, trainer.pipe)
+        for note in trainer.notes:
+            self.note(note)
+        resumed, wanted = None, config.resume_from_checkpoint
+        if wanted:
+            resumed = resume(trainer, self.directory, self.record, wanted)
+            if resumed is None:
+                place = str(self.directory.path)
+                self.note(f"nothing to resume: {place!r} holds no checkpoint; starting afresh")
+            for note in resumed.notes if resumed else ():
+                self.note(note)
+        text = write_toml(asdict(config))
         if trainer.main:
             self.directory.create()
-            self.directory.clean()
-            self.directory.write_config(asdict(self.config))
-            if state:
+        self.claim()
+        self.step = trainer.step
+        if trainer.main:
+            write_whole(self.directory.path / "config.toml", text.encode())
+            if resumed:
                 self.directory.trim_metrics(trainer.step)
             else:
                 self.directory.start_afresh()
-        self.step = trainer.step
+        self.accepted = self.stop.writing = True
         for line in self.waiting:
             self.log(line)
-        if state:
+        if resumed:
+            self.log(f"resumed from step-{trainer.step:06d}")
             self.saved = trainer.step
-            self.measured = state["measured"]
-            if self.best and state["best"]:
-                self.best.load(state["best"])
+            self.measured = resumed.state["measured"]
+            if self.best and resumed.state["best"]:
+                self.best.load(resumed.state["best"])
         self.report("loading", force=True)
+
+    def note(self, text: str) -> None:
+        """A line for the log and for whoever looks on."""
+        self.log(text)
+        if is_main():
+            self.notify(text)
 
     def log(self, text: str) -> None:
         """Append a line to the log."""
@@ -186,7 +236,13 @@ class Run:
             self.directory.log(text)
 
     def report(self, phase: str, eta_s: float | None = None, *, force: bool = False) -> None:
-        """Show in status.json what goes on; without `force` at most once a second."""
+        """Show in status.json what goes on; without `force` at most once a second.
+
+        Raises:
+            TrainingStopped: it was asked to stop; not with `force`.
+        """
+        if self.stop.asked and not force:
+            raise TrainingStopped(self.step)
         if self.accepted and is_main():
             total = self.config.max_train_steps
             self.directory.set_status(phase, self.step, total, eta_s, force=force)
@@ -197,6 +253,7 @@ class Run:
             self.trackers.close()
         with contextlib.suppress(OSError):  # a full disk must not hide why the run failed
             self.report(phase, 0.0, force=True)
+        self.lock.release()
 
     def walk(self) -> Iterator[TrainStep]:
         """Yield every step; write the results after the last one."""
@@ -208,8 +265,13 @@ class Run:
         )
         if trainer.step == 0:
             self.validate(base=True)
+        elif self.is_due(trainer.step) and self.misses_samples():
+            self.validate()
         start, began = trainer.step, time.time()
         while trainer.step < total and not agree(bool(self.best and self.best.exhausted)):
+            if agree(self.stop.asked):
+                self.save()
+                raise TrainingStopped(trainer.step, saved=True)
             step = trainer.take_step()
             self.step = step.step
             metrics = self.validate() if self.is_due(step.step) else {}
@@ -217,7 +279,7 @@ class Run:
             eta = (time.time() - began) / (step.step - start) * (total - step.step)
             if trainer.main:
                 self.directory.add_metrics(row)
-            self.report("training", eta)
+            self.report("training", eta, force=self.stop.asked)
             if self.trackers:
                 self.trackers.log(row, step.step)
             if step.step % self.config.checkpointing_steps == 0 and step.step < total:
@@ -232,6 +294,12 @@ class Run:
         every = self.config.validation_steps
         return bool(every) and (step % every == 0 or step == self.config.max_train_steps)
 
+    def misses_samples(self) -> bool:
+        """Whether the samples of the step resumed from were not painted to their end."""
+        count = len(self.sampler.jobs)
+        name = f"step-{self.trainer.step:06d}-{count - 1}.png"
+        return bool(count) and not (self.directory.samples / name).is_file()
+
     def save(self) -> None:
         """A checkpoint of this step, unless there is one."""
         if self.saved == self.trainer.step:
@@ -240,15 +308,19 @@ class Run:
         if self.trainer.main:
             further = {"best": best, "measured": self.measured}
             limit = self.config.checkpoints_total_limit
-            save_checkpoint(self.trainer, self.directory, further, limit)
+            save_checkpoint(self.trainer, self.directory, self.record, further, limit)
         self.saved = self.trainer.step
 
     def validate(self, base: bool = False) -> dict[str, float]:
-        """Paint and measure samples; the best so far is kept."""
+        """Paint and measure samples; the best so far is kept. Nothing where a stop is asked for
+        meanwhile, which is then heard before the next step."""
         trainer = self.trainer
         if not trainer.main or not trainer.data.paints:
             return {}
-        name, pictures, metrics = self.sampler.paint(base)
+        try:
+            name, pictures, metrics = self.sampler.paint(base)
+        except TrainingStopped:
+            return {}
         if self.trackers:
             self.trackers.show(name, pictures, self.sampler.prompts, trainer.step)
         if metrics:
@@ -259,62 +331,30 @@ class Run:
         return metrics
 
     def finish(self) -> None:
-        """Write `atoms.safetensors`, the grid of samples, `report.json` and the model card."""
-        trainer, config, directory = self.trainer, self.config, self.directory
-        if not trainer.main:
+        """Write the results, and upload them where that is asked for."""
+        if not self.trainer.main:
             return
-        chosen, step = trainer.output(), trainer.step
+        chosen, step = self.trainer.output(), self.trainer.step
         if self.best and self.best.tensors:
             chosen, step = self.best.tensors, self.best.step
-        sample = directory.samples / f"step-{step:06d}-0.png"
-        thumbnail = make_thumbnail(Image.open(sample)) if sample.is_file() else None
-        file = trainer.pack(chosen, step=step, thumbnail=thumbnail)
-        path = file.save(directory.path / "atoms.safetensors")
-        grid = draw_samples(directory.samples, self.sampler.jobs) if trainer.data.paints else None
-        if grid:
-            grid.save(directory.path / "samples.png")
-        facts = describe_trainer(trainer, path)
-        facts |= {"chosen_step": step, "metrics": self.measured}
-        directory.write_json("report.json", facts)
-        card = write_card(
-            facts,
-            words=config.trigger or config.instance_prompt,
-            base=config.pretrained_model_name_or_path,
-            variant=config.atom_variant,
-            seed=config.seed,
-            has_grid=grid is not None,
+        write_results(
+            self.trainer,
+            self.directory,
+            chosen,
+            step=step,
+            jobs=self.sampler.jobs,
+            measured=self.measured,
         )
-        write_whole(directory.path / "README.md", card.encode())
-        if config.push_to_hub:
-            self.log(f"pushed to {push_run(directory.path, config.hub_model_id)}")
+        if self.config.push_to_hub:
+            self.log(f"pushed to {push_run(self.directory.path, self.config.hub_model_id)}")
+
+    def save_after_failure(self) -> int:
+        """A checkpoint, unless an optimizer step was torn; returns the step that is saved."""
+        self.trainer.optimizer.zero_grad()
+        if not self.trainer.torn:
+            self.save()
+        return self.saved
 
 
 def is_main() -> bool:
     return PartialState().is_main_process
-
-
-@contextlib.contextmanager
-def explain_failures(run: Run) -> Iterator[None]:
-    """Turn a full memory or disk into one sentence, with the last good state on disk."""
-    trainer = run.trainer
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_full_memory(error):
-            raise
-        trainer.optimizer.zero_grad()
-        if not trainer.torn:
-            run.save()
-        raise AtomError(
-            f"out of memory at step {trainer.step + 1}; the state of step {run.saved} is saved; "
-            "try --gradient_checkpointing, a smaller --train_batch_size, or --mixed_precision bf16"
-        ) from None
-    except OSError as error:
-        if not is_closed_disk(error):
-            raise
-        steps = run.directory.list_checkpoints()
-        kept = f"step-{steps[-1]:06d}" if steps else "none"
-        raise AtomError(
-            f"the run directory {str(run.directory.path)!r} cannot be written at step "
-            f"{trainer.step}: {error.strerror}; the last whole checkpoint is {kept}"
-        ) from None

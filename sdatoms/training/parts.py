@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
-from sdatoms.errors import AtomError
+from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
+from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
 from sdatoms.training.buckets import Size, list_buckets
 from sdatoms.training.class_pictures import find_class_folder, make_class_pictures
@@ -25,11 +26,13 @@ from sdatoms.training.config import TrainConfig, make_atom_config, make_text_con
 from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded, encode_pictures
-from sdatoms.training.folder import PictureFolder, check_folder
+from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
+from sdatoms.training.stopping import stop_together
 
 __all__ = [
     "add_tokens",
+    "check_prompts",
     "find_side",
     "inject_atoms",
     "make_buckets",
@@ -165,6 +168,23 @@ def make_run_optimizer(
     )
 
 
+def check_prompts(pipe: Any, prompts: Iterable[str]) -> list[str]:
+    """Notes about prompts that are longer than what is read of them.
+
+    Raises:
+        AtomError: a weight in one of them is out of range.
+    """
+    notes = []
+    for prompt in dict.fromkeys(prompts):
+        count = count_tokens(pipe, prompt)
+        if count.windows > MAX_WINDOWS:
+            notes.append(
+                f"a prompt is cut: of {count.tokens} tokens the first {MAX_WINDOWS * count.window} "
+                f"are read of {clip(prompt, 60)!r}"
+            )
+    return notes
+
+
 def prepare_data(
     pipe: Any,
     injections: dict[str, Injection],
@@ -189,39 +209,44 @@ def prepare_data(
     prompts = [config.class_prompt] if config.class_prompt else []
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
+    instances: list[Encoded] = []
+    class_sources: Sequence[Source] | None = None
     with ExitStack() as stack:
         for injection in injections.values():
             stack.enter_context(without_atoms(injection))
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
             class_folder = find_class_folder(config.class_data_dir, config.output_dir)
             class_prompt = config.class_prompt or ""
-            if paints:
-                make_class_pictures(
-                    pipe,
-                    class_folder,
-                    class_prompt,
-                    config.num_class_images,
-                    seed=config.seed,
-                    batch_size=config.sample_batch_size,
-                    log=log,
-                    report=lambda: report("class images"),
-                )
-            wait()
+            with stop_together(wait):
+                if paints:
+                    make_class_pictures(
+                        pipe,
+                        class_folder,
+                        class_prompt,
+                        config.num_class_images,
+                        seed=config.seed,
+                        batch_size=config.sample_batch_size,
+                        log=log,
+                        report=lambda: report("class images"),
+                    )
             found = check_folder(class_folder, class_prompt)
-            classes = encode_pictures(
-                pipe, found.sources, buckets, cache=cache, report=lambda: report("encoding")
+            class_sources = found.sources
+        with stop_together(wait):
+            if class_sources is not None:
+                classes = encode_pictures(
+                    pipe, class_sources, buckets, cache=cache, report=lambda: report("encoding")
+                )
+            instances = encode_pictures(
+                pipe,
+                folder.sources,
+                buckets,
+                flip=config.random_flip,
+                jitter=config.color_jitter,
+                copies=config.color_copies,
+                seed=config.seed,
+                cache=cache,
+                report=lambda: report("encoding"),
             )
-        instances = encode_pictures(
-            pipe,
-            folder.sources,
-            buckets,
-            flip=config.random_flip,
-            jitter=config.color_jitter,
-            copies=config.color_copies,
-            seed=config.seed,
-            cache=cache,
-            report=lambda: report("encoding"),
-        )
         return TrainingData(
             pipe,
             instances,

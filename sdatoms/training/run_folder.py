@@ -8,10 +8,13 @@ at all.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+import math
 import os
 import re
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -66,18 +69,23 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
 
     def start_afresh(self) -> None:
-        """Forget an earlier run here: its rows and samples now, its checkpoints once there is a
-        new one."""
+        """Forget an earlier run here: its rows now, its checkpoints once there is a new one. Its
+        pictures are kept in `earlier/1`, `earlier/2`, …"""
         self.trim_metrics(-1)
-        for path in self.samples.rglob("*.png"):
-            if SAMPLE.match(path.name):
-                path.unlink()
+        pictures = [p for p in self.samples.rglob("*.png") if SAMPLE.match(p.name)]
+        pictures += [p for p in self.path.glob("*.png") if p.is_file()]
+        numbers = (self.path / "earlier" / str(k) for k in itertools.count(1))
+        place = next(path for path in numbers if not path.exists())
+        for path in pictures:
+            target = place / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
         self._stale = self.list_checkpoints()
 
     def log(self, text: str) -> None:
         """Append one line with the time to `log.txt`."""
         stamp = datetime.datetime.now().isoformat(timespec="seconds")
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.path / "log.txt").open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{stamp} {text}\n")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -102,6 +110,7 @@ class RunDirectory:
         self._last_beat = now
         status = {
             "phase": phase,
+            "host": socket.gethostname(),
             "pid": os.getpid(),
             "heartbeat": now,
             "step": step,
@@ -112,9 +121,6 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def write_config(self, values: dict[str, Any]) -> None:
-        write_whole(self.path / "config.toml", write_toml(values).encode())
 
     def save_checkpoint(
         self,
@@ -156,15 +162,27 @@ class RunDirectory:
         return sorted(int(m[1]) for p in self.checkpoints.iterdir() if (m := STEP.match(p.name)))
 
     def find_checkpoint(self, wanted: str) -> tuple[int, Path] | None:
-        """`latest`, a step's directory name, or a path → its step and directory; None when `latest`
-        finds none."""
+        """`latest`, a step's directory name, or a path to it → its step and directory; None when
+        `latest` finds none.
+
+        Raises:
+            AtomError: there is no such checkpoint in this run.
+        """
         steps = self.list_checkpoints()
         if wanted == "latest":
             return (steps[-1], self.checkpoints / f"step-{steps[-1]:06d}") if steps else None
-        match = STEP.match(Path(wanted).name)
-        path = self.checkpoints / Path(wanted).name
+        held = ", ".join(f"step-{s:06d}" for s in steps) or "none"
+        named = Path(wanted)
+        match = STEP.match(named.name)
+        path = self.checkpoints / named.name
+        if len(named.parts) > 1:
+            places = {named.parent.resolve(), (self.path / named.parent).resolve()}
+            if self.checkpoints.resolve() not in places:
+                raise AtomError(
+                    f"the checkpoint {wanted!r} is not one of this run, {str(self.path)!r}, which "
+                    f"holds {held}; name the --output_dir it belongs to"
+                )
         if not match or not path.is_dir():
-            held = ", ".join(f"step-{s:06d}" for s in steps) or "none"
             raise AtomError(
                 f"there is no checkpoint {wanted!r} in {str(self.checkpoints)!r}; it holds {held}"
             )
@@ -203,14 +221,33 @@ def read_step(line: str) -> int:
 
 
 def write_toml(values: dict[str, Any]) -> str:
-    """Flat settings as TOML; None is left out, since TOML has no word for it."""
+    """Flat settings as TOML; None is left out, since TOML has no word for it.
+
+    Raises:
+        AtomError: a text holds what no text file can, such as half of a character.
+    """
     lines = []
     for key, value in values.items():
         if value is None:
             continue
         if isinstance(value, list | tuple):
-            text = "[" + ", ".join(json.dumps(v, ensure_ascii=False) for v in value) + "]"
+            text = "[" + ", ".join(write_value(key, v) for v in value) + "]"
         else:
-            text = json.dumps(value, ensure_ascii=False)
+            text = write_value(key, value)
         lines.append(f"{key} = {text}")
     return "\n".join(lines) + "\n"
+
+
+def write_value(key: str, value: Any) -> str:
+    """A text, number or truth as TOML writes it."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else repr(value)  # inf is inf in both
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AtomError(
+            f"--{key} is {clip(str(value))!r}, which holds bytes that are no text; rename what it "
+            "names"
+        ) from None
+    return text

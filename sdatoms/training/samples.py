@@ -98,7 +98,7 @@ class Best:
 
 def list_jobs(prompts: Sequence[str], count: int, seed: int) -> list[tuple[str, int]]:
     """Prompt and seed of every sample picture, prompt by prompt."""
-    return [(prompt, seed + k) for prompt in prompts for k in range(count)]
+    return [(prompt, (seed + k) % (1 << 64)) for prompt in prompts for k in range(count)]
 
 
 def save_samples(folder: Path, name: str, pictures: Sequence[Image.Image]) -> None:

@@ -9,9 +9,9 @@ Reference: Ruiz et al., "DreamBooth", CVPR 2023, https://arxiv.org/abs/2208.1224
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
-from sdatoms.diffusion.pipeline import find_base, load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.writer import FileFacts, pack_atoms
@@ -36,6 +36,7 @@ from sdatoms.training.inputs import check_inputs
 from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
+    check_prompts,
     find_side,
     inject_atoms,
     make_buckets,
@@ -44,13 +45,11 @@ from sdatoms.training.parts import (
     prepare_data,
 )
 from sdatoms.training.processes import average
-from sdatoms.training.report import describe_run
 
 __all__ = [
     "TrainStep",
     "Trainer",
     "choose_attention",
-    "describe_trainer",
 ]
 
 
@@ -101,12 +100,17 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         self.main = self.accelerator.is_main_process
         self.step = 0
-        set_seed(config.seed)
+        set_seed(config.seed % (1 << 32))
         self.pipe = load_base(
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
+            dtype=choose_training_dtype(config, self.device),
             device=self.device,
+            offload="none",
+            vae=config.vae,
+            text_encoders=config.text_encoders,
+            prediction_type=config.prediction_type,
             load_in=config.load_in,
         )
         unet = self.pipe.unet
@@ -118,6 +122,9 @@ class Trainer:
         backend = config.dynamo_backend
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
+        prompts = [source.prompt for source in self.folder.sources]
+        self.notes = check_prompts(self.pipe, [*prompts, config.class_prompt or ""])
+        """What a person should know of the prompts."""
         accept(self)
         self.data = prepare_data(
             self.pipe,
@@ -191,6 +198,7 @@ class Trainer:
             noisy,
             batch.timesteps.to(self.device),
             condition.context,
+            encoder_attention_mask=condition.mask,
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
@@ -250,7 +258,7 @@ class Trainer:
         if not self.checked and loss:
             self.check_first_step()
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             self.optimizer.zero_grad()
             raise AtomError(
@@ -331,18 +339,13 @@ class Trainer:
         )
 
 
-def describe_trainer(trainer: Trainer, path: Path) -> dict[str, Any]:
-    """The facts of report.json, for the atom file at `path`."""
-    return describe_run(
-        path,
-        parameters=trainer.num_parameters,
-        began=trainer.began,
-        steps=trainer.step,
-        base=find_base(trainer.config.pretrained_model_name_or_path).rsplit("/", 1)[-1],
-        instances=[row.name for row in trainer.data.instances],
-        notes=trainer.folder.notes,
-        class_pictures=len(trainer.data.classes or ()),
-    )
+def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the frozen base: 16 bits where autocast would cast every weight to them in every step."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    wide = device.type == "cpu" or config.mixed_precision not in narrow
+    return torch.float32 if wide else narrow[config.mixed_precision]
 
 
 def choose_attention(device: torch.device) -> Any:

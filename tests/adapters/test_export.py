@@ -151,9 +151,9 @@ def test_kohya_names_go_through_diffusers_converter(make_unet, make_pipe_atoms):
 
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("rank", [3, 40, 1000])
-def test_all_layers_have_one_rank_and_one_scale(make_unet, make_atoms, names, rank):
+def test_all_layers_have_one_rank_and_one_scale(make_unet, make_pipe_atoms, names, rank):
     """Programs that read a rank, or an alpha, of its own for every layer mistake the scale."""
-    made = convert_to_lora(make_atoms("full"), make_unet(), rank, names=names)
+    made = convert_to_lora(make_pipe_atoms("full"), make_unet(), rank, names=names)
     downs = [t for k, t in made.tensors.items() if ".lora_down" in k or ".lora_A" in k]
     alphas = [float(t) for key, t in made.tensors.items() if key.endswith(".alpha")]
     assert len({len(t) for t in downs}) == 1
@@ -161,8 +161,8 @@ def test_all_layers_have_one_rank_and_one_scale(make_unet, make_atoms, names, ra
     assert len(downs) == len(made.errors)
 
 
-def test_progress_counts_layers(tmp_path, make_pipe, make_atoms):
-    file, pipe, told = make_atoms("atoms", text=True), make_pipe(), []
+def test_progress_counts_layers(tmp_path, make_pipe, make_pipe_atoms):
+    file, pipe, told = make_pipe_atoms("atoms", text=True), make_pipe(), []
     note = lambda done, total: told.append((done, total))
     for convert in (
         lambda: convert_to_diff(file, pipe, progress=note),

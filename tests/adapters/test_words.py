@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 import sdatoms
 from sdatoms.adapters.export import convert_to_diff, convert_to_lora
 from sdatoms.cli.main import main
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.files.compose import compose
 from sdatoms.training.trainer import Trainer
 

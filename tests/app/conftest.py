@@ -21,7 +21,7 @@ from tiny.pictures import draw
 from tiny.pipelines import save_base
 
 import sdatoms
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.pictures import make_thumbnail
 
 CHROMIUM = (

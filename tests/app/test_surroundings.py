@@ -11,7 +11,7 @@ from sdatoms_app import app as app_module
 from sdatoms_app.app import prepare_folder, prepare_uploads
 from sdatoms_app.train.page import TrainPage
 from tiny.app import connect, get, post
-from tiny.training import wait_for
+from tiny.limits import wait_for
 
 from sdatoms import AtomError
 
@@ -81,8 +81,8 @@ def test_somebody_elses_temporary_folder_is_left_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setattr(app_module.tempfile, "tempdir", str(tmp_path))
     prepare_uploads()
-    assert not os.environ["GRADIO_TEMP_DIR"]  # there is none yet: the usual one becomes ours
-    (tmp_path / "gradio").mkdir()
+    assert not os.environ["GRADIO_TEMP_DIR"]  # the usual one is made, and ours
+    assert (tmp_path / "gradio").is_dir()
     prepare_uploads()
     assert not os.environ["GRADIO_TEMP_DIR"]
     monkeypatch.setattr(app_module.os, "getuid", lambda: 12345)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import sdatoms
 from sdatoms.cli.main import COMMANDS, main, train_main
 from sdatoms.cli.train import find_measure
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
 
@@ -190,7 +190,7 @@ def test_wrong_atom_files_are_refused(refuse, tmp_path):
 def test_the_bundled_evaluator_measures_the_bundled_base_alone(
     tmp_path, monkeypatch, evaluator_folder
 ):
-    for module in ("storage", "diffusion.pipeline", "evaluation.evaluator"):
+    for module in ("storage", "diffusion.open", "evaluation.evaluator"):
         monkeypatch.setattr(f"sdatoms.{module}.find_assets", lambda: tmp_path)
     assert find_measure(TrainConfig("pictures", "a cat")) is None  # it is not there yet
     shutil.copytree(evaluator_folder, tmp_path / "emoji-clip")

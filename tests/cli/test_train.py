@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 
 import sdatoms
 from sdatoms.cli.main import train_main
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_dreambooth_atoms.py"
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny.pictures import draw_noise
 
-from sdatoms.diffusion.pipeline import SCHEDULERS, load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import SCHEDULERS, paint
 from sdatoms.diffusion.preview import Previewer, fit_colours
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import count_tokens, encode_prompts, parse_prompt
 
 
@@ -72,10 +73,17 @@ def test_a_weight_moves_its_token_along_the_line_from_the_empty_prompt(pipe):
     assert pictures[0] != pictures[1]
 
 
-def test_two_text_encoders_are_refused_by_name(pipe):
-    pipe.text_encoder_2 = pipe.text_encoder
-    try:
-        with pytest.raises(AtomError, match="one text encoder"):
-            encode_prompts(pipe, ["(cat:1.2)"])
-    finally:
-        del pipe.text_encoder_2
+def test_two_text_encoders_read_weights_and_windows(tiny_pipeline):
+    pipe = load_base(str(tiny_pipeline("sdxl")))
+    plain = pipe.encode_prompt("a cat", device="cpu", do_classifier_free_guidance=False)
+    given = encode_prompts(pipe, ["(a cat:1.0)", "a cat, " * 10])
+    length = plain[0].shape[1]
+    windows = given["prompt_embeds"].shape[1] // length
+    assert windows > 1
+    torch.testing.assert_close(given["prompt_embeds"][:1, :length], plain[0])
+    torch.testing.assert_close(given["pooled_prompt_embeds"][:1], plain[2])
+    pictures = [
+        paint(pipe, [text], [0], num_inference_steps=1)[0].tobytes()
+        for text in ("(a:1) b", "(a:2) b")
+    ]
+    assert pictures[0] != pictures[1]

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tiny.modules import SelfAttention, build
 from torch import nn
 
-from sdatoms import AtomConfig, AtomConv2d, AtomLinear, inject, load_atoms, save_atoms
+from sdatoms import AtomConfig, AtomConv2d, AtomError, AtomLinear, inject, load_atoms, save_atoms
 from sdatoms.files.writer import pack_atoms
 from sdatoms.layers.weights import find_weight
 
@@ -94,31 +94,53 @@ def test_eject_finds_layers_behind_wrappers_and_leaves_lora(
     assert not any(isinstance(m, AtomConv2d | AtomLinear) and m.deltas for m in model.modules())
 
 
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+@pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("decomposition", ["linear", "sparse"])
 @pytest.mark.parametrize("path", ["stem", "head"])
-def test_a_lora_merged_into_the_weight_goes_through_linear_atoms_too(
-    rng, make_convnet, perturb, tolerance, path, decomposition
+def test_a_merged_lora_and_atoms_are_the_same_sum(
+    rng, make_convnet, perturb, tolerance, path, decomposition, first, safe
 ):
-    """PEFT's `merge` writes W + L where atoms read W: the map of linear atoms then acts on L as
-    well, `W + L + Δ(W + L)`; sparse codes are those of W, and the sum stays exact."""
-    model, plain = make_convnet(), make_convnet().get_submodule(path)
-    layer = perturb(inject(model, replace(CONFIG, decomposition=decomposition))).layers[path]
-    wrapper = add_lora(model).get_submodule(path)
-    shape = (2, plain.in_features) if path == "head" else (2, plain.in_channels, 6, 6)
-    x = torch.randn(shape, generator=rng)
+    """PEFT's `merge` writes W + L where atoms read W; they go on reading W."""
+    model = make_convnet()
+    if first == "lora":
+        model = add_lora(model)
+    injection = perturb(inject(model, replace(CONFIG, decomposition=decomposition)))
+    if first == "atoms":
+        model = add_lora(model)
+    for whole in (model, copy.deepcopy(model)):
+        wrapper = whole.get_submodule(path)
+        layer = wrapper.base_layer
+        sides = (layer.in_features,) if path == "head" else (layer.in_channels, 6, 6)
+        x = torch.randn(2, *sides, generator=rng)
+        with torch.no_grad():
+            apart, delta = wrapper(x), layer.delta_weight()
+            wrapper.merge(safe_merge=safe)
+            torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+            torch.testing.assert_close(layer.delta_weight(), delta, **tolerance[torch.float32])
+        with torch.enable_grad():
+            torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+        with torch.no_grad():
+            wrapper.unmerge()
+            torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+    assert injection.layers
+
+
+def test_what_cannot_be_told_from_a_weight_is_refused_while_merged(make_convnet, perturb):
+    model = make_convnet()
+    perturb(inject(model, CONFIG))
+    config = LoraConfig(r=2, target_modules=["head"], use_dora=True, init_lora_weights=False)
+    model = inject_adapter_in_model(config, model)
+    x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        apart, delta = wrapper(x), layer.delta_weight()
-        wrapper.merge()
-        merged = wrapper(x)
-        if decomposition == "linear":
-            delta = delta + sum(
-                d(wrapper.get_delta_weight("default")) for d in layer.views().values()
-            )
-        plain.weight.copy_(layer.weight + delta)
-        torch.testing.assert_close(merged, plain(x), **tolerance[torch.float32])
-        assert torch.allclose(merged, apart, rtol=1e-4, atol=1e-5) == (decomposition == "sparse")
-        wrapper.unmerge()
-        torch.testing.assert_close(wrapper(x), apart, **tolerance[torch.float32])
+        apart = model(x)
+        model.head.merge()
+        with pytest.raises(
+            AtomError, match=r"only a plain LoRA can be told apart.*unmerge_adapter"
+        ):
+            model(x)
+        model.head.unmerge()
+        torch.testing.assert_close(model(x), apart, rtol=1e-4, atol=1e-5)
 
 
 def make_attending(lora=False):

@@ -1,6 +1,5 @@
 """What README and docs say is so: the block of Python runs, and all that they name is there."""
 
-import argparse
 import importlib
 import re
 from functools import cache
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdatoms.cli.main import COMMANDS, build_parser
+from sdatoms.cli.main import COMMANDS
+from sdatoms.cli.parser import LineParser
 from sdatoms.settings import list_flags
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,12 @@ def list_code(page):
 @cache
 def read_commands():
     """Command of `sdatoms` → its flags."""
-    parser = build_parser(COMMANDS)
-    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return {name: set(list_flags(command)) for name, command in action.choices.items()}
+    found = {}
+    for name, (module, _) in COMMANDS.items():
+        parser = LineParser()
+        getattr(importlib.import_module(f"sdatoms.cli.{module}"), f"add_{name}")(parser)
+        found[name] = set(list_flags(parser))
+    return found
 
 
 @cache

@@ -70,10 +70,8 @@ def test_cached_encodings_train_the_same_and_heal(train_config, tmp_path):
     files[0].write_bytes(b"damaged")
     written = {path: path.stat().st_mtime_ns for path in files}
     trainer = Trainer(config)
-    assert all(
-        torch.equal(a.mean, b.mean)
-        for a, b in zip(plain.data.instances, trainer.data.instances, strict=True)
-    )
+    pairs = zip(plain.data.instances, trainer.data.instances, strict=True)
+    assert all(torch.equal(a.mean, b.mean) for a, b in pairs)
     changed = [path for path in files if path.stat().st_mtime_ns != written[path]]
     assert changed == files[:1]
     picture = Path(config.instance_data_dir) / "0.png"

@@ -172,7 +172,7 @@ def test_a_signal_saves_and_exits_130(train_config, number):
     assert "continue with --resume_from_checkpoint latest" in rest and "Traceback" not in rest
     run = RunDirectory(Path(config.output_dir))
     status = json.loads((run.path / "status.json").read_text())
-    assert (status["phase"], status["step"]) == ("interrupted", run.list_checkpoints()[-1])
+    assert (status["phase"], status["step"]) == ("stopped", run.list_checkpoints()[-1])
 
 
 def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
@@ -183,7 +183,11 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
     last = run.list_checkpoints()[-1]
     assert last >= 2  # three steps were seen, and each is saved before it is shown
     again = replace(
-        config, max_train_steps=last + 1, train_batch_size=1, resume_from_checkpoint="latest"
+        config,
+        instance_prompt="x",
+        max_train_steps=last + 1,
+        train_batch_size=1,
+        resume_from_checkpoint="latest",
     )
     assert [s.step for s in train(again)] == [last + 1]
     assert [row["step"] for row in read_metrics(run.path)] == list(range(1, last + 2))
@@ -214,7 +218,7 @@ def test_a_second_ctrl_c_while_saving_leaves_the_last_checkpoint(train_config, m
             signal.signal(number, handler)
     assert stop.value.code == 130 and len(seen) == 2 and ".tmp/" in seen[1]
     assert "Traceback" not in capsys.readouterr().err
-    assert json.loads((run.path / "status.json").read_text())["phase"] == "interrupted"
+    assert json.loads((run.path / "status.json").read_text())["phase"] == "stopped"
     last = run.list_checkpoints()[-1]
     again = list_flags(config, max_train_steps=last + 1)
     main(["train", *again, "--resume_from_checkpoint", "latest"])

@@ -83,6 +83,7 @@ def test_averages_are_what_samples_and_the_file_hold(train_config):
     assert torch.equal(kept, read_tensors(config.output_dir)[key])
     live = sdatoms.read_atoms(folder / "atoms.safetensors").tensors[key]
     assert torch.equal(live, values[-1][key])
+    run.close("done")
     list(train(replace(config, ema_output=False)))
     assert torch.equal(read_tensors(config.output_dir)[key], live)
 

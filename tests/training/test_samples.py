@@ -11,7 +11,8 @@ from PIL import Image
 from tiny.runs import assert_same_atoms, read_metrics
 
 import sdatoms
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import measure_samples

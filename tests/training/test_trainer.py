@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sdatoms
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.training.batches import draw_batches
 from sdatoms.training.conditions import TextStack
 from sdatoms.training.inputs import check_inputs

@@ -255,7 +255,11 @@ def build_result() -> ResultBox:
 
 
 def list_bases(studio: Studio) -> list[tuple[str, str]]:
-    return [(choice.label, choice.id) for choice in studio.bases.list()]
+    """Label and id; the label says family, dtype and size too."""
+    return [
+        (" · ".join(filter(None, (choice.label, choice.about))), choice.id)
+        for choice in studio.bases.list()
+    ]
 
 
 def list_sizes(side: int) -> list[str]:

@@ -9,6 +9,7 @@ gone is shown as stopped.
 from __future__ import annotations
 
 import os
+import signal
 import time
 import tomllib
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def read_training(run: Path) -> Training:
     else:
         shown = "failed" if isinstance(code, int) and code > 0 and code != 130 else "stopped"
     error = read_tail(run / OUTPUT, 40) if shown == "failed" else ""
-    if shown == "stopped" and isinstance(code, int) and code < 0:
+    asked = bool(stored.get("stop_requested")) and code == -signal.SIGTERM  # before it listened
+    if shown == "stopped" and isinstance(code, int) and code < 0 and not asked:
         error = f"its process was ended by signal {-code}"
     elif shown == "stopped" and state == "started" and not is_worker(stored.get("worker")):
         error = "its process is gone"

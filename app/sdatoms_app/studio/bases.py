@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import DEFAULT_RESOLUTION, find_base, read_resolution
+from sdatoms.diffusion.family import (
+    DEFAULT_RESOLUTION,
+    describe_base,
+    find_base,
+    read_resolution,
+)
 from sdatoms.errors import clip
 
 __all__ = [
@@ -23,8 +27,6 @@ __all__ = [
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 MAX_LISTED = 100
-MODEL = "model.diffusion_model."
-"""What the names of a denoiser begin with in a model that is one file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class BaseChoice:
     label: str
     where: str | None
     """A directory, a file or a hub id; None: the bundled base."""
+    about: str = ""
+    """Family, dtype and size, read from headers; empty where nothing lies here."""
 
 
 class Bases:
@@ -51,15 +55,14 @@ class Bases:
         """The default first, then the folder's in name order."""
         name = Path(find_base(self.default)).name
         label = f"{name} (bundled)" if self.default is None else name
-        choices = [BaseChoice(name, label, self.default)]
+        choices = [BaseChoice(name, label, self.default, describe(Path(find_base(self.default))))]
         if self.default is not None and Path(find_base(None)).is_dir():
             bundled = Path(find_base(None)).name
-            choices.append(BaseChoice(bundled, f"{bundled} (bundled)", None))
+            about = describe(Path(find_base(None)))
+            choices.append(BaseChoice(bundled, f"{bundled} (bundled)", None, about))
         for path in sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []:
-            pipeline = path.is_dir() and (path / "model_index.json").is_file()
-            single = path.is_file() and path.suffix.lower() == ".safetensors"
-            if pipeline or (single and is_model_file(path)):
-                choices.append(BaseChoice(f"models/{path.name}", path.name, str(path)))
+            if about := describe(path):
+                choices.append(BaseChoice(f"models/{path.name}", path.name, str(path), about))
         return choices[:MAX_LISTED]
 
     def find(self, id: str) -> BaseChoice:
@@ -86,13 +89,26 @@ class Bases:
             return DEFAULT_RESOLUTION
 
 
-def is_model_file(path: Path) -> bool:
-    """Whether the file is a whole safetensors file that holds a model, by the names in its header.
-
-    Atom files, LoRAs and single parts are none.
-    """
+def describe(path: Path) -> str:
+    """Family, dtype and size of a base that lies here, such as "Stable Diffusion XL, float16,
+    6.9 GB"; empty where there is none that opens by itself."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return any(name.startswith(MODEL) for name in file.keys())
-    except (SafetensorError, OSError):
-        return False
+        found = path / "model_index.json" if path.is_dir() else path
+        state = found.stat()
+    except OSError:
+        return ""
+    return describe_once(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1024)
+def describe_once(path: Path, changed: int, size: int) -> str:
+    """`describe`, read anew where the file changed."""
+    try:
+        facts = describe_base(str(path))
+    except (AtomError, OSError):
+        return ""
+    if facts.missing:
+        return ""
+    dtype = str(facts.dtype).removeprefix("torch.") if facts.dtype else "no weights"
+    amount = f"{facts.bytes / 1e9:.1f} GB" if facts.bytes >= 1e9 else f"{facts.bytes / 1e6:.0f} MB"
+    return f"{facts.label}, {dtype}, {amount}"

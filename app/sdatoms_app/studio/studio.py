@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from PIL import Image
 from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
 from sdatoms.atoms.strengths import Strength
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
-from sdatoms.errors import clip
+from sdatoms.errors import first_line
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
@@ -30,6 +31,9 @@ __all__ = [
     "Studio",
 ]
 
+EVERY_BASE = ("dtype", "offload", "say")
+"""Ways of opening that hold for every base."""
+
 
 class Studio:
     """Holds the pipeline, opened on first use and shared by all visitors one at a time."""
@@ -42,8 +46,11 @@ class Studio:
         *,
         models: Path | None = None,
         hub: bool = False,
+        opening: Mapping[str, Any] | None = None,
     ) -> None:
         self.base = base
+        self.opening = dict(opening or {})
+        """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)
         self.library = library
         self.outputs = outputs
@@ -68,7 +75,9 @@ class Studio:
         """
         choice = self.bases.find(base)
         if self._pipe is None or choice != self._opened:
-            pipe = open_base(choice)
+            own = choice.where == self.base
+            given = self.opening.items()
+            pipe = open_base(choice, {k: v for k, v in given if own or k in EVERY_BASE})
             self._pipe, self._opened = pipe, choice
             self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
@@ -226,19 +235,18 @@ class Studio:
             return self._prints
 
 
-def open_base(choice: BaseChoice) -> Any:
+def open_base(choice: BaseChoice, opening: Mapping[str, Any]) -> Any:
     """The pipeline of a listed base.
 
     Raises:
         AtomError: it does not open, whatever the libraries that read it make of it.
     """
     try:
-        return load_base(choice.where)
+        return load_base(choice.where, **opening)
     except AtomError:
         raise
     except Exception as error:
-        reason = clip(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
-        raise AtomError(f"the base {choice.id!r} cannot be opened: {reason}") from None
+        raise AtomError(f"the base {choice.id!r} cannot be opened: {first_line(error)}") from None
 
 
 def list_examples() -> list[Image.Image]:

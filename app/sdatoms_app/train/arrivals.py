@@ -1,32 +1,27 @@
 """What becomes of files that somebody brings: photos shrink, masks and captions find theirs.
 
-A caption is a `.txt` of its picture's name. A mask goes by its picture's name and an ending, in the
-ways that trainers call them; what merely looks like one is a picture as long as nothing bears the
-name before the ending.
+Captions and masks are told by their names, by the functions that the trainer tells them by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from sdatoms.pictures import read_picture
+from sdatoms.pictures import SIDECARS, read_picture
+from sdatoms.training.masks import match_masks
 
 __all__ = [
-    "CAPTIONS",
     "Arrivals",
     "reduce_photo",
     "shrink_picture",
     "sort_files",
 ]
 
-CAPTIONS = (".txt", ".caption")
-MASKS = (".mask", "-masklabel", "_masklabel", "_mask", "-mask")
-"""What follows a picture's name in its mask's."""
 LEAST_SIDE = 2048
 """px of the shorter side that is kept of a larger picture: twice what is ever trained on."""
 OPENED_PIXELS = 100_000_000
@@ -42,42 +37,32 @@ class Arrivals(NamedTuple):
     captions: list[tuple[Path, str]]
     masks: list[tuple[Path, str]]
     strays: list[Path]
-    """Captions and masks of no picture that is here."""
+    """Captions and masks of no picture that is here, or of one that has another."""
 
 
 def sort_files(paths: Sequence[Path], known: Collection[str] = ()) -> Arrivals:
-    """Tell pictures, captions and masks apart.
+    """Tell pictures, captions and masks apart, as the trainer does.
 
     Args:
         paths: files of any kind.
         known: stems of pictures that are here already.
     """
-    texts = [path for path in paths if path.suffix.lower() in CAPTIONS]
-    others = [path for path in paths if path not in texts]
-    stems = {path.stem for path in others} | set(known)
-    found = Arrivals([], [], [], [])
-    for path in others:
-        owner = find_owner(path.stem, stems)
-        if owner:
-            found.masks.append((path, owner))
-        elif path.stem.lower().endswith(MASKS[0]):
-            found.strays.append(path)
-        else:
-            found.pictures.append(path)
-    pictures = {path.stem for path in found.pictures} | set(known)
+    texts = [path for path in paths if path.suffix.lower() in SIDECARS]
+    here = [Path(f"{stem}.png") for stem in known]
+    plain, masks, strays = match_masks([*here, *(path for path in paths if path not in texts)])
+    stems = {path.stem.lower(): path.stem for path in plain}
+    new = lambda files: [path for path in files if path not in here]
+    found = Arrivals(new(plain), [], [], new(strays))
+    found.masks.extend((mask, picture.stem) for picture, mask in masks.items() if new([mask]))
     for path in texts:
-        owner = next((s for s in (path.stem, Path(path.stem).stem) if s in pictures), None)
-        if owner:
+        named = (path.stem.lower(), Path(path.stem).stem.lower())
+        if owner := next((stems[name] for name in named if name in stems), None):
             found.captions.append((path, owner))
         else:
             found.strays.append(path)
+    used = {*found.pictures, *found.strays, *texts, *masks.values()}
+    found.strays.extend(path for path in paths if path not in used)  # a picture's second mask
     return found
-
-
-def find_owner(stem: str, stems: Iterable[str]) -> str:
-    """The stem of the picture that a mask of that stem is of; empty where it is no mask."""
-    endings = (ending for ending in MASKS if stem.lower().endswith(ending))
-    return next((s for e in endings if (s := stem[: -len(e)]) in stems), "")
 
 
 def reduce_photo(path: Path, folder: Path) -> Path:

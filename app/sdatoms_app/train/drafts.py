@@ -21,12 +21,12 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
-from sdatoms.pictures import read_picture
-from sdatoms.storage import write_whole
+from sdatoms.pictures import SIDECARS, read_picture
+from sdatoms.storage import decode_text, write_whole
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
 from sdatoms_app.studio.library import slugify
-from sdatoms_app.train.arrivals import CAPTIONS, reduce_photo, shrink_picture, sort_files
+from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
 
 __all__ = [
     "MAX_DRAFTS",
@@ -131,7 +131,9 @@ class Draft:
             for path, stem in found.masks:
                 refused += name_fault(path, self._add_mask(state, path, owners.get(stem)))
             for path in found.strays:
-                refused += name_fault(path, "the picture it belongs to is not here")
+                refused += name_fault(
+                    path, "it belongs to no picture here, or to one that has another"
+                )
             self._write(state)
         return refused
 
@@ -250,7 +252,7 @@ def name_fault(path: Path, fault: str) -> list[str]:
 def read_caption(path: Path) -> str:
     if path.stat().st_size > MAX_PICTURE_BYTES:
         return ""
-    return path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_CAPTION]
+    return decode_text(path.read_bytes())[0].strip()[:MAX_CAPTION]
 
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
@@ -287,4 +289,4 @@ def list_files(folder: Path) -> list[Path]:
 def drop_stray_captions(files: Sequence[Path]) -> list[Path]:
     """The files without the texts that are no picture's caption."""
     strays = sort_files(files).strays
-    return [p for p in files if p not in strays or p.suffix.lower() not in CAPTIONS]
+    return [p for p in files if p not in strays or p.suffix.lower() not in SIDECARS]

@@ -124,6 +124,10 @@ GROUPS = {
 }
 """Group → the settings offered in it, in order."""
 HIDDEN = {
+    "dtype": "the server's memory",
+    "vae": "a path of the server",
+    "text_encoders": "a path of the server",
+    "prediction_type": "told by the base's own file",
     "instance_data_dir": "the run's own copies of the pictures",
     "class_data_dir": "a folder of the server",
     "mask_data_dir": "a folder of the server; masks come beside the pictures",
@@ -149,6 +153,7 @@ CAPS = {
     "num_atoms": 4096,
     "num_inner_atoms": 4096,
     "block_size": 4096,
+    "block_atoms": 4096,
     "max_train_steps": 20_000,
     "train_batch_size": 64,
     "gradient_accumulation_steps": 64,

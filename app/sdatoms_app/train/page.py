@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import read_resolution
+from sdatoms.diffusion.family import read_resolution
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig

@@ -10,7 +10,8 @@ from sdatoms_app.atoms import exports
 from sdatoms_app.atoms.page import EVERYWHERE, HERE, AtomsPage
 
 import sdatoms
-from sdatoms.diffusion.pipeline import load_base, paint
+from sdatoms.diffusion.open import load_base
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.files.anatomy import list_views, mute_atom
 from sdatoms.files.compose import compose
 from sdatoms.files.writer import FileFacts, pack_atoms

@@ -59,6 +59,38 @@ def test_two_trainings_one_after_the_other(tmp_path):
     assert [job.id for job in queue.list()] == [first.id]
 
 
+@pytest.mark.parametrize("painted", [0, 1])
+def test_a_stop_is_heard_while_class_pictures_are_painted(tmp_path, painted):
+    """Asked as soon as the process stands, or after a class picture; twice, as impatient people do.
+    What was painted is kept, and the training goes on from there."""
+    queue = Queue(tmp_path / "runs")
+    settings = {
+        "instance_prompt": "sks",
+        "pretrained_model_name_or_path": str(save_base(tmp_path / "base")),
+        "with_prior_preservation": True,
+        "class_prompt": "cat",
+        "num_class_images": 200,
+        "sample_batch_size": 1,
+        "max_train_steps": 2,
+        "validation_steps": 0,
+    }
+    run = queue.add("dog", settings, fill)
+    classes = run.path / "class_images"
+    count = lambda: len(list(classes.glob("*.png")))
+    wait_for(lambda: queue.find(run.id).pid and count() >= painted)
+    queue.stop(run.id)
+    if queue.find(run.id).live:
+        assert queue.stop(run.id).stopping
+    stopped = wait_for(lambda: (j := queue.find(run.id)).state not in ("running", "starting") and j)
+    assert (stopped.state, stopped.error) == ("stopped", "")
+    kept = count()
+    assert painted <= kept < 200 and not list(run.path.glob("checkpoints/*"))
+    queue.resume(run.id)
+    wait_for(lambda: queue.find(run.id).state == "failed" or count() > kept)
+    assert queue.stop(run.id).stopping
+    wait_for(lambda: queue.find(run.id).state == "stopped")
+
+
 def test_a_trainers_refusal_is_shown(tmp_path):
     queue = Queue(tmp_path / "runs")
     settings = {"instance_prompt": "a dog", "pretrained_model_name_or_path": str(tmp_path)}

@@ -5,23 +5,18 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save
+from sdatoms_app.generate.layout import list_bases
 from sdatoms_app.studio.bases import Bases
+from tiny.single_files import save_sparse, write_zeros
 
 from sdatoms import AtomError
-
-
-def save_model(path):
-    """A file as a model of one file is laid out, of two tensors."""
-    names = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x.weight")
-    save_file({name: torch.zeros(2, 3) for name in names}, path)
-    return path
 
 
 def test_bases_are_the_operators_choice(tiny_base, adapters_dir, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     shutil.copy(adapters_dir / "ink.safetensors", tmp_path / "ink.safetensors")
-    save_model(tmp_path / "single.safetensors")
+    save_sparse(tmp_path / "single.safetensors", "sd1")
     shutil.copytree(tiny_base, tmp_path / "second")
     bases = Bases(str(tiny_base), tmp_path)
     ids = [choice.id for choice in bases.list()]
@@ -63,7 +58,8 @@ NO_MODELS = {
 def test_files_that_are_no_models_are_not_listed(tmp_path, tiny_base, what):
     path = tmp_path / "some.safetensors"
     if what == "cut short":
-        path.write_bytes(save_model(path).read_bytes()[:-4])
+        with save_sparse(path, "sd1").open("r+b") as file:
+            file.truncate(path.stat().st_size - 4)
     else:
         path.write_bytes(NO_MODELS[what])
     bases = Bases(str(tiny_base), tmp_path)
@@ -75,6 +71,52 @@ def test_files_that_are_no_models_are_not_listed(tmp_path, tiny_base, what):
 def test_a_file_that_is_unreadable_hides_no_other(tmp_path, tiny_base):
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.safetensors").mkdir()
-    save_model(tmp_path / "real.safetensors")
+    save_sparse(tmp_path / "real.safetensors", "sd1")
     listed = [choice.id for choice in Bases(str(tiny_base), tmp_path).list()]
     assert "models/real.safetensors" in listed and len(listed) <= 3
+
+
+def test_the_list_says_family_dtype_and_size_without_loading(tmp_path, tiny_base):
+    save_sparse(tmp_path / "xl.safetensors", "sdxl")
+    save_sparse(tmp_path / "two.safetensors", "sd2", dtype="BF16")
+    save_sparse(tmp_path / "wide.safetensors", "sd1", dtype="F32", channels=9)
+    found = {choice.id: choice.about for choice in Bases(str(tiny_base), tmp_path).list()}
+    assert found["models/xl.safetensors"] == "Stable Diffusion XL, float16, 6.9 GB"
+    assert found["models/two.safetensors"] == "Stable Diffusion 2.x, bfloat16, 2.6 GB"
+    assert found["models/wide.safetensors"] == "Stable Diffusion 1.x, inpainting, float32, 4.3 GB"
+    assert found["tiny"].endswith(("MB", "GB")) and "float32" in found["tiny"]
+
+
+def test_the_list_holds_no_file_that_is_no_base(tmp_path, tiny_base, adapters_dir):
+    """Neither adapters, lone parts, other families, damaged files nor folders of something else."""
+    shutil.copy(adapters_dir / "ink.safetensors", tmp_path / "atoms.safetensors")
+    write_zeros(tmp_path / "lora.safetensors", {"lora_unet_a.lora_down.weight": (4, 320)})
+    write_zeros(tmp_path / "vae.safetensors", {"encoder.conv_in.weight": (128, 3, 3, 3)})
+    write_zeros(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": (3, 3)})
+    write_zeros(tmp_path / "empty.safetensors", {})
+    save_sparse(tmp_path / "lone.safetensors", "sd1", drop=("first_stage_model.",))
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
+    with save_sparse(tmp_path / "half.safetensors", "sd1").open("r+b") as file:
+        file.truncate(1_000_000)
+    (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model_index.json").write_text("{}")
+    listed = [choice.id for choice in Bases(str(tiny_base), tmp_path).list()]
+    assert not [id for id in listed if id.startswith("models/")]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path, tiny_base):
+    bases, path = Bases(str(tiny_base), tmp_path), tmp_path / "base.safetensors"
+    write_zeros(path, {"some.weight": (3, 3)})
+    assert "models/base.safetensors" not in [choice.id for choice in bases.list()]
+    save_sparse(path, "sd1")
+    assert "models/base.safetensors" in [choice.id for choice in bases.list()]
+    assert bases.find_side("models/base.safetensors") == 512
+
+
+def test_the_picker_shows_what_each_base_is(tmp_path, tiny_base):
+    save_sparse(tmp_path / "xl.safetensors", "sdxl")
+    studio = type("Studio", (), {"bases": Bases(str(tiny_base), tmp_path)})()
+    labels = {id: label for label, id in list_bases(studio)}
+    wanted = "xl.safetensors · Stable Diffusion XL, float16, 6.9 GB"
+    assert labels["models/xl.safetensors"] == wanted

@@ -15,7 +15,7 @@ from tiny.app import read_pixels
 
 import sdatoms
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import load_base
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint as paint_plainly
 
 

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 from sdatoms_app.security import harden
 from sdatoms_app.train import arrivals
-from sdatoms_app.train.arrivals import MASKS, reduce_photo, shrink_picture, sort_files
+from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
 from sdatoms_app.train.drafts import Draft, list_files
-from tiny.training import draw
+from tiny.pictures import draw
 
 from sdatoms.training.folder import check_folder
 
+MASKS = (".mask", "-masklabel", "_masklabel", ".masklabel", "_mask", "-mask")
 STEMS = ("dog", "my dog", "dog.v2", "halloween_mask", "a-mask-b", "Ü")
 
 
@@ -45,6 +46,13 @@ def test_a_picture_of_a_mask_is_a_picture(tmp_path, stem):
     draft = Draft(tmp_path / "drafts")
     assert draft.add([draw(tmp_path / f"{stem}.png")]) == []
     assert [(p.name, p.mask) for p in draft.list()] == [(f"{stem}.png", None)]
+
+
+def test_what_was_taken_as_a_picture_stays_one(tmp_path):
+    draft = Draft(tmp_path / "drafts")
+    for name in ("dog_mask.png", "dog.png"):
+        assert draft.add([draw(tmp_path / name, seed=len(name))]) == []
+    assert [(p.name, p.mask) for p in draft.list()] == [("dog_mask.png", None), ("dog.png", None)]
 
 
 def test_masks_come_later_are_replaced_and_go_with_their_picture(tmp_path):

@@ -10,7 +10,8 @@ from tiny.pictures import draw
 from tiny.pipelines import save_base
 
 import sdatoms
-from sdatoms.diffusion.pipeline import load_base, read_resolution
+from sdatoms.diffusion.family import read_resolution
+from sdatoms.diffusion.open import load_base
 from sdatoms.pictures import to_tensor
 from sdatoms.storage import find_assets
 from sdatoms.training.buckets import list_buckets

@@ -1,0 +1,69 @@
+"""The wish to stop a training: heard between pictures and steps, whatever goes on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from sdatoms.training.processes import agree
+
+__all__ = [
+    "StopRequest",
+    "TrainingStopped",
+    "stop_together",
+]
+
+
+class TrainingStopped(Exception):
+    """A training ended because it was asked to; what it had is saved."""
+
+    def __init__(self, step: int = 0, saved: bool = False) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+        self.saved = saved
+        """Whether there is a checkpoint to continue from."""
+
+
+class StopRequest:
+    """Whether a training was asked to stop.
+
+    With `listen`, Ctrl-C, SIGTERM and SIGHUP ask; a second one stops at once. While nothing is
+    written, the first one does.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.writing = False
+        """Whether there is something to save, so that a stop must be waited for."""
+
+    def listen(self) -> None:
+        """Turn signals into requests; a hang-up that is ignored, as by nohup, stays ignored."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.ask)
+
+    def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Ask; the second time, or while nothing is written, stop at once."""
+        at_once = self.asked or not self.writing
+        self.asked = True
+        if at_once and number:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_together(wait: Callable[[], None]) -> Iterator[None]:
+    """Work of which each process may be stopped by itself: all stop after it, or none.
+
+    Args:
+        wait: returns when all processes have come here.
+    """
+    stopped: TrainingStopped | None = None
+    try:
+        yield
+    except TrainingStopped as request:
+        stopped = request
+    wait()
+    if agree(stopped is not None):
+        raise stopped or TrainingStopped()
