@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sdatoms.adapters.bake import sum_maps
 from sdatoms.adapters.plan import plan_file
 from sdatoms.adapters.state import Adapter, read_pristine
+from sdatoms.atoms.keys import is_frozen
 from sdatoms.atoms.maps import LayerMap
-from sdatoms.files.anatomy import FROZEN
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.models.families import BLOCKS
 
@@ -77,7 +77,7 @@ def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
         norm = float(read_pristine(module, path).float().norm())
         change = float(delta.norm()) / max(norm, 1e-30)
         tensors = [item for m in adapter.maps[path] for item in m.tensors.items()]
-        trained = sum(tensor.numel() for name, tensor in tensors if name not in FROZEN)
+        trained = sum(tensor.numel() for name, tensor in tensors if not is_frozen(name))
         rows.append(LayerChange(component, path, name_block(path), change, trained))
     return rows
 

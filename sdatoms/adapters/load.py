@@ -34,7 +34,7 @@ from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
 from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.reader import fetch_file
+from sdatoms.files.sources import fetch_file
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.weights import find_weight
 

@@ -1,6 +1,7 @@
-"""What one atom file would change in one module, checked before anything is.
+"""Whether an atom file fits a model, whether it was trained on it, and what it would change there.
 
-Whether an atom file fits a pipeline, and whether it was trained on it; nothing is loaded.
+All of it is known before anything is loaded: `plan_file` checks every layer and gives the adapter
+that `AdapterSet.load` bakes; `judge_fit` looks at a few layers only, for lists of files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
 
 __all__ = [
     "Fit",
-    "check_fit",
     "choose_modules",
     "fingerprint_base",
     "judge_fit",

@@ -11,13 +11,13 @@ r when it lies in one atom, and of r on average over its directions otherwise (c
 orthogonal). Atoms that hardly any filter uses are not blown up: norms below a tenth of the RMS over
 the columns count as that tenth, and such atoms move the weight by less than r.
 
-Codes on disk, so that a sparse adapter is encoded once for a base and not at every load.
-
-One safetensors file a weight and code book in `$XDG_CACHE_HOME/sdatoms/codes` (`~/.cache/…`), as
-large as the weight in float32 times m/p: 2.2 GB for the 3×3 convolutions of Stable Diffusion 1.x
-with 9 atoms. `measure_cache` says how much there is, `clear_cache` deletes it, and the environment
-variable `SDATOMS_CODE_CACHE=0` switches it off; then every load and every change of strength
-encodes anew. What is read is what was written, or it is encoded anew: files carry a checksum.
+Cache: codes are kept on disk, so that a sparse adapter is encoded once for a base and not at every
+load. It is one safetensors file a weight and code book in `$XDG_CACHE_HOME/sdatoms/codes`
+(`~/.cache/…`), as large as the weight in float32 times m/p: 2.2 GB for the 3×3 convolutions of
+Stable Diffusion 1.x with 9 atoms. `measure_cache` says how much there is, `clear_cache` deletes it,
+and the environment variable `SDATOMS_CODE_CACHE=0` switches it off; then every load and every
+change of strength encodes anew. What is read is what was written, or it is encoded anew: files
+carry a checksum.
 """
 
 from __future__ import annotations

@@ -15,19 +15,20 @@ from torch import Tensor
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
-    "FROZEN",
     "TOKENS",
     "Views",
     "find_blocks",
     "group_tensors",
+    "is_frozen",
     "is_word",
     "join_key",
     "read_kind",
     "split_key",
 ]
 KEY = re.compile(r"([A-Za-z_]\w*)\.(.+)\.(spatial|sparse|block(?:_[1-9][0-9]*)?)\.([a-z_]+)")
-FROZEN = (".encoder", ".strength", "base_atoms")
-"""Ends of the keys of tensors that no training changes."""
+FROZEN = ("encoder", "base_atoms", "block_base_atoms", "strength")
+"""Names of tensors that no training changes; base atoms stand for an encoder where codes are
+sparse."""
 BASE_ATOMS = {"spatial": "base_atoms", "block": "block_base_atoms"}
 """View → what its base atoms are called under `sparse`."""
 
@@ -38,6 +39,11 @@ TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
 
 Views = dict[str, dict[str, Tensor]]
 """View → tensor name → tensor, for one layer."""
+
+
+def is_frozen(key: str) -> bool:
+    """Whether no training changes the tensor of that key, or of that name."""
+    return key.rpartition(".")[2] in FROZEN
 
 
 def is_word(text: str) -> bool:

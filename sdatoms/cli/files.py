@@ -54,7 +54,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 def run_inspect(args: argparse.Namespace) -> None:
     """Show what an atom file holds, layer by layer; needs no model."""
     from sdatoms.errors import clip
-    from sdatoms.files.anatomy import report_file
+    from sdatoms.files.contents import report_file
     from sdatoms.files.reader import read_atoms
 
     file = read_atoms(args.file)

@@ -1,4 +1,4 @@
-r"""Look inside atom files: what layers change, what atoms look like, what the bytes are for.
+r"""Look inside atom files: what atoms look like, before training and after, and without one.
 
 A view's map is `ΔX = X E ΔD` with the encoder `E (p, m)` and the atoms' delta `ΔD (m, p)`. The
 coefficients `A = X E` are only ever implied; the dictionary they stand for, `X ≈ A D`, is
@@ -7,16 +7,12 @@ decomposition that is `D = Λ^(1/2) Vᵀ / c`: the least-squares dictionary, wha
 filters are mixtures of the rows of `D`, the tuned filters the same mixtures of the rows of
 `D + ΔD`.
 
-Nothing here draws or paints; functions take atom files and, where weights count, a model.
-
-What an atom file holds, layer by layer, without a model.
+Nothing here draws or paints, and no model is needed.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,31 +25,20 @@ from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.reader import read_atoms, read_header
 
 __all__ = [
-    "FROZEN",
     "AtomTiles",
-    "Budget",
-    "LayerRow",
-    "Share",
     "Sheets",
     "count_atoms",
-    "drop_word",
     "lay_out",
     "list_views",
-    "measure_budget",
     "mute_atom",
-    "report_file",
     "respond",
     "show_atoms",
 ]
 
 ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
 """The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
-
-FROZEN = ("encoder", "base_atoms", "strength")
-"""Tensors that no training changes; base atoms stand for an encoder where codes are sparse."""
 
 
 @dataclass(frozen=True)
@@ -91,36 +76,6 @@ class Sheets(NamedTuple):
     """The largest magnitude before and after."""
     change: float
     """The largest magnitude in the difference."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one part of a file takes."""
-
-    parameters: int
-    """Trained numbers."""
-    bytes: int
-    """Bytes of its tensors, encoders included."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Where a file's bytes go; `prefix + header + tensors` is the size of the file."""
-
-    file: int
-    """Bytes on disk."""
-    prefix: int
-    """The 8 bytes that give the header's length."""
-    header: int
-    """Bytes of the JSON header: names, shapes, fingerprints, thumbnail."""
-    tensors: int
-    """Bytes of all tensors."""
-    encoders: int
-    """Bytes of the frozen encoders, or base atoms, among them."""
-    parameters: int
-    """Trained numbers."""
-    layers: dict[str, Share]
-    """`<component>.<module path>` → its share; `<component>.tokens` for a new word."""
 
 
 def drop_word(file: AtomFile) -> AtomFile:
@@ -230,41 +185,6 @@ def respond(tiles: Tensor, size: int = 32) -> Tensor:
     return torch.fft.fftshift(torch.fft.fft2(tiles, s=(size, size)).abs(), dim=(-2, -1))
 
 
-def measure_budget(path: str | os.PathLike[str]) -> Budget:
-    """Where the bytes of an atom file go, from its header; the parts add up to the file.
-
-    Raises:
-        AtomError: it is no atom file.
-    """
-    path = Path(path)
-    file = read_atoms(path)
-    with path.open("rb") as opened:
-        start, header = read_header(opened, f"the file {path.name!r}")
-    layers: dict[str, Share] = {}
-    encoders = total = 0
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        word = TOKENS.fullmatch(key)
-        component, module, _, name = (word[1], "tokens", "", "") if word else split_key(key)
-        size = entry["data_offsets"][1] - entry["data_offsets"][0]
-        frozen = name in FROZEN
-        total += size
-        encoders += size if frozen else 0
-        old = layers.get(f"{component}.{module}", Share(0, 0))
-        trained = 0 if frozen else file.tensors[key].numel()
-        layers[f"{component}.{module}"] = Share(old.parameters + trained, old.bytes + size)
-    return Budget(
-        file=path.stat().st_size,
-        prefix=8,
-        header=len(start) - 8,
-        tensors=total,
-        encoders=encoders,
-        parameters=file.num_parameters,
-        layers=layers,
-    )
-
-
 def mute_atom(
     file: AtomFile, atom: int, *, component: str | None = None, path: str | None = None
 ) -> AtomFile:
@@ -308,68 +228,3 @@ def count_atoms(file: AtomFile) -> int:
     named = [(split_key(key)[3], tensor) for key, tensor in kept.items()]
     factors = [len(FACTORS) for name, _ in named if name in FACTORS]
     return max(factors + [t.shape[ATOM_AXIS[name]] for name, t in named if name in ATOM_AXIS])
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One view of one layer."""
-
-    layer: str
-    """`<component>.<module path>`"""
-    view: str
-    """`spatial`, `channel 4x4`, `joint 2x2` or `product 16x16`"""
-    atoms: int
-    parameters: int
-    bytes: int
-    """Of its encoder, or base atoms, and its trained tensors."""
-    change: float | None
-    """‖ΔW‖/‖W‖ at strength 1, or None where only the weight could tell: the RMS of ΔD, which
-    equals it behind a principal encoder (per channel: up to how the weight spreads over channels).
-    """
-
-
-def report_file(file: AtomFile) -> list[LayerRow]:
-    """One row per view of every layer, in the order of the file."""
-    rows = []
-    for component in file.components:
-        for path, maps in file.maps(component).items():
-            for m in maps:
-                block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
-                form = "product" if m.factors else m.kind
-                atoms = len(FACTORS) if m.factors else count_frame(m)
-                trained = [t for name, t in m.tensors.items() if name not in FROZEN]
-                rows.append(
-                    LayerRow(
-                        layer=f"{component}.{path}",
-                        view=f"{form}{block}",
-                        atoms=atoms,
-                        parameters=sum(t.numel() for t in trained),
-                        bytes=sum(t.numel() * t.element_size() for t in m.tensors.values()),
-                        change=measure_change(m),
-                    )
-                )
-    return rows
-
-
-def count_frame(m: LayerMap) -> int:
-    """The atoms of an encoder, or base atoms."""
-    return len(m.book.atoms) if m.book else m.tensors["encoder"].shape[1]
-
-
-def measure_change(m: LayerMap) -> float | None:
-    """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
-    that change on average only."""
-    if m.book or m.factors or not is_principal(m.tensors["encoder"].double()):
-        return None
-    return float(m.delta.square().mean().sqrt())
-
-
-def is_principal(encoder: Tensor) -> bool:
-    """Whether the columns are orthogonal, but not simply those of the identity (a sum's)."""
-    gram = encoder.T @ encoder
-    diagonal = gram.diagonal()
-    scale = (diagonal[:, None] * diagonal).sqrt()
-    off = (gram - torch.diag(diagonal)).abs()
-    eye = torch.eye(*encoder.shape, dtype=encoder.dtype)
-    plain = len(encoder) > 1 and torch.equal(encoder, eye)
-    return bool((off <= 1e-2 * scale).all()) and not plain

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.keys import FROZEN, TOKENS, Views, find_blocks, group_tensors, split_key
+from sdatoms.atoms.keys import TOKENS, Views, find_blocks, group_tensors, is_frozen, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.sparse import Solver
 from sdatoms.fingerprint import hash_tensors
@@ -56,14 +56,14 @@ class AtomFile:
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
-        """Text encoder → embeddings `(n, width)` of the word the file brings; see tokens.py."""
+        """Text encoder → embeddings `(n, width)` of the word the file brings (`adapters.words`)."""
         found = {TOKENS.fullmatch(key): tensor for key, tensor in self.tensors.items()}
         return {match[1]: tensor for match, tensor in found.items() if match}
 
     @property
     def num_parameters(self) -> int:
         """Trained numbers; encoders and base atoms do not count."""
-        return sum(t.numel() for key, t in self.tensors.items() if not key.endswith(FROZEN))
+        return sum(t.numel() for key, t in self.tensors.items() if not is_frozen(key))
 
     @property
     def sha256(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.keys import FROZEN
+from sdatoms.atoms.keys import is_frozen
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
 from sdatoms.fingerprint import fingerprint
@@ -251,7 +251,7 @@ def describe_layout(weight: TunedWeight) -> dict[str, Any]:
 
 def describe_atoms(first: Injection, tensors: Mapping[str, Tensor], base_model: str | None) -> str:
     """One sentence for model browsers."""
-    numbers = sum(t.numel() for key, t in tensors.items() if not key.endswith(FROZEN))
+    numbers = sum(t.numel() for key, t in tensors.items() if not is_frozen(key))
     base = f" on {base_model}" if base_model else ""
     return f"Filter atoms, variant {first.config.variant}, {numbers:,} parameters{base}; sdatoms."
 

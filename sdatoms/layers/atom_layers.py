@@ -156,7 +156,7 @@ class AtomConv1d(OneWeightLayer, nn.Conv1d):
 
 class AtomConv2d(OneWeightLayer, nn.Conv2d):
     """`nn.Conv2d` with `y = conv(x, W + ΔW)` in one convolution, or in one product with W where
-    that trains faster (`sdatoms.columns`)."""
+    that trains faster (`sdatoms.atoms.columns`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -5,10 +5,8 @@ everything but the atoms, and returns an `Injection`. `Injection.eject` puts the
 modules back: the model is what it was before, same objects, same bits, same `requires_grad`, mode
 and hooks.
 
-The base's own prediction as a target: strength 0 on the same UNet, no second model.
-
-Reference: "differential output preservation" in kohya-ss/sd-scripts and ostris/ai-toolkit, "prior
-prediction" in OneTrainer: the class prompt on the instances' noisy latents should stay what it was.
+`without_atoms` switches the deltas off for a while, so that the model's own prediction can be a
+target of the training without a second model.
 """
 
 from __future__ import annotations

@@ -5,26 +5,8 @@ import torch
 from tiny.atoms import VARIANTS, measure_deltas
 
 import sdatoms
-from sdatoms.files.anatomy import (
-    count_atoms,
-    list_views,
-    measure_budget,
-    mute_atom,
-    report_file,
-    respond,
-    show_atoms,
-)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_budget_adds_up_to_the_file(make_file, variant):
-    path = make_file(variant=variant)
-    file, budget = sdatoms.read_atoms(path), measure_budget(path)
-    assert budget.prefix + budget.header + budget.tensors == budget.file == path.stat().st_size
-    assert budget.parameters == file.num_parameters
-    assert sum(share.bytes for share in budget.layers.values()) == budget.tensors
-    assert sum(share.parameters for share in budget.layers.values()) == file.num_parameters
-    assert budget.tensors - budget.encoders == 4 * file.num_parameters
+from sdatoms.files.anatomy import count_atoms, list_views, mute_atom, respond, show_atoms
+from sdatoms.files.contents import report_file
 
 
 def test_tiles_are_the_dictionary_that_rebuilds_the_filters(make_unet, make_file):

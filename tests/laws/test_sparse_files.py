@@ -10,8 +10,8 @@ from tiny.modules import copy_weights, same_weights
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, read_atoms
 from sdatoms.adapters.export import convert_to_diff
-from sdatoms.files.anatomy import report_file
 from sdatoms.files.compose import compose
+from sdatoms.files.contents import report_file
 from sdatoms.files.writer import FileFacts, pack_atoms
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,8 @@ from typing import Any
 from gradio.events import api
 
 from sdatoms.adapters.changes import measure_changes
-from sdatoms.files.anatomy import count_atoms, list_views, measure_budget, show_atoms
+from sdatoms.files.anatomy import count_atoms, list_views, show_atoms
+from sdatoms.files.contents import measure_budget
 from sdatoms.files.likeness import compare_files
 from sdatoms_app.atoms.page import EVERYWHERE, HERE, AtomsPage, split_view
 from sdatoms_app.shared.messages import answer_errors

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sdatoms.adapters.changes import LayerChange
-from sdatoms.files.anatomy import Budget
+from sdatoms.files.contents import Budget
 from sdatoms.files.likeness import Likeness
 from sdatoms.models.families import BLOCK_NAMES
 

@@ -12,15 +12,9 @@ from PIL import Image
 from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.adapters.changes import measure_changes
 from sdatoms.errors import clip
-from sdatoms.files.anatomy import (
-    count_atoms,
-    lay_out,
-    list_views,
-    measure_budget,
-    mute_atom,
-    show_atoms,
-)
+from sdatoms.files.anatomy import count_atoms, lay_out, list_views, mute_atom, show_atoms
 from sdatoms.files.compose import compose
+from sdatoms.files.contents import measure_budget
 from sdatoms.files.likeness import compare_files
 from sdatoms_app.atoms.drawing import TILE, draw_budget, draw_heat_map, draw_likeness, draw_sheet
 from sdatoms_app.atoms.exports import MAX_RANK, Exported, export_file

@@ -10,7 +10,7 @@ from sdatoms_app.atoms.drawing import (
 )
 
 from sdatoms.adapters.changes import LayerChange
-from sdatoms.files.anatomy import Budget
+from sdatoms.files.contents import Budget
 from sdatoms.files.likeness import Likeness
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

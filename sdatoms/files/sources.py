@@ -1,0 +1,56 @@
+"""Where an atom file comes from: memory, a local file or folder, or the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.reader import check_file, read_atoms
+
+__all__ = [
+    "fetch_file",
+]
+
+HUB_ARGUMENTS = (
+    "weight_name",
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+)
+"""What `load_atoms` hands on to the hub's client."""
+
+
+def fetch_file(
+    path: str | os.PathLike[str] | AtomFile, hub: Mapping[str, Any]
+) -> tuple[AtomFile, str]:
+    """Read a local file, or one from the hub when `path` is no file but looks like a hub id."""
+    for argument in hub:
+        if argument not in HUB_ARGUMENTS:
+            raise AtomError(f"load_atoms takes no argument {argument!r}")
+    if isinstance(path, AtomFile):
+        check_file(path, "the atom file")
+        return path, clip(path.trigger or "atoms")
+    local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
+    if local.is_dir():
+        local = local / (hub.get("subfolder") or "") / filename
+    looks_like_hub = hub or str(path).count("/") == 1
+    if not local.exists() and looks_like_hub and not str(path).endswith(".safetensors"):
+        # Imported here: only hub ids need the client, and `import sdatoms` stays torch and little
+        # else.
+        from huggingface_hub import hf_hub_download
+
+        rest = {k: v for k, v in hub.items() if k != "weight_name"}
+        try:
+            local = Path(hf_hub_download(str(path), filename, **rest))
+        except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
+            raise AtomError(
+                f"{str(path)!r} is no local file and cannot be had from the hub: "
+                f"{first_line(error)}"
+            ) from None
+    return read_atoms(local), local.stem
