@@ -6,8 +6,10 @@ second half for the latents as they are. With `--from_export`, training goes on 
 pipeline where the run directory has no state of its own. Each is seeded, resumable (run it again),
 logs to `runs/base/<stage>.jsonl` and paints a grid of samples on the way.
 
-`denoiser --fall 0` keeps the rate constant for as long as it takes; `denoiser --state tail --fall N
---steps M` lets the rate fall over the last N of M steps in a copy of its state, for an export.
+`denoiser --fall 0 --steps 1000000` goes on at a constant rate until it is stopped; it saves every
+250 steps. For an export, `denoiser --state tail --fall N --steps M` copies its state and lets the
+rate fall over the last N of M steps; `export --state tail --output_dir DIR` writes the pipeline.
+`latents --shards N` adds cached scenes, which `denoiser` takes in when it is started again.
 """
 
 from __future__ import annotations

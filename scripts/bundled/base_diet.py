@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
 from bundled.base_data import write_caption
+from bundled.base_loops import cast
 from bundled.base_models import MAX_TOKENS
 from bundled.base_training import write_whole
 from bundled.captions import describe
@@ -79,17 +79,26 @@ def paint_examples(gallery: Gallery, examples: Sequence[Example]) -> Tensor:
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, pictures: Tensor) -> Tensor:
+def encode(
+    model: AutoencoderKL, pictures: Tensor, precision: torch.dtype = torch.float32
+) -> Tensor:
     """Latent means `(n, 16, 8, 8)` of uint8 pictures, in float32."""
     model.eval().to(memory_format=torch.channels_last)
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.cat(
-            [model.encode(x.float() / 127.5 - 1).latent_dist.mean for x in pictures.split(64)]
-        )
+    parts = []
+    for part in pictures.split(64):
+        x = (part.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with cast(precision):
+            parts.append(model.encode(x).latent_dist.mean.float())
+    return torch.cat(parts)
 
 
 def write_shard(
-    folder: Path, model: AutoencoderKL, gallery: Gallery, number: int, count: int
+    folder: Path,
+    model: AutoencoderKL,
+    gallery: Gallery,
+    number: int,
+    count: int,
+    precision: torch.dtype = torch.float32,
 ) -> None:
     """Draw, paint and encode `count` scenes from the seed `number`, once."""
     path = folder / f"scenes-{number:03d}.pt"
@@ -98,7 +107,7 @@ def write_shard(
     rng = random.Random(f"shard {number}")
     examples = [gallery.draw_example(rng) for _ in range(count)]
     latents = [
-        encode(model, paint_examples(gallery, examples[i : i + 512])).half()
+        encode(model, paint_examples(gallery, examples[i : i + 512]), precision).half()
         for i in range(0, count, 512)
     ]
     rows = [

@@ -180,8 +180,12 @@ def encode_stage(run: Run) -> None:
         model.save_pretrained(run.run_dir / "vae")
         torch.save(latents.half(), folder / "plain.pt")
     model = AutoencoderKL.from_pretrained(run.run_dir / "vae").float()
+    fit = run.run_dir / "autoencoder"
+    x = paint_held_out(run)[:16].float() / 127.5 - 1
+    facts = settle_precision(fit, model, lambda: model.encode(x).latent_dist.mean.square().mean())
+    precision = getattr(torch, facts["precision"])
     for number in range(run.shards):
-        write_shard(folder, model, run.gallery, number, SHARD)
+        write_shard(folder, model, run.gallery, number, SHARD, precision)
         print(f"{number + 1} of {run.shards} shards", flush=True)
 
 
@@ -221,7 +225,7 @@ def fit_denoiser_stage(run: Run) -> None:
         seed=run.seed,
     )
     show = lambda: export.paint_samples(run.run_dir, unet, text_encoder, tokenizer)
-    drive(path, parts, optimizer, ema, loop, show, 500, start_from=main, facts=facts)
+    drive(path, parts, optimizer, ema, loop, show, 250, start_from=main, facts=facts)
 
 
 def export_stage(run: Run) -> None:

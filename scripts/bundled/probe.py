@@ -1,8 +1,10 @@
 """The probe: a small net that says which modifiers a picture shows, trained on true scenes alone.
 
 It sees the picture and, beside it, the plain subject: whether a thing is upside down, dyed, or
-above another cannot be told without knowing the thing. Both go through the same convolutions to 64
-patches each; a transformer compares them, and each kind of modifier has a head, with "none" first.
+above another cannot be told without knowing the thing. The same convolutions look at the picture
+and at the subject, whole and at half its size, upright and turned; how alike each patch of the
+picture is to each of theirs is what the heads read beside the picture's own features. Each kind of
+modifier has a head, with "none" first.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from bundled.modifiers import KINDS, VALUES, Scene
 
 __all__ = ["Probe", "find_modifiers", "label", "load_probe", "save_probe", "show_on_white"]
 
-WIDTH, LAYERS = 96, 2
+LOOK, WIDTH = 64, 80
 
 
 class Residual(nn.Module):
@@ -28,7 +31,7 @@ class Residual(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.GroupNorm(8, channels),
-            nn.GELU(),
+            nn.SiLU(),
             nn.Conv2d(channels, channels, 1),
         )
 
@@ -42,32 +45,45 @@ class Probe(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.look = nn.Sequential(
-            nn.Conv2d(3, 24, 4, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(24, 48, 4, stride=2, padding=1),
-            nn.GroupNorm(8, 48),
-            nn.GELU(),
-            Residual(48),
-            nn.Conv2d(48, WIDTH, 4, stride=2, padding=1),
+            nn.Conv2d(3, 32, 4, stride=4),
+            Residual(32),
+            nn.Conv2d(32, LOOK, 4, stride=2, padding=1),
+            nn.GroupNorm(8, LOOK),
+            nn.SiLU(),
+            Residual(LOOK),
+        )
+        likenesses = 2 * (8 * 8 + 4 * 4)
+        self.read = nn.Sequential(
+            nn.Conv2d(2 * LOOK + likenesses, WIDTH, 3, padding=1),
             nn.GroupNorm(8, WIDTH),
+            nn.SiLU(),
+            Residual(WIDTH),
             Residual(WIDTH),
         )
-        self.where = nn.Parameter(0.02 * torch.randn(2 * 64, WIDTH))
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.compare = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(2 * WIDTH)
+        pooled = 5 * WIDTH + LOOK
+        self.norm = nn.LayerNorm(pooled)
         self.heads = nn.ModuleDict(
-            {kind: nn.Linear(2 * WIDTH, len(VALUES[kind]) + 1) for kind in KINDS}
+            {kind: nn.Linear(pooled, len(VALUES[kind]) + 1) for kind in KINDS}
         )
 
     def forward(self, pictures: Tensor, references: Tensor) -> dict[str, Tensor]:
-        maps = self.look(torch.cat([pictures, references]))
-        seen, known = maps.flatten(2).transpose(1, 2).chunk(2)
-        patches = self.compare(torch.cat([seen, known], 1) + self.where)[:, :64]
-        pooled = self.norm(torch.cat([patches.mean(1), patches.amax(1)], -1))
+        turned = references.flip(-1, -2)
+        seen, known, over = self.look(torch.cat([pictures, references, turned])).chunk(3)
+        half = F.avg_pool2d(torch.cat([references, turned]), 2)
+        small = self.look(half).chunk(2)
+        alike = [compare(seen, other) for other in (known, over, *small)]
+        x = self.read(torch.cat([seen, known, *alike], 1))
+        quarters = F.adaptive_avg_pool2d(x, 2).flatten(1)
+        pooled = torch.cat([quarters, x.amax((2, 3)), known.mean((2, 3))], -1)
+        pooled = self.norm(pooled)
         return {kind: head(pooled) for kind, head in self.heads.items()}
+
+
+def compare(seen: Tensor, known: Tensor) -> Tensor:
+    """Cosines of every patch in `seen (n, c, h, w)` with every one in `known (n, c, k, l)`, as
+    `(n, k·l, h, w)`."""
+    a, b = F.normalize(seen.flatten(2), dim=1), F.normalize(known.flatten(2), dim=1)
+    return (b.transpose(1, 2) @ a).unflatten(2, seen.shape[2:])
 
 
 def label(scenes: Sequence[Scene]) -> dict[str, Tensor]:

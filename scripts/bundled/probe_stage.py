@@ -25,7 +25,7 @@ def fit_probe(run: Run, output: Path) -> Probe:
     optimizer = torch.optim.AdamW(
         probe.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
-    x = torch.rand(64, 3, 64, 64)
+    x = torch.rand(32, 3, 64, 64)
     facts = settle_precision(
         path, probe, lambda: sum(v.float().square().mean() for v in probe(x, x).values())
     )
@@ -36,7 +36,7 @@ def fit_probe(run: Run, output: Path) -> Probe:
         run.gallery,
         steps=run.steps or 4000,
         start=start,
-        learning_rate=run.rate or 1e-3,
+        learning_rate=run.rate or 1.5e-3,
         precision=getattr(torch, facts["precision"]),
         seed=run.seed,
     )

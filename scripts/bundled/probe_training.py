@@ -54,8 +54,8 @@ def train_probe(
     *,
     steps: int,
     start: int = 0,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+    learning_rate: float = 1.5e-3,
     precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Iterator[Step]:
