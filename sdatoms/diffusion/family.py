@@ -193,5 +193,5 @@ def refuse_inpainting(name_or_path: str | None, what: str) -> None:
     if found.inpainting:
         raise AtomError(
             f"the base model {Path(find_base(name_or_path)).name!r} is {found.label}, whose UNet "
-            f"also takes a mask; {what} takes the plain form of the family"
+            f"also takes a mask; {what} takes the plain form of its family, {list_families()}"
         )

@@ -123,6 +123,8 @@ class Run:
         self.saved = -1
         self.waiting: list[str] = []
         """Lines for the log from before."""
+        self.unsaid: list[str] = []
+        """Notes from before; a call that is refused says why, and nothing else."""
         self.measured: dict[str, dict[str, float]] = {}
         """Name of the samples (`base`, `step-…`) → what was measured on them."""
         self.best: Best | None = None
@@ -214,6 +216,8 @@ class Run:
         self.accepted = self.stop.writing = True
         for line in self.waiting:
             self.log(line)
+        for note in self.unsaid:
+            self.notify(note)
         if resumed:
             self.log(f"resumed from step-{trainer.step:06d}")
             self.saved = trainer.step
@@ -225,8 +229,10 @@ class Run:
     def note(self, text: str) -> None:
         """A line for the log and for whoever looks on."""
         self.log(text)
-        if is_main():
+        if is_main() and self.accepted:
             self.notify(text)
+        elif is_main():
+            self.unsaid.append(text)
 
     def log(self, text: str) -> None:
         """Append a line to the log."""

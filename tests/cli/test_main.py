@@ -94,10 +94,11 @@ def test_generate_writes_a_picture_for_each_seed(capsys, tmp_path, atom_file):
     paths = [Path(line) for line in capsys.readouterr().out.split()]
     assert [p.name for p in paths] == ["cat-face-7.png", "cat-face-8.png"]
     base = Image.open(paths[0]).tobytes()
-    main([*command, "--seed", "7", "--atoms", f"{atom_file}=0"])
-    assert Image.open(paths[0]).tobytes() == base  # strength 0 is the base
-    main([*command, "--seed", "7", "--atoms", f"{atom_file}=1.5"])
-    assert Image.open(paths[0]).tobytes() != base
+    for strength, same in ((0, True), (1.5, False)):  # strength 0 is the base
+        main([*command, "--seed", "7", "--atoms", f"{atom_file}={strength}"])
+        (path,) = map(Path, capsys.readouterr().out.split())
+        assert path not in paths, "a picture of an earlier call was overwritten"
+        assert (Image.open(path).tobytes() == base) == same
 
 
 def test_generated_names_never_leave_the_folder(capsys, tmp_path):
@@ -190,7 +191,7 @@ def test_wrong_atom_files_are_refused(refuse, tmp_path):
 def test_the_bundled_evaluator_measures_the_bundled_base_alone(
     tmp_path, monkeypatch, evaluator_folder
 ):
-    for module in ("storage", "diffusion.open", "evaluation.evaluator"):
+    for module in ("storage", "diffusion.family", "evaluation.evaluator"):
         monkeypatch.setattr(f"sdatoms.{module}.find_assets", lambda: tmp_path)
     assert find_measure(TrainConfig("pictures", "a cat")) is None  # it is not there yet
     shutil.copytree(evaluator_folder, tmp_path / "emoji-clip")
