@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 
 from sdatoms import AtomError
 from sdatoms_app.atoms.tab import build_atoms_tab
-from sdatoms_app.generate.api import build_api
+from sdatoms_app.generate.api import build_generate_api
 from sdatoms_app.generate.compare import build_compare_tab
 from sdatoms_app.generate.tab import build_generate_tab
 from sdatoms_app.runs.tab import build_runs_tab
@@ -59,7 +59,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
                 form = build_train_tab(studio, pictures)
             with gr.Tab("Runs", id="runs"):
                 build_runs_tab(studio, form, generate)
-        build_api(studio)
+        build_generate_api(studio)
     app.queue(max_size=64, default_concurrency_limit=4)
     return app
 

@@ -1,6 +1,7 @@
 """One view's delta of one weight, and what several of them add to it.
 
-ΔD is formed here and nowhere else; sums are maps, or deltas of one code book.
+ΔD of a stored adapter is formed here (`LayerMap.delta`); while it trains, in `deltas.py`. Sums are
+maps, deltas of one code book, or products one by one.
 """
 
 from __future__ import annotations

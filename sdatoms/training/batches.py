@@ -1,4 +1,4 @@
-"""Batches of instance and class pictures, and the class pictures themselves.
+"""Batches of instance and class pictures, with their masks.
 
 Batches are a function of the seed and their number alone: a resumed run sees what the uninterrupted
 run would have, and N processes share one batch as one process would have drawn it.

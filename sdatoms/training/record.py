@@ -23,8 +23,8 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import PictureFolder, Source
 
 __all__ = [
-    "COMPARED",
     "FIXED",
+    "PLACES",
     "RATE_SETTINGS",
     "RECORD",
     "compare_record",
@@ -43,12 +43,12 @@ FIXED = (
     "prodigy_safeguard_warmup",
 )
 """Settings that the checkpoint's tensors and optimizer state depend on."""
-COMPARED = (
+PLACES = (
     *("instance_data_dir", "pretrained_model_name_or_path", "revision", "variant"),
     *("output_dir", "resume_from_checkpoint", "mask_data_dir", "caption_column"),
     *("class_data_dir", "encoding_cache_dir"),
 )
-"""Settings that only say where things are: the things themselves are compared."""
+"""Settings that only say where things are; the things themselves are compared."""
 RATE_SETTINGS = (
     *("learning_rate", "scale_lr", "spatial_learning_rate", "block_learning_rate"),
     *("text_encoder_lr", "token_lr", "train_batch_size", "gradient_accumulation_steps"),
@@ -113,7 +113,7 @@ def compare_record(
         changes = {
             name: (before[name], value)
             for name, value in after.items()
-            if name in before and before[name] != value and name not in COMPARED
+            if name in before and before[name] != value and name not in PLACES
         }
         fixed = [name for name in changes if name in FIXED]
         wrong += [f"--{n} was {changes[n][0]!r} and is {changes[n][1]!r}" for n in fixed]

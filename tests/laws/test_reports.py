@@ -32,7 +32,7 @@ from sdatoms.training.folder import check_folder
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.lock import LOCK, RunLock
 from sdatoms.training.loop import train
-from sdatoms.training.record import COMPARED, FIXED, compare_record
+from sdatoms.training.record import FIXED, PLACES, compare_record
 from sdatoms.training.run_folder import RunDirectory, write_toml
 from sdatoms.training.stopping import StopRequest, TrainingStopped
 
@@ -69,7 +69,7 @@ def test_every_changed_setting_is_named_or_refused(checkpoint, name):
             compare_record(folder, made, now, prints)
     else:
         changed = compare_record(folder, made, now, prints)
-        assert list(changed) == ([] if name in COMPARED else [name])
+        assert list(changed) == ([] if name in PLACES else [name])
     assert compare_record(folder, made, made, prints) == {}
 
 

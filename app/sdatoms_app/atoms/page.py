@@ -180,8 +180,8 @@ class AtomsPage:
             raise AtomError(f"the prompt takes 1 to {MAX_PROMPT} characters")
         if len(atoms) > MAX_MUTED:
             raise AtomError(f"{len(atoms)} atoms are named; at most {MAX_MUTED} are muted at once")
-        chosen = int(check_number("the seed", seed, 0, MAX_SEED))
-        count = int(check_number("the number of steps", steps, 1, MAX_STEPS))
+        chosen = int(check_field("the seed", seed, 0, MAX_SEED))
+        count = int(check_field("the number of steps", steps, 1, MAX_STEPS))
         files = [("with the file", file)]
         files += [(f"without atom {k}", mute_atom(file, k, **scope)) for k in atoms]
         return self.studio.paint_each(
@@ -215,7 +215,7 @@ class AtomsPage:
         if len(files) < 2:
             raise AtomError("a mix takes at least two files")
         strengths = [
-            float(check_number(f"the strength of {id!r}", value, -MAX_STRENGTH, MAX_STRENGTH))
+            float(check_field(f"the strength of {id!r}", value, -MAX_STRENGTH, MAX_STRENGTH))
             for id, value in zip(ids, values, strict=True)
         ]
         name = title.strip() or " + ".join(ids)
@@ -236,7 +236,7 @@ class AtomsPage:
             AtomError: as `export_file`, or the file is not listed.
         """
         file = self.read(id)
-        width = int(check_number("the rank", rank, 1, MAX_RANK))
+        width = int(check_field("the rank", rank, 1, MAX_RANK))
         folder = self.studio.outputs / "exports"
         with self.studio.lock:
             pipe = self.studio.open()
@@ -249,7 +249,7 @@ def frame(sheet: Image.Image | None) -> Any:
     return gr.Image(sheet, height=height, visible=sheet is not None)
 
 
-def check_number(what: str, number: float | None, low: float, high: float) -> float:
+def check_field(what: str, number: float | None, low: float, high: float) -> float:
     """The number of a field.
 
     Raises:

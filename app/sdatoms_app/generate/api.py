@@ -25,7 +25,7 @@ from sdatoms_app.studio.painting import Job
 from sdatoms_app.studio.studio import Studio
 
 __all__ = [
-    "build_api",
+    "build_generate_api",
 ]
 
 
@@ -38,7 +38,7 @@ class Picture(TypedDict):
     parameters: dict[str, Any]
 
 
-def build_api(studio: Studio) -> None:
+def build_generate_api(studio: Studio) -> None:
     """Add the endpoints; call inside `gr.Blocks`."""
 
     def generate(
