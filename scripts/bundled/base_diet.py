@@ -119,12 +119,13 @@ def write_shard(
 
 def read_diet(folder: Path, gallery: Gallery, tokenizer: CLIPTokenizer, **settings) -> Diet:
     """Read `plain.pt` and every shard of `folder`, in the order of their names."""
-    numbers = {concept.key: i for i, concept in enumerate(gallery.concepts)}
     plain = torch.load(folder / "plain.pt", weights_only=True)
     latents, examples = [plain[:0]], []
     for path in sorted(folder.glob("scenes-*.pt")):
         shard = torch.load(path, weights_only=True)
         latents.append(shard["latents"])
         for row in shard["examples"]:
-            examples.append(Example(numbers[row["key"]], Scene(**row["scene"]), row["seed"], ""))
+            examples.append(
+                Example(gallery.find(row["key"]), Scene(**row["scene"]), row["seed"], "")
+            )
     return Diet(gallery, tokenizer, plain, torch.cat(latents), examples, **settings)

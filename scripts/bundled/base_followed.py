@@ -60,7 +60,9 @@ def draw_prompts(gallery: Gallery, per_kind: int, seed: int = 0) -> list[Prompt]
 def draw_one(gallery: Gallery, kind: str, value: str | int, rng: random.Random) -> Example:
     """A subject on which this one modifier shows."""
     while True:
-        concept, second = rng.sample(gallery.subjects, 2)
+        concept, second = gallery.choose_subject(rng), gallery.choose_subject(rng)
+        if concept == second:
+            continue
         if kind in gallery.open_to[concept] and (kind, value) not in gallery.unseen[concept]:
             break
     key = gallery.concepts[second].key if kind == "relation" else None

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +35,17 @@ __all__ = [
 ]
 
 WEIGHTS: Mapping[str, float] = {
-    "colour": 1.2,
-    "background": 1.0,
-    "place": 1.4,
-    "worn": 1.6,
+    "colour": 1.0,
+    "background": 0.7,
+    "place": 1.1,
+    "worn": 2.2,
     "number": 0.9,
-    "size": 0.7,
-    "relation": 1.2,
-    "turned": 0.7,
-    "style": 1.2,
+    "size": 0.8,
+    "relation": 1.6,
+    "turned": 1.3,
+    "style": 1.6,
 }
-"""How often each kind of modifier is drawn, relative to the others."""
+"""How often each kind of modifier is drawn, relative to the others: the harder, the more."""
 COLOUR_WORDS = frozenset(
     (*VALUES["colour"], *VALUES["background"], "white", "grey", "gold", "golden", "coloured")
 )
@@ -77,13 +78,29 @@ class Gallery:
     unseen: tuple[frozenset[tuple[str, str]], ...]
     """(kind, value) that would hardly change each concept: yellow on what is yellow."""
 
-    @property
+    @cached_property
     def subjects(self) -> tuple[int, ...]:
         """Numbers of the concepts that may be a scene's subject."""
         return tuple(i for i, kinds in enumerate(self.open_to) if kinds)
 
+    @cached_property
+    def shelves(self) -> tuple[tuple[int, ...], ...]:
+        """The subjects by category: there are more people than animals, food or things."""
+        names = sorted({self.concepts[i].category for i in self.subjects})
+        shelf = lambda name: tuple(i for i in self.subjects if self.concepts[i].category == name)
+        return tuple(shelf(name) for name in names)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Key → number of each concept."""
+        return {concept.key: i for i, concept in enumerate(self.concepts)}
+
     def find(self, key: str) -> int:
-        return next(i for i, c in enumerate(self.concepts) if c.key == key)
+        return self.numbers[key]
+
+    def choose_subject(self, rng: random.Random) -> int:
+        """A subject, every category as often."""
+        return rng.choice(rng.choice(self.shelves))
 
     def draw_example(
         self,
@@ -94,10 +111,8 @@ class Gallery:
         held_out_pair: bool = False,
     ) -> Example:
         """Draw a subject, a scene that makes sense on it, and a sentence about both."""
-        subjects = self.subjects
         while True:
-            concept = rng.choice(subjects)
-            second = rng.choice(subjects)
+            concept, second = self.choose_subject(rng), self.choose_subject(rng)
             scene = draw_scene(
                 rng,
                 kinds=kinds,
