@@ -103,7 +103,7 @@ def test_training_refuses_inpainting_bases_before_anything_is_written(tmp_path, 
                 f"--instance_prompt x --output_dir {tmp_path / 'run'}"
             )
         )
-    assert "training takes the plain form of the family" in capsys.readouterr().err
+    assert "training takes the plain form of its family" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
