@@ -23,6 +23,7 @@ __all__ = [
     "TRIGGERS",
     "Concept",
     "clean",
+    "fetch_package",
     "fetch_packages",
     "load_concepts",
     "load_pictures",
@@ -73,22 +74,24 @@ class Concept:
 def fetch_packages(folder: Path) -> dict[str, Path]:
     """Unpack the emoji packages under `folder` (once); returns package name → its directory."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for package in PACKAGES:
-        name, _ = package.rsplit("@", 1)
-        target = folder / name
-        if not target.exists():
-            packed = subprocess.run(
-                ["npm", "pack", package, "--silent"],
-                cwd=folder,
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
-                archive.extractall(target, filter="data")
-        found[name] = target / "package"
-    return found
+    return {package.rsplit("@", 1)[0]: fetch_package(folder, package) for package in PACKAGES}
+
+
+def fetch_package(folder: Path, package: str) -> Path:
+    """Unpack one npm package under `folder` (once)."""
+    name = package.rsplit("@", 1)[0]
+    target = folder / name if (folder / name).exists() else folder / name.replace("/", "__")
+    if not target.exists():
+        packed = subprocess.run(
+            ["npm", "pack", package, "--silent"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
+            archive.extractall(target, filter="data")
+    return target / "package"
 
 
 def read_held_out() -> set[str]:

@@ -17,6 +17,7 @@ __all__ = [
     "build_scheduler",
     "build_text_encoder",
     "build_unet",
+    "configure_text",
     "standardize_latents",
 ]
 
@@ -57,8 +58,9 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_text_encoder(vocab_size: int) -> CLIPTextModel:
-    config = CLIPTextConfig(
+def configure_text(vocab_size: int) -> CLIPTextConfig:
+    """The text encoder of the base, and of the evaluator's CLIP."""
+    return CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=512,
@@ -70,7 +72,10 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
         eos_token_id=vocab_size - 1,
         pad_token_id=vocab_size - 1,
     )
-    return CLIPTextModel(config)
+
+
+def build_text_encoder(vocab_size: int) -> CLIPTextModel:
+    return CLIPTextModel(configure_text(vocab_size))
 
 
 def build_scheduler() -> DDPMScheduler:

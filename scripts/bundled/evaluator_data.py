@@ -20,12 +20,12 @@ from torch import Tensor
 
 from bundled.base_data import (
     Concept,
+    fetch_package,
     fetch_packages,
     load_concepts,
     read_held_out,
     read_over_white,
 )
-from bundled.subjects import fetch
 
 __all__ = ["VENDORS", "Collection", "load_collection"]
 
@@ -75,10 +75,10 @@ def load_collection(packages_dir: Path, cache: Path) -> Collection:
 
 
 def draw_collection(packages_dir: Path, concepts: list[Concept], cache: Path) -> None:
-    names = read_slugs(fetch(packages_dir, VENDORS["fluent-flat"]))
+    names = read_slugs(fetch_package(packages_dir, VENDORS["fluent-flat"]))
     pictures, vendor, concept, seen = [], [], [], {}
     for v, (title, package) in enumerate(VENDORS.items()):
-        read = open_vendor(title, fetch(packages_dir, package), names)
+        read = open_vendor(title, fetch_package(packages_dir, package), names)
         for c, entry in enumerate(concepts):
             if title == "fluent-3d" and entry.category == "flags":
                 continue  # Fluent draws no flags; this package fills in Noto's

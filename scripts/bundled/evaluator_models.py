@@ -19,10 +19,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from bundled.base_loops import Step, scale_lr, set_rate
-from bundled.base_models import MAX_TOKENS
+from bundled.base_models import configure_text
 from bundled.evaluator_data import Collection
 
 __all__ = [
@@ -40,18 +40,7 @@ PICTURE_SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
 
 
 def build_clip(vocab_size: int) -> CLIPModel:
-    text = CLIPTextConfig(
-        vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=512,
-        projection_dim=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=vocab_size - 2,
-        eos_token_id=vocab_size - 1,
-        pad_token_id=vocab_size - 1,
-    )
+    text = configure_text(vocab_size)
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=3 * WIDTH,

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from bundled.base_data import clean, fetch_packages
+from bundled.base_data import clean, fetch_package, fetch_packages
 
-__all__ = ["SUBJECTS", "fetch", "read_names", "write_subject"]
+__all__ = ["SUBJECTS", "read_names", "write_subject"]
 
 STYLE_CODES = ("1f600", "1f436", "1f697", "1f3e0", "1f333", "1f355", "2615", "26bd")
 CAT_CODES = ("1f63a", "1f638", "1f639", "1f63b", "1f63c", "1f63d", "1f640", "1f63f")
@@ -164,9 +162,9 @@ def write_subject(subject: Subject, folder: Path, packages: Path, names: dict[st
     vendors = [VENDORS[name] for name in subject.vendors]
     for key, vendor in zip(subject.vendors, vendors, strict=True):
         for code in subject.codes:
-            picture = vendor.read(fetch(packages, vendor.package), code, names[code]).convert(
-                "RGBA"
-            )
+            picture = vendor.read(
+                fetch_package(packages, vendor.package), code, names[code]
+            ).convert("RGBA")
             picture = picture.resize((64, 64), Image.Resampling.LANCZOS)
             canvas = Image.new("RGBA", picture.size, "white")
             canvas.alpha_composite(picture)
@@ -185,20 +183,3 @@ def write_subject(subject: Subject, folder: Path, packages: Path, names: dict[st
     (folder / "subject.json").write_text(json.dumps(about, indent=2) + "\n")
     sources = [f"{v.title}, from the npm package {v.package}.\n{v.licence}\n" for v in vendors]
     (folder / "LICENSE").write_text("\n".join(sources))
-
-
-def fetch(folder: Path, package: str) -> Path:
-    """Unpack one npm package under `folder` (once)."""
-    name = package.rsplit("@", 1)[0]
-    target = folder / name if (folder / name).exists() else folder / name.replace("/", "__")
-    if not target.exists():
-        packed = subprocess.run(
-            ["npm", "pack", package, "--silent"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
-            archive.extractall(target, filter="data")
-    return target / "package"
