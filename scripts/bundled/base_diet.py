@@ -32,7 +32,7 @@ PLAIN_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Diet:
-    """Latents `(n, 16, 8, 8)` float16 of plain emoji, one a concept, and of scenes."""
+    """Latents `(n, 24, 8, 8)` float16 of plain emoji, one a concept, and of scenes."""
 
     gallery: Gallery
     tokenizer: CLIPTokenizer
@@ -82,7 +82,7 @@ def paint_examples(gallery: Gallery, examples: Sequence[Example]) -> Tensor:
 def encode(
     model: AutoencoderKL, pictures: Tensor, precision: torch.dtype = torch.float32
 ) -> Tensor:
-    """Latent means `(n, 16, 8, 8)` of uint8 pictures, in float32."""
+    """Latent means `(n, 24, 8, 8)` of uint8 pictures, in float32."""
     model.eval().to(memory_format=torch.channels_last)
     parts = []
     for part in pictures.split(64):

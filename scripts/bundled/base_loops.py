@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Batch = Callable[[torch.Generator, random.Random], tuple[Tensor, Tensor]]
-"""Draws latents `(B, 16, 8, 8)` in float32 and the ids `(B, 32)` of their captions."""
+"""Draws latents `(B, 24, 8, 8)` in float32 and the ids `(B, 32)` of their captions."""
 
 
 class Step(NamedTuple):
@@ -103,12 +103,11 @@ def train_autoencoder(
     Loss: L1 + 4 × squared error + 0.5 × L1 of the picture's gradients + 0.05 × the logarithm of
     each picture's squared error, which is what PSNR averages, + `kl_weight` × mean KL, on [-1, 1].
     """
-    model.train().to(memory_format=torch.channels_last)
+    model.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pick = torch.randint(len(pictures), (batch_size,), generator=generator)
         x = augment(pictures[pick].float() / 127.5 - 1, generator)
-        x = x.contiguous(memory_format=torch.channels_last)
         lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
         with cast(precision):
             posterior = model.encode(x).latent_dist

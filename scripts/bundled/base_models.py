@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MAX_TOKENS = 32
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 24
 
 
 def build_autoencoder() -> AutoencoderKL:

@@ -1,7 +1,7 @@
 """Places, painted by code at 64 px: a subject is put before them.
 
 What tells a place (horizon, sky, sun) always stands in the same spot; the seed moves only flakes,
-stars, blades, drops and bubbles. Painted at twice the size and averaged.
+stars, blades, drops and bubbles. Painted at twice the size, softened and averaged.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 __all__ = ["GROUNDED", "VARIANTS", "paint_place"]
 
 SIDE = 128
+SOFTNESS = 2.0
+"""Deviation in px of the blur on a place: it lies behind the subject, out of focus."""
 VARIANTS = 4
 """Pictures of one place that differ in detail."""
 
@@ -27,6 +29,7 @@ Pen = ImageDraw.ImageDraw
 def paint_place(name: str, variant: int) -> Image.Image:
     """RGBA 64 px. Callers copy it before they draw on it."""
     picture = PAINTERS[name](random.Random(f"{name} {variant % VARIANTS}"))
+    picture = picture.filter(ImageFilter.GaussianBlur(SOFTNESS))
     return picture.resize((64, 64), Image.Resampling.BOX).convert("RGBA")
 
 

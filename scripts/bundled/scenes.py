@@ -126,7 +126,7 @@ def stamp(
 def shrink(thing: Image.Image, side: int) -> Image.Image:
     if thing.size == (side, side):
         return thing
-    return thing.resize((side, side), Image.Resampling.LANCZOS)
+    return thing.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def recolour(picture: Image.Image, name: str) -> Image.Image:

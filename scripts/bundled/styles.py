@@ -19,8 +19,9 @@ def restyle(picture: Image.Image, figure: Image.Image, style: str) -> Image.Imag
 
 def find_edges(picture: Image.Image, figure: Image.Image) -> np.ndarray:
     """How strong the picture's edges are, `(64, 64)` in [0, 1]; the figure's outline is strong."""
-    x = np.asarray(picture, np.float32) / 255
-    x = np.concatenate([x, 0.8 * np.asarray(figure, np.float32)[..., None] / 255], -1)
+    x = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.8)), np.float32) / 255
+    outline = np.asarray(figure.filter(ImageFilter.GaussianBlur(0.8)), np.float32)
+    x = np.concatenate([x, outline[..., None] / 255], -1)
     x = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
     across = np.abs(x[1:-1, 2:] - x[1:-1, :-2]).max(-1)
     down = np.abs(x[2:, 1:-1] - x[:-2, 1:-1]).max(-1)
@@ -34,7 +35,7 @@ def mix(amount: np.ndarray, paper: tuple[int, int, int], ink: tuple[int, int, in
 
 
 def draw_lines(picture: Image.Image, figure: Image.Image) -> Image.Image:
-    return mix(find_edges(picture, figure), (255, 255, 255), (60, 60, 66))
+    return mix(find_edges(picture, figure), (252, 252, 252), (70, 70, 76))
 
 
 def draw_blueprint(picture: Image.Image, figure: Image.Image) -> Image.Image:
@@ -71,7 +72,7 @@ def draw_neon(picture: Image.Image, figure: Image.Image) -> Image.Image:
     lines = Image.fromarray((hue * find_edges(picture, figure)[..., None] * 255).astype(np.uint8))
     glow = np.asarray(lines.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
     wall = np.array([14, 10, 32], np.float32)
-    shine = wall + 1.1 * glow + 0.7 * np.asarray(lines, np.float32)
+    shine = wall + 1.4 * glow + 0.4 * np.asarray(lines, np.float32)
     return Image.fromarray(shine.clip(0, 255).astype(np.uint8))
 
 

@@ -25,7 +25,7 @@ def tiny_autoencoder():
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4, 4, 4, 4),
-        latent_channels=16,
+        latent_channels=24,
         norm_num_groups=2,
         sample_size=64,
     )
@@ -33,7 +33,7 @@ def tiny_autoencoder():
 
 @pytest.fixture
 def diet(gallery, tokenizer, tmp_path, tiny_autoencoder):
-    torch.save(torch.randn(3, 16, 8, 8).half(), tmp_path / "plain.pt")
+    torch.save(torch.randn(3, 24, 8, 8).half(), tmp_path / "plain.pt")
     for number in (0, 1):
         write_shard(tmp_path, tiny_autoencoder, gallery, number, 12)
     return read_diet(tmp_path, gallery, tokenizer, batch_size=6)
@@ -43,8 +43,8 @@ def build_parts(tokenizer):
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=16,
-        out_channels=16,
+        in_channels=24,
+        out_channels=24,
         block_out_channels=(8, 8),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -121,7 +121,7 @@ def test_the_rate_warms_up_stays_and_falls():
 
 def test_a_batch_is_one_third_plain_with_words_for_every_latent(diet):
     latents, tokens = diet.draw_batch(torch.Generator().manual_seed(0), random.Random(0))
-    assert latents.shape == (6, 16, 8, 8) and latents.dtype == torch.float32
+    assert latents.shape == (6, 24, 8, 8) and latents.dtype == torch.float32
     assert tokens.shape == (6, 32)
     plain = diet.plain.float()
     assert all(any(torch.equal(x, p) for p in plain) for x in latents[:2])
@@ -159,7 +159,7 @@ def test_the_faster_precision_is_chosen(monkeypatch):
 
 
 def test_a_diet_without_scenes_is_all_plain(gallery, tokenizer):
-    plain = torch.randn(3, 16, 8, 8).half()
+    plain = torch.randn(3, 24, 8, 8).half()
     diet = Diet(gallery, tokenizer, plain, plain[:0], [], batch_size=4)
     latents, _ = diet.draw_batch(torch.Generator().manual_seed(0), random.Random(0))
     assert len(latents) == 4
