@@ -1,14 +1,21 @@
 """What a prompt says to the denoiser, in training as in painting: weights, windows, embeddings.
 
-Syntax, as in the web UIs people come from: `(word:1.3)` weighs 1.3, `(word)` 1.1, `[word]` 1/1.1;
-`\\(` is a plain bracket. A prompt of more tokens than the encoder takes is encoded in windows, and
-the embeddings of the windows stand one after another; no token is dropped.
+Brackets mean what they mean in A1111 and the programs around it: `(word:1.3)` weighs 1.3, `(word)`
+1.1, `[word]` 1/1.1, nested ones multiply, and `\\(` is a plain bracket. `parse_prompt` reads them;
+compel, whose own brackets and `++` mean other things, makes the embeddings of what was read.
 
-A weight `w` moves a token's embedding along the line from the empty prompt's, at the same place:
-`z' = z_empty + w (z - z_empty)`. Weight 1 changes no bit.
+A prompt of more tokens than the encoder takes is encoded in windows, and the embeddings of the
+windows stand one after another; no token is dropped. A weight `w` moves a token's embedding along
+the line from the empty prompt's, at the same place: `z' = z_empty + w (z - z_empty)`. Weight 1
+changes no bit.
 
-`embed_prompt` is the one reader. SDXL's two encoders read the same tokens, each before its last
-layer; its pooled embedding is the second encoder's of the first window, whatever weighs.
+`embed_prompt` is the one reader, in training as in painting. SDXL's two encoders read the same
+tokens, each before its last layer; its pooled embedding is the second encoder's of the first
+window, whatever weighs (compel's own would read the brackets as words).
+
+`clip_skip` counts layers from the end as A1111 does: 1 reads the last layer, 2 the one before,
+diffusers' `clip_skip=1`; the negative prompt is read the same way. SDXL reads the one before the
+last anyway, so that 1 and 2 are the same there.
 
 At the end: prompts written for a trigger, and what a prompt says without words nobody knows.
 """
@@ -20,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from compel import EmbeddingsProvider
 from torch import Tensor
 
 from sdatoms.adapters.words import list_encoders
@@ -123,20 +131,26 @@ def count_tokens(pipe: Any, text: str) -> TokenCount:
 
 
 def encode_prompts(
-    pipe: Any, prompts: Sequence[str], negative_prompt: str | None = None
+    pipe: Any, prompts: Sequence[str], negative_prompt: str | None = None, clip_skip: int = 1
 ) -> dict[str, Any]:
     """Arguments for the pipeline that stand for these prompts.
 
     Prompts without weights that fit one window are handed on as they are, so that their pictures
     are the pipeline's own; others come as embeddings `(B, windows·length, d)`.
 
+    Args:
+        clip_skip: the layer of the text encoders that is read, from the end.
+
     Raises:
-        AtomError: a weight is out of range, or the prompt fills more than eight windows.
+        AtomError: a weight is out of range, the prompt fills more than eight windows, or the text
+            encoders have no such layer.
     """
+    check_clip_skip(pipe, clip_skip)
     texts = [*prompts, negative_prompt or ""]
     counts = [count_tokens(pipe, text) for text in texts]
     windows = max(count.windows for count in counts)
-    if windows == 1 and all(parse_prompt(text) in ([], [(text, 1.0)]) for text in texts):
+    plain = all(parse_prompt(text) in ([], [(text, 1.0)]) for text in texts)
+    if windows == 1 and clip_skip == 1 and plain:
         negative = [negative_prompt] * len(prompts) if negative_prompt else None
         return {"prompt": list(prompts), "negative_prompt": negative}
     if windows > MAX_WINDOWS:
@@ -145,7 +159,7 @@ def encode_prompts(
             f"the prompt has {longest} tokens; at most {MAX_WINDOWS * counts[0].window} are taken"
         )
     with torch.no_grad():
-        *rows, against = [embed_prompt(pipe, text, windows) for text in texts]
+        *rows, against = [embed_prompt(pipe, text, windows, clip_skip) for text in texts]
     if not negative_prompt and pipe.config.get("force_zeros_for_empty_prompt"):
         pooled = None if against.pooled is None else torch.zeros_like(against.pooled)
         against = Embedding(torch.zeros_like(against.context), pooled)
@@ -160,12 +174,27 @@ def encode_prompts(
     return given
 
 
-def embed_prompt(pipe: Any, text: str, windows: int | None = None) -> Embedding:
+def check_clip_skip(pipe: Any, clip_skip: int) -> None:
+    """See that a pipeline's text encoders have a layer.
+
+    Raises:
+        AtomError: they do not.
+    """
+    layers = [encoder.config.num_hidden_layers for encoder, _ in list_encoders(pipe).values()]
+    if not 1 <= clip_skip <= min(layers):
+        raise AtomError(
+            f"clip_skip is {clip_skip}; this base's text encoder has the layers 1, its last, to "
+            f"{min(layers)}"
+        )
+
+
+def embed_prompt(pipe: Any, text: str, windows: int | None = None, clip_skip: int = 1) -> Embedding:
     """A prompt as the pipeline's denoiser reads it; gradients flow where they are wanted.
 
     Args:
         windows: how many the embedding has, empty ones at its end; as many as the prompt needs when
             not given, at most eight. What does not fit is cut off.
+        clip_skip: the layer that is read, from the end.
 
     Raises:
         AtomError: a weight is out of range.
@@ -174,22 +203,10 @@ def embed_prompt(pipe: Any, text: str, windows: int | None = None) -> Embedding:
     count = windows or min(count_tokens(pipe, text).windows, MAX_WINDOWS)
     contexts, pooled = [], None
     for encoder, tokenizer in encoders.values():
-        window = find_window(encoder, tokenizer)
+        reader = LayerReader(encoder, tokenizer, clip_skip, deep=len(encoders) > 1)
         ids, weights = tokenize(pipe, tokenizer, text)
-        parts = [slice(k * window, (k + 1) * window) for k in range(count)]
-        rows = [ids[part] for part in parts]
-        plain = all(weight == 1 for weight in weights[: count * window])
-        embeds, pool = run_encoder(encoder, tokenizer, rows, deep=len(encoders) > 1)
-        if not plain:
-            empty, _ = run_encoder(encoder, tokenizer, [[]], deep=len(encoders) > 1)
-            factors = torch.ones(embeds.shape[:2], dtype=embeds.dtype, device=embeds.device)
-            for k, part in enumerate(parts):
-                own = torch.tensor(weights[part], dtype=embeds.dtype)
-                factors[k, 1 : 1 + len(own)] = own.to(embeds.device)
-            moved = empty + factors[..., None] * (embeds - empty)
-            embeds = torch.where((factors == 1)[..., None], embeds, moved)
-        contexts.append(embeds.flatten(0, 1)[None])
-        pooled = None if pool is None else pool[:1]
+        contexts.append(reader.embed(ids, weights, count))
+        pooled = reader.pooled
     return Embedding(torch.cat(contexts, -1), pooled)
 
 
@@ -221,25 +238,57 @@ def find_device(encoder: Any) -> torch.device:
     return encoder.device if device is None else torch.device(device)
 
 
-def run_encoder(
-    encoder: Any, tokenizer: Any, rows: Sequence[Sequence[int]], *, deep: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Embeddings `(n, length, d)` of windows, padded as the pipeline pads, and pooled ones.
+class LayerReader(EmbeddingsProvider):
+    """compel's windows and weights over one text encoder, read at the layer diffusers reads.
+
+    compel knows the last layer and the one before; the marks, the padding and its mask are the
+    pipeline's own.
 
     Args:
-        deep: read the layer before the last, as SDXL does.
+        clip_skip: the layer that is read, from the end.
+        deep: read the layer before the last, or a deeper one, as it is, and pool, as SDXL does.
     """
-    length = find_window(encoder, tokenizer) + 2
-    marked = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
-    padding = [length - len(row) for row in marked]
-    ids = [r + [tokenizer.pad_token_id] * n for r, n in zip(marked, padding, strict=True)]
-    device = find_device(encoder)
-    tokens = torch.tensor(ids, device=device)
-    mask = [[1] * len(r) + [0] * n for r, n in zip(marked, padding, strict=True)]
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    attention = torch.tensor(mask, device=device) if masked else None
-    output = encoder(tokens, attention_mask=attention, output_hidden_states=deep)
-    return (output.hidden_states[-2], output[0]) if deep else (output[0], None)
+
+    def __init__(self, encoder: Any, tokenizer: Any, clip_skip: int, *, deep: bool) -> None:
+        device: Any = find_device(encoder)
+        self.window = find_window(encoder, tokenizer)
+        super().__init__(tokenizer, encoder, device=device, model_max_length=self.window + 2)
+        self.deep, self.layer = deep, max(clip_skip, 2) if deep else clip_skip
+        self.pooled: Tensor | None = None
+        """Of the first window, where the encoder has such a row."""
+
+    def embed(self, ids: Sequence[int], weights: Sequence[float], windows: int) -> Tensor:
+        """Embeddings `(1, windows·length, d)` of that many windows."""
+        tokenizer, tokens, factors = self.tokenizer, [], []
+        for k in range(windows):
+            part = slice(k * self.window, (k + 1) * self.window)
+            own, padding = ids[part], self.window - len(ids[part])
+            tokens += [tokenizer.bos_token_id, *own, tokenizer.eos_token_id]
+            tokens += [tokenizer.pad_token_id] * padding
+            factors += [1.0, *weights[part], *[1.0] * (1 + padding)]
+        dtype = self.text_encoder.dtype
+        return self.build_weighted_embedding_tensor(
+            torch.tensor(tokens, device=self.device),
+            torch.tensor(factors, dtype=dtype, device=self.device),
+        )
+
+    def _encode_token_ids_to_embeddings(
+        self, token_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        encoder: Any = self.text_encoder
+        if getattr(encoder.config, "use_attention_mask", False):
+            ends = (token_ids == self.tokenizer.eos_token_id).long()
+            attention_mask = (ends.cumsum(-1) - ends == 0).long()
+        output = encoder(
+            token_ids, attention_mask=attention_mask, output_hidden_states=self.layer > 1
+        )
+        if self.deep:
+            self.pooled = output[0] if self.pooled is None else self.pooled
+            return output.hidden_states[-self.layer]
+        if self.layer == 1:
+            return output[0]
+        normalize = getattr(encoder, "text_model", encoder).final_layer_norm
+        return normalize(output.hidden_states[-self.layer])
 
 
 STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")

@@ -31,7 +31,7 @@ __all__ = [
     "stack_embeddings",
 ]
 
-VERSION = 3
+VERSION = 4
 """Rises when the same prompt would be encoded otherwise."""
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from compel import CompelForSD, CompelForSDXL
 
 from sdatoms import AtomError
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import count_tokens, encode_prompts, parse_prompt
+from sdatoms.diffusion.prompts import count_tokens, embed_prompt, encode_prompts, parse_prompt
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,13 @@ def test_two_text_encoders_read_weights_and_windows(tiny_pipeline):
         for text in ("(a:1) b", "(a:2) b")
     ]
     assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd2", "sdxl"])
+@pytest.mark.parametrize(
+    ("ours", "compels"), [("a (b:1.4)", "a (b)1.4"), ("((a)) b", "(a)1.21 b"), (r"\(a\)", r"\(a\)")]
+)
+def test_brackets_are_a1111s_and_embeddings_are_compels(tiny_pipeline, kind, ours, compels):
+    pipe = load_base(str(tiny_pipeline(kind)))
+    own = (CompelForSDXL if kind == "sdxl" else CompelForSD)(pipe)(compels)
+    torch.testing.assert_close(embed_prompt(pipe, ours).context, own.embeds)

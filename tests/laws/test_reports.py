@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from tiny.pictures import save_pictures
-from tiny.pipelines import save_pipeline
+from tiny.pipelines import build_pipeline, save_pipeline
 from tiny.runs import read_metrics, read_tensors
 
 import sdatoms
@@ -23,7 +23,7 @@ from sdatoms.cli.main import main
 from sdatoms.cli.train import read_launcher
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import encode_prompts
+from sdatoms.diffusion.prompts import embed_prompt, encode_prompts
 from sdatoms.settings import build_config, read_config_file
 from sdatoms.storage import decode_text
 from sdatoms.training.conditions import TextStack
@@ -352,6 +352,25 @@ def test_training_reads_prompts_as_painting_does(tiny_pipeline, kind, text):
         context, pooled = given["prompt_embeds"], given.get("pooled_prompt_embeds")
     assert torch.equal(trained.context, context)
     assert pooled is None or torch.equal(trained.pooled, pooled)
+
+
+@pytest.mark.parametrize(("kind", "clip_skip"), [("sd", 1), ("sd", 2), ("sdxl", 1), ("sdxl", 3)])
+def test_the_reader_reads_the_layer_the_pipeline_reads(kind, clip_skip):
+    pipe = build_pipeline(kind, text_layers=3)
+    read = embed_prompt(pipe, "a cat", clip_skip=clip_skip)
+    if kind == "sd" and clip_skip > 1:  # diffusers looks for the last norm where it was
+        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
+    own = pipe.encode_prompt(
+        "a cat",
+        device="cpu",
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        clip_skip={1: None, 2: 1, 3: 1}[clip_skip],
+    )
+    assert torch.equal(read.context, own[0])
+    assert kind == "sd" or torch.equal(read.pooled, own[2])
+    given = encode_prompts(pipe, ["a (cat:1.0) "], clip_skip=clip_skip)
+    assert torch.equal(given["prompt_embeds"], own[0])
 
 
 def test_prompts_of_other_lengths_in_a_batch_change_nothing(tiny_pipeline):
