@@ -26,6 +26,7 @@ __all__ = [
     "find_sidecars",
     "list_pictures",
     "make_thumbnail",
+    "read_mask",
     "read_picture",
     "read_sidecar",
     "to_tensor",
@@ -68,8 +69,8 @@ def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     return pictures, others
 
 
-def read_picture(path: Path | IO[bytes]) -> Image.Image:
-    """The first frame as sRGB, upright by its EXIF tag, transparency over white.
+def read_picture(path: Path | IO[bytes], background: str = "white") -> Image.Image:
+    """The first frame as sRGB, upright by its EXIF tag, transparency over the background.
 
     A colour profile that the file carries is followed; 16 bits a channel become 8.
 
@@ -91,7 +92,7 @@ def read_picture(path: Path | IO[bytes]) -> Image.Image:
                 picture = picture.convert("RGBA")
             picture = use_profile(picture)
             if picture.mode == "RGBA":
-                canvas = Image.new("RGBA", picture.size, "white")
+                canvas = Image.new("RGBA", picture.size, background)
                 canvas.alpha_composite(picture)
                 picture = canvas
             return picture.convert("RGB")
@@ -99,6 +100,15 @@ def read_picture(path: Path | IO[bytes]) -> Image.Image:
         raise
     except Exception as error:
         raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
+
+
+def read_mask(path: Path | IO[bytes]) -> Image.Image:
+    """A mask as grey, read as `read_picture` reads: white counts, black and transparent do not.
+
+    Raises:
+        AtomError: as `read_picture`.
+    """
+    return read_picture(path, background="black").convert("L")
 
 
 def reduce_depth(picture: Image.Image) -> Image.Image:

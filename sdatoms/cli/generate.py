@@ -8,9 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from sdatoms.cli.base import add_base_flags, open_base
+from sdatoms.cli.canvas import add_canvas_flags, read_canvas
 from sdatoms.cli.files import (
     split_strength,
 )
@@ -46,8 +48,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
             f"--{name}",
             type=int,
             default=None,
-            help=f"px (default: the base's own; with --{other} alone, what makes its area)",
+            help=f"px (default: the base's own, with --image in that picture's proportions; with "
+            f"--{other} alone, what makes its area)",
         )
+    add_canvas_flags(parser)
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="pictures painted at once (default: 1)"
+    )
     parser.add_argument(
         "--output_dir",
         default="outputs/generate",
@@ -66,16 +73,18 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base
     from sdatoms.diffusion.picture_file import save_picture
-    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, paint
-    from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
+    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, choose_size, paint
+    from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
     from sdatoms.files.reader import read_atoms
 
-    if args.num_images < 1:
-        raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
+    for name in ("num_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise AtomError(f"--{name} is {getattr(args, name)}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
-    pipe = open_base(args)
+    canvas = read_canvas(args)
+    pipe = open_base(args, inpainting=canvas["mask"] is not None)
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
@@ -83,38 +92,45 @@ def run_generate(args: argparse.Namespace) -> None:
     scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
     folder = Path(args.output_dir)
     slug = slugify(args.prompt)
-    for seed in range(args.seed, args.seed + args.num_images):
-        picture = paint(
+    width, height = choose_size(pipe, args.width, args.height, canvas["init_picture"])
+    recipe = Recipe(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt or "",
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        scheduler=scheduler,
+        width=width,
+        height=height,
+        base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
+        base_fingerprint=prints,
+        adapters=tuple(
+            UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
+            for path, strength, file in files
+        ),
+        **describe_canvas(canvas),
+        versions=list_versions(),
+    )
+    embedded = [file for _, _, file in files] if args.embed_atoms else []
+    end = args.seed + args.num_images
+    for first in range(args.seed, end, args.batch_size):
+        seeds = range(first, min(first + args.batch_size, end))
+        pictures = paint(
             pipe,
-            [args.prompt],
-            [seed],
+            [args.prompt] * len(seeds),
+            seeds,
             negative_prompt=args.negative_prompt,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             height=args.height,
             width=args.width,
-        )[0]
-        recipe = Recipe(
-            prompt=args.prompt,
-            negative_prompt=args.negative_prompt or "",
-            seed=seed,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            scheduler=scheduler,
-            width=picture.width,
-            height=picture.height,
-            base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
-            base_fingerprint=prints,
-            adapters=tuple(
-                UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
-                for path, strength, file in files
-            ),
-            versions=list_versions(),
+            batch_size=args.batch_size,
+            **canvas,
         )
-        embedded = [file for _, _, file in files] if args.embed_atoms else []
-        with claim_name(folder, f"{slug}-{seed}") as path:
-            save_picture(picture, path, recipe, embedded)
-        print(path, flush=True)
+        for number, (seed, painted) in enumerate(zip(seeds, pictures, strict=True)):
+            batch = {"batch_size": len(seeds), "batch_position": number}
+            with claim_name(folder, f"{slug}-{seed}") as path:
+                save_picture(painted, path, replace(recipe, seed=seed, **batch), embedded)
+            print(path, flush=True)
 
 
 def slugify(prompt: str) -> str:

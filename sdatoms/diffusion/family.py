@@ -37,6 +37,8 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "Stable Diffusion XL",
 }
 """Pipelines that can be painted with and trained on."""
+MASKED = {kind.replace("Pipeline", "InpaintPipeline"): label for kind, label in PIPELINES.items()}
+"""Their forms that fill in masks, which can be painted with."""
 
 
 def find_base(name_or_path: str | None) -> str:
@@ -61,43 +63,53 @@ class BaseFacts:
     """Components that a single file lacks."""
 
 
-def check_folder_family(folder: Path) -> None:
+def check_folder_family(folder: Path, *, inpainting: bool = False) -> None:
     """Refuse a pipeline directory that is no Stable Diffusion, by its configuration files.
+
+    Args:
+        inpainting: take forms that fill in masks too.
 
     Raises:
         AtomError: names the pipeline, and the families that are known.
     """
     where = str(folder)
-    check_family(where, read_json(folder / "model_index.json").get("_class_name"))
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    check_family(where, kind, inpainting=inpainting)
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    check_channels(where, unet.get("in_channels"), vae.get("latent_channels"))
+    channels, latents = unet.get("in_channels"), vae.get("latent_channels")
+    check_channels(where, channels, latents, inpainting=inpainting)
 
 
-def check_pipeline_family(pipe: Any, where: str) -> None:
+def check_pipeline_family(pipe: Any, where: str, *, inpainting: bool = False) -> None:
     """Refuse an opened pipeline that is no Stable Diffusion, as `check_folder_family`."""
-    check_family(where, type(pipe).__name__)
-    check_channels(where, pipe.unet.config.in_channels, pipe.vae.config.latent_channels)
+    check_family(where, type(pipe).__name__, inpainting=inpainting)
+    channels, latents = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    check_channels(where, channels, latents, inpainting=inpainting)
 
 
-def check_family(where: str, kind: Any) -> None:
+def check_family(where: str, kind: Any, *, inpainting: bool = False) -> None:
     """Refuse pipelines that are no Stable Diffusion.
 
     Raises:
         AtomError: names the pipeline, and the families that are known.
     """
-    if kind not in PIPELINES:
+    if kind not in PIPELINES and not (inpainting and kind in MASKED):
         raise AtomError(
             f"the base model {where!r} is a {clip(str(kind), 60)}; bases are {list_families()}"
         )
 
 
-def check_channels(where: str, channels: int | None, latents: int | None) -> None:
+def check_channels(
+    where: str, channels: int | None, latents: int | None, *, inpainting: bool = False
+) -> None:
     """Refuse UNets that take more than a picture, such as inpainting models.
 
     Raises:
         AtomError: names the channels, and the families that are known.
     """
-    if channels is not None and latents is not None and channels != latents:
+    if channels is None or latents is None:
+        return
+    if channels != latents and not (inpainting and channels == 2 * latents + 1):
         raise AtomError(
             f"the base model {where!r} takes {channels} channels where its pictures have "
             f"{latents}, as inpainting models do; bases are {list_families()} that paint from text "

@@ -62,6 +62,7 @@ def load_base(
     text_encoders: str | None = None,
     prediction_type: Prediction | None = None,
     load_in: str | None = None,
+    inpainting: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Any:
     """Open a diffusers pipeline from a directory, a single file or the hub; safetensors only.
@@ -77,6 +78,7 @@ def load_base(
             encoders are taken; for single files that lack theirs.
         prediction_type: what a single file's UNet predicts, where it is not told right.
         load_in: "8bit" or "4bit" holds the UNet's linear layers so (bitsandbytes).
+        inpainting: take bases that fill in masks too; whoever paints with one gives it a mask.
         say: is told in one line what "auto" chose and why.
 
     Raises:
@@ -92,7 +94,7 @@ def load_base(
     if name_or_path is None and not path.is_dir():
         raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
     if path.is_dir():
-        check_folder_family(path)
+        check_folder_family(path, inpainting=inpainting)
     chosen = choose_dtype(where, dtype, target, variant)
     try:
         if path.is_file():
@@ -125,7 +127,7 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
-    check_pipeline_family(pipe, where)
+    check_pipeline_family(pipe, where, inpainting=inpainting)
     pipe.set_progress_bar_config(disable=True)
     size = measure_pipeline(pipe, find_side(pipe))
     wanted: Offload = "none" if load_in and offload == "auto" else offload

@@ -135,6 +135,12 @@ def build_recipe(table: Any, where: str) -> Recipe:
         "base_model": (str,),
         "denoising_strength": (int, float, type(None)),
         "init_sha256": (str, type(None)),
+        "mask_sha256": (str, type(None)),
+        "mask_blur": (int, float, type(None)),
+        "hires_scale": (int, float),
+        "hires_steps": (int,),
+        "batch_size": (int,),
+        "batch_position": (int,),
     }
     values: dict[str, Any] = {}
     for name, accepted in kinds.items():

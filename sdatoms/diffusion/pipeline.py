@@ -6,13 +6,26 @@ The trainer, the commands and the app all paint through here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from sdatoms.diffusion.canvas import (
+    Canvas,
+    build_painter,
+    check_canvas,
+    fills_masks,
+    finish_picture,
+    fit_canvas,
+    fit_proportions,
+    list_canvas_settings,
+    protect_outside,
+)
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.errors import AtomError, clip
@@ -20,6 +33,7 @@ from sdatoms.errors import AtomError, clip
 __all__ = [
     "SCHEDULERS",
     "check_seeds",
+    "choose_size",
     "paint",
 ]
 
@@ -30,6 +44,8 @@ SCHEDULERS = {
     "DPM++ 2M": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
 }
+
+SIDES = ("width", "height")
 
 
 def paint(
@@ -45,7 +61,11 @@ def paint(
     scheduler: str | None = None,
     batch_size: int = 1,
     init_picture: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    mask_blur: float = 4.0,
     denoising_strength: float = 0.6,
+    hires_scale: float = 1.0,
+    hires_steps: int = 0,
     callback: Callable[[int, int], None] | None = None,
     previewer: Previewer | None = None,
 ) -> list[Image.Image]:
@@ -57,8 +77,15 @@ def paint(
     see `sdatoms.diffusion.prompts`.
 
     Args:
-        init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
-        denoising_strength: how much of it is painted anew, above 0 to 1.
+        init_picture: a picture to start from instead of noise, scaled to `width`×`height` px, or,
+            with neither given, to its own proportions in the base's area.
+        mask: of `init_picture`'s proportions; white is painted anew, black stays pixel for pixel.
+        mask_blur: width in px of the mask's soft edge.
+        denoising_strength: how much of the picture is painted anew, above 0 to 1; that share of the
+            steps is walked. The second pass takes it too.
+        hires_scale: paint a second time over the first picture enlarged so, 1 to 4; for pictures
+            painted from text.
+        hires_steps: steps that the second pass walks; 0: as many as the first.
         callback: is told `(done, total)` denoising steps and may raise to cancel.
         previewer: looks on, and has drawn each step before `callback` is told of it.
 
@@ -73,40 +100,122 @@ def paint(
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if not 1 <= num_inference_steps <= most:
         raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes 1 to {most}")
-    width, height = choose_size(pipe, width, height)
-    if init_picture is not None and not 0 < denoising_strength <= 1:
-        raise AtomError(f"denoising_strength is {denoising_strength}; it goes from above 0 to 1")
+    if batch_size < 1:
+        raise AtomError(f"batch_size is {batch_size}; it takes at least 1")
+    check_canvas(
+        init_picture=init_picture,
+        mask=mask,
+        mask_blur=mask_blur,
+        denoising_strength=denoising_strength,
+        hires_scale=hires_scale,
+        hires_steps=hires_steps,
+        num_inference_steps=num_inference_steps,
+    )
+    if fills_masks(pipe) and mask is None:
+        raise AtomError("this base fills in masks: it takes a picture and a mask to paint with")
+    size = choose_size(pipe, width, height, init_picture)
+    larger = enlarge_size(pipe, size, hires_scale)
+    more = second_steps = 0
+    if larger != size:
+        more = hires_steps or num_inference_steps
+        second_steps = choose_second_steps(pipe, more, denoising_strength)
     if scheduler is not None:
         set_scheduler(pipe, scheduler)
     pipe.unet.eval()
-    settings: dict[str, Any] = {"height": height, "width": width}
-    painter = pipe
-    if init_picture is not None:
-        painter, settings = start_from(pipe, init_picture, width, height, denoising_strength)
+    over = {"blur": mask_blur, "strength": denoising_strength}
+    canvas = fit_canvas(init_picture, mask, size, **over) if init_picture else None
+    batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+    progress = Progress(callback or (lambda done, total: None), len(batches), more)
     pictures: list[Image.Image] = []
-    batches = -(-len(prompts) // batch_size)
-    for index in range(batches):
-        part = slice(index * batch_size, (index + 1) * batch_size)
-
-        def report(
-            running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
-        ) -> dict[str, Any]:
-            steps = running.num_timesteps
-            if callback:
-                callback(index * steps + step + 1, batches * steps)
-            return kwargs
-
-        with previewer.watch(painter.scheduler) if previewer else nullcontext():
-            result = painter(
-                **encode_prompts(pipe, prompts[part], negative_prompt),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
-                callback_on_step_end=report,
-                **settings,
-            )
-        pictures.extend(result.images)
+    for progress.batch, part in enumerate(batches):
+        walk = partial(
+            paint_batch,
+            pipe,
+            prompts[part],
+            seeds[part],
+            negative_prompt=negative_prompt,
+            sampling={"guidance_scale": guidance_scale},
+            previewer=previewer,
+        )
+        painted = walk([canvas] * len(seeds[part]), size, num_inference_steps, progress.tell_first)
+        if larger != size:
+            canvases = [fit_canvas(picture, None, larger, **over) for picture in painted]
+            painted = walk(canvases, larger, second_steps, progress.tell_second)
+        pictures.extend(painted)
     return pictures
+
+
+@dataclass
+class Progress:
+    """Denoising steps of all batches, each in one pass or two."""
+
+    callback: Callable[[int, int], None]
+    """Is told `(done, total)`."""
+    batches: int
+    more: int
+    """Steps of a batch's second pass."""
+    batch: int = 0
+    """The one under way."""
+    first: int = 0
+    """Steps of a batch's first pass."""
+
+    def tell_first(self, done: int, steps: int) -> None:
+        self.first = steps
+        self.tell(done)
+
+    def tell_second(self, done: int, steps: int) -> None:
+        self.more = steps
+        self.tell(self.first + done)
+
+    def tell(self, done: int) -> None:
+        whole = self.first + self.more
+        self.callback(self.batch * whole + done, self.batches * whole)
+
+
+def paint_batch(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    canvases: Sequence[Canvas | None],
+    size: tuple[int, int],
+    steps: int,
+    tell: Callable[[int, int], None],
+    *,
+    negative_prompt: str | None,
+    sampling: Mapping[str, Any],
+    previewer: Previewer | None,
+) -> list[Image.Image]:
+    """Pictures that are painted at once.
+
+    Args:
+        canvases: what each is painted over, of one size; None: nothing.
+        size: width and height in px.
+        tell: is told of each step: its number from 1, and how many there are.
+        sampling: further arguments of the pipeline.
+    """
+    painter = build_painter(pipe, canvases[0])
+    given = [canvas for canvas in canvases if canvas is not None]
+    settings = list_canvas_settings(pipe, given) if given else dict(zip(SIDES, size, strict=True))
+    watched = previewer.watch(painter.scheduler) if previewer else nullcontext()
+    with watched, protect_outside(painter, canvases[0]) as restore:
+
+        def see(running: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tell(step + 1, running.num_timesteps)
+            return restore(step, tensors)
+
+        try:
+            result = painter(
+                **encode_prompts(pipe, prompts, negative_prompt),
+                **sampling,
+                **settings,
+                num_inference_steps=steps,
+                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
+                callback_on_step_end=see,
+            )
+        finally:
+            if painter is not pipe:  # whose hooks fetch the modules that both share
+                pipe.maybe_free_model_hooks()
+    return [finish_picture(p, c) for p, c in zip(result.images, canvases, strict=True)]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -120,45 +229,55 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise AtomError(f"the seed is {seed}; seeds go from {-(1 << 63)} to {(1 << 64) - 1}")
 
 
-def choose_size(pipe: Any, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Width and height in px; where one is given, the other makes the base's own area.
+def find_unit(pipe: Any) -> int:
+    """What sides in px are multiples of."""
+    return math.lcm(8, pipe.vae_scale_factor)
+
+
+def choose_size(
+    pipe: Any, width: int | None, height: int | None, picture: Image.Image | None = None
+) -> tuple[int, int]:
+    """Width and height in px; what is not given makes the base's own area.
+
+    Args:
+        picture: gives the proportions where neither side is given.
 
     Raises:
         AtomError: a side is no multiple of what the base takes.
     """
-    unit = math.lcm(8, pipe.vae_scale_factor)
+    unit = find_unit(pipe)
     for name, side in (("width", width), ("height", height)):
         if side is not None and (side < unit or side % unit):
             raise AtomError(f"the {name} is {side} px; this base takes multiples of {unit} px")
-    area = (pipe.unet.config.sample_size * pipe.vae_scale_factor) ** 2
-    fit = lambda side: max(unit, round(area / side / unit) * unit)
-    if width is not None and height is None:
-        return width, fit(width)
-    if height is not None and width is None:
-        return fit(height), height
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    fit = lambda side: max(unit, round(side / unit) * unit)
+    if width is None and height is None:
+        return fit_proportions(own, unit, picture) if picture else (own, own)
+    return width or fit(own**2 / (height or own)), height or fit(own**2 / (width or own))
+
+
+def enlarge_size(pipe: Any, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Width and height in px of a second pass."""
+    unit = find_unit(pipe)
+    width, height = (side if scale == 1 else round(side * scale / unit) * unit for side in size)
     return width, height
 
 
-def start_from(
-    pipe: Any, picture: Image.Image, width: int | None, height: int | None, strength: float
-) -> tuple[Any, dict[str, Any]]:
-    """The image-to-image pipeline over the same modules, and its arguments.
+def choose_second_steps(pipe: Any, steps: int, strength: float) -> int:
+    """How many steps a second pass has, of which `strength` leaves the `steps` that are walked.
 
     Raises:
-        AtomError: this pipeline has no image-to-image form.
+        AtomError: the schedule has not so many.
     """
-    import diffusers
-
-    name = type(pipe).__name__
-    cls = getattr(diffusers, name.replace("Pipeline", "Img2ImgPipeline"), None)
-    if cls is None or "Img2Img" in name:
-        raise AtomError(f"a {name} cannot start from a picture")
-    painter = cls.from_pipe(pipe)
-    painter.set_progress_bar_config(disable=True)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    size = (width or side, height or side)
-    fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
-    return painter, {"image": fitted, "strength": strength}
+    total = math.ceil(steps / strength)
+    total += int(total * strength) < steps
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if total > most:
+        raise AtomError(
+            f"{steps} steps of a second pass at denoising_strength {strength:g} are {total} in "
+            f"all; the base has {most}: raise the strength or lower hires_steps"
+        )
+    return total
 
 
 def set_scheduler(pipe: Any, name: str) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "Recipe",
     "UsedAtoms",
     "compare_recipe",
+    "describe_canvas",
     "format_parameters",
     "hash_picture",
     "list_versions",
@@ -62,9 +63,21 @@ class Recipe:
     """A few layers of the UNet, see `fingerprint_base`; empty where another tool painted."""
     adapters: tuple[UsedAtoms, ...] = ()
     denoising_strength: float | None = None
-    """Set where the picture was painted over another."""
+    """Set where the picture was painted over another, or in two passes."""
     init_sha256: str | None = None
     """`hash_picture` of that other."""
+    mask_sha256: str | None = None
+    """`hash_picture` of the mask that said where."""
+    mask_blur: float | None = None
+    """px."""
+    hires_scale: float = 1.0
+    """By how much the second pass is larger than `width`×`height`; 1: there was none."""
+    hires_steps: int = 0
+    """0: as many as the first pass."""
+    batch_size: int = 1
+    """Pictures painted at once."""
+    batch_position: int = 0
+    """Which of them it was, from 0; the first has `seed` less this."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -102,8 +115,15 @@ def compare_recipe(
     other = [f"{k} {v}" for k, v in recipe.versions.items() if here.get(k) != v]
     if other:
         remarks.append(f"It was painted with {', '.join(other)}; pixels may differ a little.")
-    if recipe.denoising_strength is not None:
+    if recipe.mask_sha256 or recipe.mask_blur is not None:
+        remarks.append("A part of another picture was painted anew; picture and mask are not here.")
+    elif recipe.denoising_strength is not None and recipe.hires_scale == 1:
         remarks.append("It was painted over another picture, which is not inside it.")
+    if recipe.batch_size > 1:
+        remarks.append(
+            f"It was number {recipe.batch_position + 1} of {recipe.batch_size} painted at once; "
+            "alone it may differ by a grey level."
+        )
     return remarks
 
 
@@ -120,6 +140,25 @@ def hash_picture(picture: Image.Image) -> str:
     """SHA-256 of size and RGB pixels."""
     rgb = picture.convert("RGB")
     return sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+def describe_canvas(painting: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of the picture painted over and of the second pass.
+
+    Args:
+        painting: arguments of `sdatoms.diffusion.pipeline.paint`.
+    """
+    picture, mask = painting["init_picture"], painting["mask"]
+    second = painting["hires_scale"] != 1
+    over = picture is not None or second
+    return {
+        "denoising_strength": painting["denoising_strength"] if over else None,
+        "init_sha256": hash_picture(picture) if picture else None,
+        "mask_sha256": hash_picture(mask) if mask else None,
+        "mask_blur": painting["mask_blur"] if mask else None,
+        "hires_scale": painting["hires_scale"],
+        "hires_steps": painting["hires_steps"] if second else 0,
+    }
 
 
 NEGATIVE = re.compile(r"^[^\S\n]*Negative prompt:", re.MULTILINE)
@@ -142,6 +181,14 @@ def format_parameters(recipe: Recipe) -> str:
         settings["Model"] = Path(recipe.base_model).name
     if recipe.denoising_strength is not None:
         settings["Denoising strength"] = f"{recipe.denoising_strength:g}"
+    if recipe.mask_blur is not None:
+        settings["Mask blur"] = f"{recipe.mask_blur:g}"
+    if recipe.hires_scale != 1:
+        settings["Hires upscale"] = f"{recipe.hires_scale:g}"
+        settings |= {"Hires steps": recipe.hires_steps} if recipe.hires_steps else {}
+        settings["Hires upscaler"] = "Lanczos"
+    if recipe.batch_size > 1:
+        settings |= {"Batch size": recipe.batch_size, "Batch pos": recipe.batch_position}
     if recipe.adapters:
         named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
         settings["Atoms"] = ", ".join(f"{n}: {write_strength(u.strength)}" for n, u in named)
@@ -190,6 +237,11 @@ def parse_parameters(text: str) -> Recipe:
         ("num_inference_steps", "Steps", int),
         ("guidance_scale", "CFG scale", float),
         ("denoising_strength", "Denoising strength", float),
+        ("mask_blur", "Mask blur", float),
+        ("hires_scale", "Hires upscale", float),
+        ("hires_steps", "Hires steps", int),
+        ("batch_size", "Batch size", int),
+        ("batch_position", "Batch pos", int),
     ):
         try:
             value = kind(settings[setting])

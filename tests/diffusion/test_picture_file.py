@@ -70,6 +70,26 @@ def test_the_text_is_what_a1111_reads():
     assert (back.width, back.height, back.scheduler) == (64, 96, "Euler a")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mask_blur": 4.0, "mask_sha256": "0a" * 32}, "Mask blur: 4"),
+        (
+            {"hires_scale": 1.5, "hires_steps": 9, "init_sha256": None},
+            "Hires upscale: 1.5, Hires steps: 9, Hires upscaler: Lanczos",
+        ),
+        ({"batch_size": 4, "batch_position": 2}, "Batch size: 4, Batch pos: 2"),
+    ],
+)
+def test_more_ways_of_painting_are_said_in_a1111s_words(tmp_path, changes, said):
+    recipe = replace(RECIPE, **changes)
+    text = format_parameters(recipe)
+    assert f"Denoising strength: 0.6, {said}," in text
+    back = parse_parameters(text)
+    assert all(getattr(back, k) == v for k, v in changes.items() if "sha256" not in k)
+    assert read_recipe(save_picture(PICTURE, tmp_path / "p.png", recipe)) == recipe
+
+
 def test_pictures_of_other_tools_are_read(tmp_path):
     text = (
         "masterpiece, cat\nNegative prompt: dog\n"

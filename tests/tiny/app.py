@@ -28,14 +28,25 @@ def upload(address, name, data):
     return post(f"{address}/gradio_api/upload", files={"files": (name, data)})
 
 
+FILES = {"file", "image", "imageeditor", "api"}
+"""Components that a file can come through; those of endpoints take anything."""
+
+
 def list_file_events(address):
     """Every event, private ones too, that takes a file or a picture: number and kinds of inputs."""
     config = get(f"{address}/config").json()
     kinds = {component["id"]: component["type"] for component in config["components"]}
     for dependency in config["dependencies"]:
         inputs = [kinds.get(id, "") for id in dependency["inputs"]]
-        if dependency["backend_fn"] and {"file", "image"} & set(inputs):
+        if dependency["backend_fn"] and FILES & set(inputs):
             yield dependency["id"], inputs
+
+
+def fill_inputs(inputs, file):
+    """Data for `run_event` with the file wherever one can come."""
+    drawing = {"background": file, "layers": [], "composite": file}
+    given = dict.fromkeys(FILES, file) | {"imageeditor": drawing}
+    return [given.get(kind) for kind in inputs]
 
 
 def run_event(address, number, data, session="abc"):

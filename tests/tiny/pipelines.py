@@ -1,5 +1,6 @@
 """Stable Diffusion pipelines of a few thousand weights, from configs: no network."""
 
+import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -129,6 +130,21 @@ def build_pipeline(
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe if dtype == torch.float32 else pipe.to(dtype)
+
+
+def build_inpainting(kind="sd", **settings):
+    """`build_pipeline` in the form that is shown a mask: its UNet takes nine channels."""
+    pipe = build_pipeline(kind, **settings)
+    wide = build_unet(pipe.text_encoder.config.hidden_size, kind)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide.conv_in = torch.nn.Conv2d(9, wide.conv_in.out_channels, 3, padding=1)
+    wide.register_to_config(in_channels=9)
+    name = type(pipe).__name__.replace("Pipeline", "InpaintPipeline")
+    extra = {"requires_safety_checker": False} if kind != "sdxl" else {"add_watermarker": False}
+    made = getattr(diffusers, name)(**pipe.components | {"unet": wide}, **extra)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def save_pipeline(folder, kind="sd", prediction_type="epsilon", **settings):

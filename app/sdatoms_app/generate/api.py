@@ -6,15 +6,21 @@
 Types are read from the signatures, so this module keeps its annotations as objects.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import gradio as gr
+from gradio.data_classes import FileData
 from gradio.events import api
+from gradio_client.utils import is_file_obj_with_meta
+from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
+from sdatoms.pictures import read_mask
+from sdatoms.pictures import read_picture as read_upload
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import answer_errors
@@ -56,9 +62,15 @@ def build_generate_api(studio: Studio) -> None:
         start_from: str = "",
         denoising_strength: float = 0.6,
         embed: bool = False,
+        image: FileData | None = None,
+        mask_image: FileData | None = None,
+        mask_blur: float = 4.0,
+        hires_scale: float = 1.0,
+        hires_steps: int = 0,
+        batch_size: int = 1,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> list[Picture]:
-        """Paint pictures from a prompt and keep them.
+        """Paint pictures from a prompt, or over a picture, and keep them.
 
         Args:
             prompt: what to paint; (word:1.3) weighs more, long prompts are read in full.
@@ -73,9 +85,17 @@ def build_generate_api(studio: Studio) -> None:
             height: px, a multiple of 8; 0 is the base's own.
             base: id of a listed base; empty is the default.
             start_from: id of a kept picture to paint over.
-            denoising_strength: how much of that picture is painted anew.
+            denoising_strength: how much of that picture is painted anew; of the second pass too.
             embed: put the atom files inside the PNGs.
+            image: an uploaded picture to paint over.
+            mask_image: an uploaded mask; white in it is painted anew, black stays.
+            mask_blur: px of the mask's soft edge.
+            hires_scale: paint a second time over the picture enlarged so, 1 to 4.
+            hires_steps: steps of the second pass; 0 is as many as the first.
+            batch_size: pictures painted at once, 1 to 8.
         """
+        if image and start_from:
+            raise AtomError("image and start_from are both given; one picture is painted over")
         order = Order(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -88,9 +108,14 @@ def build_generate_api(studio: Studio) -> None:
             height=height,
             base=base,
             adapters=read_strengths(adapters),
-            init_picture=open_picture(studio, start_from),
+            init_picture=open_upload(image, read_upload) or open_picture(studio, start_from),
             denoising_strength=denoising_strength,
             embed=embed,
+            mask=open_upload(mask_image, read_mask),
+            mask_blur=mask_blur,
+            hires_scale=hires_scale,
+            hires_steps=hires_steps,
+            batch_size=batch_size,
         )
         kept: list[Kept] = []
         run_job(studio, request, lambda job: kept.extend(studio.paint(order, job)))
@@ -265,14 +290,28 @@ def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength
     )
 
 
-def open_picture(studio: Studio, id: str) -> Any:
+def open_picture(studio: Studio, id: str) -> Image.Image | None:
     """A kept picture by its id, None for an empty one."""
     if not id:
         return None
-    from PIL import Image
-
     with Image.open(studio.history.find(id).path) as opened:
         return opened.convert("RGB")
+
+
+def open_upload(upload: Any, read: Callable[[Path], Image.Image]) -> Image.Image | None:
+    """An uploaded picture, None for none.
+
+    Gradio sees that the path of what it takes for a file is that of an upload, and looks at nothing
+    else.
+
+    Raises:
+        AtomError: it is no upload, or no picture.
+    """
+    if not upload:
+        return None
+    if not is_file_obj_with_meta(upload):
+        raise AtomError("a picture came that is no upload; send it by gradio_client.handle_file")
+    return read(Path(upload["path"]))
 
 
 def show(kept: Kept) -> Picture:

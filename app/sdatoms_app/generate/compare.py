@@ -103,12 +103,13 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
     pair_note = gr.HTML(elem_id="compare-note")
 
     def paint_both(
-        request: gr.Request, init: Image.Image | None, *values: Any
+        request: gr.Request, init: str | None, drawing: Any, mask: str | None, *values: Any
     ) -> Iterator[list[Any]]:
         kept: list[Kept] = []
 
         def work(job: Job) -> None:
-            order = replace(make_order(form.read(values), init), batch=1)
+            pictures = form.canvas.read(init, drawing, mask)
+            order = replace(make_order(form.read(values), **pictures), batch=1)
             if not order.adapters:
                 raise AtomError("choose an atom file on the Generate tab, and switch it on")
             for half in (replace(order, adapters=()), order):
@@ -135,7 +136,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
         buttons,
         "pair",
         paint_both,
-        [form.init, *form.inputs],
+        [*form.canvas.inputs, *form.inputs],
         [slider, pair_note],
         generate.compare.click(None, None, None, js=go_to("Compare")).then,
     )
@@ -210,14 +211,17 @@ def build_cells(studio: Studio, form: Form, axes: GridForm) -> None:
         strengths: str,
         seeds: str,
         files: list[str],
-        init: Image.Image | None,
+        init: str | None,
+        drawing: Any,
+        mask: str | None,
         *values: Any,
     ) -> Iterator[list[Any]]:
         done: list[tuple[Path, list[Kept]]] = []
         labels: list[str] = []
 
         def work(job: Job) -> None:
-            order = make_order(form.read(values), init)
+            pictures = form.canvas.read(init, drawing, mask)
+            order = make_order(form.read(values), **pictures)
             grid = plan_grid(
                 order,
                 parse_numbers(strengths, float, "strengths"),
@@ -260,7 +264,7 @@ def build_cells(studio: Studio, form: Form, axes: GridForm) -> None:
         axes.buttons,
         "grid",
         paint_cells,
-        [axes.strengths, axes.seeds, axes.files, form.init, *form.inputs],
+        [axes.strengths, axes.seeds, axes.files, *form.canvas.inputs, *form.inputs],
         [picture, axes.note, singles],
     )
 

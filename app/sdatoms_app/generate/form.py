@@ -88,7 +88,11 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return clean
 
 
-def make_order(settings: Mapping[str, Any], init_picture: Image.Image | None = None) -> Order:
+def make_order(
+    settings: Mapping[str, Any],
+    init_picture: Image.Image | None = None,
+    mask: Image.Image | None = None,
+) -> Order:
     """The order a form stands for; rows that are switched off are left out.
 
     Raises:
@@ -108,7 +112,8 @@ def make_order(settings: Mapping[str, Any], init_picture: Image.Image | None = N
         if settings[name] is None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
     plain = {name: type(default)(settings[name]) for name, default in SETTINGS.items()}
-    return Order(settings["prompt"], adapters=tuple(adapters), init_picture=init_picture, **plain)
+    pictures = {"init_picture": init_picture, "mask": mask}
+    return Order(settings["prompt"], adapters=tuple(adapters), **pictures, **plain)
 
 
 def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list[str]]:
@@ -129,10 +134,13 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
         "base": here,
         **recipe.settings,
         "seed": recipe.seed,
+        "hires_scale": recipe.hires_scale,
+        "hires_steps": recipe.hires_steps,
         "adapters": rows,
     }
-    if recipe.denoising_strength is not None:
-        settings["denoising_strength"] = recipe.denoising_strength
+    for name in ("denoising_strength", "mask_blur"):
+        if getattr(recipe, name) is not None:
+            settings[name] = getattr(recipe, name)
     clean, more = clean_settings(settings, studio)
     return clean, remarks + more
 

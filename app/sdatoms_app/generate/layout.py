@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sdatoms.diffusion.pipeline import SCHEDULERS
+from sdatoms_app.generate.canvas import Canvas, build_canvas
 from sdatoms_app.generate.form import DEFAULTS, clean_settings
 from sdatoms_app.generate.rows import AdapterRows
 from sdatoms_app.studio.orders import LIMITS, MAX_SEED
@@ -60,8 +61,8 @@ class Form:
     fields: dict[str, Any]
     """Setting → widget, for every name of `DEFAULTS` and in its order."""
     rows: AdapterRows
-    init: gr.Image
-    """The picture to start from; it is no setting, and nothing remembers it."""
+    canvas: Canvas
+    """The picture to start from and its mask; they are no settings, and nothing remembers them."""
     start_from: gr.Accordion
     sizes: gr.Dropdown
     drop: gr.File
@@ -99,27 +100,36 @@ def build_form(studio: Studio, prompt: gr.Textbox) -> Form:
         fields = build_settings(studio)
     start_from = gr.Accordion("Start from a picture", open=False, elem_id="start-from")
     with start_from:
-        init = gr.Image(
-            label="Picture to start from",
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            height=220,
-            elem_id="init-picture",
-        )
-        fields["denoising_strength"] = gr.Slider(
-            0.05,
-            1,
-            value=DEFAULTS["denoising_strength"],
-            step=0.05,
-            label="Share painted anew",
-            info="Small keeps the picture, 1 forgets it.",
-            elem_id="denoising-strength",
-        )
+        canvas = build_canvas(fields)
+    with gr.Accordion("Second pass", open=False, elem_id="second-pass"):
+        build_second_pass(fields)
     sizes = fields.pop("sizes")
     fields["prompt"] = prompt
     named = {name: fields[name] for name in DEFAULTS}
-    return Form(studio, named, rows, init, start_from, sizes, drop)
+    return Form(studio, named, rows, canvas, start_from, sizes, drop)
+
+
+def build_second_pass(fields: dict[str, Any]) -> None:
+    """Add the widgets of the second pass to `fields`."""
+    with gr.Row():
+        fields["hires_scale"] = gr.Slider(
+            *LIMITS["hires_scale"],
+            value=DEFAULTS["hires_scale"],
+            step=0.25,
+            label="Enlarge and paint again",
+            info="1 paints once; the share painted anew is the one above.",
+            elem_id="hires-scale",
+            min_width=140,
+        )
+        fields["hires_steps"] = gr.Slider(
+            *LIMITS["hires_steps"],
+            value=DEFAULTS["hires_steps"],
+            step=1,
+            label="Steps of the second pass",
+            info="0: as many as the first.",
+            elem_id="hires-steps",
+            min_width=140,
+        )
 
 
 def build_settings(studio: Studio) -> dict[str, Any]:
@@ -177,6 +187,15 @@ def build_settings(studio: Studio) -> dict[str, Any]:
         )
         fields["batch"] = gr.Slider(
             *LIMITS["batch"], value=1, step=1, label="Pictures", elem_id="batch", min_width=140
+        )
+        fields["batch_size"] = gr.Slider(
+            *LIMITS["batch_size"],
+            value=1,
+            step=1,
+            label="At once",
+            info="More is faster on a GPU.",
+            elem_id="batch-size",
+            min_width=140,
         )
     fields["random_seed"] = gr.Checkbox(
         label="Random seed",

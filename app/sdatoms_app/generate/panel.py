@@ -190,7 +190,7 @@ def wire_history(panel: HistoryPanel, form: Form, result: ResultBox, load: Any) 
     )
     panel.gallery.select(choose, panel.ids, [panel.chosen, panel.note], **QUIET)
     panel.restore.click(restore, panel.chosen, [result.note, *form.outputs], **QUIET)
-    panel.send.click(send, panel.chosen, [form.init, form.start_from], **QUIET)
+    panel.send.click(send, panel.chosen, [form.canvas.init, form.start_from], **QUIET)
     load(look, panel.search, looked, **QUIET)
 
 

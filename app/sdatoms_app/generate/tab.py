@@ -12,6 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms_app.generate.canvas import fit_sides
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.layout import (
     Form,
@@ -111,11 +112,19 @@ def wire_form(form: Form, result: ResultBox) -> None:
     size = [fields["width"], fields["height"]]
     fields["base"].input(change_base, fields["base"], [*size, form.sizes], **QUIET)
     form.sizes.input(change_size, form.sizes, size, **QUIET)
+    form.canvas.init.upload(
+        show_errors(lambda path, id: fit_sides(path, studio.bases.find_side(id))),
+        [form.canvas.init, fields["base"]],
+        size,
+        **QUIET,
+    )
     form.drop.upload(
         drop, [form.drop, *form.inputs], [form.drop, result.note, *form.outputs], **QUIET
     )
     result.gallery.select(select, None, result.selected, **QUIET)
-    result.send.click(send, [result.kept, result.selected], [form.init, form.start_from], **QUIET)
+    result.send.click(
+        send, [result.kept, result.selected], [form.canvas.init, form.start_from], **QUIET
+    )
     result.reuse.click(lambda: False, None, fields["random_seed"], **QUIET)
 
 
@@ -139,7 +148,9 @@ def wire_painting(
     """Paint and Cancel, and what the page remembers over a reload."""
     studio = form.studio
 
-    def run(request: gr.Request, init: Image.Image | None, *values: Any) -> Iterator[list[Any]]:
+    def run(
+        request: gr.Request, init: str | None, drawing: Any, mask: str | None, *values: Any
+    ) -> Iterator[list[Any]]:
         """Yield the preview, the pictures so far, the progress or note, the seed, the ids."""
         settings = form.read(values)
         if settings["random_seed"]:
@@ -147,7 +158,8 @@ def wire_painting(
         kept: list[Kept] = []
 
         def work(job: Job) -> None:
-            for picture in studio.paint(make_order(settings, init), job):
+            pictures = form.canvas.read(init, drawing, mask)
+            for picture in studio.paint(make_order(settings, **pictures), job):
                 kept.append(picture)
                 job.tell(finished=tuple(kept))
 
@@ -199,7 +211,7 @@ def wire_painting(
         **QUIET,
     ).then(
         run,
-        [form.init, *form.inputs],
+        [*form.canvas.inputs, *form.inputs],
         [result.live, result.gallery, result.note, form.fields["seed"], result.kept],
         concurrency_limit=8,
         **QUIET,

@@ -14,9 +14,10 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength
+from sdatoms.diffusion.canvas import check_canvas
 from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.prompts import parse_prompt
-from sdatoms.diffusion.recipe import Recipe, UsedAtoms, hash_picture, list_versions
+from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
 from sdatoms.errors import clip
 from sdatoms_app.studio.library import Entry
 
@@ -29,6 +30,7 @@ __all__ = [
     "SETTINGS",
     "Order",
     "check_order",
+    "check_second_pass",
     "list_paint_settings",
     "make_recipe",
 ]
@@ -45,6 +47,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "batch": (1, 8),
     "denoising_strength": (0.01, 1),
+    "mask_blur": (0, 64),
+    "hires_scale": (1, 4),
+    "hires_steps": (0, 100),
+    "batch_size": (1, 8),
 }
 """Setting → least and most; a side may also be 0, the base's own."""
 SAID = {
@@ -55,10 +61,19 @@ SAID = {
     "seed": "the seed",
     "batch": "the number of pictures",
     "denoising_strength": "the share painted anew",
+    "mask_blur": "the mask's soft edge",
+    "hires_scale": "the second pass's scale",
+    "hires_steps": "the second pass's steps",
+    "batch_size": "the number painted at once",
 }
 """Setting → what refusals call it."""
 TAKEN_OVER = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
 """Settings that painting and recipe take as they are."""
+CANVAS = (
+    *("init_picture", "mask", "mask_blur", "denoising_strength"),
+    *("hires_scale", "hires_steps"),
+)
+"""What painting takes as it is, and recipes describe."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +99,24 @@ class Order:
     denoising_strength: float = 0.6
     embed: bool = False
     """Put the atom files inside the PNGs."""
+    mask: Image.Image | None = None
+    """Of `init_picture`'s proportions; white is painted anew."""
+    mask_blur: float = 4.0
+    """px of the mask's soft edge."""
+    hires_scale: float = 1.0
+    """Paint a second time over the picture enlarged so; 1: once."""
+    hires_steps: int = 0
+    """Steps of the second pass; 0: as many as the first."""
+    batch_size: int = 1
+    """Pictures painted at once."""
 
 
 SETTINGS: dict[str, Any] = {
     field.name: field.default
     for field in fields(Order)
-    if field.name not in ("prompt", "adapters", "init_picture")
+    if field.name not in ("prompt", "adapters", "init_picture", "mask")
 }
-"""Plain settings with their defaults: all but the prompt, the atom files and the picture."""
+"""Plain settings with their defaults: all but the prompt, the atom files and the pictures."""
 
 
 def check_order(order: Order) -> None:
@@ -111,6 +136,8 @@ def check_order(order: Order) -> None:
         own = name in ("width", "height") and number == 0
         if not low <= number <= high and not own:  # NaN is refused too
             raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
+    canvas = {name: getattr(order, name) for name in CANVAS}
+    check_canvas(**canvas, num_inference_steps=order.num_inference_steps)
     if order.width % 8 or order.height % 8:
         raise AtomError(f"the size is {order.width}×{order.height} px; sides are multiples of 8")
     if order.scheduler not in SCHEDULERS:
@@ -130,6 +157,22 @@ def check_order(order: Order) -> None:
             )
 
 
+def check_second_pass(order: Order, side: int) -> None:
+    """See that a second pass stays within the sizes painted here.
+
+    Args:
+        side: the base's own in px.
+
+    Raises:
+        AtomError: it does not.
+    """
+    most = LIMITS["width"][1]
+    if max(order.width or side, order.height or side) * order.hires_scale > most:
+        raise AtomError(
+            f"the second pass's scale is {order.hires_scale:g}; it takes sides past {most:g} px"
+        )
+
+
 def list_paint_settings(order: Order) -> dict[str, Any]:
     """The order as `sdatoms.diffusion.pipeline.paint` takes it, without prompt and seed."""
     return {
@@ -137,15 +180,14 @@ def list_paint_settings(order: Order) -> dict[str, Any]:
         "negative_prompt": order.negative_prompt or None,
         "width": order.width or None,
         "height": order.height or None,
-        "init_picture": order.init_picture,
-        "denoising_strength": order.denoising_strength,
+        **{name: getattr(order, name) for name in CANVAS},
     }
 
 
 def make_recipe(
     order: Order,
     entries: Sequence[tuple[Entry, Strength]],
-    picture: Image.Image,
+    size: tuple[int, int],
     seed: int,
     base: tuple[str, dict[str, list[float]]],
 ) -> Recipe:
@@ -153,11 +195,10 @@ def make_recipe(
 
     Args:
         entries: the order's atom files with their strengths.
-        picture: what was painted; its size counts.
+        size: width and height in px of the first pass.
         seed: the picture's own.
         base: id and fingerprint.
     """
-    start = order.init_picture
     adapters = [
         UsedAtoms(
             entry.id,
@@ -171,12 +212,11 @@ def make_recipe(
         prompt=order.prompt,
         **{name: getattr(order, name) for name in TAKEN_OVER},
         seed=seed,
-        width=picture.width,
-        height=picture.height,
+        width=size[0],
+        height=size[1],
         base_model=base[0],
         base_fingerprint=base[1],
         adapters=tuple(adapters),
-        denoising_strength=order.denoising_strength if start else None,
-        init_sha256=hash_picture(start) if start else None,
+        **describe_canvas({name: getattr(order, name) for name in CANVAS}),
         versions=list_versions(),
     )

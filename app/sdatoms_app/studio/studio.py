@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.pipeline import paint
+from sdatoms.diffusion.pipeline import choose_size, paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
 from sdatoms.errors import first_line
@@ -23,7 +24,14 @@ from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
 from sdatoms_app.studio.history import History, Kept
 from sdatoms_app.studio.library import Entry, Library
-from sdatoms_app.studio.orders import MAX_SEED, Order, check_order, list_paint_settings, make_recipe
+from sdatoms_app.studio.orders import (
+    MAX_SEED,
+    Order,
+    check_order,
+    check_second_pass,
+    list_paint_settings,
+    make_recipe,
+)
 from sdatoms_app.studio.painting import Desk, Job
 from sdatoms_app.studio.saved_forms import SavedForms
 
@@ -91,6 +99,7 @@ class Studio:
         """
         check_order(order)
         self.bases.find(order.base)
+        check_second_pass(order, self.bases.find_side(order.base))
         return [(self.library.find(id), strength) for id, strength in order.adapters]
 
     def paint(self, order: Order, job: Job | None = None) -> Iterator[Kept]:
@@ -117,28 +126,33 @@ class Studio:
                     f"{seen.window}."
                 )
             job.tell(remarks=tuple(remarks))
-            for number in range(order.batch):
-                yield self._paint_one(pipe, order, entries, number, job)
+            for first in range(0, order.batch, order.batch_size):
+                count = min(order.batch_size, order.batch - first)
+                yield from self._paint_batch(pipe, order, entries, first, count, job)
         finally:
             self.lock.release()
 
-    def _paint_one(
+    def _paint_batch(
         self,
         pipe: Any,
         order: Order,
         entries: list[tuple[Entry, Strength]],
-        number: int,
+        first: int,
+        count: int,
         job: Job,
-    ) -> Kept:
+    ) -> list[Kept]:
+        """Paint `count` pictures at once, the order's `first` and those after it."""
         previewer = self._previewer
         assert previewer is not None and self._opened is not None
-        seed = (order.seed + number) % (MAX_SEED + 1)
+        seeds = [(order.seed + first + k) % (MAX_SEED + 1) for k in range(count)]
+        settings = list_paint_settings(order)
 
         def tell(done: int, total: int) -> None:
             job.check()
-            which = f", picture {number + 1} of {order.batch}" if order.batch > 1 else ""
+            names = f"{first + 1}" if count == 1 else f"{first + 1} to {first + count}"
+            which = f", picture {names} of {order.batch}" if order.batch > 1 else ""
             job.tell(
-                done=number * total + done,
+                done=first * total + done * count,
                 total=order.batch * total,
                 message=f"step {done} of {total}{which}",
             )
@@ -146,17 +160,30 @@ class Studio:
                 job.tell(preview=previewer.draw())
 
         job.tell(message="starting")
-        picture = paint(
+        pictures = paint(
             pipe,
-            [order.prompt],
-            [seed],
-            **list_paint_settings(order),
+            [order.prompt] * count,
+            seeds,
+            **settings,
+            batch_size=count,
             callback=tell,
             previewer=previewer,
-        )[0]
-        recipe = make_recipe(order, entries, picture, seed, (self._opened.id, self._prints))
+        )
+        size = choose_size(pipe, settings["width"], settings["height"], order.init_picture)
         embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
-        return self.history.keep(picture, recipe, embedded)
+        base = (self._opened.id, self._prints)
+        return [
+            self.history.keep(
+                picture,
+                replace(
+                    make_recipe(order, entries, size, seeds[k], base),
+                    batch_size=count,
+                    batch_position=k,
+                ),
+                embedded,
+            )
+            for k, picture in enumerate(pictures)
+        ]
 
     def _load(self, entries: list[tuple[Entry, Strength]]) -> list[str]:
         """Make the pipeline carry these files and no others; files that stay are not read again.
@@ -242,7 +269,7 @@ def open_base(choice: BaseChoice, opening: Mapping[str, Any]) -> Any:
         AtomError: it does not open, whatever the libraries that read it make of it.
     """
     try:
-        return load_base(choice.where, **opening)
+        return load_base(choice.where, inpainting=True, **opening)
     except AtomError:
         raise
     except Exception as error:

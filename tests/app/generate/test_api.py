@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 from gradio_client import handle_file
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny.app import connect, read_pixels
 from tiny.limits import HANG
+from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 ENDPOINTS = {
@@ -61,6 +62,45 @@ def test_pictures_are_painted_listed_and_read(client):
     assert not np.array_equal(read_pixels(over[0]["file"]), read_pixels(pictures[0]["file"]))
 
 
+def test_uploaded_pictures_are_painted_over_where_a_mask_says(client, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stands on its side: 96×64 px as it is meant
+    photo = draw(tmp_path / "photo.jpg", (64, 96), seed=4, exif=exif, quality=95)
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (0, 0, 48, 64))
+    mask.save(tmp_path / "mask.png")
+    settings = {"num_inference_steps": 4, "mask_blur": 0, "width": 96, "height": 64}
+    given = {"image": handle_file(photo), "mask_image": handle_file(tmp_path / "mask.png")}
+    first, again = (
+        client.predict("cat", **settings, **given, api_name="/generate")[0] for _ in range(2)
+    )
+    with Image.open(photo) as opened:
+        whole = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    painted = read_pixels(first["file"])
+    assert np.array_equal(painted[:, 48:], whole[:, 48:])
+    assert not np.array_equal(painted[:, :48], whole[:, :48])
+    assert np.array_equal(painted, read_pixels(again["file"]))
+    with Image.open(first["file"]) as opened:
+        assert "Denoising strength: 0.6, Mask blur: 0" in opened.text["parameters"]
+    over = client.predict("cat", num_inference_steps=4, image=given["image"], api_name="/generate")
+    assert read_pixels(over[0]["file"]).shape == (56, 80, 3)  # its proportions, the base's area
+
+
+def test_second_passes_and_batches(client):
+    settings = {"num_inference_steps": 2, "hires_scale": 1.5, "hires_steps": 1, "batch": 3}
+    pictures = client.predict("cat", **settings, batch_size=2, api_name="/generate")
+    assert [picture["seed"] for picture in pictures] == [0, 1, 2]
+    assert {read_pixels(picture["file"]).shape for picture in pictures} == {(96, 96, 3)}
+    texts = []
+    for picture in pictures:
+        with Image.open(picture["file"]) as opened:
+            texts.append(opened.text["parameters"])
+    assert "Size: 64x64" in texts[1] and "Hires upscale: 1.5, Hires steps: 1" in texts[1]
+    assert "Batch size: 2, Batch pos: 1" in texts[1] and "Batch" not in texts[2]
+    read = client.predict(handle_file(pictures[2]["file"]), api_name="/read_picture")
+    assert read["remarks"] == [] and read["settings"]["hires_scale"] == 1.5
+
+
 def test_comparisons_and_grids(client):
     base, tuned = client.predict("cat", {"dog": 1.0}, num_inference_steps=2, api_name="/compare")
     assert not np.array_equal(read_pixels(base["file"]), read_pixels(tuned["file"]))
@@ -101,6 +141,10 @@ def test_cancel_stops_this_sessions_painting_only(client, address):
         ({"prompt": "a", "adapters": {"dog": "x"}}, "takes a finite number"),
         ({"prompt": "a", "base": "/etc"}, "no base"),
         ({"prompt": "a", "start_from": "../../../etc/passwd"}, "in the history"),
+        ({"prompt": "a", "image": {"path": "/etc/passwd"}}, "no upload"),
+        ({"prompt": "a", "hires_scale": 5}, "goes from 1 to 4"),
+        ({"prompt": "a", "hires_scale": 4, "width": 512, "height": 64}, "past 1024 px"),
+        ({"prompt": "a", "batch_size": 0}, "goes from 1 to 8"),
     ],
 )
 def test_refusals_are_sentences(client, values, message):

@@ -28,6 +28,9 @@ def test_a_picture_restores_the_form_to_the_same_pixels(studio, paint, order):
         width=72,
         height=64,
         adapters=(("dog", 0.35), ("ink", blocks)),
+        hires_scale=1.5,
+        hires_steps=1,
+        denoising_strength=0.5,
     )
     kept = paint(wanted)[0]
     settings, remarks = restore_recipe(read_recipe(kept.path), studio)
