@@ -86,6 +86,8 @@ def test_the_part_outside_is_held_as_diffusers_holds_it(picture):
         **asked,
     ).images
     painter = build_painter(pipe, canvas)
+    shared = painter.components
+    assert all(shared[name] is part for name, part in pipe.components.items() if name in shared)
     with protect_outside(painter, canvas) as restore:
         ours = painter(
             image=canvas.picture,

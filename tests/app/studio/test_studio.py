@@ -12,6 +12,7 @@ from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.painting import Job
 from sdatoms_app.studio.studio import Studio
 from tiny.app import read_pixels
+from tiny.pipelines import build_inpainting
 
 import sdatoms
 from sdatoms import AtomError
@@ -74,6 +75,19 @@ def test_sizes_and_starting_pictures_count(paint, order):
     over = paint(replace(order, init_picture=start, denoising_strength=0.5))[0]
     assert over.recipe.denoising_strength == 0.5 and over.recipe.init_sha256
     assert not np.array_equal(pixels(over), pixels(paint()[0]))
+
+
+def test_a_base_that_is_shown_the_mask_paints_with_one_and_only_so(tmp_path, order):
+    build_inpainting(size=16).save_pretrained(tmp_path / "wide")
+    studio = Studio(str(tmp_path / "wide"), Library(tmp_path / "atoms"), tmp_path / "outputs")
+    assert "inpainting" in studio.bases.list()[0].about
+    start = Image.new("RGB", (16, 16), "red")
+    wanted = replace(order, init_picture=start, mask=Image.new("L", (16, 16), 255))
+    for without in (order, replace(order, init_picture=start)):
+        with pytest.raises(AtomError, match="takes a picture and a mask"):
+            list(studio.paint(without))
+    kept = list(studio.paint(replace(wanted, batch=2, batch_size=2)))
+    assert [k.recipe.batch_position for k in kept] == [0, 1] and kept[0].recipe.mask_sha256
 
 
 def test_a_long_prompt_is_said_to_be_read_in_windows(studio, order):
