@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.files import (
     split_strength,
 )
+from sdatoms.cli.sampling import add_sampling_flags, read_sampling
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -33,8 +35,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    add_sampling_flags(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first picture (default: 0)"
     )
@@ -46,7 +47,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
             f"--{name}",
             type=int,
             default=None,
-            help=f"px (default: the base's own; with --{other} alone, what makes its area)",
+            help=f"px, a multiple of 8 up to 2048 (default: the base's own; with --{other} alone, "
+            "what makes its area)",
         )
     parser.add_argument(
         "--output_dir",
@@ -66,21 +68,29 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base
     from sdatoms.diffusion.picture_file import save_picture
-    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, paint
+    from sdatoms.diffusion.pipeline import check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
+    from sdatoms.diffusion.samplers import name_scheduler
+    from sdatoms.diffusion.sizes import check_side, choose_size, describe_choice
     from sdatoms.files.reader import read_atoms
 
     if args.num_images < 1:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
+    painting = read_sampling(args)
+    for name in ("width", "height"):
+        if getattr(args, name) is not None:
+            check_side(name, getattr(args, name))
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
-    scheduler = type(pipe.scheduler).__name__
-    scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
+    own = name_scheduler(pipe.scheduler)
+    width, height = choose_size(pipe, args.width, args.height)
+    if chosen := describe_choice((args.width, args.height), (width, height)):
+        print(chosen, file=sys.stderr, flush=True)
     folder = Path(args.output_dir)
     slug = slugify(args.prompt)
     for seed in range(args.seed, args.seed + args.num_images):
@@ -89,10 +99,9 @@ def run_generate(args: argparse.Namespace) -> None:
             [args.prompt],
             [seed],
             negative_prompt=args.negative_prompt,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
+            height=height,
+            width=width,
+            **painting,
         )[0]
         recipe = Recipe(
             prompt=args.prompt,
@@ -100,7 +109,10 @@ def run_generate(args: argparse.Namespace) -> None:
             seed=seed,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
-            scheduler=scheduler,
+            scheduler=painting["scheduler"] or own[0],
+            schedule=painting["schedule"] or own[1],
+            clip_skip=args.clip_skip,
+            guidance_rescale=args.guidance_rescale,
             width=picture.width,
             height=picture.height,
             base_model=Path(find_base(args.pretrained_model_name_or_path)).name,

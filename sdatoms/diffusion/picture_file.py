@@ -135,6 +135,9 @@ def build_recipe(table: Any, where: str) -> Recipe:
         "base_model": (str,),
         "denoising_strength": (int, float, type(None)),
         "init_sha256": (str, type(None)),
+        "schedule": (str,),
+        "clip_skip": (int,),
+        "guidance_rescale": (int, float),
     }
     values: dict[str, Any] = {}
     for name, accepted in kinds.items():

@@ -5,7 +5,7 @@ The trainer, the commands and the app all paint through here.
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -15,21 +15,14 @@ from PIL import Image, ImageOps
 
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
-from sdatoms.errors import AtomError, clip
+from sdatoms.diffusion.samplers import check_sampler, seed_noise, swap_scheduler
+from sdatoms.diffusion.sizes import choose_size
+from sdatoms.errors import AtomError
 
 __all__ = [
-    "SCHEDULERS",
     "check_seeds",
     "paint",
 ]
-
-SCHEDULERS = {
-    "DDIM": "DDIMScheduler",
-    "Euler": "EulerDiscreteScheduler",
-    "Euler a": "EulerAncestralDiscreteScheduler",
-    "DPM++ 2M": "DPMSolverMultistepScheduler",
-    "UniPC": "UniPCMultistepScheduler",
-}
 
 
 def paint(
@@ -43,6 +36,9 @@ def paint(
     height: int | None = None,
     width: int | None = None,
     scheduler: str | None = None,
+    schedule: str | None = None,
+    clip_skip: int = 1,
+    guidance_rescale: float = 0.0,
     batch_size: int = 1,
     init_picture: Image.Image | None = None,
     denoising_strength: float = 0.6,
@@ -57,6 +53,12 @@ def paint(
     see `sdatoms.diffusion.prompts`.
 
     Args:
+        scheduler: one of `sdatoms.diffusion.samplers.SAMPLERS`; the base's own if not given.
+        schedule: one of `SCHEDULES` there.
+        clip_skip: the layer of the text encoder that is read, counted from its end as A1111 does:
+            1 is the last, see `sdatoms.diffusion.prompts`.
+        guidance_rescale: how far guided noise is brought back to the spread of noise without
+            guidance, 0 to 1 (https://huggingface.co/papers/2305.08891, section 3.4).
         init_picture: a picture to start from instead of noise, scaled to `width`×`height` px.
         denoising_strength: how much of it is painted anew, above 0 to 1.
         callback: is told `(done, total)` denoising steps and may raise to cancel.
@@ -76,36 +78,46 @@ def paint(
     width, height = choose_size(pipe, width, height)
     if init_picture is not None and not 0 < denoising_strength <= 1:
         raise AtomError(f"denoising_strength is {denoising_strength}; it goes from above 0 to 1")
+    if not 0 <= guidance_rescale <= 1:
+        raise AtomError(f"guidance_rescale is {guidance_rescale}; it goes from 0 to 1")
     if scheduler is not None:
-        set_scheduler(pipe, scheduler)
+        check_sampler(scheduler, schedule or "normal", num_inference_steps)
     pipe.unet.eval()
-    settings: dict[str, Any] = {"height": height, "width": width}
-    painter = pipe
-    if init_picture is not None:
-        painter, settings = start_from(pipe, init_picture, width, height, denoising_strength)
-    pictures: list[Image.Image] = []
-    batches = -(-len(prompts) // batch_size)
-    for index in range(batches):
-        part = slice(index * batch_size, (index + 1) * batch_size)
+    with swap_scheduler(pipe, scheduler, schedule):
+        settings: dict[str, Any] = {"height": height, "width": width}
+        painter = pipe
+        if init_picture is not None:
+            painter, settings = start_from(pipe, init_picture, width, height, denoising_strength)
+        if guidance_rescale:
+            settings["guidance_rescale"] = guidance_rescale
+            if "guidance_rescale" not in inspect.signature(painter.__call__).parameters:
+                raise AtomError(
+                    f"guidance_rescale is {guidance_rescale:g}; a {type(painter).__name__} takes 0"
+                )
+        pictures: list[Image.Image] = []
+        batches = -(-len(prompts) // batch_size)
+        for index in range(batches):
+            part = slice(index * batch_size, (index + 1) * batch_size)
+            seed_noise(painter.scheduler, seeds[part])
 
-        def report(
-            running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
-        ) -> dict[str, Any]:
-            steps = running.num_timesteps
-            if callback:
-                callback(index * steps + step + 1, batches * steps)
-            return kwargs
+            def report(
+                running: Any, step: int, _time: Any, kwargs: dict[str, Any], index: int = index
+            ) -> dict[str, Any]:
+                steps = running.num_timesteps
+                if callback:
+                    callback(index * steps + step + 1, batches * steps)
+                return kwargs
 
-        with previewer.watch(painter.scheduler) if previewer else nullcontext():
-            result = painter(
-                **encode_prompts(pipe, prompts[part], negative_prompt),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
-                callback_on_step_end=report,
-                **settings,
-            )
-        pictures.extend(result.images)
+            with previewer.watch(painter.scheduler) if previewer else nullcontext():
+                result = painter(
+                    **encode_prompts(pipe, prompts[part], negative_prompt, clip_skip),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    generator=[torch.Generator("cpu").manual_seed(int(s)) for s in seeds[part]],
+                    callback_on_step_end=report,
+                    **settings,
+                )
+            pictures.extend(result.images)
     return pictures
 
 
@@ -118,25 +130,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
     for seed in seeds:
         if not -(1 << 63) <= int(seed) < 1 << 64:
             raise AtomError(f"the seed is {seed}; seeds go from {-(1 << 63)} to {(1 << 64) - 1}")
-
-
-def choose_size(pipe: Any, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Width and height in px; where one is given, the other makes the base's own area.
-
-    Raises:
-        AtomError: a side is no multiple of what the base takes.
-    """
-    unit = math.lcm(8, pipe.vae_scale_factor)
-    for name, side in (("width", width), ("height", height)):
-        if side is not None and (side < unit or side % unit):
-            raise AtomError(f"the {name} is {side} px; this base takes multiples of {unit} px")
-    area = (pipe.unet.config.sample_size * pipe.vae_scale_factor) ** 2
-    fit = lambda side: max(unit, round(area / side / unit) * unit)
-    if width is not None and height is None:
-        return width, fit(width)
-    if height is not None and width is None:
-        return fit(height), height
-    return width, height
 
 
 def start_from(
@@ -159,20 +152,3 @@ def start_from(
     size = (width or side, height or side)
     fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
     return painter, {"image": fitted, "strength": strength}
-
-
-def set_scheduler(pipe: Any, name: str) -> None:
-    """Swap the sampler, keeping the base's noise schedule.
-
-    Raises:
-        AtomError: the name is not one of `SCHEDULERS`.
-    """
-    import diffusers
-
-    if name not in SCHEDULERS:
-        raise AtomError(
-            f"the scheduler {clip(name)!r} is unknown; known are {', '.join(SCHEDULERS)}"
-        )
-    cls = getattr(diffusers, SCHEDULERS[name])
-    if type(pipe.scheduler) is not cls:
-        pipe.scheduler = cls.from_config(pipe.scheduler.config)

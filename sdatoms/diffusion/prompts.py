@@ -10,6 +10,10 @@ A weight `w` moves a token's embedding along the line from the empty prompt's, a
 `embed_prompt` is the one reader. SDXL's two encoders read the same tokens, each before its last
 layer; its pooled embedding is the second encoder's of the first window, whatever weighs.
 
+`clip_skip` counts layers from the end as A1111 does: 1 reads the last layer, 2 the one before,
+diffusers' `clip_skip=1`; the negative prompt is read the same way. SDXL reads the one before the
+last anyway, so that 1 and 2 are the same there.
+
 At the end: prompts written for a trigger, and what a prompt says without words nobody knows.
 """
 
@@ -123,20 +127,26 @@ def count_tokens(pipe: Any, text: str) -> TokenCount:
 
 
 def encode_prompts(
-    pipe: Any, prompts: Sequence[str], negative_prompt: str | None = None
+    pipe: Any, prompts: Sequence[str], negative_prompt: str | None = None, clip_skip: int = 1
 ) -> dict[str, Any]:
     """Arguments for the pipeline that stand for these prompts.
 
     Prompts without weights that fit one window are handed on as they are, so that their pictures
     are the pipeline's own; others come as embeddings `(B, windows·length, d)`.
 
+    Args:
+        clip_skip: the layer of the text encoders that is read, from the end.
+
     Raises:
-        AtomError: a weight is out of range, or the prompt fills more than eight windows.
+        AtomError: a weight is out of range, the prompt fills more than eight windows, or the text
+            encoders have no such layer.
     """
+    check_clip_skip(pipe, clip_skip)
     texts = [*prompts, negative_prompt or ""]
     counts = [count_tokens(pipe, text) for text in texts]
     windows = max(count.windows for count in counts)
-    if windows == 1 and all(parse_prompt(text) in ([], [(text, 1.0)]) for text in texts):
+    plain = all(parse_prompt(text) in ([], [(text, 1.0)]) for text in texts)
+    if windows == 1 and clip_skip == 1 and plain:
         negative = [negative_prompt] * len(prompts) if negative_prompt else None
         return {"prompt": list(prompts), "negative_prompt": negative}
     if windows > MAX_WINDOWS:
@@ -145,7 +155,7 @@ def encode_prompts(
             f"the prompt has {longest} tokens; at most {MAX_WINDOWS * counts[0].window} are taken"
         )
     with torch.no_grad():
-        *rows, against = [embed_prompt(pipe, text, windows) for text in texts]
+        *rows, against = [embed_prompt(pipe, text, windows, clip_skip) for text in texts]
     if not negative_prompt and pipe.config.get("force_zeros_for_empty_prompt"):
         pooled = None if against.pooled is None else torch.zeros_like(against.pooled)
         against = Embedding(torch.zeros_like(against.context), pooled)
@@ -160,17 +170,33 @@ def encode_prompts(
     return given
 
 
-def embed_prompt(pipe: Any, text: str, windows: int | None = None) -> Embedding:
+def check_clip_skip(pipe: Any, clip_skip: int) -> None:
+    """See that a pipeline's text encoders have a layer.
+
+    Raises:
+        AtomError: they do not.
+    """
+    layers = [encoder.config.num_hidden_layers for encoder, _ in list_encoders(pipe).values()]
+    if not 1 <= clip_skip <= min(layers):
+        raise AtomError(
+            f"clip_skip is {clip_skip}; this base's text encoder has the layers 1, its last, to "
+            f"{min(layers)}"
+        )
+
+
+def embed_prompt(pipe: Any, text: str, windows: int | None = None, clip_skip: int = 1) -> Embedding:
     """A prompt as the pipeline's denoiser reads it; gradients flow where they are wanted.
 
     Args:
         windows: how many the embedding has, empty ones at its end; as many as the prompt needs when
             not given, at most eight. What does not fit is cut off.
+        clip_skip: the layer that is read, from the end.
 
     Raises:
         AtomError: a weight is out of range.
     """
     encoders = list_encoders(pipe)
+    reading: dict[str, Any] = {"deep": len(encoders) > 1, "clip_skip": clip_skip}
     count = windows or min(count_tokens(pipe, text).windows, MAX_WINDOWS)
     contexts, pooled = [], None
     for encoder, tokenizer in encoders.values():
@@ -179,9 +205,9 @@ def embed_prompt(pipe: Any, text: str, windows: int | None = None) -> Embedding:
         parts = [slice(k * window, (k + 1) * window) for k in range(count)]
         rows = [ids[part] for part in parts]
         plain = all(weight == 1 for weight in weights[: count * window])
-        embeds, pool = run_encoder(encoder, tokenizer, rows, deep=len(encoders) > 1)
+        embeds, pool = run_encoder(encoder, tokenizer, rows, **reading)
         if not plain:
-            empty, _ = run_encoder(encoder, tokenizer, [[]], deep=len(encoders) > 1)
+            empty, _ = run_encoder(encoder, tokenizer, [[]], **reading)
             factors = torch.ones(embeds.shape[:2], dtype=embeds.dtype, device=embeds.device)
             for k, part in enumerate(parts):
                 own = torch.tensor(weights[part], dtype=embeds.dtype)
@@ -222,12 +248,18 @@ def find_device(encoder: Any) -> torch.device:
 
 
 def run_encoder(
-    encoder: Any, tokenizer: Any, rows: Sequence[Sequence[int]], *, deep: bool
+    encoder: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    deep: bool,
+    clip_skip: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     """Embeddings `(n, length, d)` of windows, padded as the pipeline pads, and pooled ones.
 
     Args:
-        deep: read the layer before the last, as SDXL does.
+        deep: read the layer before the last, or a deeper one, as it is, and pool, as SDXL does.
+        clip_skip: the layer that is read, from the end.
     """
     length = find_window(encoder, tokenizer) + 2
     marked = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
@@ -238,8 +270,14 @@ def run_encoder(
     mask = [[1] * len(r) + [0] * n for r, n in zip(marked, padding, strict=True)]
     masked = getattr(encoder.config, "use_attention_mask", False)
     attention = torch.tensor(mask, device=device) if masked else None
-    output = encoder(tokens, attention_mask=attention, output_hidden_states=deep)
-    return (output.hidden_states[-2], output[0]) if deep else (output[0], None)
+    layer = max(clip_skip, 2) if deep else clip_skip
+    output = encoder(tokens, attention_mask=attention, output_hidden_states=layer > 1)
+    if deep:
+        return output.hidden_states[-layer], output[0]
+    if layer == 1:
+        return output[0], None
+    normalize = getattr(encoder, "text_model", encoder).final_layer_norm
+    return normalize(output.hidden_states[-layer]), None
 
 
 STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")

@@ -14,9 +14,10 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength
-from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.prompts import parse_prompt
 from sdatoms.diffusion.recipe import Recipe, UsedAtoms, hash_picture, list_versions
+from sdatoms.diffusion.samplers import check_sampler
+from sdatoms.diffusion.sizes import MAX_SIDE, check_side
 from sdatoms.errors import clip
 from sdatoms_app.studio.library import Entry
 
@@ -40,13 +41,15 @@ MAX_STRENGTH = 10.0
 LIMITS: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 100),
     "guidance_scale": (0, 30),
-    "width": (64, 1024),
-    "height": (64, 1024),
+    "width": (64, MAX_SIDE),
+    "height": (64, MAX_SIDE),
     "seed": (0, MAX_SEED),
     "batch": (1, 8),
     "denoising_strength": (0.01, 1),
+    "clip_skip": (1, 12),
+    "guidance_rescale": (0, 1),
 }
-"""Setting → least and most; a side may also be 0, the base's own."""
+"""Setting → least and most; a side may also be 0, the base's own, and has the operator's cap."""
 SAID = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
@@ -55,9 +58,19 @@ SAID = {
     "seed": "the seed",
     "batch": "the number of pictures",
     "denoising_strength": "the share painted anew",
+    "clip_skip": "CLIP skip",
+    "guidance_rescale": "the guidance's rescaling",
 }
 """Setting → what refusals call it."""
-TAKEN_OVER = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+TAKEN_OVER = (
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "schedule",
+    "clip_skip",
+    "guidance_rescale",
+)
 """Settings that painting and recipe take as they are."""
 
 
@@ -84,6 +97,9 @@ class Order:
     denoising_strength: float = 0.6
     embed: bool = False
     """Put the atom files inside the PNGs."""
+    schedule: str = "normal"
+    clip_skip: int = 1
+    guidance_rescale: float = 0.0
 
 
 SETTINGS: dict[str, Any] = {
@@ -94,8 +110,11 @@ SETTINGS: dict[str, Any] = {
 """Plain settings with their defaults: all but the prompt, the atom files and the picture."""
 
 
-def check_order(order: Order) -> None:
+def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
     """See that texts and numbers are such as can be painted.
+
+    Args:
+        max_side: the operator's cap, px.
 
     Raises:
         AtomError: the prompt is empty or too long, or a number is out of range.
@@ -109,14 +128,12 @@ def check_order(order: Order) -> None:
     for name, (low, high) in LIMITS.items():
         number = getattr(order, name)
         own = name in ("width", "height") and number == 0
+        high = max_side if name in ("width", "height") else high
         if not low <= number <= high and not own:  # NaN is refused too
             raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
-    if order.width % 8 or order.height % 8:
-        raise AtomError(f"the size is {order.width}×{order.height} px; sides are multiples of 8")
-    if order.scheduler not in SCHEDULERS:
-        raise AtomError(
-            f"the scheduler is {clip(order.scheduler)!r}; known are {', '.join(SCHEDULERS)}"
-        )
+        if name in ("width", "height") and not own:
+            check_side(name, number, most=max_side)
+    check_sampler(order.scheduler, order.schedule, order.num_inference_steps)
     ids = [id for id, _ in order.adapters]
     if len(ids) > MAX_ADAPTERS:
         raise AtomError(f"{len(ids)} atom files are named; at most {MAX_ADAPTERS} are taken")

@@ -17,6 +17,7 @@ from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
+from sdatoms.diffusion.sizes import MAX_SIDE, choose_size, describe_choice
 from sdatoms.errors import first_line
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
@@ -47,8 +48,11 @@ class Studio:
         models: Path | None = None,
         hub: bool = False,
         opening: Mapping[str, Any] | None = None,
+        max_side: int = MAX_SIDE,
     ) -> None:
         self.base = base
+        self.max_side = max_side
+        """The longest side that may be asked for, px."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)
@@ -89,7 +93,7 @@ class Studio:
         Raises:
             AtomError: as `check_order`, or a base or file is not listed.
         """
-        check_order(order)
+        check_order(order, self.max_side)
         self.bases.find(order.base)
         return [(self.library.find(id), strength) for id, strength in order.adapters]
 
@@ -116,6 +120,9 @@ class Studio:
                     f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
                     f"{seen.window}."
                 )
+            given = (order.width or None, order.height or None)
+            if said := describe_choice(given, choose_size(pipe, *given)):
+                remarks.append(f"{said}.")
             job.tell(remarks=tuple(remarks))
             for number in range(order.batch):
                 yield self._paint_one(pipe, order, entries, number, job)
