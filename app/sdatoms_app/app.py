@@ -129,7 +129,7 @@ def serve(
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
     """
-    check_side("--max-side", max_side)
+    check_side("--max-side", max_side, least=64)
     people, root_path = read_auth(auth), check_root_path(root_path)
     if share and not people:
         raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")

@@ -59,21 +59,24 @@ def name_shape(width: int, height: int) -> str:
     return "square" if width == height else "portrait" if width < height else "landscape"
 
 
-def check_side(name: str, side: int, step: int = STEP, most: int = MAX_SIDE) -> None:
+def check_side(
+    name: str, side: int, step: int = STEP, most: int = MAX_SIDE, least: int = 0
+) -> None:
     """See that a side can be painted.
 
     Args:
         name: width or height.
         side: px.
+        least: px; one step if not given.
 
     Raises:
-        AtomError: it is no multiple of the step, or too large; names the nearest that fits.
+        AtomError: it is no multiple of the step, or out of range; names the nearest that fits.
     """
-    if side < step or side > most or side % step:
-        top = most // step * step
-        nearest = min(max(step, math.floor(side / step + 0.5) * step), top)
+    low, high = max(least, step), most // step * step
+    if not low <= side <= high or side % step:
+        nearest = math.floor(min(max(low, side), high) / step + 0.5) * step
         raise AtomError(
-            f"the {name} is {side} px; it takes multiples of {step} px from {step} to {top}, and "
+            f"the {name} is {side} px; it takes multiples of {step} px from {low} to {high}, and "
             f"the nearest is {nearest}"
         )
 

@@ -49,6 +49,8 @@ def test_every_size_that_is_offered_can_be_painted(side):
         (100, 64, MAX_SIDE, 128),
         (1032, 8, 1024, 1024),
         (1024, 8, 1000, 1000),
+        (float("nan"), 8, MAX_SIDE, 8),
+        (float("inf"), 8, MAX_SIDE, 2048),
     ],
 )
 def test_a_side_that_does_not_fit_is_told_the_nearest_that_does(side, step, most, nearest):

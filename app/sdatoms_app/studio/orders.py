@@ -53,8 +53,6 @@ LIMITS: dict[str, tuple[float, float]] = {
 SAID = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
-    "width": "the width",
-    "height": "the height",
     "seed": "the seed",
     "batch": "the number of pictures",
     "denoising_strength": "the share painted anew",
@@ -127,12 +125,11 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
         raise AtomError("the prompt is empty; say what to paint")
     for name, (low, high) in LIMITS.items():
         number = getattr(order, name)
-        own = name in ("width", "height") and number == 0
-        high = max_side if name in ("width", "height") else high
-        if not low <= number <= high and not own:  # NaN is refused too
+        if name in ("width", "height"):
+            if number:
+                check_side(name, number, most=max_side, least=int(low))
+        elif not low <= number <= high:  # NaN is refused too
             raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
-        if name in ("width", "height") and not own:
-            check_side(name, number, most=max_side)
     check_sampler(order.scheduler, order.schedule, order.num_inference_steps)
     ids = [id for id, _ in order.adapters]
     if len(ids) > MAX_ADAPTERS:

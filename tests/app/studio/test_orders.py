@@ -50,5 +50,5 @@ def test_the_operators_cap_is_the_longest_side(studio, order, monkeypatch):
     studio.check(replace(order, width=1216, height=832))
     monkeypatch.setattr(studio, "max_side", 1024)
     studio.check(replace(order, width=1024, height=832))
-    with pytest.raises(AtomError, match="the width is 1216; it goes from 64 to 1024"):
+    with pytest.raises(AtomError, match="from 64 to 1024, and the nearest is 1024"):
         studio.check(replace(order, width=1216, height=832))
