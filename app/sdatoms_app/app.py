@@ -20,6 +20,7 @@ with hide_proxies():
 from starlette.middleware import Middleware
 
 from sdatoms import AtomError
+from sdatoms.diffusion.sizes import MAX_SIDE, check_side
 from sdatoms_app.atoms.tab import build_atoms_tab
 from sdatoms_app.generate.api import build_generate_api
 from sdatoms_app.generate.compare import build_compare_tab
@@ -109,6 +110,7 @@ def serve(
     mcp: bool = False,
     root_path: str = "",
     opening: Mapping[str, Any] | None = None,
+    max_side: int = MAX_SIDE,
 ) -> None:
     """Serve until interrupted.
 
@@ -122,10 +124,12 @@ def serve(
         mcp: serve the endpoints as tools of the Model Context Protocol too.
         root_path: where a reverse proxy serves the app: a path, or the whole public address.
         opening: how bases are opened, arguments of `load_base`.
+        max_side: the longest side of a picture that may be asked for, px.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
     """
+    check_side("--max-side", max_side, least=64)
     people, root_path = read_auth(auth), check_root_path(root_path)
     if share and not people:
         raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")
@@ -151,6 +155,7 @@ def serve(
         models=models_dir,
         hub=local and not offline,
         opening={"say": lambda text: print(text, flush=True), **(opening or {})},
+        max_side=max_side,
     )
     with studio.lock:
         studio.open()

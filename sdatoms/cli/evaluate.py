@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdatoms.cli.base import add_base_flags, open_base
+from sdatoms.cli.sampling import add_sampling_flags, read_sampling
 from sdatoms.errors import AtomError
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--style_evaluator", default=None, help="a DINOv2 model for fidelity, diversity and drift"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    add_sampling_flags(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -70,6 +70,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for flag in ("seeds", "batch_size"):
         if getattr(args, flag) < 1:
             raise AtomError(f"--{flag} is {getattr(args, flag)}; it takes at least 1")
+    painting = read_sampling(args)
     files = name_files([(path, read_atoms(path)) for path in args.files])
     subject = find_subject(args.subject) if args.subject else None
     trigger = files[0][1].metadata.get("trigger", "")
@@ -87,8 +88,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         subject=subject,
         strength=args.strength,
         batch_size=args.batch_size,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
+        **painting,
         report=lambda text: print(text, file=sys.stderr),
     )
     if args.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sdatoms.cli.canvas import add_canvas_flags, read_canvas
 from sdatoms.cli.files import (
     split_strength,
 )
+from sdatoms.cli.sampling import add_sampling_flags, read_sampling
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -35,8 +37,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    add_sampling_flags(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first picture (default: 0)"
     )
@@ -48,8 +49,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
             f"--{name}",
             type=int,
             default=None,
-            help=f"px (default: the base's own, with --image in that picture's proportions; with "
-            f"--{other} alone, what makes its area)",
+            help=f"px, a multiple of 8 up to 2048 (default: the base's own, in the proportions of "
+            f"--image; with --{other} alone, what makes its area)",
         )
     add_canvas_flags(parser)
     parser.add_argument(
@@ -73,14 +74,20 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base
     from sdatoms.diffusion.picture_file import save_picture
-    from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, choose_size, paint
+    from sdatoms.diffusion.pipeline import check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
+    from sdatoms.diffusion.samplers import name_scheduler
+    from sdatoms.diffusion.sizes import check_side, describe_choice, fit_size
     from sdatoms.files.reader import read_atoms
 
     for name in ("num_images", "batch_size"):
         if getattr(args, name) < 1:
             raise AtomError(f"--{name} is {getattr(args, name)}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
+    painting = read_sampling(args)
+    for name in ("width", "height"):
+        if getattr(args, name) is not None:
+            check_side(name, getattr(args, name))
     wanted = [split_strength(text) for text in args.atoms]
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     canvas = read_canvas(args)
@@ -88,17 +95,22 @@ def run_generate(args: argparse.Namespace) -> None:
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
-    scheduler = type(pipe.scheduler).__name__
-    scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
+    own = name_scheduler(pipe.scheduler)
+    start = canvas["init_picture"]
+    width, height = fit_size(pipe, args.width, args.height, start.size if start else None)
+    if chosen := describe_choice((args.width, args.height), (width, height)):
+        print(chosen, file=sys.stderr, flush=True)
     folder = Path(args.output_dir)
     slug = slugify(args.prompt)
-    width, height = choose_size(pipe, args.width, args.height, canvas["init_picture"])
     recipe = Recipe(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt or "",
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
-        scheduler=scheduler,
+        scheduler=painting["scheduler"] or own[0],
+        schedule=painting["schedule"] or own[1],
+        clip_skip=args.clip_skip,
+        guidance_rescale=args.guidance_rescale,
         width=width,
         height=height,
         base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
@@ -119,11 +131,10 @@ def run_generate(args: argparse.Namespace) -> None:
             [args.prompt] * len(seeds),
             seeds,
             negative_prompt=args.negative_prompt,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
+            height=height,
+            width=width,
             batch_size=args.batch_size,
+            **painting,
             **canvas,
         )
         for number, (seed, painted) in enumerate(zip(seeds, pictures, strict=True)):

@@ -59,6 +59,13 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of pictures, or of such folders, to train on; may be given several times",
     )
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=2048,
+        metavar="PX",
+        help="the longest side of a picture that may be asked for (default: 2048)",
+    )
     add_base_flags(parser)
 
 
@@ -80,4 +87,5 @@ def run_ui(args: argparse.Namespace) -> None:
         offline=args.offline,
         mcp=args.mcp,
         root_path=args.root_path,
+        max_side=args.max_side,
     )

@@ -29,7 +29,6 @@ __all__ = [
     "fills_masks",
     "finish_picture",
     "fit_canvas",
-    "fit_proportions",
     "list_canvas_settings",
     "protect_outside",
     "shape_latent_mask",
@@ -118,26 +117,16 @@ def fit_canvas(
     return Canvas(fitted, strength, mask, blur)
 
 
-def fit_proportions(side: int, unit: int, picture: Image.Image) -> tuple[int, int]:
-    """Width and height in px of `side`² px in the picture's proportions, which count up to 4:1.
+def build_painter(pipe: Any, *, over: bool) -> Any:
+    """The pipeline that paints, over the same modules and with the same scheduler.
 
     Args:
-        unit: what sides are multiples of.
-    """
-    if picture.width == picture.height:
-        return side, side
-    shape = min(max(picture.width / picture.height, 1 / 4), 4) ** 0.5
-    width, height = (max(unit, round(own / unit) * unit) for own in (side * shape, side / shape))
-    return width, height
-
-
-def build_painter(pipe: Any, canvas: Canvas | None) -> Any:
-    """The pipeline that paints on a canvas, over the same modules and the same scheduler.
+        over: it paints over pictures.
 
     Raises:
         AtomError: this pipeline has no such form.
     """
-    form = "Inpaint" if fills_masks(pipe) else "Img2Img" if canvas else ""
+    form = "Inpaint" if fills_masks(pipe) else "Img2Img" if over else ""
     kind = type(pipe).__name__
     if form == next((other for other in ("Inpaint", "Img2Img") if other in kind), ""):
         return pipe

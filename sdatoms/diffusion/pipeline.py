@@ -5,6 +5,7 @@ The trainer, the commands and the app all paint through here.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,28 +23,19 @@ from sdatoms.diffusion.canvas import (
     fills_masks,
     finish_picture,
     fit_canvas,
-    fit_proportions,
     list_canvas_settings,
     protect_outside,
 )
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
-from sdatoms.errors import AtomError, clip
+from sdatoms.diffusion.samplers import check_sampler, seed_noise, swap_scheduler
+from sdatoms.diffusion.sizes import enlarge_size, fit_size
+from sdatoms.errors import AtomError
 
 __all__ = [
-    "SCHEDULERS",
     "check_seeds",
-    "choose_size",
     "paint",
 ]
-
-SCHEDULERS = {
-    "DDIM": "DDIMScheduler",
-    "Euler": "EulerDiscreteScheduler",
-    "Euler a": "EulerAncestralDiscreteScheduler",
-    "DPM++ 2M": "DPMSolverMultistepScheduler",
-    "UniPC": "UniPCMultistepScheduler",
-}
 
 SIDES = ("width", "height")
 
@@ -59,6 +51,9 @@ def paint(
     height: int | None = None,
     width: int | None = None,
     scheduler: str | None = None,
+    schedule: str | None = None,
+    clip_skip: int = 1,
+    guidance_rescale: float = 0.0,
     batch_size: int = 1,
     init_picture: Image.Image | None = None,
     mask: Image.Image | None = None,
@@ -77,6 +72,12 @@ def paint(
     see `sdatoms.diffusion.prompts`.
 
     Args:
+        scheduler: one of `sdatoms.diffusion.samplers.SAMPLERS`; the base's own if not given.
+        schedule: one of `SCHEDULES` there.
+        clip_skip: the layer of the text encoder that is read, counted from its end as A1111 does:
+            1 is the last, see `sdatoms.diffusion.prompts`.
+        guidance_rescale: how far guided noise is brought back to the spread of noise without
+            guidance, 0 to 1 (https://huggingface.co/papers/2305.08891, section 3.4).
         init_picture: a picture to start from instead of noise, scaled to `width`×`height` px, or,
             with neither given, to its own proportions in the base's area.
         mask: of `init_picture`'s proportions; white is painted anew, black stays pixel for pixel.
@@ -113,35 +114,40 @@ def paint(
     )
     if fills_masks(pipe) and mask is None:
         raise AtomError("this base fills in masks: it takes a picture and a mask to paint with")
-    size = choose_size(pipe, width, height, init_picture)
+    size = fit_size(pipe, width, height, init_picture.size if init_picture else None)
     larger = enlarge_size(pipe, size, hires_scale)
     more = second_steps = 0
     if larger != size:
         more = hires_steps or num_inference_steps
         second_steps = choose_second_steps(pipe, more, denoising_strength)
+    check_rescale(pipe, guidance_rescale, {init_picture is not None, larger != size})
     if scheduler is not None:
-        set_scheduler(pipe, scheduler)
+        check_sampler(scheduler, schedule or "normal", num_inference_steps)
     pipe.unet.eval()
     over = {"blur": mask_blur, "strength": denoising_strength}
     canvas = fit_canvas(init_picture, mask, size, **over) if init_picture else None
     batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
     progress = Progress(callback or (lambda done, total: None), len(batches), more)
+    rescale = {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
     pictures: list[Image.Image] = []
-    for progress.batch, part in enumerate(batches):
-        walk = partial(
-            paint_batch,
-            pipe,
-            prompts[part],
-            seeds[part],
-            negative_prompt=negative_prompt,
-            sampling={"guidance_scale": guidance_scale},
-            previewer=previewer,
-        )
-        painted = walk([canvas] * len(seeds[part]), size, num_inference_steps, progress.tell_first)
-        if larger != size:
-            canvases = [fit_canvas(picture, None, larger, **over) for picture in painted]
-            painted = walk(canvases, larger, second_steps, progress.tell_second)
-        pictures.extend(painted)
+    with swap_scheduler(pipe, scheduler, schedule):
+        for progress.batch, part in enumerate(batches):
+            walk = partial(
+                paint_batch,
+                pipe,
+                prompts[part],
+                seeds[part],
+                negative_prompt=negative_prompt,
+                clip_skip=clip_skip,
+                sampling={"guidance_scale": guidance_scale, **rescale},
+                previewer=previewer,
+            )
+            blank = [canvas] * len(seeds[part])
+            painted = walk(blank, size, num_inference_steps, progress.tell_first)
+            if larger != size:
+                canvases = [fit_canvas(picture, None, larger, **over) for picture in painted]
+                painted = walk(canvases, larger, second_steps, progress.tell_second)
+            pictures.extend(painted)
     return pictures
 
 
@@ -182,6 +188,7 @@ def paint_batch(
     tell: Callable[[int, int], None],
     *,
     negative_prompt: str | None,
+    clip_skip: int,
     sampling: Mapping[str, Any],
     previewer: Previewer | None,
 ) -> list[Image.Image]:
@@ -193,7 +200,8 @@ def paint_batch(
         tell: is told of each step: its number from 1, and how many there are.
         sampling: further arguments of the pipeline.
     """
-    painter = build_painter(pipe, canvases[0])
+    painter = build_painter(pipe, over=canvases[0] is not None)
+    seed_noise(painter.scheduler, seeds)
     given = [canvas for canvas in canvases if canvas is not None]
     settings = list_canvas_settings(pipe, given) if given else dict(zip(SIDES, size, strict=True))
     watched = previewer.watch(painter.scheduler) if previewer else nullcontext()
@@ -205,7 +213,7 @@ def paint_batch(
 
         try:
             result = painter(
-                **encode_prompts(pipe, prompts, negative_prompt),
+                **encode_prompts(pipe, prompts, negative_prompt, clip_skip),
                 **sampling,
                 **settings,
                 num_inference_steps=steps,
@@ -229,38 +237,22 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise AtomError(f"the seed is {seed}; seeds go from {-(1 << 63)} to {(1 << 64) - 1}")
 
 
-def find_unit(pipe: Any) -> int:
-    """What sides in px are multiples of."""
-    return math.lcm(8, pipe.vae_scale_factor)
-
-
-def choose_size(
-    pipe: Any, width: int | None, height: int | None, picture: Image.Image | None = None
-) -> tuple[int, int]:
-    """Width and height in px; what is not given makes the base's own area.
+def check_rescale(pipe: Any, guidance_rescale: float, over: set[bool]) -> None:
+    """Refuse to rescale guidance where a pipeline does not.
 
     Args:
-        picture: gives the proportions where neither side is given.
+        over: whether pictures are painted over, of each pass.
 
     Raises:
-        AtomError: a side is no multiple of what the base takes.
+        AtomError: it does not, or the number is out of range.
     """
-    unit = find_unit(pipe)
-    for name, side in (("width", width), ("height", height)):
-        if side is not None and (side < unit or side % unit):
-            raise AtomError(f"the {name} is {side} px; this base takes multiples of {unit} px")
-    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    fit = lambda side: max(unit, round(side / unit) * unit)
-    if width is None and height is None:
-        return fit_proportions(own, unit, picture) if picture else (own, own)
-    return width or fit(own**2 / (height or own)), height or fit(own**2 / (width or own))
-
-
-def enlarge_size(pipe: Any, size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Width and height in px of a second pass."""
-    unit = find_unit(pipe)
-    width, height = (side if scale == 1 else round(side * scale / unit) * unit for side in size)
-    return width, height
+    if not 0 <= guidance_rescale <= 1:
+        raise AtomError(f"guidance_rescale is {guidance_rescale}; it goes from 0 to 1")
+    for painter in (build_painter(pipe, over=one) for one in over if guidance_rescale):
+        if "guidance_rescale" not in inspect.signature(painter.__call__).parameters:
+            raise AtomError(
+                f"guidance_rescale is {guidance_rescale:g}; a {type(painter).__name__} takes 0"
+            )
 
 
 def choose_second_steps(pipe: Any, steps: int, strength: float) -> int:
@@ -278,20 +270,3 @@ def choose_second_steps(pipe: Any, steps: int, strength: float) -> int:
             f"all; the base has {most}: raise the strength or lower hires_steps"
         )
     return total
-
-
-def set_scheduler(pipe: Any, name: str) -> None:
-    """Swap the sampler, keeping the base's noise schedule.
-
-    Raises:
-        AtomError: the name is not one of `SCHEDULERS`.
-    """
-    import diffusers
-
-    if name not in SCHEDULERS:
-        raise AtomError(
-            f"the scheduler {clip(name)!r} is unknown; known are {', '.join(SCHEDULERS)}"
-        )
-    cls = getattr(diffusers, SCHEDULERS[name])
-    if type(pipe.scheduler) is not cls:
-        pipe.scheduler = cls.from_config(pipe.scheduler.config)

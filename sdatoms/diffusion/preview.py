@@ -38,6 +38,8 @@ them (`SD15.latent_rgb_factors`):
 https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/latent_formats.py"""
 SD_SCALING = 0.18215
 NUM_FIELDS = 24
+DIVIDED = ("Euler", "DPMSolverSDE")
+"""How the names of diffusers' schedulers begin that keep latents divided by √ᾱ."""
 
 
 class Previewer:
@@ -90,7 +92,7 @@ def guess_clean(scheduler: Any, output: Tensor, time: Any, sample: Tensor) -> Te
     """`x₀` from what the UNet said of `sample` at `time`."""
     output, sample = output.detach().float(), sample.detach().float()
     kept = float(scheduler.alphas_cumprod[round(float(time))])
-    if type(scheduler).__name__.startswith("Euler"):  # keeps its latents divided by √ᾱ
+    if type(scheduler).__name__.startswith(DIVIDED):
         sample = sample * kept**0.5
     if scheduler.config.prediction_type == "v_prediction":
         return kept**0.5 * sample - (1 - kept) ** 0.5 * output

@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms.adapters.plan import same_base
+from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES, read_sampler
 from sdatoms.errors import clip
 from sdatoms.version import __version__
 
@@ -55,6 +56,7 @@ class Recipe:
     num_inference_steps: int = 25
     guidance_scale: float = 5.0
     scheduler: str = "DDIM"
+    """One of `sdatoms.diffusion.samplers.SAMPLERS`, or what another tool calls its sampler."""
     width: int = 0
     """px; 0: the base's own."""
     height: int = 0
@@ -79,12 +81,18 @@ class Recipe:
     batch_position: int = 0
     """Which of them it was, from 0; the first has `seed` less this."""
     versions: dict[str, str] = field(default_factory=dict)
+    schedule: str = "normal"
+    """One of `sdatoms.diffusion.samplers.SCHEDULES`, or what another tool calls its own."""
+    clip_skip: int = 1
+    """The text encoder's layer, from the end."""
+    guidance_rescale: float = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
         """What pictures of other seeds, bases and atoms would share, by the names of forms."""
         names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
-        return {name: getattr(self, name) for name in (*names, "width", "height")}
+        more = ("width", "height", "schedule", "clip_skip", "guidance_rescale")
+        return {name: getattr(self, name) for name in (*names, *more)}
 
 
 def compare_recipe(
@@ -164,16 +172,23 @@ def describe_canvas(painting: Mapping[str, Any]) -> dict[str, Any]:
 NEGATIVE = re.compile(r"^[^\S\n]*Negative prompt:", re.MULTILINE)
 FIELD = re.compile(r'\s*([\w][\w ./+-]*?):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
+RESCALE = ("CFG Rescale", "CFG Rescale φ", "CFG rescale")
+"""What extensions of A1111 call the guidance's rescaling; its own settings have none."""
+
 
 def format_parameters(recipe: Recipe) -> str:
     """The text A1111 writes: prompt, negative prompt, and one line of settings."""
+    known = SCHEDULES.get(recipe.schedule)
     settings: dict[str, Any] = {
         "Steps": recipe.num_inference_steps,
         "Sampler": recipe.scheduler,
+        "Schedule type": known.label if known else recipe.schedule,
         "CFG scale": f"{recipe.guidance_scale:g}",
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
     }
+    if recipe.scheduler not in SAMPLERS and recipe.schedule == "normal":
+        del settings["Schedule type"]  # that of a base's own sampler, which no other program knows
     if recipe.base_fingerprint:
         prints = json.dumps(recipe.base_fingerprint, sort_keys=True)
         settings["Model hash"] = sha256(prints.encode()).hexdigest()[:10]
@@ -181,6 +196,10 @@ def format_parameters(recipe: Recipe) -> str:
         settings["Model"] = Path(recipe.base_model).name
     if recipe.denoising_strength is not None:
         settings["Denoising strength"] = f"{recipe.denoising_strength:g}"
+    if recipe.clip_skip > 1:
+        settings["Clip skip"] = recipe.clip_skip
+    if recipe.guidance_rescale:
+        settings[RESCALE[0]] = f"{recipe.guidance_rescale:g}"
     if recipe.mask_blur is not None:
         settings["Mask blur"] = f"{recipe.mask_blur:g}"
     if recipe.hires_scale != 1:
@@ -237,6 +256,8 @@ def parse_parameters(text: str) -> Recipe:
         ("num_inference_steps", "Steps", int),
         ("guidance_scale", "CFG scale", float),
         ("denoising_strength", "Denoising strength", float),
+        ("clip_skip", "Clip skip", int),
+        *(("guidance_rescale", setting, float) for setting in RESCALE),
         ("mask_blur", "Mask blur", float),
         ("hires_scale", "Hires upscale", float),
         ("hires_steps", "Hires steps", int),
@@ -249,7 +270,9 @@ def parse_parameters(text: str) -> Recipe:
             continue
         changes |= {name: value} if math.isfinite(value) else {}
     if "Sampler" in settings:
-        changes["scheduler"] = clip(settings["Sampler"], 40)
+        kind = settings.get("Schedule type")
+        names = read_sampler(settings["Sampler"], kind and clip(kind, 40))
+        changes |= {"scheduler": clip(names[0], 40), "schedule": names[1]}
     if size:
         changes |= {"width": int(size[1]), "height": int(size[2])}
     return replace(recipe, **changes)

@@ -12,8 +12,9 @@ from tiny.pipelines import build_inpainting, build_pipeline
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
 from sdatoms.diffusion.canvas import build_painter, fit_canvas, protect_outside
-from sdatoms.diffusion.pipeline import SCHEDULERS, paint
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.placement import OFFLOADS, Placement, place
+from sdatoms.diffusion.samplers import SAMPLERS
 
 STEPS = {"num_inference_steps": 4, "denoising_strength": 0.5}
 
@@ -51,7 +52,7 @@ def test_a_picture_is_painted_over_by_its_share_and_to_the_bit(kind, picture):
     assert abs(read(both[0]) - read(first)).max() <= 1
 
 
-@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", list(SAMPLERS))
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_what_a_mask_leaves_out_stays_and_the_rest_does_not(kind, scheduler, picture):
     pipe = build_pipeline(kind)
@@ -85,7 +86,7 @@ def test_the_part_outside_is_held_as_diffusers_holds_it(picture):
         generator=torch.Generator().manual_seed(5),
         **asked,
     ).images
-    painter = build_painter(pipe, canvas)
+    painter = build_painter(pipe, over=True)
     shared = painter.components
     assert all(shared[name] is part for name, part in pipe.components.items() if name in shared)
     with protect_outside(painter, canvas) as restore:

@@ -27,6 +27,9 @@ RECIPE = Recipe(
     num_inference_steps=12,
     guidance_scale=4.5,
     scheduler="Euler a",
+    schedule="sgm_uniform",
+    clip_skip=2,
+    guidance_rescale=0.5,
     width=64,
     height=96,
     base_model="emoji-sd",
@@ -62,7 +65,10 @@ def test_the_text_is_what_a1111_reads():
     text = format_parameters(RECIPE)
     lines = text.split("\n")
     assert lines[2] == "Negative prompt: blurry, bad"
-    assert lines[3].startswith("Steps: 12, Sampler: Euler a, CFG scale: 4.5, Seed: 7, Size: 64x96,")
+    assert lines[3].startswith(
+        "Steps: 12, Sampler: Euler a, Schedule type: SGM Uniform, CFG scale: 4.5, Seed: 7, "
+    )
+    assert ", Size: 64x96, " in lines[3]
     assert "Denoising strength: 0.6" in lines[3] and 'Atoms: "dog: 0.7, ' in lines[3]
     back = parse_parameters(text)
     for name in ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale"):

@@ -550,7 +550,7 @@ def test_one_side_gives_the_other_and_odd_ones_are_refused(tiny_base):
     tall = paint(pipe, ["a"], [0], height=side * 2, num_inference_steps=1)[0]
     assert wide.size == (side * 2, side // 2) and tall.size == (side // 2, side * 2)
     for changes in ({"width": side + 1}, {"height": 0}, {"width": -8}):
-        with pytest.raises(sdatoms.AtomError, match="this base takes multiples of"):
+        with pytest.raises(sdatoms.AtomError, match="it takes multiples of"):
             paint(pipe, ["a"], [0], **changes)
     for steps in (0, 1001, 5000):
         with pytest.raises(sdatoms.AtomError, match="it takes 1 to 1000"):

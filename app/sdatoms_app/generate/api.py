@@ -62,6 +62,9 @@ def build_generate_api(studio: Studio) -> None:
         start_from: str = "",
         denoising_strength: float = 0.6,
         embed: bool = False,
+        schedule: str = "normal",
+        clip_skip: int = 1,
+        guidance_rescale: float = 0.0,
         image: FileData | None = None,
         mask_image: FileData | None = None,
         mask_blur: float = 4.0,
@@ -81,12 +84,15 @@ def build_generate_api(studio: Studio) -> None:
             num_inference_steps: 1 to 100.
             guidance_scale: 0 to 30.
             scheduler: one of those that /list_bases names.
-            width: px, a multiple of 8; 0 is the base's own.
-            height: px, a multiple of 8; 0 is the base's own.
+            width: px, a multiple of 8; 0 is the base's own, or makes its area with the height.
+            height: px, a multiple of 8; 0 is the base's own, or makes its area with the width.
             base: id of a listed base; empty is the default.
             start_from: id of a kept picture to paint over.
             denoising_strength: how much of that picture is painted anew; of the second pass too.
             embed: put the atom files inside the PNGs.
+            schedule: of the noise, one of those that /list_bases names.
+            clip_skip: the text encoder's layer that is read, 1 the last.
+            guidance_rescale: 0 to 1, against overexposure.
             image: an uploaded picture to paint over.
             mask_image: an uploaded mask; white in it is painted anew, black stays.
             mask_blur: px of the mask's soft edge.
@@ -111,6 +117,9 @@ def build_generate_api(studio: Studio) -> None:
             init_picture=open_upload(image, read_upload) or open_picture(studio, start_from),
             denoising_strength=denoising_strength,
             embed=embed,
+            schedule=schedule,
+            clip_skip=clip_skip,
+            guidance_rescale=guidance_rescale,
             mask=open_upload(mask_image, read_mask),
             mask_blur=mask_blur,
             hires_scale=hires_scale,
@@ -191,12 +200,13 @@ def build_generate_api(studio: Studio) -> None:
         return studio.desk.cancel(request.session_hash if request else None)
 
     def list_bases() -> dict[str, list[str]]:
-        """The base models and schedulers that can be asked for."""
-        from sdatoms.diffusion.pipeline import SCHEDULERS
+        """The base models, schedulers (samplers) and schedules that can be asked for."""
+        from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES
 
         return {
             "bases": [choice.id for choice in studio.bases.list()],
-            "schedulers": list(SCHEDULERS),
+            "schedulers": list(SAMPLERS),
+            "schedules": list(SCHEDULES),
         }
 
     def list_atoms() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-from sdatoms.diffusion.canvas import fit_proportions
+from sdatoms.diffusion.sizes import fit_proportions
 from sdatoms.pictures import read_mask, read_picture
 from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.messages import show_errors
@@ -122,17 +122,16 @@ def shrink_picture(path: str | None) -> Image.Image | None:
     return picture
 
 
-def fit_sides(path: str, side: int) -> tuple[int, int]:
+def fit_sides(path: str, side: int, most: int) -> tuple[int, int]:
     """Width and height in px that a base of that side paints an uploaded picture in.
+
+    Args:
+        most: the operator's cap, px.
 
     Raises:
         AtomError: the file is no picture.
     """
-    picture, most = read_picture(Path(path)), LIMITS["width"][1]
-    size = fit_proportions(side, 8, picture)
-    if max(size) > most:
-        size = fit_proportions(int(side * most / max(size)) // 8 * 8, 8, picture)
-    return size
+    return fit_proportions(side, read_picture(Path(path)).size, most=most)
 
 
 def read_drawing(drawing: Any) -> Image.Image | None:

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.recipe import Recipe, compare_recipe
+from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES
 from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.studio.orders import LIMITS, MAX_ADAPTERS, SETTINGS, Order
 from sdatoms_app.studio.studio import Studio
@@ -47,16 +47,22 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in RANGES:
             low, high = RANGES[name]
+            high = studio.max_side if name in ("width", "height") else high
             fits = number and math.isfinite(value) and low <= value <= high
             value = type(default)(value) if fits else value
         elif name == "scheduler":
-            fits = value in SCHEDULERS
+            fits = value in SAMPLERS
+        elif name == "schedule":
+            fits = value in SCHEDULES
         else:
             fits = type(value) is type(default)
         if fits:
             clean[name] = value
         else:
             remarks.append(f"{name.replace('_', ' ')} {str(value)[:60]!r} is not possible here.")
+    if clean["schedule"] not in SAMPLERS[clean["scheduler"]].schedules:
+        remarks.append(f"{clean['scheduler']} has no schedule {clean['schedule']!r}.")
+        clean["schedule"] = "normal"
     if clean["base"]:
         try:
             clean["base"] = studio.bases.find(clean["base"]).id

@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sdatoms.diffusion.pipeline import SCHEDULERS
+from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES
+from sdatoms.diffusion.sizes import list_sizes, name_shape
 from sdatoms_app.generate.canvas import Canvas, build_canvas
 from sdatoms_app.generate.form import DEFAULTS, clean_settings
 from sdatoms_app.generate.rows import AdapterRows
@@ -22,7 +23,8 @@ __all__ = [
     "build_form",
     "build_prompt",
     "build_result",
-    "list_sizes",
+    "list_presets",
+    "list_schedules",
 ]
 
 
@@ -89,6 +91,9 @@ class Form:
         clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
         values = {name: clean[name] for name in self.fields}
         values["base"] = gr.Dropdown(choices=list_bases(self.studio), value=clean["base"])
+        values["schedule"] = gr.Dropdown(
+            choices=list_schedules(clean["scheduler"]), value=clean["schedule"]
+        )
         return [*values.values(), *self.rows.show(clean["adapters"])], remarks
 
 
@@ -166,15 +171,30 @@ def build_settings(studio: Studio) -> dict[str, Any]:
             elem_id="guidance",
             min_width=140,
         )
-    fields["scheduler"] = gr.Dropdown(
-        list(SCHEDULERS), value=DEFAULTS["scheduler"], label="Scheduler", elem_id="scheduler"
-    )
+    with gr.Row():
+        fields["scheduler"] = gr.Dropdown(
+            list(SAMPLERS),
+            value=DEFAULTS["scheduler"],
+            label="Sampler",
+            elem_id="scheduler",
+            min_width=140,
+        )
+        fields["schedule"] = gr.Dropdown(
+            list_schedules(DEFAULTS["scheduler"]),
+            value=DEFAULTS["schedule"],
+            label="Schedule",
+            elem_id="schedule",
+            min_width=140,
+        )
     fields["sizes"] = gr.Dropdown(
-        list_sizes(side), value=None, label="Size presets", elem_id="size-presets"
+        list_presets(side, studio.max_side),
+        value=None,
+        label="Size presets",
+        elem_id="size-presets",
     )
     with gr.Row():
-        fields["width"] = pick_side("Width (px)", side, "width")
-        fields["height"] = pick_side("Height (px)", side, "height")
+        fields["width"] = pick_side("Width (px)", side, "width", studio.max_side)
+        fields["height"] = pick_side("Height (px)", side, "height", studio.max_side)
     with gr.Row():
         fields["seed"] = gr.Number(
             label="Seed",
@@ -197,6 +217,25 @@ def build_settings(studio: Studio) -> dict[str, Any]:
             elem_id="batch-size",
             min_width=140,
         )
+    with gr.Row():
+        fields["clip_skip"] = gr.Slider(
+            *LIMITS["clip_skip"],
+            value=DEFAULTS["clip_skip"],
+            step=1,
+            label="CLIP skip",
+            info="1 reads the text encoder's last layer.",
+            elem_id="clip-skip",
+            min_width=140,
+        )
+        fields["guidance_rescale"] = gr.Slider(
+            *LIMITS["guidance_rescale"],
+            value=DEFAULTS["guidance_rescale"],
+            step=0.05,
+            label="Guidance rescale",
+            info="Against overexposure; 0 is off.",
+            elem_id="guidance-rescale",
+            min_width=140,
+        )
     fields["random_seed"] = gr.Checkbox(
         label="Random seed",
         info="A new seed for every painting; the last one stays in the field.",
@@ -212,13 +251,13 @@ def build_settings(studio: Studio) -> dict[str, Any]:
     return fields
 
 
-def pick_side(label: str, value: int, elem_id: str) -> gr.Number:
+def pick_side(label: str, value: int, elem_id: str, most: int) -> gr.Number:
     return gr.Number(
         label=label,
         value=value,
         precision=0,
         minimum=LIMITS["width"][0],
-        maximum=LIMITS["width"][1],
+        maximum=most,
         step=8,
         elem_id=elem_id,
         min_width=120,
@@ -281,8 +320,15 @@ def list_bases(studio: Studio) -> list[tuple[str, str]]:
     ]
 
 
-def list_sizes(side: int) -> list[str]:
-    """Square, portrait and landscape around the base's own side."""
-    long = side * 3 // 2 // 8 * 8
-    pairs = ((side, side), (side, long), (long, side), (long, long))
-    return [f"{w} × {h}" for w, h in pairs]
+def list_presets(side: int, most: int) -> list[tuple[str, str]]:
+    """Label and value of square, portrait and landscape sizes around the base's own side, px."""
+    return [
+        (f"{w} × {h}, {name_shape(w, h)}", f"{w} × {h}")
+        for w, h in list_sizes(side)
+        if max(w, h) <= most
+    ]
+
+
+def list_schedules(scheduler: str) -> list[tuple[str, str]]:
+    """Label and name of the schedules that a sampler takes."""
+    return [(SCHEDULES[name].label, name) for name in SAMPLERS[scheduler].schedules]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
+from sdatoms.diffusion.samplers import write_sampler
 from sdatoms_app.generate.form import ROW, restore_recipe
 from sdatoms_app.generate.layout import Form, ResultBox
 from sdatoms_app.shared.events import QUIET
@@ -163,7 +164,8 @@ def wire_history(panel: HistoryPanel, form: Form, result: ResultBox, load: Any) 
         recipe = history.find(ids[index]).recipe
         atoms = [f"{used.name} at {used.strength}" for used in recipe.adapters]
         size = f"{recipe.width}×{recipe.height} px"
-        lines = [*atoms, f"{recipe.scheduler}, {recipe.num_inference_steps} steps, {size}"]
+        sampler = write_sampler(recipe.scheduler, recipe.schedule)
+        lines = [*atoms, f"{sampler}, {recipe.num_inference_steps} steps, {size}"]
         return [ids[index], draw_note(f"{recipe.prompt} · seed {recipe.seed}", lines)]
 
     @show_errors

@@ -12,6 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.diffusion.samplers import write_sampler
 from sdatoms_app.generate.canvas import fit_sides
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.layout import (
@@ -21,7 +22,8 @@ from sdatoms_app.generate.layout import (
     build_form,
     build_prompt,
     build_result,
-    list_sizes,
+    list_presets,
+    list_schedules,
 )
 from sdatoms_app.generate.panel import (
     SavedPanel,
@@ -82,7 +84,12 @@ def wire_form(form: Form, result: ResultBox) -> None:
 
     def change_base(id: str) -> list[Any]:
         side = studio.bases.find_side(id)
-        return [side, side, gr.Dropdown(choices=list_sizes(side), value=None)]
+        return [side, side, gr.Dropdown(choices=list_presets(side, studio.max_side), value=None)]
+
+    def change_sampler(name: str, schedule: str) -> Any:
+        choices = list_schedules(name)
+        kept = schedule if schedule in (value for _, value in choices) else "normal"
+        return gr.Dropdown(choices=choices, value=kept)
 
     def change_size(text: str | None) -> list[Any]:
         if not text:
@@ -111,9 +118,12 @@ def wire_form(form: Form, result: ResultBox) -> None:
 
     size = [fields["width"], fields["height"]]
     fields["base"].input(change_base, fields["base"], [*size, form.sizes], **QUIET)
+    fields["scheduler"].input(
+        change_sampler, [fields["scheduler"], fields["schedule"]], fields["schedule"], **QUIET
+    )
     form.sizes.input(change_size, form.sizes, size, **QUIET)
     form.canvas.init.upload(
-        show_errors(lambda path, id: fit_sides(path, studio.bases.find_side(id))),
+        show_errors(lambda path, id: fit_sides(path, studio.bases.find_side(id), studio.max_side)),
         [form.canvas.init, fields["base"]],
         size,
         **QUIET,
@@ -233,7 +243,8 @@ def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -
     recipe = kept[-1].recipe
     atoms = ", ".join(f"{u.name} at {write_strength(u.strength)}" for u in recipe.adapters)
     seeds = f"seed {kept[0].recipe.seed}" + (f" to {recipe.seed}" if len(kept) > 1 else "")
-    text = f"{seeds}, {atoms or 'no atoms'}, {recipe.scheduler}, {recipe.num_inference_steps} steps"
+    sampler = write_sampler(recipe.scheduler, recipe.schedule)
+    text = f"{seeds}, {atoms or 'no atoms'}, {sampler}, {recipe.num_inference_steps} steps"
     if cancelled:
         text = f"Cancelled after {count(len(kept), 'picture')}. {text}"
     return draw_note(text, remarks)

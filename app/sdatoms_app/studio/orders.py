@@ -15,9 +15,10 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.canvas import check_canvas
-from sdatoms.diffusion.pipeline import SCHEDULERS
 from sdatoms.diffusion.prompts import parse_prompt
 from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
+from sdatoms.diffusion.samplers import check_sampler
+from sdatoms.diffusion.sizes import MAX_SIDE, STEP, check_side, complete_size
 from sdatoms.errors import clip
 from sdatoms_app.studio.library import Entry
 
@@ -42,32 +43,42 @@ MAX_STRENGTH = 10.0
 LIMITS: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, 100),
     "guidance_scale": (0, 30),
-    "width": (64, 1024),
-    "height": (64, 1024),
+    "width": (64, MAX_SIDE),
+    "height": (64, MAX_SIDE),
     "seed": (0, MAX_SEED),
     "batch": (1, 8),
     "denoising_strength": (0.01, 1),
+    "clip_skip": (1, 12),
+    "guidance_rescale": (0, 1),
     "mask_blur": (0, 64),
     "hires_scale": (1, 4),
     "hires_steps": (0, 100),
     "batch_size": (1, 8),
 }
-"""Setting → least and most; a side may also be 0, the base's own."""
+"""Setting → least and most; a side may also be 0, the base's own, and has the operator's cap."""
 SAID = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
-    "width": "the width",
-    "height": "the height",
     "seed": "the seed",
     "batch": "the number of pictures",
     "denoising_strength": "the share painted anew",
+    "clip_skip": "CLIP skip",
+    "guidance_rescale": "the guidance's rescaling",
     "mask_blur": "the mask's soft edge",
     "hires_scale": "the second pass's scale",
     "hires_steps": "the second pass's steps",
     "batch_size": "the number painted at once",
 }
 """Setting → what refusals call it."""
-TAKEN_OVER = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+TAKEN_OVER = (
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "schedule",
+    "clip_skip",
+    "guidance_rescale",
+)
 """Settings that painting and recipe take as they are."""
 CANVAS = (
     *("init_picture", "mask", "mask_blur", "denoising_strength"),
@@ -99,6 +110,9 @@ class Order:
     denoising_strength: float = 0.6
     embed: bool = False
     """Put the atom files inside the PNGs."""
+    schedule: str = "normal"
+    clip_skip: int = 1
+    guidance_rescale: float = 0.0
     mask: Image.Image | None = None
     """Of `init_picture`'s proportions; white is painted anew."""
     mask_blur: float = 4.0
@@ -119,8 +133,11 @@ SETTINGS: dict[str, Any] = {
 """Plain settings with their defaults: all but the prompt, the atom files and the pictures."""
 
 
-def check_order(order: Order) -> None:
+def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
     """See that texts and numbers are such as can be painted.
+
+    Args:
+        max_side: the operator's cap, px.
 
     Raises:
         AtomError: the prompt is empty or too long, or a number is out of range.
@@ -133,17 +150,14 @@ def check_order(order: Order) -> None:
         raise AtomError("the prompt is empty; say what to paint")
     for name, (low, high) in LIMITS.items():
         number = getattr(order, name)
-        own = name in ("width", "height") and number == 0
-        if not low <= number <= high and not own:  # NaN is refused too
+        if name in ("width", "height"):
+            if number:
+                check_side(name, number, most=max_side, least=int(low))
+        elif not low <= number <= high:  # NaN is refused too
             raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
+    check_sampler(order.scheduler, order.schedule, order.num_inference_steps)
     canvas = {name: getattr(order, name) for name in CANVAS}
     check_canvas(**canvas, num_inference_steps=order.num_inference_steps)
-    if order.width % 8 or order.height % 8:
-        raise AtomError(f"the size is {order.width}×{order.height} px; sides are multiples of 8")
-    if order.scheduler not in SCHEDULERS:
-        raise AtomError(
-            f"the scheduler is {clip(order.scheduler)!r}; known are {', '.join(SCHEDULERS)}"
-        )
     ids = [id for id, _ in order.adapters]
     if len(ids) > MAX_ADAPTERS:
         raise AtomError(f"{len(ids)} atom files are named; at most {MAX_ADAPTERS} are taken")
@@ -157,20 +171,22 @@ def check_order(order: Order) -> None:
             )
 
 
-def check_second_pass(order: Order, side: int) -> None:
+def check_second_pass(order: Order, side: int, max_side: int = MAX_SIDE) -> None:
     """See that a second pass stays within the sizes painted here.
 
     Args:
-        side: the base's own in px.
+        side: the base's own, px.
+        max_side: the operator's cap, px.
 
     Raises:
         AtomError: it does not.
     """
-    most = LIMITS["width"][1]
-    if max(order.width or side, order.height or side) * order.hires_scale > most:
-        raise AtomError(
-            f"the second pass's scale is {order.hires_scale:g}; it takes sides past {most:g} px"
-        )
+    if order.hires_scale == 1:
+        return
+    sides = complete_size(order.width or None, order.height or None, side)
+    for name, own in zip(("width", "height"), sides, strict=True):
+        enlarged = round((own or side) * order.hires_scale / STEP) * STEP
+        check_side(f"second pass's {name}", enlarged, most=max_side)
 
 
 def list_paint_settings(order: Order) -> dict[str, Any]:

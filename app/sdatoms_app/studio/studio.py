@@ -15,9 +15,10 @@ from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.pipeline import choose_size, paint
+from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
+from sdatoms.diffusion.sizes import MAX_SIDE, choose_size, describe_choice, fit_size
 from sdatoms.errors import first_line
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
@@ -55,8 +56,11 @@ class Studio:
         models: Path | None = None,
         hub: bool = False,
         opening: Mapping[str, Any] | None = None,
+        max_side: int = MAX_SIDE,
     ) -> None:
         self.base = base
+        self.max_side = max_side
+        """The longest side that may be asked for, px."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)
@@ -97,9 +101,9 @@ class Studio:
         Raises:
             AtomError: as `check_order`, or a base or file is not listed.
         """
-        check_order(order)
+        check_order(order, self.max_side)
         self.bases.find(order.base)
-        check_second_pass(order, self.bases.find_side(order.base))
+        check_second_pass(order, self.bases.find_side(order.base), self.max_side)
         return [(self.library.find(id), strength) for id, strength in order.adapters]
 
     def paint(self, order: Order, job: Job | None = None) -> Iterator[Kept]:
@@ -125,6 +129,9 @@ class Studio:
                     f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
                     f"{seen.window}."
                 )
+            given = (order.width or None, order.height or None)
+            if said := describe_choice(given, choose_size(pipe, *given)):
+                remarks.append(f"{said}.")
             job.tell(remarks=tuple(remarks))
             for first in range(0, order.batch, order.batch_size):
                 count = min(order.batch_size, order.batch - first)
@@ -169,7 +176,8 @@ class Studio:
             callback=tell,
             previewer=previewer,
         )
-        size = choose_size(pipe, settings["width"], settings["height"], order.init_picture)
+        shape = order.init_picture.size if order.init_picture else None
+        size = fit_size(pipe, settings["width"], settings["height"], shape)
         embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
         base = (self._opened.id, self._prints)
         return [

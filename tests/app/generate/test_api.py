@@ -136,14 +136,20 @@ def test_cancel_stops_this_sessions_painting_only(client, address):
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": "a", "num_inference_steps": 101}, "goes from 1 to 100"),
         ({"prompt": "a", "batch": 99}, "goes from 1 to 8"),
-        ({"prompt": "a", "width": 4096, "height": 4096}, "goes from 64 to 1024"),
+        (
+            {"prompt": "a", "width": 4096, "height": 4096},
+            "from 64 to 2048, and the nearest",
+        ),
         ({"prompt": "a", "adapters": {"../../etc/passwd": 1}}, "is listed"),
         ({"prompt": "a", "adapters": {"dog": "x"}}, "takes a finite number"),
         ({"prompt": "a", "base": "/etc"}, "no base"),
         ({"prompt": "a", "start_from": "../../../etc/passwd"}, "in the history"),
         ({"prompt": "a", "image": {"path": "/etc/passwd"}}, "no upload"),
         ({"prompt": "a", "hires_scale": 5}, "goes from 1 to 4"),
-        ({"prompt": "a", "hires_scale": 4, "width": 512, "height": 64}, "past 1024 px"),
+        (
+            {"prompt": "a", "hires_scale": 4, "width": 1024, "height": 64},
+            "second pass's width is 4096",
+        ),
         ({"prompt": "a", "batch_size": 0}, "goes from 1 to 8"),
     ],
 )

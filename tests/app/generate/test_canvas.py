@@ -3,7 +3,6 @@
 import pytest
 from PIL import Image
 from sdatoms_app.generate.canvas import SHOWN, Canvas, fit_sides, read_drawing, shrink_picture
-from sdatoms_app.studio.orders import LIMITS
 
 from sdatoms import AtomError
 
@@ -44,9 +43,9 @@ def test_pictures_are_shown_small_and_sides_stay_within_the_servers(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (1000, 2000)).save(path, exif=exif)
     assert shrink_picture(path).size == (SHOWN, SHOWN // 2) and shrink_picture(None) is None
-    assert fit_sides(path, 64) == (88, 48)
-    width, height = fit_sides(path, 1024)
-    assert width <= LIMITS["width"][1] and width / height == pytest.approx(2, 0.05)
+    assert fit_sides(path, 64, 2048) == (88, 48)
+    width, height = fit_sides(path, 1024, 1024)
+    assert width <= 1024 and width / height == pytest.approx(2, 0.05)
     (tmp_path / "x.png").write_bytes(b"x")
     with pytest.raises(AtomError, match="cannot be read"):
         shrink_picture(str(tmp_path / "x.png"))

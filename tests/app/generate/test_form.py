@@ -25,6 +25,8 @@ def test_a_picture_restores_the_form_to_the_same_pixels(studio, paint, order):
         order,
         negative_prompt="no",
         scheduler="Euler",
+        schedule="karras",
+        guidance_rescale=0.3,
         width=72,
         height=64,
         adapters=(("dog", 0.35), ("ink", blocks)),

@@ -104,6 +104,31 @@ def test_load_mix_and_clear_two_adapters(open_page):
     assert "no atoms" in note and np.array_equal(again, base)
 
 
+def choose(page, field, option):
+    page.locator(f"#{field} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_sampler_brings_its_schedules_and_a_preset_its_size(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 3)
+    choose(page, "scheduler", "DPM++ 2M")
+    choose(page, "schedule", "Karras")
+    choose(page, "size-presets", "64 × 96, portrait")
+    expect(page.locator("#height input")).to_have_value("96")
+    note, picture, _ = paint(page)
+    assert picture.shape == (96, 64, 3) and "DPM++ 2M Karras, 3 steps" in note
+    choose(page, "scheduler", "Euler a")
+    expect(page.locator("#schedule input")).to_have_value("Normal")
+    note, _, _ = paint(page)
+    assert "Euler a, 3 steps" in note
+    page.locator("#width input").fill("100")
+    note, _, _ = paint(page)
+    assert "the width is 100 px; it takes multiples of 8 px from 64 to 2048" in note
+
+
 def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path):
     from playwright.sync_api import expect
 
