@@ -51,10 +51,18 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
         AtomError: a sum is not finite in the weights' dtype; see `all_or_nothing`.
     """
     jobs: list[tuple[str, BakedLayer, list[tuple[float, LayerMap]]]] = []
-    order = sorted(state.adapters.values(), key=lambda a: (a.hash, str(a.strength)))
     for path in list(paths):
-        terms = [(a.strength_at(path), m) for a in order for m in a.maps.get(path, [])]
-        terms = [(strength, m) for strength, m in terms if strength != 0]
+        order = sorted(
+            (a.hash, a.strength_at(path), name)
+            for name, a in state.adapters.items()
+            if path in a.maps
+        )
+        terms = [
+            (strength, m)
+            for _, strength, name in order
+            if strength != 0
+            for m in state.adapters[name].maps[path]
+        ]
         layer = state.layers.get(path)
         if layer is None:
             if not terms:

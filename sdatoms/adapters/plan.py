@@ -98,7 +98,7 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
             f"these sparse atoms were trained on ({base}), first "
             f"{clip((differing + unknown)[0])!r}; load the file on its own base"
         )
-    return Adapter(file.sha256, maps, strength, tuple(differing))
+    return Adapter(file.sha256, maps, strength, tuple(differing), component)
 
 
 def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:

@@ -6,13 +6,15 @@ The trainer, the commands and the app all paint through here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
+from sdatoms.adapters.scheduled import follow_schedules
+from sdatoms.atoms.schedules import Schedule
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.errors import AtomError, clip
@@ -48,6 +50,7 @@ def paint(
     denoising_strength: float = 0.6,
     callback: Callable[[int, int], None] | None = None,
     previewer: Previewer | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
 ) -> list[Image.Image]:
     """One picture for each pair of prompt and seed.
 
@@ -61,6 +64,8 @@ def paint(
         denoising_strength: how much of it is painted anew, above 0 to 1.
         callback: is told `(done, total)` denoising steps and may raise to cancel.
         previewer: looks on, and has drawn each step before `callback` is told of it.
+        schedules: how the strengths of loaded adapters go over the steps, by adapter; afterwards
+            they are what they were, also where the painting is cancelled.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.
@@ -94,9 +99,12 @@ def paint(
             steps = running.num_timesteps
             if callback:
                 callback(index * steps + step + 1, batches * steps)
-            return kwargs
+            return follow(running, step, _time, kwargs)
 
-        with previewer.watch(painter.scheduler) if previewer else nullcontext():
+        with (
+            follow_schedules(pipe, schedules or {}) as follow,
+            previewer.watch(painter.scheduler) if previewer else nullcontext(),
+        ):
             result = painter(
                 **encode_prompts(pipe, prompts[part], negative_prompt),
                 num_inference_steps=num_inference_steps,
