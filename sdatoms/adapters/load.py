@@ -36,6 +36,7 @@ from sdatoms.atoms.schedules import Schedule
 from sdatoms.atoms.strengths import Strength, check_names, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.lora_file import LoraFile
 from sdatoms.files.sources import fetch_file
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.weights import find_weight
@@ -107,14 +108,14 @@ class AdapterSet:
     @one_at_a_time
     def load(
         self,
-        path: str | os.PathLike[str] | AtomFile,
+        path: str | os.PathLike[str] | AtomFile | LoraFile,
         *,
         name: str | None = None,
         strength: Strength = 1.0,
         component: str | None = None,
         **hub: Any,
     ) -> AdapterSet:
-        """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
+        """Bake one more atom file, or LoRA, in. Arguments and errors are those of `load_atoms`."""
         file, stem = fetch_file(path, hub)
         name = name or stem
         strength = check_strength(strength, f"the strength of {name!r}")
@@ -307,7 +308,7 @@ class AdapterSet:
 
 def load_atoms(
     target: Any,
-    path: str | os.PathLike[str] | AtomFile,
+    path: str | os.PathLike[str] | AtomFile | LoraFile,
     *,
     name: str | None = None,
     strength: Strength = 1.0,
@@ -319,8 +320,8 @@ def load_atoms(
     Args:
         target: a diffusers pipeline, or one module when the file holds one component (else name
             `component`).
-        path: a file, an `AtomFile`, or a hub id with `weight_name`, `revision`, `token` as in
-            `load_lora_weights`.
+        path: an atom file, or a LoRA as diffusers or kohya spell it; an `AtomFile`; or a hub id
+            with `weight_name`, `revision`, `token` as in `load_lora_weights`.
         name: defaults to the file's stem.
         strength: any finite number; 0 is the base exactly. Or numbers by UNet block, component,
             module path or pattern, such as `{"down": 0.2, "up.1": 0.7, "*attn2*": 0}`.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.atoms.deltas import Delta
+from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.strengths import Strength, read_strength, scale_strength
 from sdatoms.errors import AtomError
@@ -54,7 +55,7 @@ class Adapter:
 
     hash: str
     """The file's; sums are taken in the order of the hashes."""
-    maps: dict[str, list[LayerMap]]
+    maps: Mapping[str, Sequence[LayerMap | LoraMap]]
     """Module path → maps at strength 1."""
     strength: Strength
     differing: tuple[str, ...] = ()

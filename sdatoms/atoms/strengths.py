@@ -27,6 +27,7 @@ __all__ = [
     "check_names",
     "check_number",
     "check_strength",
+    "is_name",
     "list_blocks",
     "names_layer",
     "parse_strength",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.files import (
     split_strength,
 )
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 
 __all__ = [
     "add_generate",
@@ -29,7 +31,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="an atom file; may be given several times",
+        help="an atom file or a LoRA; may be given several times; a strength is 0.8, or numbers by "
+        "block, module path or pattern: down.1=0.5,mid=0,*attn2*=0.8",
+    )
+    parser.add_argument(
+        "--strength_schedule",
+        action="append",
+        default=[],
+        metavar="[NAME=]SCHEDULE",
+        help='how strengths go over the steps, as factors: "0 until 0.2, then 1"; ramps are "0 to '
+        '1 until 0.4, then 1"; for the file of that name, or for all',
     )
     add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
@@ -73,12 +84,14 @@ def run_generate(args: argparse.Namespace) -> None:
     if args.num_images < 1:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
-    wanted = [split_strength(text) for text in args.atoms]
+    wanted = [split_file(text) for text in args.atoms]
+    schedules = read_schedules(args.strength_schedule, [path for path, _ in wanted])
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
-    for number, (path, strength, file) in enumerate(files):
-        load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
+    names = [f"{number}:{Path(path).stem}" for number, (path, *_) in enumerate(files)]
+    for name, (_, strength, file) in zip(names, files, strict=True):
+        load_atoms(pipe, file, name=name, strength=strength)
     scheduler = type(pipe.scheduler).__name__
     scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
     folder = Path(args.output_dir)
@@ -93,6 +106,7 @@ def run_generate(args: argparse.Namespace) -> None:
             guidance_scale=args.guidance_scale,
             height=args.height,
             width=args.width,
+            schedules={names[number]: schedule for number, schedule in schedules.items()},
         )[0]
         recipe = Recipe(
             prompt=args.prompt,
@@ -106,8 +120,14 @@ def run_generate(args: argparse.Namespace) -> None:
             base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
             base_fingerprint=prints,
             adapters=tuple(
-                UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
-                for path, strength, file in files
+                UsedAtoms(
+                    Path(path).stem,
+                    file.sha256,
+                    strength,
+                    file.trigger or "",
+                    str(schedules.get(number, "")),
+                )
+                for number, (path, strength, file) in enumerate(files)
             ),
             versions=list_versions(),
         )
@@ -115,6 +135,43 @@ def run_generate(args: argparse.Namespace) -> None:
         with claim_name(folder, f"{slug}-{seed}") as path:
             save_picture(picture, path, recipe, embedded)
         print(path, flush=True)
+
+
+def split_file(text: str) -> tuple[str, Any]:
+    """`dog.safetensors=down.1=0.5,mid=0` → path and strength; 1 where none is given."""
+    from sdatoms.atoms.strengths import parse_strength  # after --help has answered
+
+    if os.path.exists(text):
+        return text, 1.0
+    for place in (found.start() for found in re.finditer("=", text)):
+        path = text[:place]
+        if os.path.exists(path):
+            return path, parse_strength(text[place + 1 :], f"the strength of {path!r}")
+    return split_strength(text)
+
+
+def read_schedules(texts: Sequence[str], paths: Sequence[str]) -> dict[int, Any]:
+    """`[NAME=]SCHEDULE`, several times → the schedule of each file that has one, by its place.
+
+    Raises:
+        AtomError: no file has that name, or it is no schedule.
+    """
+    from sdatoms.atoms.schedules import parse_schedule
+
+    found: dict[int, Any] = {}
+    for text in texts:
+        name, mark, schedule = text.rpartition("=")
+        named = (name, name.strip())
+        meant = [
+            number
+            for number, path in enumerate(paths)
+            if not mark or path in named or Path(path).stem in named
+        ]
+        if not meant:
+            stems = ", ".join(Path(path).stem for path in paths) or "none"
+            raise AtomError(f"--strength_schedule is for {clip(name)!r}; --atoms names {stems}")
+        found |= dict.fromkeys(meant, parse_schedule(schedule))
+    return found
 
 
 def slugify(prompt: str) -> str:

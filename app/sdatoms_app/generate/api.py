@@ -15,6 +15,7 @@ from gradio.events import api
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
+from sdatoms.errors import clip
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import answer_errors
@@ -56,6 +57,7 @@ def build_generate_api(studio: Studio) -> None:
         start_from: str = "",
         denoising_strength: float = 0.6,
         embed: bool = False,
+        schedules: dict[str, str] | None = None,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> list[Picture]:
         """Paint pictures from a prompt and keep them.
@@ -63,7 +65,8 @@ def build_generate_api(studio: Studio) -> None:
         Args:
             prompt: what to paint; (word:1.3) weighs more, long prompts are read in full.
             negative_prompt: what to keep away from.
-            adapters: atom file id to strength, a number or numbers for down, mid and up.
+            adapters: atom file id to strength: a number, or numbers by block (down, mid, up,
+                down.1, text_encoder), module path or pattern.
             seed: of the first picture; others have rising seeds.
             batch: number of pictures, 1 to 8.
             num_inference_steps: 1 to 100.
@@ -75,6 +78,7 @@ def build_generate_api(studio: Studio) -> None:
             start_from: id of a kept picture to paint over.
             denoising_strength: how much of that picture is painted anew.
             embed: put the atom files inside the PNGs.
+            schedules: atom file id to factors over the steps, such as 0 until 0.2, then 1.
         """
         order = Order(
             prompt=prompt,
@@ -88,6 +92,7 @@ def build_generate_api(studio: Studio) -> None:
             height=height,
             base=base,
             adapters=read_strengths(adapters),
+            schedules=read_schedules(schedules),
             init_picture=open_picture(studio, start_from),
             denoising_strength=denoising_strength,
             embed=embed,
@@ -265,6 +270,18 @@ def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength
     )
 
 
+def read_schedules(schedules: dict[str, str] | None) -> dict[str, str]:
+    """Schedules as text.
+
+    Raises:
+        AtomError: one is no text; `check_order` reads them.
+    """
+    for id, text in (schedules or {}).items():
+        if not isinstance(text, str):
+            raise AtomError(f"the schedule of {clip(id)!r} is {clip(repr(text))}; it takes a text")
+    return dict(schedules or {})
+
+
 def open_picture(studio: Studio, id: str) -> Any:
     """A kept picture by its id, None for an empty one."""
     if not id:
@@ -281,6 +298,7 @@ def show(kept: Kept) -> Picture:
         **recipe.settings,
         "base": recipe.base_model,
         "adapters": {used.name: used.strength for used in recipe.adapters},
+        "schedules": {used.name: used.schedule for used in recipe.adapters if used.schedule},
     }
     return {
         "id": kept.id,

@@ -111,7 +111,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
             order = replace(make_order(form.read(values), init), batch=1)
             if not order.adapters:
                 raise AtomError("choose an atom file on the Generate tab, and switch it on")
-            for half in (replace(order, adapters=()), order):
+            for half in (replace(order, adapters=(), schedules={}), order):
                 for painted in studio.paint(half, job):
                     kept.append(painted)
 

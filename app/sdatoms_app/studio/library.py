@@ -7,10 +7,12 @@ is listed.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdatoms import AtomError, AtomFile, read_atoms
+from sdatoms.atoms.strengths import is_name, list_blocks
 from sdatoms.errors import clip
 from sdatoms.storage import write_whole
 
@@ -44,6 +46,8 @@ class Entry:
     """A data URI as stored, untrusted; empty where there is none."""
     step: int | None = None
     """Set for a checkpoint of a run."""
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Names of the blocks that the file changes, and in how many layers each."""
 
     @property
     def size(self) -> str:
@@ -158,8 +162,18 @@ class Library:
                     base_model=clip(file.metadata.get("base_model", ""), 60),
                     thumbnail=file.metadata.get("modelspec.thumbnail", ""),
                     step=step,
+                    blocks=list_parts(file.layers),
                 )
         return self._known[key]
+
+
+def list_parts(layers: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Blocks and their numbers of layers, of layers named `<component>.<module path>`."""
+    paths: dict[str, list[str]] = {}
+    for layer in layers:
+        component, _, path = layer.partition(".")
+        paths.setdefault(component, []).append(path)
+    return tuple((name, n) for name, n in list_blocks(paths).items() if is_name(name))
 
 
 def name_entry(inner: Path) -> tuple[str, int | None]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
+from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
@@ -153,6 +154,11 @@ class Studio:
             **list_paint_settings(order),
             callback=tell,
             previewer=previewer,
+            schedules={
+                name_adapter(entry): parse_schedule(order.schedules[entry.id])
+                for entry, _ in entries
+                if entry.id in order.schedules
+            },
         )[0]
         recipe = make_recipe(order, entries, picture, seed, (self._opened.id, self._prints))
         embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
@@ -165,7 +171,7 @@ class Studio:
             What the library warns of.
         """
         adapters = AdapterSet(self._pipe)
-        wanted = {f"{entry.id} {entry.sha256[:12]}": (entry, s) for entry, s in entries}
+        wanted = {name_adapter(entry): (entry, s) for entry, s in entries}
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -233,6 +239,11 @@ class Studio:
         with self.lock:
             self.open(base)
             return self._prints
+
+
+def name_adapter(entry: Entry) -> str:
+    """What a listed file is called in the pipeline: another where its content changed."""
+    return f"{entry.id} {entry.sha256[:12]}"
 
 
 def open_base(choice: BaseChoice, opening: Mapping[str, Any]) -> Any:
