@@ -146,7 +146,7 @@ def serve(
     prepare_uploads()
     studio = Studio(
         base,
-        Library(adapters_dir),
+        Library(adapters_dir, models_dir),
         outputs_dir,
         models=models_dir,
         hub=local and not offline,

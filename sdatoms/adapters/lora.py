@@ -61,6 +61,7 @@ def convert(file: LoraFile, unet: nn.Module | None) -> dict[str, tuple[Tensor, T
     """
     from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
     from diffusers.utils.state_dict_utils import (
+        StateDictType,
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,
         convert_unet_state_dict_to_peft,
@@ -89,8 +90,11 @@ def convert(file: LoraFile, unet: nn.Module | None) -> dict[str, tuple[Tensor, T
             if inner[component]:
                 renamed[component] = inner[component]
             if not all(key.endswith((A, B)) for key in inner[component]):
-                older = convert_state_dict_to_diffusers(inner[component])
-                renamed[component] = convert_state_dict_to_peft(older)
+                old = any("_lora." in key for key in inner[component])
+                kind = StateDictType.DIFFUSERS_OLD if old else None  # diffusers' guess needs to_out
+                renamed[component] = convert_state_dict_to_peft(
+                    convert_state_dict_to_diffusers(inner[component], kind)
+                )
     except AtomError:
         raise
     except (ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:

@@ -67,7 +67,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embed_atoms",
         action="store_true",
-        help="put the atom files inside the PNGs, so that a picture alone can be painted again",
+        help="put the atom files, but no LoRAs, inside the PNGs, so that a picture alone can be "
+        "painted again",
     )
 
 
@@ -79,14 +80,15 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.diffusion.picture_file import save_picture
     from sdatoms.diffusion.pipeline import SCHEDULERS, check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, list_versions
-    from sdatoms.files.reader import read_atoms
+    from sdatoms.files.atom_file import AtomFile
+    from sdatoms.files.sources import read_adapter
 
     if args.num_images < 1:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
     wanted = [split_file(text) for text in args.atoms]
     schedules = read_schedules(args.strength_schedule, [path for path, _ in wanted])
-    files = [(path, strength, read_atoms(path)) for path, strength in wanted]
+    files = [(path, strength, read_adapter(path)) for path, strength in wanted]
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
     names = [f"{number}:{Path(path).stem}" for number, (path, *_) in enumerate(files)]
@@ -131,7 +133,8 @@ def run_generate(args: argparse.Namespace) -> None:
             ),
             versions=list_versions(),
         )
-        embedded = [file for _, _, file in files] if args.embed_atoms else []
+        inside = [file for _, _, file in files if isinstance(file, AtomFile)]
+        embedded = inside if args.embed_atoms else []
         with claim_name(folder, f"{slug}-{seed}") as path:
             save_picture(picture, path, recipe, embedded)
         print(path, flush=True)

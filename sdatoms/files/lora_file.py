@@ -47,8 +47,13 @@ SUFFIXES = {
 }
 """How A ends → how its B does."""
 ALPHA = ".alpha"
-PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-"""Of kohya's keys."""
+KOHYA = {
+    "lora_unet_": "unet.",
+    "lora_te_": "text_encoder.",
+    "lora_te1_": "text_encoder.",
+    "lora_te2_": "text_encoder_2.",
+}
+"""How kohya's keys begin → component."""
 OTHERS = {
     r"\.hada_": "LoHa",
     r"\.lokr_": "LoKr",
@@ -82,6 +87,19 @@ class LoraFile:
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Layer as the file spells it → keys of A and B."""
         return pair_keys(self.tensors)
+
+    @property
+    def layers(self) -> list[str]:
+        """`<component>.<module path>` of every layer, as far as the spelling tells it: enough for
+        the blocks it is in."""
+        return [read_layer(layer) for layer in self.pairs]
+
+    @property
+    def base(self) -> str:
+        """What the file says of the base it was trained on."""
+        entries = ("ss_sd_model_name", "base_model", "modelspec.architecture")
+        found = (self.metadata.get(entry, "") for entry in (*entries, "ss_base_model_version"))
+        return next(filter(None, found), "")
 
     @property
     def num_parameters(self) -> int:
@@ -124,8 +142,8 @@ def is_lora(keys: Iterable[str]) -> bool:
 
 
 def read_lora_header(path: Path) -> LoraFile | None:
-    """Names, shapes and texts alone: a file whose tensors lie on the meta device; None where it is
-    no LoRA of two matrices a layer."""
+    """Names, shapes and texts alone: a file whose matrices lie on the meta device and whose alphas
+    are left out; None where it is no LoRA of two matrices a layer."""
     where = f"the file {path.name!r}"
     try:
         with path.open("rb") as opened:
@@ -142,7 +160,7 @@ def read_lora_header(path: Path) -> LoraFile | None:
         check_shapes(file, where)
     except (AtomError, OSError, KeyError, TypeError, ValueError, RuntimeError):
         return None
-    return file
+    return LoraFile(metadata, {k: t for k, t in tensors.items() if not k.endswith(ALPHA)})
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
@@ -228,8 +246,18 @@ def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def read_layer(name: str) -> str:
+    """A layer's component and the block of it, from either spelling."""
+    for prefix, component in KOHYA.items():
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            rest = re.sub(r"^(down|up)_blocks_(\d+)_", r"\1_blocks.\2.", rest)
+            return component + re.sub(r"^mid_block_", "mid_block.", rest)
+    return name
+
+
 def is_kohya(keys: Iterable[str]) -> bool:
-    return all(key.startswith(PREFIXES) for key in keys)
+    return all(key.startswith(tuple(KOHYA)) for key in keys)
 
 
 def find_trigger(metadata: Mapping[str, str]) -> str | None:

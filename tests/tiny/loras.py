@@ -8,8 +8,8 @@ from sdatoms.adapters.names import Spelling
 
 LAYERS = {
     "unet": ("conv_in", "*attn1.to_q", "*attn2.to_out.0", "*ff.net.2", "*proj_in", "*.0.conv1"),
-    "text_encoder": ("*q_proj", "*fc1"),
-    "text_encoder_2": ("*out_proj", "*fc2"),
+    "text_encoder": ("*self_attn.*", "*fc1"),
+    "text_encoder_2": ("*self_attn.*", "*fc2"),
 }
 PAIRS = {
     "kohya": ("lora_down", "lora_up"),

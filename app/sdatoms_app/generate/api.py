@@ -180,7 +180,7 @@ def build_generate_api(studio: Studio) -> None:
         }
 
     def list_atoms() -> list[dict[str, Any]]:
-        """The listed atom files and the checkpoints of runs."""
+        """The listed atom files and LoRAs, and the checkpoints of runs."""
         return [
             {
                 "id": entry.id,
@@ -190,8 +190,10 @@ def build_generate_api(studio: Studio) -> None:
                 "sha256": entry.sha256,
                 "base_model": entry.base_model,
                 "step": entry.step,
+                "kind": entry.kind,
+                "rank": entry.rank,
             }
-            for entry in [*studio.library.list(), *studio.library.list_checkpoints()]
+            for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
         ]
 
     def list_pictures(search: str = "", limit: int = 20) -> list[Picture]:
@@ -204,7 +206,7 @@ def build_generate_api(studio: Studio) -> None:
         return [show(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
 
     def add_atoms(path: str) -> dict[str, Any]:
-        """Check an uploaded atom file and list it; anything but a valid atom file is refused."""
+        """Check an uploaded atom file or LoRA and list it; anything else is refused."""
         entry = studio.library.add(Path(path))
         return {"id": entry.id, "trigger": entry.trigger, "sha256": entry.sha256}
 

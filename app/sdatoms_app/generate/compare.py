@@ -272,7 +272,7 @@ def read_grid(path: Path) -> Image.Image:
 
 def list_files(studio: Studio) -> list[tuple[str, str]]:
     """Finished files, then the checkpoints of runs."""
-    files = [(entry.label, entry.id) for entry in studio.library.list()]
+    files = [(entry.label, entry.id) for entry in studio.library.list_adapters()]
     steps = [
         (f"{e.id.rpartition('@')[0]}, step {e.step}", e.id)
         for e in studio.library.list_checkpoints()

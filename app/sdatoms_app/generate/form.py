@@ -76,7 +76,9 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
             clean["base"] = ""
     clean["base"] = clean["base"] or studio.bases.list()[0].id
     rows = settings.get("adapters", [])
-    listed = {entry.id for entry in [*studio.library.list(), *studio.library.list_checkpoints()]}
+    listed = {
+        entry.id for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
+    }
     clean["adapters"] = []
     for row in rows if isinstance(rows, list) else []:
         id = row.get("id") if isinstance(row, dict) else None

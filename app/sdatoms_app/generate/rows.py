@@ -142,13 +142,13 @@ class AdapterRows:
 
     def list_choices(self, more: Sequence[str] = ()) -> list[tuple[str, str]]:
         """The dropdown's choices: files by label, and rows that hold a checkpoint."""
-        choices = [(entry.label, entry.id) for entry in self.studio.library.list()]
+        choices = [(entry.label, entry.id) for entry in self.studio.library.list_adapters()]
         listed = {id for _, id in choices}
         return choices + [(id, id) for id in more if id not in listed]
 
     def draw(self, ids: Sequence[str]) -> str:
         """The cards, those of `ids` marked."""
-        listed = self.studio.library.list()
+        listed = self.studio.library.list_adapters()
         return draw_cards([(entry, self.studio.judge(entry)) for entry in listed], ids)
 
     def find_trigger(self, id: str) -> str:

@@ -19,6 +19,7 @@ from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
 from sdatoms.errors import first_line
+from sdatoms.files.lora_file import read_lora_header
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
@@ -64,7 +65,7 @@ class Studio:
         self._opened: BaseChoice | None = None
         self._previewer: Previewer | None = None
         self._prints: dict[str, list[float]] = {}
-        self._fits: dict[tuple[str, str], Fit] = {}
+        self._fits: dict[tuple[str, Entry], Fit] = {}
 
     def open(self, base: str = "") -> Any:
         """The pipeline of that base; reads it from disk unless it is the one at hand.
@@ -117,6 +118,9 @@ class Studio:
                     f"The prompt's {seen.tokens} tokens are read in {seen.windows} windows of "
                     f"{seen.window}."
                 )
+            loras = [entry.id for entry, _ in entries if entry.rank]
+            if order.embed and loras:
+                remarks.append(f"LoRA files do not go inside pictures: {', '.join(loras)}.")
             job.tell(remarks=tuple(remarks))
             for number in range(order.batch):
                 yield self._paint_one(pipe, order, entries, number, job)
@@ -161,7 +165,8 @@ class Studio:
             },
         )[0]
         recipe = make_recipe(order, entries, picture, seed, (self._opened.id, self._prints))
-        embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
+        inside = [entry for entry, _ in entries if order.embed and not entry.rank]
+        embedded = [read_atoms(entry.path) for entry in inside]
         return self.history.keep(picture, recipe, embedded)
 
     def _load(self, entries: list[tuple[Entry, Strength]]) -> list[str]:
@@ -227,9 +232,12 @@ class Studio:
         """Whether a file fits the base at hand; None before the first base is opened."""
         if self._pipe is None or self._opened is None:
             return None
-        key = (self._opened.id, entry.sha256)
+        key = (self._opened.id, entry)
         if key not in self._fits:
-            self._fits[key] = judge_fit(read_atoms(entry.path), self._pipe)
+            file = read_lora_header(entry.path) if entry.rank else read_atoms(entry.path)
+            if file is None:
+                raise AtomError(f"the file {entry.id!r} changed; refresh the list")
+            self._fits[key] = judge_fit(file, self._pipe)
         return self._fits[key]
 
     def read_fingerprint(self, base: str) -> dict[str, list[float]]:
