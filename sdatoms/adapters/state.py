@@ -43,6 +43,7 @@ __all__ = [
     "find_state",
     "hold_alone",
     "list_held",
+    "move_pristine",
     "open_state",
     "read_pristine",
     "work_side_by_side",
@@ -144,6 +145,15 @@ def read_pristine(root: nn.Module, path: str) -> Tensor:
     state = find_state(root)
     baked = state.layers.get(path) if state is not None else None
     return baked.pristine if baked else find_weight(root, path).weight
+
+
+def move_pristine(root: nn.Module) -> None:
+    """Move pristine copies to where their weights lie now; else the next change does."""
+    state = find_state(root)
+    with hold_alone([root]):
+        for layer in state.layers.values() if state is not None else ():
+            if isinstance(layer, BakedLayer):
+                layer.pristine = layer.pristine.to(layer.weight.device)
 
 
 def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:

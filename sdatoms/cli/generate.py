@@ -91,7 +91,8 @@ def run_generate(args: argparse.Namespace) -> None:
     files = [(path, strength, read_adapter(path)) for path, strength in wanted]
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
-    names = [f"{number}:{Path(path).stem}" for number, (path, *_) in enumerate(files)]
+    stems = [Path(path).stem for path, *_ in files]
+    names = [s if stems.count(s) == 1 else f"{n}:{s}" for n, s in enumerate(stems)]
     for name, (_, strength, file) in zip(names, files, strict=True):
         load_atoms(pipe, file, name=name, strength=strength)
     scheduler = type(pipe.scheduler).__name__

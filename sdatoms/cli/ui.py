@@ -59,6 +59,13 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of pictures, or of such folders, to train on; may be given several times",
     )
+    parser.add_argument(
+        "--while-training",
+        choices=("wait", "cpu", "share"),
+        default="wait",
+        help="while a training has the GPU, pictures wait, are painted on the processor, or share "
+        "it (default: wait); the pipeline is moved off the GPU but for share",
+    )
     add_base_flags(parser)
 
 
@@ -80,4 +87,5 @@ def run_ui(args: argparse.Namespace) -> None:
         offline=args.offline,
         mcp=args.mcp,
         root_path=args.root_path,
+        while_training=args.while_training,
     )

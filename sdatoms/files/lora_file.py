@@ -1,7 +1,7 @@
-"""LoRA files of diffusers, PEFT and kohya, read as carefully as atom files: by content, never by
-suffix, and without a pickle.
+"""LoRA files of diffusers, PEFT and kohya, read as carefully as atom files.
 
-A file holds pairs of matrices, one pair a layer, under one of several spellings:
+They are judged by content, never by suffix, and no pickle is opened. A file holds pairs of
+matrices, one pair a layer, under one of several spellings:
 
 - kohya: `lora_unet_<path with _ for .>.lora_down.weight`, `.lora_up.weight` and `.alpha`;
 - diffusers: `unet.<path>.lora_A.weight` and `.lora_B.weight`, or the older `.lora.down.weight`,
@@ -32,6 +32,7 @@ from sdatoms.files.reader import read_header
 from sdatoms.fingerprint import hash_tensors
 
 __all__ = [
+    "ALPHA",
     "LoraFile",
     "is_lora",
     "read_lora",

@@ -230,5 +230,6 @@ def test_strengths_and_schedules_are_refused_by_name(
 ):
     command = ["generate", "cat", "--pretrained_model_name_or_path", tiny_pipeline()]
     command += ["--output_dir", tmp_path / "out", "--strength_schedule", schedule]
+    command += ["--dtype", "float32", "--offload", "none"]
     refuse([*command, "--atoms", f"{make_file()}{atoms}"], said)
     assert not (tmp_path / "out").exists()

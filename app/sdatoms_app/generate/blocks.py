@@ -1,8 +1,8 @@
-"""Strength by block: a table with a slider for every block of a file, drawn from a text and writing
-into it.
+"""Strength by block: a table of sliders, drawn from a text and writing into it.
 
-The text is what counts, such as `down.1=0.5, mid=0, *attn2*=0.8`; a slider moved by hand changes
-one entry of it. Names of blocks come out of files that anybody may have made, so they are escaped.
+There is one for every block of a file. The text is what counts, such as `down.1=0.5, mid=0,
+*attn2*=0.8`; a slider moved by hand changes one entry of it. Names of blocks come out of files that
+anybody may have made, so they are escaped.
 """
 
 from __future__ import annotations

@@ -139,10 +139,11 @@ def join_strength(row: Mapping[str, Any]) -> Strength:
     if None in (whole, *factors):
         raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
     whole, text = float(whole), row.get("by_block", "").strip()
-    if factors == [1.0] * len(factors) and not text:
+    even = factors == [1.0] * len(factors)
+    if even and not text:
         return whole
     table = {} if whole == 1 else {ALL: whole}
-    if factors != [1.0] * len(factors):
+    if not even:
         table |= {b: whole * factor for b, factor in zip(BLOCK_NAMES, factors, strict=True)}
     given = parse_strength(text, f"the strength by block of {row['id']!r}") if text else {}
     for name, factor in (given if isinstance(given, dict) else {ALL: given}).items():
@@ -196,14 +197,9 @@ def spread_strength(strength: Strength) -> dict[str, Any]:
     if not isinstance(strength, Mapping):
         return {"strength": float(strength)}
     whole = strength.get(ALL, 1.0)
-    blocks = {name: number for name, number in strength.items() if name != ALL}
-    factors = {block: blocks.get(block, whole) / (whole or 1) for block in BLOCK_NAMES}
-    row = {"id": "", "strength": whole, **factors}
-    reached = all(-1 <= number <= 2 for number in (whole, *factors.values()))
-    joined = join_strength(row)
-    spread = {} if whole == 1 else {ALL: whole}
-    spread |= {block: strength.get(block, whole) for block in BLOCK_NAMES}
-    first = next(iter(strength), ALL) == ALL or ALL not in strength
-    if first and reached and set(blocks) <= set(BLOCK_NAMES) and joined == spread:
-        return {name: value for name, value in row.items() if name != "id"}
+    factors = {block: strength.get(block, whole) / (whole or 1) for block in BLOCK_NAMES}
+    row = {"strength": whole, **factors}
+    reached = all(-1 <= number <= 2 for number in row.values())
+    if reached and list(join_strength({"id": ""} | row).items()) == list(strength.items()):
+        return row
     return {"strength": 1.0, "by_block": write_strength(strength)}

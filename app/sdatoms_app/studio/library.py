@@ -1,5 +1,4 @@
-"""The atom files and LoRAs the app offers: those found in folders, and those dropped in by
-visitors.
+"""The atom files and LoRAs the app offers: those found in folders, and those dropped in.
 
 Visitors name files by an id from the list, never by a path; an upload is read and checked before it
 is listed.

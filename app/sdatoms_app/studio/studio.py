@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sdatoms.files.lora_file import read_lora_header
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
+from sdatoms_app.studio.handover import Handover
 from sdatoms_app.studio.history import History, Kept
 from sdatoms_app.studio.library import Entry, Library
 from sdatoms_app.studio.orders import MAX_SEED, Order, check_order, list_paint_settings, make_recipe
@@ -49,6 +51,7 @@ class Studio:
         models: Path | None = None,
         hub: bool = False,
         opening: Mapping[str, Any] | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.base = base
         self.opening = dict(opening or {})
@@ -59,6 +62,7 @@ class Studio:
         self.history = History(outputs)
         self.saved_forms = SavedForms(outputs / "presets")
         self.desk = Desk()
+        self.handover = handover or Handover()
         self.lock = threading.Lock()
         """Held by whoever uses the pipeline."""
         self._pipe: Any = None
@@ -76,14 +80,47 @@ class Studio:
             AtomError: no such base is listed, or it does not open; the one at hand stays.
         """
         choice = self.bases.find(base)
+        self.settle()
         if self._pipe is None or choice != self._opened:
             own = choice.where == self.base
-            given = self.opening.items()
-            pipe = open_base(choice, {k: v for k, v in given if own or k in EVERY_BASE})
+            given = {k: v for k, v in self.opening.items() if own or k in EVERY_BASE}
+            pipe = open_base(choice, self.handover.choose_opening(given))
             self._pipe, self._opened = pipe, choice
             self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
         return self._pipe
+
+    def settle(self) -> None:
+        """See that the pipeline lies where trainings leave it room, adapters and all.
+
+        Whoever calls this holds `lock`.
+        """
+        if not self.handover.settle(self._pipe):
+            self._pipe = None  # opened in the training's shadow; it is opened anew at its own place
+
+    def hand_over(self) -> bool:
+        """Give the device to a training that begins, or take it back after one, unless somebody
+        paints just now; tells whether it is done."""
+        if self.handover.settled:
+            return True
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            self.settle()
+        finally:
+            self.lock.release()
+        return True
+
+    @contextmanager
+    def lend(self, borrower: str) -> Iterator[None]:
+        """Leave the device to `borrower` for the time of a `with` block, as to a training."""
+        self.handover.borrower = borrower
+        try:
+            with self.lock:
+                self.settle()
+            yield
+        finally:
+            self.handover.borrower = None
 
     def check(self, order: Order) -> list[tuple[Entry, Strength]]:
         """The atom files of an order.
@@ -106,7 +143,7 @@ class Studio:
         job = job or Job(lambda _: None)
         entries = self.check(order)
         job.tell(message="waiting for the pictures before")
-        job.take_turn(self.lock)
+        self.handover.take_turn(job, self.lock)
         try:
             job.tell(message="opening the base")
             pipe = self.open(order.base)
@@ -213,7 +250,7 @@ class Studio:
         """
         wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
         shown = []
-        with self.lock:
+        with self.handover.hold(self.lock, lambda text: tell(0, len(wanted), text)):
             pipe = self.open()
             adapters = AdapterSet(pipe)
             adapters.clear()
