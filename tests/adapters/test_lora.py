@@ -67,6 +67,35 @@ def test_the_change_is_what_diffusers_own_loader_makes(tmp_path, kind, names):
     assert same_all(pipe, before)
 
 
+ORIGINAL = {
+    "lora_unet_down_blocks_0_attentions_0_": "lora_unet_input_blocks_1_1_",
+    "lora_unet_mid_block_attentions_0_": "lora_unet_middle_block_1_",
+    "lora_unet_up_blocks_1_attentions_0_": "lora_unet_output_blocks_2_1_",
+    "lora_unet_up_blocks_1_attentions_1_": "lora_unet_output_blocks_3_1_",
+}
+
+
+def test_names_of_the_original_release_are_the_same_layers(tmp_path):
+    """kohya's trainer spells the UNet of SDXL so."""
+    pipe = build_pipeline("sdxl")
+    tensors = {
+        key: tensor
+        for key, tensor in build_lora(pipe, alpha=1.5).items()
+        if "attentions" in key or "lora_te" in key
+    }
+    renamed = {}
+    for key, tensor in tensors.items():
+        prefix = next((prefix for prefix in ORIGINAL if key.startswith(prefix)), "")
+        renamed[key.replace(prefix, ORIGINAL.get(prefix, ""), 1)] = tensor
+    assert sum("middle_block_1" in key or "put_blocks_" in key for key in renamed) > 20
+    save_file(tensors, tmp_path / "one.safetensors")
+    save_file(renamed, tmp_path / "two.safetensors")
+    one, two = build_pipeline("sdxl"), build_pipeline("sdxl")
+    load_atoms(one, tmp_path / "one.safetensors")
+    load_atoms(two, tmp_path / "two.safetensors")
+    assert same_all(two, copy_all(one)) and not same_all(two, copy_all(pipe))
+
+
 def test_settings_of_peft_in_the_header_count(tmp_path):
     pipe = build_pipeline()
     settings = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {"attn1.to_q": 9}}

@@ -200,6 +200,8 @@ def spread_strength(strength: Strength) -> dict[str, Any]:
     factors = {block: strength.get(block, whole) / (whole or 1) for block in BLOCK_NAMES}
     row = {"strength": whole, **factors}
     reached = all(-1 <= number <= 2 for number in row.values())
-    if reached and list(join_strength({"id": ""} | row).items()) == list(strength.items()):
+    joined = join_strength({"id": ""} | row)
+    same = isinstance(joined, dict) and list(joined.items()) == list(strength.items())
+    if reached and same:
         return row
     return {"strength": 1.0, "by_block": write_strength(strength)}
