@@ -70,7 +70,7 @@ def convert(file: LoraFile, unet: nn.Module | None) -> dict[str, tuple[Tensor, T
     state = scale_ups(file)
     try:
         config = getattr(unet, "config", None)
-        state, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(state, unet_config=config)
+        state = StableDiffusionXLLoraLoaderMixin.lora_state_dict(state, unet_config=config)[0]
         inner = {
             component: {
                 key.removeprefix(f"{component}."): tensor

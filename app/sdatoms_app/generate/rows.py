@@ -94,7 +94,8 @@ class AdapterRows:
                     max_lines=2,
                     elem_id=f"schedule-{number}",
                 )
-        return Row(group, enabled, strength, trigger, *factors, by_block, schedule, table)
+        down, mid, up = factors
+        return Row(group, enabled, strength, trigger, down, mid, up, by_block, schedule, table)
 
     @property
     def inputs(self) -> list[Any]:
