@@ -56,7 +56,7 @@ li.card button.trigger {padding: 0 6px; max-width: 100%; overflow: hidden;
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
 .blocks {display: grid; gap: 4px 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr))}
-label.block {display: grid; grid-template-columns: 7em 4.5em minmax(60px, 1fr) 3em; gap: 6px;
+label.block {display: grid; grid-template-columns: 8.5em 5em minmax(50px, 1fr) 2.6em; gap: 6px;
   align-items: center; font-size: 13px}
 label.block span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 label.block input {min-width: 0; accent-color: var(--color-accent)}

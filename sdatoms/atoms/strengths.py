@@ -150,10 +150,10 @@ def scale_strength(strength: Strength, factor: float) -> Strength:
 
 
 def list_blocks(layers: Mapping[str, Iterable[str]]) -> dict[str, int]:
-    """Name → number of layers of the blocks that have some, in the order they first come.
+    """Name → number of layers of the blocks that have some, in the order that pictures go through.
 
     Names are such as strengths take: `conv_in`, `down.0`, `mid`, `up.1` and `conv_out` in a UNet,
-    else the component.
+    behind them other components.
 
     Args:
         layers: component → module paths.
@@ -163,7 +163,14 @@ def list_blocks(layers: Mapping[str, Iterable[str]]) -> dict[str, int]:
         for path in paths:
             name = name_block(component, path)
             found[name] = found.get(name, 0) + 1
-    return found
+    return dict(sorted(found.items(), key=lambda pair: rank_block(pair[0])))
+
+
+def rank_block(name: str) -> tuple[int, int]:
+    side, _, number = name.partition(".")
+    order = ("conv_in", *BLOCK_NAMES, "conv_out")
+    place = order.index(side) if side in order else len(order)
+    return place, int(number) if number.isdecimal() else 0
 
 
 def name_block(component: str, path: str) -> str:

@@ -113,12 +113,8 @@ def test_texts_that_are_no_strength_are_refused(text):
 def test_names_of_no_layer_are_refused_with_the_blocks_there_are():
     with pytest.raises(AtomError, match=r"names 'down\.7', which none of its 8 layers is in"):
         check_names({"down.7": 1.0}, LAYERS, "it")
-    assert list_blocks(LAYERS) == {
-        "conv_in": 1,
-        "down.1": 2,
-        "down.10": 1,
-        "mid": 1,
-        "up.0": 1,
-        "text_encoder": 1,
-        "text_encoder_2": 1,
-    }
+    blocks = {"conv_in": 1, "down.1": 2, "down.10": 1, "mid": 1, "up.0": 1}
+    blocks |= {"text_encoder": 1, "text_encoder_2": 1}
+    for order in (list, reversed):
+        turned = {component: list(order(paths)) for component, paths in LAYERS.items()}
+        assert list(list_blocks(turned).items()) == list(blocks.items())

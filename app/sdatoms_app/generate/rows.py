@@ -50,7 +50,7 @@ class AdapterRows:
         self.order = gr.State([])
         """Ids of the files in the rows, first row first."""
         self.chosen = gr.Dropdown(
-            label="Atom files",
+            label="Atom files and LoRAs",
             info=f"At most {MAX_ADAPTERS} at once; their order does not matter.",
             choices=self.list_choices(),
             value=[],

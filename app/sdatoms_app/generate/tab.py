@@ -237,6 +237,6 @@ def describe_atoms(used: UsedAtoms) -> str:
 def write_short(strength: float | dict[str, float]) -> str:
     if not isinstance(strength, dict):
         return f"{strength:g}"
-    if set(strength) <= set(BLOCK_NAMES):
+    if set(strength) == set(BLOCK_NAMES):
         return "/".join(f"{number:g}" for number in strength.values())
     return ", ".join(f"{name}={number:g}" for name, number in strength.items())
