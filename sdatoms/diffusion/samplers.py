@@ -49,6 +49,8 @@ class KnownSchedule:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of diffusers' scheduler."""
     aliases: tuple[str, ...] = ()
+    package: str | None = None
+    """What it needs besides diffusers."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,12 @@ SCHEDULES: dict[str, KnownSchedule] = {
             "Exponential",
             {"use_exponential_sigmas": True, "timestep_spacing": "linspace"},
         ),
-        KnownSchedule("beta", "Beta", {"use_beta_sigmas": True, "timestep_spacing": "linspace"}),
+        KnownSchedule(
+            "beta",
+            "Beta",
+            {"use_beta_sigmas": True, "timestep_spacing": "linspace"},
+            package="scipy",
+        ),
         KnownSchedule(
             "sgm_uniform",
             "SGM Uniform",
@@ -218,12 +225,12 @@ def check_sampler(sampler: str, schedule: str = "normal", steps: int | None = No
         )
     if steps is not None and known.most_steps is not None and steps > known.most_steps:
         raise AtomError(f"{sampler} takes at most {known.most_steps} steps; {steps} were asked for")
-    package = "scipy" if schedule == "beta" else known.package
-    if package and importlib.util.find_spec(package) is None:
-        raise AtomError(
-            f"{write_sampler(sampler, schedule)} needs the package {package}; "
-            'install it with: pip install "sdatoms[samplers]"'
-        )
+    for package in (known.package, SCHEDULES[schedule].package):
+        if package and importlib.util.find_spec(package) is None:
+            raise AtomError(
+                f"{write_sampler(sampler, schedule)} needs the package {package}; "
+                'install it with: pip install "sdatoms[samplers]"'
+            )
 
 
 def list_samplers(schedule: str) -> list[str]:

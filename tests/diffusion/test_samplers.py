@@ -1,5 +1,6 @@
 """Samplers, schedules, CLIP skip and guidance rescale mean what their names mean elsewhere."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,19 @@ def test_what_does_not_go_together_is_refused_by_name(sampler, schedule, steps, 
         check_sampler(sampler, schedule, steps)
     with pytest.raises(AtomError, match=said):
         paint(pipe, ["a"], [0], scheduler=sampler, schedule=schedule, num_inference_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "package"),
+    [("DPM++ SDE", "beta", "torchsde"), ("DPM++ SDE", "beta", "scipy"), ("Euler", "beta", "scipy")],
+)
+def test_a_package_that_is_missing_is_named(sampler, schedule, package, monkeypatch):
+    for name in ("torchsde", "scipy"):
+        there = None if name == package else sys
+        monkeypatch.setitem(sys.modules, name, there)
+    words = f"needs the package {package}; install it with: pip install .sdatoms.samplers."
+    with pytest.raises(AtomError, match=words):
+        check_sampler(sampler, schedule)
 
 
 def test_samplers_refuse_bases_that_they_do_not_go_with(pipe):
