@@ -7,6 +7,7 @@ import importlib.util
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,30 @@ from sdatoms_app.security import (
     keep_loopback_direct,
     read_auth,
 )
+from sdatoms_app.shared.events import QUIET
+from sdatoms_app.shared.html import draw_note
+from sdatoms_app.studio.handover import Handover, Policy, watch
 from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.style import STYLE, THEME
+from sdatoms_app.train.page import open_queue
 from sdatoms_app.train.tab import build_train_tab
 
 __all__ = ["build_app", "find_port", "launch_settings", "serve"]
 
 CACHE_SECONDS = (3600, 86_400)
 """How often uploads and copies of pictures are looked through, and how old they may grow."""
+SECONDS = 2.0
+"""Between two looks at who has the GPU."""
 
 
 def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
     """The whole app over one studio; `pictures` are folders that visitors may train on."""
+    connect_trainings(studio)
     with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
         gr.Markdown("# sdatoms", elem_id="title")
+        if studio.handover.lends:
+            show_device(studio, app.load)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):  # all in sight on a phone
             with gr.Tab("Generate", id="generate"):
                 generate = build_generate_tab(studio, app.load)
@@ -63,6 +73,24 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
         build_generate_api(studio)
     app.queue(max_size=64, default_concurrency_limit=4)
     return app
+
+
+def connect_trainings(studio: Studio) -> None:
+    """Let the studio know when a training is under way."""
+    studio.handover.find_training = open_queue(studio).find_running
+
+
+def show_device(studio: Studio, load: Any) -> None:
+    """A line above all tabs that says who has the GPU; call inside `gr.Blocks`."""
+    state = gr.HTML(elem_id="device-state")
+    shown = gr.State(None)
+
+    def look(before: str | None) -> list[Any]:
+        said = studio.handover.describe()
+        return [gr.skip() if said == before else draw_note(said), said]
+
+    timer = gr.Timer(SECONDS)
+    gr.on([timer.tick, load], look, shown, [state, shown], trigger_mode="always_last", **QUIET)
 
 
 def find_port() -> int:
@@ -111,6 +139,7 @@ def serve(
     root_path: str = "",
     opening: Mapping[str, Any] | None = None,
     max_side: int = MAX_SIDE,
+    while_training: Policy = "wait",
 ) -> None:
     """Serve until interrupted.
 
@@ -125,6 +154,8 @@ def serve(
         root_path: where a reverse proxy serves the app: a path, or the whole public address.
         opening: how bases are opened, arguments of `load_base`.
         max_side: the longest side of a picture that may be asked for, px.
+        while_training: what becomes of pictures while a training has the GPU, see
+            `sdatoms_app.studio.handover`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -150,13 +181,15 @@ def serve(
     prepare_uploads()
     studio = Studio(
         base,
-        Library(adapters_dir),
+        Library(adapters_dir, models_dir),
         outputs_dir,
         models=models_dir,
         hub=local and not offline,
         opening={"say": lambda text: print(text, flush=True), **(opening or {})},
         max_side=max_side,
+        handover=Handover(while_training),
     )
+    connect_trainings(studio)
     with studio.lock:
         studio.open()
     app = build_app(studio, pictures_dirs)
@@ -173,7 +206,12 @@ def serve(
             )
     except OSError as error:
         raise AtomError(f"the app cannot listen on {host}:{port}: {error}") from None
-    app.block_thread()
+    stopped = threading.Event()
+    threading.Thread(target=watch, args=(studio.hand_over, stopped), daemon=True).start()
+    try:
+        app.block_thread()
+    finally:
+        stopped.set()
 
 
 def prepare_folder(flag: str, folder: Path) -> None:

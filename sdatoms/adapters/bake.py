@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sdatoms.adapters.state import AttachedLayer, BakedLayer, BakedModule, work_side_by_side
 from sdatoms.atoms.keys import group_tensors
+from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap, form_deltas, sum_transforms
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import list_maps
@@ -50,11 +51,19 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     Raises:
         AtomError: a sum is not finite in the weights' dtype; see `all_or_nothing`.
     """
-    jobs: list[tuple[str, BakedLayer, list[tuple[float, LayerMap]]]] = []
-    order = sorted(state.adapters.values(), key=lambda a: (a.hash, str(a.strength)))
+    jobs: list[tuple[str, BakedLayer, list[tuple[float, LayerMap | LoraMap]]]] = []
     for path in list(paths):
-        terms = [(a.strength_at(path), m) for a in order for m in a.maps.get(path, [])]
-        terms = [(strength, m) for strength, m in terms if strength != 0]
+        order = sorted(
+            (a.hash, a.strength_at(path), name)
+            for name, a in state.adapters.items()
+            if path in a.maps
+        )
+        terms = [
+            (strength, m)
+            for _, strength, name in order
+            if strength != 0
+            for m in state.adapters[name].maps[path]
+        ]
         layer = state.layers.get(path)
         if layer is None:
             if not terms:
@@ -92,7 +101,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-WeightSum = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap]]]
+WeightSum = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap | LoraMap]]]
 """Where to write, the pristine weight, and the maps to add."""
 
 
@@ -114,7 +123,7 @@ def copy_weight(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_sum(
-    weight: Tensor, pristine: Tensor, terms: Iterable[tuple[float, LayerMap]]
+    weight: Tensor, pristine: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]
 ) -> tuple[float, float]:
     """Write `pristine + Σ s ΔW` into `weight`, summed in float32 (or what is wider), cast once.
 
@@ -148,7 +157,7 @@ def all_or_nothing(states: Iterable[tuple[nn.Module, BakedModule]]) -> Iterator[
 
 
 @torch.no_grad()
-def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
+def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]) -> Tensor:
     """`Σ s ΔW` in float32."""
     total = torch.empty(weight.shape, device=weight.device)
     for rows, delta in walk_sum(weight, terms):
@@ -157,7 +166,7 @@ def sum_maps(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> Tensor:
 
 
 def walk_sum(
-    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield output channels and `Σ s ΔW` for them, in float32."""
     maps = sum_transforms(weight, terms)

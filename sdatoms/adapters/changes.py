@@ -16,8 +16,10 @@ from sdatoms.adapters.bake import sum_maps
 from sdatoms.adapters.plan import plan_file
 from sdatoms.adapters.state import Adapter, read_pristine
 from sdatoms.atoms.keys import is_frozen
+from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.lora_file import LoraFile
 from sdatoms.models.families import BLOCKS
 
 __all__ = [
@@ -42,7 +44,7 @@ class LayerChange:
     """Trained numbers of the layer."""
 
 
-def form_delta(root: nn.Module, path: str, maps: Sequence[LayerMap]) -> Tensor:
+def form_delta(root: nn.Module, path: str, maps: Sequence[LayerMap | LoraMap]) -> Tensor:
     """Unit-strength `ΔW` of one layer in float32, on the device of its weight."""
     return sum_maps(read_pristine(root, path), [(1.0, m) for m in maps])
 
@@ -60,11 +62,11 @@ def walk_deltas(
             yield component, path, form_delta(module, path, maps)
 
 
-def measure_changes(file: AtomFile, target: Any) -> list[LayerChange]:
+def measure_changes(file: AtomFile | LoraFile, target: Any) -> list[LayerChange]:
     """‖ΔW‖/‖W‖ of every layer of the file, on the base weights of `target`, in the file's order.
 
     Args:
-        file: an atom file.
+        file: an atom file, or a LoRA.
         target: a pipeline, or one module; adapters baked into it do not count. It may be another
             base than the file was trained on.
 

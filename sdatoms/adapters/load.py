@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -21,6 +21,7 @@ from sdatoms.adapters.bake import all_or_nothing, rebake
 from sdatoms.adapters.changes import form_delta
 from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
+    Adapter,
     BakedLayer,
     BakedModule,
     check_untouched,
@@ -31,9 +32,11 @@ from sdatoms.adapters.state import (
     work_side_by_side,
 )
 from sdatoms.adapters.words import add_word, check_word, list_words, remove_word
-from sdatoms.atoms.strengths import Strength, check_strength
+from sdatoms.atoms.schedules import Schedule
+from sdatoms.atoms.strengths import Strength, check_names, check_strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.lora_file import LoraFile
 from sdatoms.files.sources import fetch_file
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.weights import find_weight
@@ -47,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 
 ROUNDING_WARNING = 0.1
+STEPPED = ("unet", "transformer", "model")
+"""Components that run at every denoising step."""
 
 
 Arguments = ParamSpec("Arguments")
@@ -103,14 +108,14 @@ class AdapterSet:
     @one_at_a_time
     def load(
         self,
-        path: str | os.PathLike[str] | AtomFile,
+        path: str | os.PathLike[str] | AtomFile | LoraFile,
         *,
         name: str | None = None,
         strength: Strength = 1.0,
         component: str | None = None,
         **hub: Any,
     ) -> AdapterSet:
-        """Bake one more atom file in. Arguments and errors are those of `load_atoms`."""
+        """Bake one more atom file, or LoRA, in. Arguments and errors are those of `load_atoms`."""
         file, stem = fetch_file(path, hub)
         name = name or stem
         strength = check_strength(strength, f"the strength of {name!r}")
@@ -122,6 +127,8 @@ class AdapterSet:
         brings = component is None and bool(file.embeddings)
         if brings:
             check_word(self.target, file.metadata["tokens"], file.embeddings)
+        layers = {owner: adapter.maps for owner, (_, adapter) in plans.items()}
+        check_names(strength, layers, f"the strength of {name!r}")
         warn_of_base(file, [adapter for _, adapter in plans.values()])
         states = [
             (module, open_state(module, owner), adapter)
@@ -150,18 +157,62 @@ class AdapterSet:
             name: check_strength(value, f"the strength of {name!r}")
             for name, value in strengths.items()
         }
+        for name, strength in checked.items():
+            check_names(strength, self._list_layers(name), f"the strength of {name!r}")
+        self._change(
+            lambda _, name, adapter: replace(adapter, strength=checked.get(name, adapter.strength)),
+            report_rounding,
+        )
+        return self
+
+    @one_at_a_time
+    def follow(self, schedules: Mapping[str, Schedule], fraction: float | None) -> AdapterSet:
+        """Bake the strengths that schedules give at a fraction of the denoising steps.
+
+        Modules that run once beside the steps, such as text encoders, have the schedule's peak.
+        `strengths` stays what it was; see `sdatoms.adapters.scheduled`.
+
+        Args:
+            schedules: by adapter; the strengths of others are left alone.
+            fraction: from 0 to below 1; None: every adapter's own strength again.
+        """
+
+        def move(component: str, name: str, adapter: Adapter) -> Adapter:
+            if name not in schedules:
+                return adapter
+            if fraction is None:
+                return replace(adapter, factor=1.0)
+            stepped = component in STEPPED
+            schedule = schedules[name]
+            return replace(adapter, factor=schedule.at(fraction) if stepped else schedule.peak)
+
+        self._change(move)
+        return self
+
+    def _change(
+        self,
+        change: Callable[[str, str, Adapter], Adapter],
+        report: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """Replace adapters by what `change(component, name, adapter)` makes of them, and bake the
+        layers whose strength is another then; all or none.
+
+        Args:
+            report: is told the share of the change that is lost to rounding, and may refuse.
+        """
         states, lost = self._check_states(), 0.0
         with all_or_nothing(states):
             for module, state in states:
                 touched: dict[str, None] = {}
-                for name, strength in checked.items():
-                    adapter = state.adapters.get(name)
-                    if adapter and adapter.strength != strength:
-                        state.adapters[name] = replace(adapter, strength=strength)
-                        touched |= dict.fromkeys(adapter.maps)
+                for name, before in list(state.adapters.items()):
+                    after = state.adapters[name] = change(state.component, name, before)
+                    touched |= {
+                        path: None
+                        for path in before.maps
+                        if before.strength_at(path) != after.strength_at(path)
+                    }
                 lost = max(lost, rebake(module, state, touched))
-            report_rounding(lost)
-        return self
+            report(lost)
 
     @one_at_a_time
     def remove(self, name: str) -> AdapterSet:
@@ -235,6 +286,14 @@ class AdapterSet:
                 f"no adapter is named {name!r}; loaded are {', '.join(self.names) or 'none'}"
             )
 
+    def _list_layers(self, name: str) -> dict[str, Collection[str]]:
+        """Component → module paths that an adapter changes."""
+        return {
+            component: state.adapters[name].maps
+            for component, (_, state) in self._states().items()
+            if name in state.adapters
+        }
+
     def _check_states(self) -> list[tuple[nn.Module, BakedModule]]:
         """All modules, after a check of all, so that a failed call changes none."""
         states = list(self._states().values())
@@ -249,7 +308,7 @@ class AdapterSet:
 
 def load_atoms(
     target: Any,
-    path: str | os.PathLike[str] | AtomFile,
+    path: str | os.PathLike[str] | AtomFile | LoraFile,
     *,
     name: str | None = None,
     strength: Strength = 1.0,
@@ -261,11 +320,11 @@ def load_atoms(
     Args:
         target: a diffusers pipeline, or one module when the file holds one component (else name
             `component`).
-        path: a file, an `AtomFile`, or a hub id with `weight_name`, `revision`, `token` as in
-            `load_lora_weights`.
+        path: an atom file, or a LoRA as diffusers or kohya spell it; an `AtomFile`; or a hub id
+            with `weight_name`, `revision`, `token` as in `load_lora_weights`.
         name: defaults to the file's stem.
-        strength: any finite number; 0 is the base exactly. Or numbers by UNet block, such as
-            `{"down": 0.2, "up": 0.7}`.
+        strength: any finite number; 0 is the base exactly. Or numbers by UNet block, component,
+            module path or pattern, such as `{"down": 0.2, "up.1": 0.7, "*attn2*": 0}`.
         component: which module of the pipeline, or which component of the file, is meant.
 
     Raises:

@@ -7,11 +7,12 @@ that `AdapterSet.load` bakes; `judge_fit` looks at a few layers only, for lists 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from sdatoms.adapters.lora import check_lora_fit, place_lora
 from sdatoms.adapters.state import (
     Adapter,
     BakedModule,
@@ -25,6 +26,7 @@ from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.strengths import Strength
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.lora_file import LoraFile
 from sdatoms.fingerprint import fingerprint, matches
 from sdatoms.layers.inject import carries_atoms
 from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
@@ -42,7 +44,11 @@ __all__ = [
 
 
 def plan_file(
-    file: AtomFile, target: Any, *, component: str | None = None, strength: Strength = 1.0
+    file: AtomFile | LoraFile,
+    target: Any,
+    *,
+    component: str | None = None,
+    strength: Strength = 1.0,
 ) -> dict[str, tuple[nn.Module, Adapter]]:
     """Component → its module in `target`, and the adapter the file is for it; nothing is changed.
 
@@ -53,6 +59,8 @@ def plan_file(
     Raises:
         AtomError: as in `plan_adapter`, or there is no such component.
     """
+    if isinstance(file, LoraFile):
+        return plan_lora(file, target, component, strength)
     modules = choose_modules(target, file, component)
     return {c: (module, plan_adapter(file, c, module, strength)) for c, module in modules.items()}
 
@@ -65,23 +73,11 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
             injected atoms, or somebody wrote to its baked weights; the atoms are sparse and were
             trained on other weights.
     """
-    if carries_atoms(module):
-        raise AtomError(
-            f"this {type(module).__name__} carries injected atoms; eject them before loading a file"
-        )
-    state = find_state(module) or BakedModule(component)
-    check_untouched(module, state)
-    holders = {layer.base.place: path for path, layer in state.layers.items()}
+    check_free(component, module)
     maps = file.maps(component)
     for path, views in maps.items():
-        layer = find_weight(module, path)
-        check_fit(path, layer, views)
-        holder = holders.setdefault(layer.place, path)
-        if holder != path:
-            raise AtomError(
-                f"the layers {clip(holder)!r} and {clip(path)!r} share one weight; atoms fit it "
-                "only once"
-            )
+        check_fit(path, find_weight(module, path), views)
+    check_places(component, module, maps)
     prints = file.fingerprints.get(component, {})
     known = [path for path in prints if path in maps]
     found = work_side_by_side(
@@ -98,7 +94,57 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
             f"these sparse atoms were trained on ({base}), first "
             f"{clip((differing + unknown)[0])!r}; load the file on its own base"
         )
-    return Adapter(file.sha256, maps, strength, tuple(differing))
+    return Adapter(file.sha256, maps, strength, tuple(differing), component)
+
+
+def plan_lora(
+    file: LoraFile, target: Any, component: str | None, strength: Strength
+) -> dict[str, tuple[nn.Module, Adapter]]:
+    """Component → its module and the adapter that a LoRA is for it; nothing is changed.
+
+    Raises:
+        AtomError: a layer is missing, of another shape or shares its weight, or the file changes
+            no such component; else as in `plan_adapter`.
+    """
+    modules = list_modules(target)
+    placed = place_lora(file, modules)
+    if component is not None and component not in placed:
+        raise AtomError(
+            f"the file holds no component {clip(component)!r}; it holds {', '.join(placed)}"
+        )
+    plans = {}
+    for owner in placed if component is None else [component]:
+        module, maps = modules.get(owner, modules.get("")), placed[owner]
+        assert module is not None
+        check_free(owner, module)
+        for path, map in maps.items():
+            check_lora_fit(path, find_weight(module, path), map)
+        check_places(owner, module, maps)
+        listed = {path: [map] for path, map in maps.items()}
+        plans[owner] = (module, Adapter(file.sha256, listed, strength, (), owner))
+    return plans
+
+
+def check_free(component: str, module: nn.Module) -> None:
+    """Refuse a module that carries injected atoms, or to whose baked weights somebody wrote."""
+    if carries_atoms(module):
+        raise AtomError(
+            f"this {type(module).__name__} carries injected atoms; eject them before loading a file"
+        )
+    check_untouched(module, find_state(module) or BakedModule(component))
+
+
+def check_places(component: str, module: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse layers that share one weight, among these and those that adapters change now."""
+    state = find_state(module) or BakedModule(component)
+    holders = {layer.base.place: path for path, layer in state.layers.items()}
+    for path in paths:
+        holder = holders.setdefault(find_weight(module, path).place, path)
+        if holder != path:
+            raise AtomError(
+                f"the layers {clip(holder)!r} and {clip(path)!r} share one weight; atoms fit it "
+                "only once"
+            )
 
 
 def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
@@ -143,7 +189,7 @@ def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
             )
 
 
-def warn_of_base(file: AtomFile, plans: Sequence[Adapter]) -> None:
+def warn_of_base(file: AtomFile | LoraFile, plans: Sequence[Adapter]) -> None:
     """Warn once when layers differ from those the file was trained on."""
     differing = sum(len(plan.differing) for plan in plans)
     if differing:
@@ -167,12 +213,18 @@ class Fit(NamedTuple):
     reason: str
 
 
-def judge_fit(file: AtomFile, pipe: Any) -> Fit:
+def judge_fit(file: AtomFile | LoraFile, pipe: Any) -> Fit:
     """Compare a file's layout with the pipeline's layers, and a few fingerprints with its weights.
 
     Layers that carry adapters are judged by their pristine weights.
     """
     try:
+        if isinstance(file, LoraFile):
+            modules = list_modules(pipe)
+            for component, maps in place_lora(file, modules).items():
+                for path, map in maps.items():
+                    check_lora_fit(path, find_weight(modules[component], path), map)
+            return Fit("fits", "every layer fits; LoRA files do not say which weights they are for")
         for component, module in choose_modules(pipe, file, None).items():
             maps = file.maps(component)
             for path, views in maps.items():

@@ -6,19 +6,9 @@ On layers whose weight is stored quantized adapters are attached, never baked in
 to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with the sum of the
 adapters' maps stands in the base layer's place until the last of them is taken off.
 
-<<<<<<< HEAD
 Weights are checked and written side by side, each by one thread: no thread waits for another, and
-no bit depends on how many there are.
-=======
-Baking would have to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with
-the sum of the adapters' maps stands in the base layer's place until the last of them is taken off.
-
-Work on many weights at once, each by one thread.
-
-No thread waits for another, and no bit depends on how many there are.
-
-One lock a root module: threads that change adapters of modules they share come one after another.
->>>>>>> main
+no bit depends on how many there are. One lock a root module: threads that change adapters of
+modules they share come one after another.
 """
 
 from __future__ import annotations
@@ -35,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.atoms.deltas import Delta
+from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap
-from sdatoms.atoms.strengths import Strength, read_strength
+from sdatoms.atoms.strengths import Strength, read_strength, scale_strength
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.adopt import adopt
@@ -52,6 +43,7 @@ __all__ = [
     "find_state",
     "hold_alone",
     "list_held",
+    "move_pristine",
     "open_state",
     "read_pristine",
     "work_side_by_side",
@@ -64,15 +56,24 @@ class Adapter:
 
     hash: str
     """The file's; sums are taken in the order of the hashes."""
-    maps: dict[str, list[LayerMap]]
+    maps: Mapping[str, Sequence[LayerMap | LoraMap]]
     """Module path → maps at strength 1."""
     strength: Strength
     differing: tuple[str, ...] = ()
     """Layers whose pristine weight is not the one the file was trained on."""
+    component: str = ""
+    """What the module is called in names of strengths."""
+    factor: float = 1.0
+    """What a schedule multiplies the strength by now."""
+
+    @property
+    def present(self) -> Strength:
+        """The strength as it is baked now."""
+        return scale_strength(self.strength, self.factor)
 
     def strength_at(self, path: str) -> float:
-        """The strength for the layer at `path`."""
-        return read_strength(self.strength, path)
+        """The present strength of the layer at `path`."""
+        return read_strength(self.present, path, self.component)
 
 
 @dataclass
@@ -144,6 +145,15 @@ def read_pristine(root: nn.Module, path: str) -> Tensor:
     state = find_state(root)
     baked = state.layers.get(path) if state is not None else None
     return baked.pristine if baked else find_weight(root, path).weight
+
+
+def move_pristine(root: nn.Module) -> None:
+    """Move pristine copies to where their weights lie now; else the next change does."""
+    state = find_state(root)
+    with hold_alone([root]):
+        for layer in state.layers.values() if state is not None else ():
+            if isinstance(layer, BakedLayer):
+                layer.pristine = layer.pristine.to(layer.weight.device)
 
 
 def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from sdatoms.atoms.deltas import (
     combine_inner,
     map_rows,
 )
+from sdatoms.atoms.lora import LoraMap, SummedLora
 from sdatoms.atoms.products import FACTORS, apply_factors
 from sdatoms.errors import AtomError
 
@@ -79,18 +80,21 @@ class SummedProduct:
 
 
 def sum_transforms(
-    weight: Tensor, terms: Iterable[tuple[float, LayerMap]]
-) -> list[SummedMap | SummedProduct]:
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]
+) -> list[SummedMap | SummedProduct | SummedLora]:
     """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
-    order given; products follow one by one.
+    order given; products and LoRAs follow one by one.
 
     Raises:
         AtomError: a sum is not finite in float32.
     """
     sums: dict[tuple[View, str, int], Tensor] = {}
     codes: dict[tuple[View, str], Tensor] = {}
-    products: list[SummedMap | SummedProduct] = []
+    products: list[SummedMap | SummedProduct | SummedLora] = []
     for strength, m in terms:
+        if isinstance(m, LoraMap):
+            products.append(SummedLora(weight, m, strength))
+            continue
         if m.factors:
             own = (m.factors[0].to(weight.device), m.factors[1].to(weight.device))
             products.append(SummedProduct(m.view(weight), own, strength * m.own_strength))
@@ -110,7 +114,9 @@ def sum_transforms(
     return [*summed, *products]
 
 
-def form_deltas(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> dict[str, Delta]:
+def form_deltas(
+    weight: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]
+) -> dict[str, Delta]:
     """Fixed deltas of terms that are all linear, as are all that fit quantized weights, by names
     that say no more than their order."""
     deltas: dict[str, Delta] = {}
@@ -118,7 +124,7 @@ def form_deltas(weight: Tensor, terms: Iterable[tuple[float, LayerMap]]) -> dict
         if isinstance(m, SummedProduct):
             deltas[f"map_{n}"] = FixedProductDelta(m.view, m.factors, m.strength)
         else:
-            assert m.codes is None
+            assert isinstance(m, SummedMap) and m.codes is None
             deltas[f"map_{n}"] = MapDelta(m.view, m.transform)
     return deltas
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdatoms.atoms.strengths import check_number
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.errors import AtomError
+
+if TYPE_CHECKING:
+    from sdatoms.files.lora_file import LoraFile
 
 __all__ = [
     "add_compose",
@@ -47,7 +50,7 @@ def split_strength(text: str) -> tuple[str, float]:
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="an atom file")
+    parser.add_argument("file", help="an atom file, or a LoRA")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -55,9 +58,13 @@ def run_inspect(args: argparse.Namespace) -> None:
     """Show what an atom file holds, layer by layer; needs no model."""
     from sdatoms.errors import clip
     from sdatoms.files.contents import report_file
-    from sdatoms.files.reader import read_atoms
+    from sdatoms.files.lora_file import LoraFile
+    from sdatoms.files.sources import read_adapter
 
-    file = read_atoms(args.file)
+    file = read_adapter(args.file)
+    if isinstance(file, LoraFile):
+        show_facts(describe_lora(args.file, file), as_json=args.json)
+        return
     rows = report_file(file)
     size = Path(args.file).stat().st_size
     hidden = ("layers", "base_fingerprints", "config", "modelspec.thumbnail")
@@ -75,12 +82,7 @@ def run_inspect(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(facts | {"report": [asdict(row) for row in rows]}))
         return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            for key, entry in value.items():
-                print(f"{clip(f'{name}.{key}', 60):<36} {clip(str(entry))}")
-        else:
-            print(f"{name:<36} {clip(str(value))}")
+    show_facts(facts, as_json=False)
     width = min(90, max(len(row.layer) for row in rows))
     print(f"\n{'layer':<{width}} {'view':<14} atoms parameters      bytes  change")
     for row in rows:
@@ -92,6 +94,39 @@ def run_inspect(args: argparse.Namespace) -> None:
     header = facts["header_bytes"]
     print(f"{'header':<{width}} {'':<14} {'':>5} {'':>10} {header:>10,}")
     print(f"{'in all':<{width}} {'':<14} {'':>5} {file.num_parameters:>10,} {size:>10,}")
+
+
+def show_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    """A line a fact, or one JSON object."""
+    from sdatoms.errors import clip
+
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                print(f"{clip(f'{name}.{key}', 60):<36} {clip(str(entry))}")
+        else:
+            print(f"{name:<36} {clip(str(value))}")
+
+
+def describe_lora(path: str, file: LoraFile) -> dict[str, Any]:
+    """What is known of a LoRA without a model."""
+    least, most = file.ranks
+    return {
+        "file": path,
+        "kind": "LoRA",
+        "names": "kohya" if file.kohya else "diffusers",
+        "bytes": Path(path).stat().st_size,
+        "parameters": file.num_parameters,
+        "layers": len(file.pairs),
+        "rank": most if least == most else f"{least} to {most}",
+        "trigger": file.trigger or "",
+        "base": file.base,
+        "sha256": file.sha256,
+        "metadata": {k: v for k, v in file.metadata.items() if k != "modelspec.thumbnail"},
+    }
 
 
 def add_compose(parser: argparse.ArgumentParser) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.canvas import add_canvas_flags, read_canvas
@@ -18,7 +20,7 @@ from sdatoms.cli.files import (
     split_strength,
 )
 from sdatoms.cli.sampling import add_sampling_flags, read_sampling
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 
 __all__ = [
     "add_generate",
@@ -33,7 +35,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="an atom file; may be given several times",
+        help="an atom file or a LoRA; may be given several times; a strength is 0.8, or numbers by "
+        "block, module path or pattern: down.1=0.5,mid=0,*attn2*=0.8",
+    )
+    parser.add_argument(
+        "--strength_schedule",
+        action="append",
+        default=[],
+        metavar="[NAME=]SCHEDULE",
+        help='how strengths go over the steps, as factors: "0 until 0.2, then 1"; ramps are "0 to '
+        '1 until 0.4, then 1"; for the file of that name, or for all',
     )
     add_base_flags(parser)
     parser.add_argument("--negative_prompt", default=None)
@@ -64,7 +75,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embed_atoms",
         action="store_true",
-        help="put the atom files inside the PNGs, so that a picture alone can be painted again",
+        help="put the atom files, but no LoRAs, inside the PNGs, so that a picture alone can be "
+        "painted again",
     )
 
 
@@ -78,7 +90,8 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
     from sdatoms.diffusion.samplers import name_scheduler
     from sdatoms.diffusion.sizes import check_side, describe_choice, fit_size
-    from sdatoms.files.reader import read_atoms
+    from sdatoms.files.atom_file import AtomFile
+    from sdatoms.files.sources import read_adapter
 
     for name in ("num_images", "batch_size"):
         if getattr(args, name) < 1:
@@ -88,13 +101,16 @@ def run_generate(args: argparse.Namespace) -> None:
     for name in ("width", "height"):
         if getattr(args, name) is not None:
             check_side(name, getattr(args, name))
-    wanted = [split_strength(text) for text in args.atoms]
-    files = [(path, strength, read_atoms(path)) for path, strength in wanted]
+    wanted = [split_file(text) for text in args.atoms]
+    schedules = read_schedules(args.strength_schedule, [path for path, _ in wanted])
+    files = [(path, strength, read_adapter(path)) for path, strength in wanted]
     canvas = read_canvas(args)
     pipe = open_base(args, inpainting=canvas["mask"] is not None)
     prints = fingerprint_base(pipe)
-    for number, (path, strength, file) in enumerate(files):
-        load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
+    stems = [Path(path).stem for path, *_ in files]
+    names = [s if stems.count(s) == 1 else f"{n}:{s}" for n, s in enumerate(stems)]
+    for name, (_, strength, file) in zip(names, files, strict=True):
+        load_atoms(pipe, file, name=name, strength=strength)
     own = name_scheduler(pipe.scheduler)
     start = canvas["init_picture"]
     width, height = fit_size(pipe, args.width, args.height, start.size if start else None)
@@ -116,13 +132,20 @@ def run_generate(args: argparse.Namespace) -> None:
         base_model=Path(find_base(args.pretrained_model_name_or_path)).name,
         base_fingerprint=prints,
         adapters=tuple(
-            UsedAtoms(Path(path).stem, file.sha256, strength, file.trigger or "")
-            for path, strength, file in files
+            UsedAtoms(
+                Path(path).stem,
+                file.sha256,
+                strength,
+                file.trigger or "",
+                str(schedules.get(number, "")),
+            )
+            for number, (path, strength, file) in enumerate(files)
         ),
         **describe_canvas(canvas),
         versions=list_versions(),
     )
-    embedded = [file for _, _, file in files] if args.embed_atoms else []
+    inside = [file for _, _, file in files if isinstance(file, AtomFile)]
+    embedded = inside if args.embed_atoms else []
     end = args.seed + args.num_images
     for first in range(args.seed, end, args.batch_size):
         seeds = range(first, min(first + args.batch_size, end))
@@ -134,6 +157,7 @@ def run_generate(args: argparse.Namespace) -> None:
             height=height,
             width=width,
             batch_size=args.batch_size,
+            strength_schedules={names[number]: schedule for number, schedule in schedules.items()},
             **painting,
             **canvas,
         )
@@ -142,6 +166,43 @@ def run_generate(args: argparse.Namespace) -> None:
             with claim_name(folder, f"{slug}-{seed}") as path:
                 save_picture(painted, path, replace(recipe, seed=seed, **batch), embedded)
             print(path, flush=True)
+
+
+def split_file(text: str) -> tuple[str, Any]:
+    """`dog.safetensors=down.1=0.5,mid=0` → path and strength; 1 where none is given."""
+    from sdatoms.atoms.strengths import parse_strength  # after --help has answered
+
+    if os.path.exists(text):
+        return text, 1.0
+    for place in (found.start() for found in re.finditer("=", text)):
+        path = text[:place]
+        if os.path.exists(path):
+            return path, parse_strength(text[place + 1 :], f"the strength of {path!r}")
+    return split_strength(text)
+
+
+def read_schedules(texts: Sequence[str], paths: Sequence[str]) -> dict[int, Any]:
+    """`[NAME=]SCHEDULE`, several times → the schedule of each file that has one, by its place.
+
+    Raises:
+        AtomError: no file has that name, or it is no schedule.
+    """
+    from sdatoms.atoms.schedules import parse_schedule
+
+    found: dict[int, Any] = {}
+    for text in texts:
+        name, mark, schedule = text.rpartition("=")
+        named = (name, name.strip())
+        meant = [
+            number
+            for number, path in enumerate(paths)
+            if not mark or path in named or Path(path).stem in named
+        ]
+        if not meant:
+            stems = ", ".join(Path(path).stem for path in paths) or "none"
+            raise AtomError(f"--strength_schedule is for {clip(name)!r}; --atoms names {stems}")
+        found |= dict.fromkeys(meant, parse_schedule(schedule))
+    return found
 
 
 def slugify(prompt: str) -> str:

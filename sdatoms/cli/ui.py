@@ -66,6 +66,13 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="the longest side of a picture that may be asked for (default: 2048)",
     )
+    parser.add_argument(
+        "--while-training",
+        choices=("wait", "cpu", "share"),
+        default="wait",
+        help="while a training has the GPU, pictures wait, are painted on the processor, or share "
+        "it (default: wait); the pipeline is moved off the GPU but for share",
+    )
     add_base_flags(parser)
 
 
@@ -88,4 +95,5 @@ def run_ui(args: argparse.Namespace) -> None:
         mcp=args.mcp,
         root_path=args.root_path,
         max_side=args.max_side,
+        while_training=args.while_training,
     )

@@ -24,6 +24,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as save_tensors
 
+from sdatoms.atoms.schedules import parse_schedule
+from sdatoms.atoms.strengths import check_strength
 from sdatoms.diffusion.recipe import (
     Recipe,
     UsedAtoms,
@@ -164,20 +166,21 @@ def build_recipe(table: Any, where: str) -> Recipe:
 
 
 def build_used(entry: Any, where: str) -> UsedAtoms:
-    texts = ("name", "sha256", "trigger")
+    texts = ("name", "sha256", "trigger", "schedule")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(k, ""), str) for k in texts):
         raise AtomError(f"{where} has a recipe with an adapter that is no table of texts")
-    strength = entry.get("strength", 1.0)
-    numbers = strength if isinstance(strength, dict) else {"down": strength}
-    for block, number in numbers.items():
-        plain = isinstance(number, int | float) and not isinstance(number, bool)
-        if not plain or not math.isfinite(number) or block not in ("down", "mid", "up"):
-            raise AtomError(f"{where} has a recipe with a strength of {clip(repr(strength))}")
+    try:
+        strength = check_strength(entry.get("strength", 1.0), "its strength")
+        schedule = entry.get("schedule", "")
+        schedule = str(parse_schedule(schedule)) if schedule else ""
+    except AtomError as error:
+        raise AtomError(f"{where} has a recipe with an adapter that cannot be: {error}") from None
     return UsedAtoms(
         name=clip(entry.get("name", ""), 200),
         sha256=clip(entry.get("sha256", ""), 64),
         strength=strength,
         trigger=clip(entry.get("trigger", "")),
+        schedule=schedule,
     )
 
 

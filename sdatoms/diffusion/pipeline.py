@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sdatoms.adapters.scheduled import follow_schedules
+from sdatoms.atoms.schedules import Schedule
 from sdatoms.diffusion.canvas import (
     Canvas,
     build_painter,
@@ -63,6 +65,7 @@ def paint(
     hires_steps: int = 0,
     callback: Callable[[int, int], None] | None = None,
     previewer: Previewer | None = None,
+    strength_schedules: Mapping[str, Schedule] | None = None,
 ) -> list[Image.Image]:
     """One picture for each pair of prompt and seed.
 
@@ -89,6 +92,8 @@ def paint(
         hires_steps: steps that the second pass walks; 0: as many as the first.
         callback: is told `(done, total)` denoising steps and may raise to cancel.
         previewer: looks on, and has drawn each step before `callback` is told of it.
+        strength_schedules: how the strengths of loaded adapters go over the steps of each pass, by
+            adapter; afterwards they are what they were, also where the painting is cancelled.
 
     Raises:
         AtomError: prompts and seeds differ in number, or a number is out of range.
@@ -140,6 +145,7 @@ def paint(
                 negative_prompt=negative_prompt,
                 clip_skip=clip_skip,
                 sampling={"guidance_scale": guidance_scale, **rescale},
+                strength_schedules=strength_schedules or {},
                 previewer=previewer,
             )
             blank = [canvas] * len(seeds[part])
@@ -190,6 +196,7 @@ def paint_batch(
     negative_prompt: str | None,
     clip_skip: int,
     sampling: Mapping[str, Any],
+    strength_schedules: Mapping[str, Schedule],
     previewer: Previewer | None,
 ) -> list[Image.Image]:
     """Pictures that are painted at once.
@@ -205,11 +212,15 @@ def paint_batch(
     given = [canvas for canvas in canvases if canvas is not None]
     settings = list_canvas_settings(pipe, given) if given else dict(zip(SIDES, size, strict=True))
     watched = previewer.watch(painter.scheduler) if previewer else nullcontext()
-    with watched, protect_outside(painter, canvases[0]) as restore:
+    with (
+        watched,
+        follow_schedules(pipe, strength_schedules) as follow,
+        protect_outside(painter, canvases[0]) as restore,
+    ):
 
         def see(running: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             tell(step + 1, running.num_timesteps)
-            return restore(step, tensors)
+            return restore(step, follow(running, step, _time, tensors))
 
         try:
             result = painter(

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from sdatoms.adapters.state import move_pristine
 from sdatoms.errors import AtomError, first_line
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "choose_placement",
     "estimate_peak",
     "find_free_memory",
+    "find_placement",
+    "lift",
     "measure_pipeline",
     "place",
 ]
@@ -41,6 +45,8 @@ FIXED = 800 << 20
 """Bytes that a device's libraries and the UNet's own activations take beside."""
 TILE = 512
 """Side in px of the tiles that the autoencoder works in when it is told to."""
+GROUP_HOOKS = ("_GROUP_OFFLOADING", "_LAYER_EXECUTION_TRACKER", "_LAZY_PREFETCH_GROUP_OFFLOADING")
+"""Where diffusers keeps the names of the hooks that `enable_group_offload` adds."""
 PIPELINED = 3
 """Layers that lie on the device at once while groups are fetched."""
 
@@ -159,9 +165,12 @@ def find_free_memory(device: torch.device) -> int | None:
 def place(pipe: Any, placement: Placement, device: torch.device) -> Any:
     """Move a pipeline whose weights lie in the machine's memory, or give it diffusers' hooks.
 
+    `find_placement` then tells how it was placed.
+
     Raises:
         AtomError: this pipeline cannot be placed so.
     """
+    pipe._sdatoms_placement = placement
     vae = getattr(pipe, "vae", None)
     if vae is not None:
         vae.enable_slicing()  # pictures of a batch decoded at once would be its peak of memory
@@ -188,6 +197,35 @@ def place(pipe: Any, placement: Placement, device: torch.device) -> Any:
     except (ImportError, ValueError, RuntimeError) as error:
         reason = first_line(error)
         raise AtomError(f"--offload {placement.offload} does not work here: {reason}") from None
+    return pipe
+
+
+def find_placement(pipe: Any) -> Placement:
+    """How a pipeline was placed last; all on one device where nobody did."""
+    return getattr(pipe, "_sdatoms_placement", Placement("none", False, "as it came"))
+
+
+def lift(pipe: Any, device: torch.device) -> Any:
+    """Undo `place`: take diffusers' hooks off and move all weights to a device.
+
+    Adapters that are baked in stay, their pristine copies move too.
+    """
+    from diffusers.hooks import group_offloading
+    from diffusers.hooks.hooks import HookRegistry
+
+    pipe.remove_all_hooks()
+    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    for module in modules:
+        if group_offloading._is_group_offload_enabled(module):
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            for hook in GROUP_HOOKS:
+                registry.remove_hook(getattr(group_offloading, hook), recurse=True)
+    pipe.to(device)
+    for module in modules:
+        move_pristine(module)
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()  # else other processes do not get what was given back
     return pipe
 
 

@@ -42,8 +42,10 @@ class UsedAtoms:
     name: str
     sha256: str
     strength: float | dict[str, float]
-    """One number, or numbers for the UNet's `down`, `mid` and `up` blocks."""
+    """One number, or numbers by block, module path or pattern (`sdatoms.atoms.strengths`)."""
     trigger: str = ""
+    schedule: str = ""
+    """How the strength went over the steps (`sdatoms.atoms.schedules`); empty: it stayed."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def format_parameters(recipe: Recipe) -> str:
         settings[RESCALE[0]] = f"{recipe.guidance_rescale:g}"
     if recipe.adapters:
         named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
-        settings["Atoms"] = ", ".join(f"{n}: {write_strength(u.strength)}" for n, u in named)
+        settings["Atoms"] = ", ".join(f"{n}: {describe_strength(u)}" for n, u in named)
         settings["Atoms hashes"] = ", ".join(f"{n}: {u.sha256[:12]}" for n, u in named)
     settings["Version"] = f"sdatoms {recipe.versions.get('sdatoms', __version__)}"
     lines = [recipe.prompt]
@@ -220,10 +222,14 @@ def format_parameters(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def write_strength(strength: float | Mapping[str, float]) -> str:
+def describe_strength(used: UsedAtoms) -> str:
+    """A strength in a line of others: `0.5`, `down=0 mid=1`, `0.5 [0 until 0.2 then 1]`."""
+    strength = used.strength
     if isinstance(strength, Mapping):
-        return " ".join(f"{block}={number:g}" for block, number in strength.items())
-    return f"{strength:g}"
+        text = " ".join(f"{block}={number:g}" for block, number in strength.items())
+    else:
+        text = f"{strength:g}"
+    return f"{text} [{used.schedule.replace(',', '')}]" if used.schedule else text
 
 
 def quote(value: Any) -> str:

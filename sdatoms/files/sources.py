@@ -1,4 +1,4 @@
-"""Where an atom file comes from: memory, a local file or folder, or the hub."""
+"""Where an atom file or a LoRA comes from: memory, a local file or folder, or the hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.reader import check_file, read_atoms
+from sdatoms.files.lora_file import LoraFile, is_lora, read_lora
+from sdatoms.files.reader import check_file, read_atoms, read_header
 
 __all__ = [
     "fetch_file",
+    "read_adapter",
 ]
 
 HUB_ARGUMENTS = (
@@ -27,8 +29,8 @@ HUB_ARGUMENTS = (
 
 
 def fetch_file(
-    path: str | os.PathLike[str] | AtomFile, hub: Mapping[str, Any]
-) -> tuple[AtomFile, str]:
+    path: str | os.PathLike[str] | AtomFile | LoraFile, hub: Mapping[str, Any]
+) -> tuple[AtomFile | LoraFile, str]:
     """Read a local file, or one from the hub when `path` is no file but looks like a hub id."""
     for argument in hub:
         if argument not in HUB_ARGUMENTS:
@@ -36,6 +38,8 @@ def fetch_file(
     if isinstance(path, AtomFile):
         check_file(path, "the atom file")
         return path, clip(path.trigger or "atoms")
+    if isinstance(path, LoraFile):
+        return path, clip(path.trigger or "lora")
     local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
     if local.is_dir():
         local = local / (hub.get("subfolder") or "") / filename
@@ -53,4 +57,21 @@ def fetch_file(
                 f"{str(path)!r} is no local file and cannot be had from the hub: "
                 f"{first_line(error)}"
             ) from None
-    return read_atoms(local), local.stem
+    return read_adapter(local), local.stem
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AtomFile | LoraFile:
+    """An atom file, or a LoRA of diffusers' or kohya's spelling, told by its header.
+
+    Raises:
+        AtomError: it is neither, as `read_atoms` and `read_lora` say.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            _, header = read_header(file, f"the file {path.name!r}")
+    except (AtomError, OSError):
+        return read_atoms(path)  # which says what is wrong
+    metadata = header.get("__metadata__", {})
+    atoms = isinstance(metadata, dict) and str(metadata.get("format")).startswith("sdatoms/")
+    return read_lora(path) if not atoms and is_lora(header) else read_atoms(path)

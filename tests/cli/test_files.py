@@ -1,16 +1,22 @@
 """`sdatoms inspect`, `compose` and `export`: what they print, what they write, how they refuse."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
+from tiny.loras import save_lora
 from tiny.modules import same_weights
+from tiny.pipelines import build_pipeline
 
 from sdatoms import compose, load_atoms, read_atoms
 from sdatoms.adapters.export import convert_to_lora
 from sdatoms.cli.main import main
+from sdatoms.diffusion.picture_file import read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -188,3 +194,42 @@ def test_export_refuses_in_one_line(refuse, tmp_path, make_file, base):
     missing = ("export", path, "--output", out, "--pretrained_model_name_or_path", tmp_path / "no")
     refuse([*missing, "--format", "diff"], "cannot be opened")
     assert not out.exists()
+
+
+def test_a_lora_is_inspected_and_painted_with(run, tmp_path, tiny_pipeline):
+    """Beside atoms, by the same flag; the strength over the steps is in the picture."""
+    base = str(tiny_pipeline())
+    lora = save_lora(tmp_path / "ink.safetensors", build_pipeline(), metadata={"trigger": "sks"})
+    facts = json.loads(run("inspect", lora, "--json")[0])
+    assert (facts["kind"], facts["rank"], facts["names"]) == ("LoRA", 3, "kohya")
+    assert facts["trigger"] == "sks" and f"{'rank':<36} 3" in run("inspect", lora)
+    command = ["generate", "cat", "--pretrained_model_name_or_path", base, "--embed_atoms"]
+    command += ["--num_inference_steps", "2", "--output_dir", tmp_path / "out"]
+    (plain,) = run(*command)
+    words = ["--atoms", f"{lora}=0.7,up=0.2", "--strength_schedule"]
+    (off,), (full,) = run(*command, *words, "0"), run(*command, *words, "ink=0 until 0.5, then 1")
+    shown = [np.asarray(Image.open(path)) for path in (plain, off, full)]
+    assert np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[0], shown[2])
+    (used,) = read_recipe(Path(full)).adapters
+    assert (used.sha256, used.trigger) == (facts["sha256"], "sks")
+    assert used.strength == {"*": 0.7, "up": 0.2} and used.schedule == "0 until 0.5, then 1"
+
+
+@pytest.mark.parametrize(
+    ("atoms", "schedule", "said"),
+    [
+        ("=0.5,mid", "1", "holds 'mid'"),
+        ("=midd=1", "1", "names a block 'midd'"),
+        ("=mid=1,down.7=1", "1", "names 'down.7', which none of its"),
+        ("", "1 until 2", "ends rise"),
+        ("", "cat=1", "--strength_schedule is for 'cat'; --atoms names dog"),
+    ],
+)
+def test_strengths_and_schedules_are_refused_by_name(
+    refuse, make_file, tiny_pipeline, tmp_path, atoms, schedule, said
+):
+    command = ["generate", "cat", "--pretrained_model_name_or_path", tiny_pipeline()]
+    command += ["--output_dir", tmp_path / "out", "--strength_schedule", schedule]
+    command += ["--dtype", "float32", "--offload", "none"]
+    refuse([*command, "--atoms", f"{make_file()}{atoms}"], said)
+    assert not (tmp_path / "out").exists()

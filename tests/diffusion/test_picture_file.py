@@ -37,6 +37,7 @@ RECIPE = Recipe(
     adapters=(
         UsedAtoms("dog", "ab" * 32, 0.7, "sks dog"),
         UsedAtoms('x: "y"', "cd" * 32, {"down": 0.0, "mid": 1.0, "up": 1 / 3}),
+        UsedAtoms("ink", "ab" * 32, {"*": 0.1, "down.1": 2.0}, "", "0 to 1 until 0.4, then 1"),
     ),
     denoising_strength=0.6,
     init_sha256="ef" * 32,

@@ -19,6 +19,7 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
+from sdatoms.errors import clip
 from sdatoms.pictures import read_mask
 from sdatoms.pictures import read_picture as read_upload
 from sdatoms_app.generate.form import restore_recipe
@@ -71,6 +72,7 @@ def build_generate_api(studio: Studio) -> None:
         hires_scale: float = 1.0,
         hires_steps: int = 0,
         batch_size: int = 1,
+        strength_schedules: dict[str, str] | None = None,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> list[Picture]:
         """Paint pictures from a prompt, or over a picture, and keep them.
@@ -78,7 +80,8 @@ def build_generate_api(studio: Studio) -> None:
         Args:
             prompt: what to paint; (word:1.3) weighs more, long prompts are read in full.
             negative_prompt: what to keep away from.
-            adapters: atom file id to strength, a number or numbers for down, mid and up.
+            adapters: atom file id to strength: a number, or numbers by block (down, mid, up,
+                down.1, text_encoder), module path or pattern.
             seed: of the first picture; others have rising seeds.
             batch: number of pictures, 1 to 8.
             num_inference_steps: 1 to 100.
@@ -99,6 +102,7 @@ def build_generate_api(studio: Studio) -> None:
             hires_scale: paint a second time over the picture enlarged so, 1 to 4.
             hires_steps: steps of the second pass; 0 is as many as the first.
             batch_size: pictures painted at once, 1 to 8.
+            strength_schedules: atom file id to factors over the steps, such as 0 until 0.2, then 1.
         """
         if image and start_from:
             raise AtomError("image and start_from are both given; one picture is painted over")
@@ -114,6 +118,7 @@ def build_generate_api(studio: Studio) -> None:
             height=height,
             base=base,
             adapters=read_strengths(adapters),
+            strength_schedules=read_schedules(strength_schedules),
             init_picture=open_upload(image, read_upload) or open_picture(studio, start_from),
             denoising_strength=denoising_strength,
             embed=embed,
@@ -210,7 +215,7 @@ def build_generate_api(studio: Studio) -> None:
         }
 
     def list_atoms() -> list[dict[str, Any]]:
-        """The listed atom files and the checkpoints of runs."""
+        """The listed atom files and LoRAs, and the checkpoints of runs."""
         return [
             {
                 "id": entry.id,
@@ -220,8 +225,10 @@ def build_generate_api(studio: Studio) -> None:
                 "sha256": entry.sha256,
                 "base_model": entry.base_model,
                 "step": entry.step,
+                "kind": entry.kind,
+                "rank": entry.rank,
             }
-            for entry in [*studio.library.list(), *studio.library.list_checkpoints()]
+            for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
         ]
 
     def list_pictures(search: str = "", limit: int = 20) -> list[Picture]:
@@ -234,7 +241,7 @@ def build_generate_api(studio: Studio) -> None:
         return [show(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
 
     def add_atoms(path: str) -> dict[str, Any]:
-        """Check an uploaded atom file and list it; anything but a valid atom file is refused."""
+        """Check an uploaded atom file or LoRA and list it; anything else is refused."""
         entry = studio.library.add(Path(path))
         return {"id": entry.id, "trigger": entry.trigger, "sha256": entry.sha256}
 
@@ -300,6 +307,18 @@ def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength
     )
 
 
+def read_schedules(schedules: dict[str, str] | None) -> dict[str, str]:
+    """Schedules as text.
+
+    Raises:
+        AtomError: one is no text; `check_order` reads them.
+    """
+    for id, text in (schedules or {}).items():
+        if not isinstance(text, str):
+            raise AtomError(f"the schedule of {clip(id)!r} is {clip(repr(text))}; it takes a text")
+    return dict(schedules or {})
+
+
 def open_picture(studio: Studio, id: str) -> Image.Image | None:
     """A kept picture by its id, None for an empty one."""
     if not id:
@@ -330,6 +349,9 @@ def show(kept: Kept) -> Picture:
         **recipe.settings,
         "base": recipe.base_model,
         "adapters": {used.name: used.strength for used in recipe.adapters},
+        "strength_schedules": {
+            used.name: used.schedule for used in recipe.adapters if used.schedule
+        },
     }
     return {
         "id": kept.id,

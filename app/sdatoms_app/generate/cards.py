@@ -63,11 +63,13 @@ def draw_card(entry: Entry, fit: Fit | None, picked: bool) -> str:
     )
     base = escape(entry.base_model.rstrip("/").rpartition("/")[2] or "base not told")
     badge = f'<span class="fit {tone}" title="{reason}">{verdict}</span>' if verdict else ""
+    numbers = f"{entry.parameters:,} numbers"
+    kind = f"LoRA of rank {escape(entry.rank)}, {numbers} · " if entry.rank else ""
     action, word = ("remove", "Remove") if picked else ("add", "Add")
     return (
         f'<li class="card{" picked" if picked else ""}">{picture}'
         f'<div class="about"><strong title="{id}">{name}</strong>{trigger}'
-        f'<span class="faint">{entry.size} · {base}</span>{badge}</div>'
+        f'<span class="faint">{kind}{entry.size} · {base}</span>{badge}</div>'
         f'<button type="button" class="pick" data-action="{action}" data-id="{id}" '
         f'aria-label="{word} {id}">{word}</button></li>'
     )

@@ -112,7 +112,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
             order = replace(make_order(form.read(values), **pictures), batch=1)
             if not order.adapters:
                 raise AtomError("choose an atom file on the Generate tab, and switch it on")
-            for half in (replace(order, adapters=()), order):
+            for half in (replace(order, adapters=(), strength_schedules={}), order):
                 for painted in studio.paint(half, job):
                     kept.append(painted)
 
@@ -276,7 +276,7 @@ def read_grid(path: Path) -> Image.Image:
 
 def list_files(studio: Studio) -> list[tuple[str, str]]:
     """Finished files, then the checkpoints of runs."""
-    files = [(entry.label, entry.id) for entry in studio.library.list()]
+    files = [(entry.label, entry.id) for entry in studio.library.list_adapters()]
     steps = [
         (f"{e.id.rpartition('@')[0]}, step {e.step}", e.id)
         for e in studio.library.list_checkpoints()

@@ -2,7 +2,8 @@
 
 They are what saved forms keep, recipes restore and the page remembers over a reload: a dictionary
 of JSON values under the names of `DEFAULTS`, and `adapters`, a list of tables with `id`, `enabled`,
-`strength` and the factors `down`, `mid`, `up`.
+`strength`, the factors `down`, `mid`, `up`, and the texts `by_block` (further factors, which come
+after those) and `schedule`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.schedules import parse_schedule
+from sdatoms.atoms.strengths import ALL, Strength, parse_strength, write_strength
 from sdatoms.diffusion.recipe import Recipe, compare_recipe
 from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES
 from sdatoms.models.families import BLOCK_NAMES
@@ -24,14 +27,22 @@ __all__ = [
     "DEFAULTS",
     "ROW",
     "clean_settings",
+    "join_strength",
     "make_order",
     "restore_recipe",
+    "spread_strength",
 ]
 
 DEFAULTS: dict[str, Any] = {"prompt": "cat face", **SETTINGS, "random_seed": False}
 RANGES = LIMITS | {side: (0, LIMITS[side][1]) for side in ("width", "height")}
 """Setting → least and most that the form shows; a side of 0 becomes the base's own."""
-ROW = {"enabled": True, "strength": 1.0, **dict.fromkeys(BLOCK_NAMES, 1.0)}
+ROW = {
+    "enabled": True,
+    "strength": 1.0,
+    **dict.fromkeys(BLOCK_NAMES, 1.0),
+    "by_block": "",
+    "schedule": "",
+}
 
 
 def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[str, Any], list[str]]:
@@ -71,7 +82,9 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
             clean["base"] = ""
     clean["base"] = clean["base"] or studio.bases.list()[0].id
     rows = settings.get("adapters", [])
-    listed = {entry.id for entry in [*studio.library.list(), *studio.library.list_checkpoints()]}
+    listed = {
+        entry.id for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
+    }
     clean["adapters"] = []
     for row in rows if isinstance(rows, list) else []:
         id = row.get("id") if isinstance(row, dict) else None
@@ -89,6 +102,8 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
         value = row.get(name, ROW[name])
         if name == "enabled":
             clean[name] = bool(value)
+        elif isinstance(ROW[name], str):
+            clean[name] = value if is_readable(name, value) else ""
         elif isinstance(value, int | float) and math.isfinite(value):
             clean[name] = min(max(float(value), -1.0), 2.0)
     return clean
@@ -104,22 +119,60 @@ def make_order(
     Raises:
         AtomError: a number is missing.
     """
-    adapters = []
+    adapters, schedules = [], {}
     for row in settings["adapters"]:
         if row["enabled"]:
-            numbers = [row["strength"], *(row[block] for block in BLOCK_NAMES)]
-            if None in numbers:
-                raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
-            factors = numbers[1:]
-            blocks = {b: row["strength"] * f for b, f in zip(BLOCK_NAMES, factors, strict=True)}
-            same = factors == [1.0, 1.0, 1.0]
-            adapters.append((row["id"], float(row["strength"]) if same else blocks))
+            adapters.append((row["id"], join_strength(row)))
+            if row.get("schedule", "").strip():
+                schedules[row["id"]] = row["schedule"].strip()
     for name in RANGES:
         if settings[name] is None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
     plain = {name: type(default)(settings[name]) for name, default in SETTINGS.items()}
     pictures = {"init_picture": init_picture, "mask": mask}
-    return Order(settings["prompt"], adapters=tuple(adapters), **pictures, **plain)
+    return Order(
+        settings["prompt"],
+        adapters=tuple(adapters),
+        strength_schedules=schedules,
+        **pictures,
+        **plain,
+    )
+
+
+def join_strength(row: Mapping[str, Any]) -> Strength:
+    """The strength that a row stands for: one number, else numbers by name, each the row's strength
+    times a factor; what is written in `by_block` comes last.
+
+    Raises:
+        AtomError: a number is missing, or the text is none.
+    """
+    whole, factors = row["strength"], [row[block] for block in BLOCK_NAMES]
+    if None in (whole, *factors):
+        raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
+    whole, text = float(whole), row.get("by_block", "").strip()
+    even = factors == [1.0] * len(factors)
+    if even and not text:
+        return whole
+    table = {} if whole == 1 else {ALL: whole}
+    if not even:
+        table |= {b: whole * factor for b, factor in zip(BLOCK_NAMES, factors, strict=True)}
+    given = parse_strength(text, f"the strength by block of {row['id']!r}") if text else {}
+    for name, factor in (given if isinstance(given, dict) else {ALL: given}).items():
+        table.pop(name, None)  # the last name counts
+        table[name] = whole * factor
+    return table
+
+
+def is_readable(name: str, text: Any) -> bool:
+    """Whether a text of a row is empty or what it is to be."""
+    if not isinstance(text, str):
+        return False
+    try:
+        if text.strip():
+            parse_schedule(text) if name == "schedule" else parse_strength(text, name)
+    except AtomError:
+        return False
+    return True
 
 
 def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list[str]]:
@@ -135,7 +188,8 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
     for used in recipe.adapters:
         entry = studio.library.find_hash(used.sha256)
         if entry:
-            rows.append({"id": entry.id, **spread_strength(used.strength)})
+            row = {"id": entry.id, **spread_strength(used.strength)}
+            rows.append(row | ({"schedule": used.schedule} if used.schedule else {}))
     settings = {
         "base": here,
         **recipe.settings,
@@ -151,16 +205,17 @@ def restore_recipe(recipe: Recipe, studio: Studio) -> tuple[dict[str, Any], list
     return clean, remarks + more
 
 
-def spread_strength(strength: float | Mapping[str, float]) -> dict[str, float]:
-    """One number, or numbers by block, as a row of the form has them.
-
-    Numbers that the factors' sliders reach stay to the bit; else the largest becomes the row's
-    strength.
-    """
+def spread_strength(strength: Strength) -> dict[str, Any]:
+    """A strength as a row of the form has it, to the bit: in the sliders where they reach it, else
+    as text."""
     if not isinstance(strength, Mapping):
         return {"strength": float(strength)}
-    numbers = {block: float(strength.get(block, 1.0)) for block in BLOCK_NAMES}
-    if all(-1 <= number <= 2 for number in numbers.values()):
-        return {"strength": 1.0, **numbers}
-    whole = max(numbers.values(), key=abs)
-    return {"strength": whole, **{block: number / whole for block, number in numbers.items()}}
+    whole = strength.get(ALL, 1.0)
+    factors = {block: strength.get(block, whole) / (whole or 1) for block in BLOCK_NAMES}
+    row = {"strength": whole, **factors}
+    reached = all(-1 <= number <= 2 for number in row.values())
+    joined = join_strength({"id": ""} | row)
+    same = isinstance(joined, dict) and list(joined.items()) == list(strength.items())
+    if reached and same:
+        return row
+    return {"strength": 1.0, "by_block": write_strength(strength)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.atoms.strengths import Strength
+from sdatoms.atoms.strengths import Strength, scale_strength
 from sdatoms.errors import clip
 from sdatoms.pictures import draw_grid
 from sdatoms_app.studio.history import Kept
@@ -106,7 +106,10 @@ def plan_grid(
         for column, strength in enumerate(strengths):
             adapters = ((file, strength),) if file else scale_all(order.adapters, strength)
             for number, seed in enumerate(seeds):
-                changed = replace(order, adapters=adapters, seed=seed, batch=1)
+                schedules = {} if file else order.strength_schedules
+                changed = replace(
+                    order, adapters=adapters, strength_schedules=schedules, seed=seed, batch=1
+                )
                 cells.append(Cell(first + number, column, changed))
     columns = tuple(f"strength {s:g}" if files else f"strengths x {s:g}" for s in strengths)
     return Grid(tuple(rows), columns, tuple(cells))
@@ -116,13 +119,7 @@ def scale_all(
     adapters: Sequence[tuple[str, Strength]], factor: float
 ) -> tuple[tuple[str, Strength], ...]:
     """Every strength times `factor`."""
-
-    def scale(strength: Strength) -> Strength:
-        if isinstance(strength, Mapping):
-            return {block: number * factor for block, number in strength.items()}
-        return strength * factor
-
-    return tuple((id, scale(strength)) for id, strength in adapters)
+    return tuple((id, scale_strength(strength, factor)) for id, strength in adapters)
 
 
 def paint_grid(studio: Studio, grid: Grid, job: Job) -> Iterator[tuple[Path, list[Kept]]]:

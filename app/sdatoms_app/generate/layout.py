@@ -100,7 +100,9 @@ class Form:
 def build_form(studio: Studio, prompt: gr.Textbox) -> Form:
     """Lay atom files and settings out."""
     rows = AdapterRows(studio)
-    drop = gr.File(label="Drop an atom file or a picture made here", height=160, elem_id="drop")
+    drop = gr.File(
+        label="Drop an atom file, a LoRA or a picture made here", height=160, elem_id="drop"
+    )
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         fields = build_settings(studio)
     start_from = gr.Accordion("Start from a picture", open=False, elem_id="start-from")

@@ -11,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import write_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
 from sdatoms.diffusion.samplers import write_sampler
 from sdatoms_app.generate.form import ROW, restore_recipe
@@ -162,7 +163,11 @@ def wire_history(panel: HistoryPanel, form: Form, result: ResultBox, load: Any) 
         if index >= len(ids):
             return ["", draw_note("")]
         recipe = history.find(ids[index]).recipe
-        atoms = [f"{used.name} at {used.strength}" for used in recipe.adapters]
+        atoms = [
+            f"{used.name} at {write_strength(used.strength)}"
+            + (f", over the steps {used.schedule}" if used.schedule else "")
+            for used in recipe.adapters
+        ]
         size = f"{recipe.width}×{recipe.height} px"
         sampler = write_sampler(recipe.scheduler, recipe.schedule)
         lines = [*atoms, f"{sampler}, {recipe.num_inference_steps} steps, {size}"]

@@ -1,6 +1,6 @@
 """The atom files of the Generate tab: chosen from a list or from cards, one row each.
 
-A row has a switch, a strength and factors by UNet block.
+A row has a switch, a strength, factors by block as sliders and as text, and a schedule.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gradio as gr
 
 from sdatoms import AtomError
 from sdatoms.models.families import BLOCK_NAMES
+from sdatoms_app.generate.blocks import BLOCK_SCRIPT, draw_blocks, set_block
 from sdatoms_app.generate.cards import CARD_SCRIPT, draw_cards
 from sdatoms_app.generate.form import ROW
 from sdatoms_app.shared.events import QUIET
@@ -23,7 +24,7 @@ __all__ = [
     "AdapterRows",
 ]
 
-NUMBERS = ("enabled", "strength", *BLOCK_NAMES)
+NUMBERS = tuple(ROW)
 
 
 class Row(NamedTuple):
@@ -36,6 +37,9 @@ class Row(NamedTuple):
     down: gr.Slider
     mid: gr.Slider
     up: gr.Slider
+    by_block: gr.Textbox
+    schedule: gr.Textbox
+    table: gr.HTML
 
 
 class AdapterRows:
@@ -46,7 +50,7 @@ class AdapterRows:
         self.order = gr.State([])
         """Ids of the files in the rows, first row first."""
         self.chosen = gr.Dropdown(
-            label="Atom files",
+            label="Atom files and LoRAs",
             info=f"At most {MAX_ADAPTERS} at once; their order does not matter.",
             choices=self.list_choices(),
             value=[],
@@ -72,12 +76,26 @@ class AdapterRows:
                 )
                 trigger = gr.Button("", size="sm", elem_id=f"trigger-{number}", min_width=100)
             strength = slide("strength", "Strength")
-            with (
-                gr.Accordion("Strength by block", open=False, elem_id=f"blocks-{number}"),
-                gr.Row(),
-            ):
-                factors = [slide(block, f"× {block}") for block in BLOCK_NAMES]
-        return Row(group, enabled, strength, trigger, *factors)
+            with gr.Accordion("Strength by block and step", open=False, elem_id=f"blocks-{number}"):
+                with gr.Row():
+                    factors = [slide(block, f"× {block}") for block in BLOCK_NAMES]
+                table = gr.HTML("", js_on_load=BLOCK_SCRIPT, elem_id=f"table-{number}")
+                by_block = gr.Textbox(
+                    label="By block, exactly",
+                    info="Blocks, module paths or patterns; the last one that fits counts.",
+                    placeholder="down.1=0.5, mid=0, *attn2*=0.8",
+                    max_lines=4,
+                    elem_id=f"by-block-{number}",
+                )
+                schedule = gr.Textbox(
+                    label="Over the steps",
+                    info="Factors, and fractions of the steps; 0 to 1 until 0.4 is a ramp.",
+                    placeholder="0 until 0.2, then 1",
+                    max_lines=2,
+                    elem_id=f"schedule-{number}",
+                )
+        down, mid, up = factors
+        return Row(group, enabled, strength, trigger, down, mid, up, by_block, schedule, table)
 
     @property
     def inputs(self) -> list[Any]:
@@ -115,6 +133,9 @@ class AdapterRows:
                 gr.Slider(value=row["strength"], label=f"Strength of {row['id']}"),
                 gr.Button(f"Insert “{trigger}”", visible=bool(trigger)),
                 *(gr.Slider(value=row[b], label=f"× {b} blocks") for b in BLOCK_NAMES),
+                row["by_block"],
+                row["schedule"],
+                draw_blocks(self.find_blocks(row["id"]), row["by_block"]),
             ]
         for _ in range(MAX_ADAPTERS - len(rows)):
             updates += [gr.Group(visible=False), *(gr.skip() for _ in range(len(Row._fields) - 1))]
@@ -122,13 +143,13 @@ class AdapterRows:
 
     def list_choices(self, more: Sequence[str] = ()) -> list[tuple[str, str]]:
         """The dropdown's choices: files by label, and rows that hold a checkpoint."""
-        choices = [(entry.label, entry.id) for entry in self.studio.library.list()]
+        choices = [(entry.label, entry.id) for entry in self.studio.library.list_adapters()]
         listed = {id for _, id in choices}
         return choices + [(id, id) for id in more if id not in listed]
 
     def draw(self, ids: Sequence[str]) -> str:
         """The cards, those of `ids` marked."""
-        listed = self.studio.library.list()
+        listed = self.studio.library.list_adapters()
         return draw_cards([(entry, self.studio.judge(entry)) for entry in listed], ids)
 
     def find_trigger(self, id: str) -> str:
@@ -136,6 +157,13 @@ class AdapterRows:
             return self.studio.library.find(id).trigger
         except AtomError:
             return ""
+
+    def find_blocks(self, id: str) -> tuple[tuple[str, int], ...]:
+        """The blocks of a row's file, and in how many layers it changes each."""
+        try:
+            return self.studio.library.find(id).blocks
+        except AtomError:
+            return ()
 
     def choose(self, ids: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Show rows for `ids`; a file that stays keeps its numbers."""
@@ -180,12 +208,29 @@ class AdapterRows:
             lambda *values: self.show(self.read(values)), self.inputs, self.outputs, **QUIET
         )
         for number, row in enumerate(self.rows):
+            self.wire_blocks(row, number)
             row.trigger.click(
                 lambda text, order, number=number: insert(text, order, number),
                 [prompt, self.order],
                 prompt,
                 **QUIET,
             )
+
+    def wire_blocks(self, row: Row, number: int) -> None:
+        """Sliders of the table write into the text, and the text moves the sliders."""
+
+        def look(order: list[str], text: str) -> str:
+            return draw_blocks(self.find_blocks(order[number]), text)
+
+        @show_errors
+        def move(order: list[str], text: str, event: gr.EventData) -> list[str]:
+            data = event._data if isinstance(event._data, dict) else {}
+            blocks = self.find_blocks(order[number])
+            text = set_block(text, str(data.get("block")), data.get("number"), blocks)
+            return [text, draw_blocks(blocks, text)]
+
+        row.table.click(move, [self.order, row.by_block], [row.by_block, row.table], **QUIET)
+        row.by_block.input(look, [self.order, row.by_block], row.table, **QUIET)
 
 
 def insert_words(text: str, words: str) -> str:

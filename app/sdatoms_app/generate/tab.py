@@ -12,7 +12,9 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.diffusion.recipe import UsedAtoms
 from sdatoms.diffusion.samplers import write_sampler
+from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.generate.canvas import fit_sides
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.layout import (
@@ -241,7 +243,7 @@ def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -
     if not kept:
         return draw_note("Cancelled; nothing was kept." if cancelled else "")
     recipe = kept[-1].recipe
-    atoms = ", ".join(f"{u.name} at {write_strength(u.strength)}" for u in recipe.adapters)
+    atoms = ", ".join(describe_atoms(used) for used in recipe.adapters)
     seeds = f"seed {kept[0].recipe.seed}" + (f" to {recipe.seed}" if len(kept) > 1 else "")
     sampler = write_sampler(recipe.scheduler, recipe.schedule)
     text = f"{seeds}, {atoms or 'no atoms'}, {sampler}, {recipe.num_inference_steps} steps"
@@ -250,7 +252,14 @@ def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -
     return draw_note(text, remarks)
 
 
-def write_strength(strength: float | dict[str, float]) -> str:
-    if isinstance(strength, dict):
+def describe_atoms(used: UsedAtoms) -> str:
+    over = f" ({used.schedule})" if used.schedule else ""
+    return f"{used.name} at {write_short(used.strength)}{over}"
+
+
+def write_short(strength: float | dict[str, float]) -> str:
+    if not isinstance(strength, dict):
+        return f"{strength:g}"
+    if set(strength) == set(BLOCK_NAMES):
         return "/".join(f"{number:g}" for number in strength.values())
-    return f"{strength:g}"
+    return ", ".join(f"{name}={number:g}" for name, number in strength.items())

@@ -105,6 +105,11 @@ class Queue:
         found = [replace(run, place=places.get(run.id, 0)) for run in found]
         return sorted(found, key=lambda run: (-run.order, run.id))
 
+    def find_running(self) -> str | None:
+        """The id of the training that is under way; None when there is none."""
+        under_way = (run.id for run in self.list() if run.state in ("starting", "running"))
+        return next(under_way, None)
+
     def find(self, id: str) -> Training:
         """The run of that id.
 

@@ -1,4 +1,4 @@
-"""The atom files the app offers: those found in a folder, and those dropped in by visitors.
+"""The atom files and LoRAs the app offers: those found in folders, and those dropped in.
 
 Visitors name files by an id from the list, never by a path; an upload is read and checked before it
 is listed.
@@ -7,11 +7,16 @@ is listed.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sdatoms import AtomError, AtomFile, read_atoms
+from sdatoms.atoms.strengths import is_name, list_blocks
 from sdatoms.errors import clip
+from sdatoms.files.lora_file import LoraFile, read_lora, read_lora_header
+from sdatoms.files.sources import read_adapter
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -29,7 +34,7 @@ CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class Entry:
-    """One listed atom file."""
+    """One listed atom file or LoRA."""
 
     id: str
     path: Path
@@ -37,13 +42,28 @@ class Entry:
     """What calls the subject; empty where the file names nothing."""
     parameters: int
     bytes: int
-    sha256: str
+    known_sha256: str
+    """Of the tensors; empty where they have not been read yet."""
     base_model: str
     """As the file tells it, untrusted like the other texts."""
     thumbnail: str
     """A data URI as stored, untrusted; empty where there is none."""
     step: int | None = None
     """Set for a checkpoint of a run."""
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Names of the blocks that the file changes, and in how many layers each."""
+    rank: str = ""
+    """Of a LoRA, such as `8` or `4 to 16`; empty for atoms."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of names, shapes and bytes of all tensors; a LoRA is read for it when first asked."""
+        return self.known_sha256 or read_lora(self.path).sha256
+
+    @property
+    def kind(self) -> str:
+        """`atoms` or `LoRA`."""
+        return "LoRA" if self.rank else "atoms"
 
     @property
     def size(self) -> str:
@@ -52,19 +72,28 @@ class Entry:
     @property
     def label(self) -> str:
         """What the list shows: name, size, trigger."""
-        return f"{self.id} · {self.size} · {self.trigger or 'no trigger'}"
+        kind = f"LoRA of rank {self.rank} · " if self.rank else ""
+        return f"{self.id} · {kind}{self.size} · {self.trigger or 'no trigger'}"
 
 
 class Library:
-    """Lists `*.safetensors` below `folder` that are atom files; uploads go to `folder/uploads`."""
+    """Lists `*.safetensors` below `folder` that are atom files or LoRAs, and LoRAs below `models`;
+    uploads go to `folder/uploads`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, models: Path | None = None) -> None:
         self.folder = folder
+        self.models = models
         self._known: dict[tuple[Path, int, int], Entry | None] = {}
 
     def list(self) -> list[Entry]:
         """All atom files, newest first; checkpoints of runs are passed over."""
-        return [entry for entry in self._scan() if entry.step is None][:MAX_LISTED]
+        found = [entry for entry in self._scan() if entry.step is None and not entry.rank]
+        return found[:MAX_LISTED]
+
+    def list_adapters(self) -> list[Entry]:
+        """The atom files, and behind them the LoRAs, each newest first."""
+        loras = [entry for entry in self._scan() if entry.rank]
+        return [*self.list(), *loras[:MAX_LISTED]]
 
     def list_checkpoints(self) -> list[Entry]:
         """The checkpoints of all runs, by run and step; ids are `<run>@<step>`."""
@@ -83,22 +112,23 @@ class Library:
         raise AtomError(f"no atom file {clip(id)!r} is listed; refresh the list")
 
     def find_hash(self, sha256: str) -> Entry | None:
-        """An entry with these tensors; finished files before checkpoints."""
-        found = [entry for entry in self._scan() if entry.sha256 == sha256]
-        return min(found, key=lambda e: e.step is not None, default=None)
+        """An entry with these tensors; finished files before checkpoints, LoRAs last, since they
+        have to be read for it."""
+        entries = sorted(self._scan(), key=lambda e: (bool(e.rank), e.step is not None))
+        return next((entry for entry in entries if entry.sha256 == sha256), None)
 
     def add(self, upload: Path) -> Entry:
         """Check an uploaded file and keep a copy under a safe name.
 
         Raises:
-            AtomError: the file is too large, or no atom file.
+            AtomError: the file is too large, or neither an atom file nor a LoRA.
         """
         size = upload.stat().st_size
         if size > MAX_UPLOAD_BYTES:
             raise AtomError(
                 f"the upload has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES >> 20} MB are taken"
             )
-        file = read_atoms(upload)
+        file = read_adapter(upload)
         write_whole(target := self._name(upload.stem, file), upload.read_bytes())
         return self._list_new(target)
 
@@ -107,7 +137,7 @@ class Library:
         known = self.find_hash(file.sha256)
         return known or self._list_new(file.save(self._name(name, file)))
 
-    def _name(self, stem: str, file: AtomFile) -> Path:
+    def _name(self, stem: str, file: AtomFile | LoraFile) -> Path:
         name = f"{slugify(stem, 'atoms')}-{file.sha256[:8]}.safetensors"
         return self.folder / "uploads" / name
 
@@ -117,49 +147,85 @@ class Library:
         return entry
 
     def _scan(self) -> list[Entry]:
-        """Every atom file below the folder, newest first."""
-        if not self.folder.is_dir():
-            return []
+        """Every atom file and LoRA below the folders, newest first."""
         entries = []
-        for path in self.folder.rglob("*.safetensors"):
-            inner = path.relative_to(self.folder)
-            if (
-                any(part.startswith(".") for part in inner.parts)
-                or path.name == "state.safetensors"
-            ):
-                continue
-            if path.is_symlink() or not path.is_file():
-                continue
-            entry = self._read(path)
-            if entry:
-                entries.append((path.stat().st_mtime, entry))
+        for folder in filter(None, (self.folder, self.models)):
+            for path in folder.rglob("*.safetensors") if folder.is_dir() else ():
+                inner = path.relative_to(folder)
+                hidden = any(part.startswith(".") for part in inner.parts)
+                if hidden or path.name == "state.safetensors":
+                    continue
+                if path.is_symlink() or not path.is_file():
+                    continue
+                entry = self._read(path)
+                if entry and (entry.rank or folder == self.folder):
+                    entries.append((path.stat().st_mtime, entry))
         entries.sort(key=lambda pair: (-pair[0], pair[1].id))
-        return [entry for _, entry in entries]
+        return list({entry.path: entry for _, entry in entries}.values())
 
     def _read(self, path: Path) -> Entry | None:
-        """The entry of a file, or None where it is no atom file; remembered while the file stays
-        the same."""
+        """The entry of a file, or None where it is neither an atom file nor a LoRA; remembered
+        while the file stays the same."""
         stat = path.stat()
         key = (path, stat.st_mtime_ns, stat.st_size)
         if key not in self._known:
-            try:
-                file = read_atoms(path)
-            except AtomError:
-                self._known[key] = None
-            else:
-                id, step = name_entry(path.relative_to(self.folder))
-                self._known[key] = Entry(
-                    id=id,
-                    path=path,
-                    trigger=clip(file.trigger or "", 60),
-                    parameters=file.num_parameters,
-                    bytes=stat.st_size,
-                    sha256=file.sha256,
-                    base_model=clip(file.metadata.get("base_model", ""), 60),
-                    thumbnail=file.metadata.get("modelspec.thumbnail", ""),
-                    step=step,
-                )
+            self._known[key] = self._read_atoms(path) or self._read_lora(path)
         return self._known[key]
+
+    def _read_atoms(self, path: Path) -> Entry | None:
+        try:
+            file = read_atoms(path)
+        except AtomError:
+            return None
+        id, step = self._name_entry(path)
+        return Entry(
+            id=id,
+            path=path,
+            trigger=clip(file.trigger or "", 60),
+            parameters=file.num_parameters,
+            bytes=path.stat().st_size,
+            known_sha256=file.sha256,
+            base_model=clip(file.metadata.get("base_model", ""), 60),
+            thumbnail=file.metadata.get("modelspec.thumbnail", ""),
+            step=step,
+            blocks=list_parts(file.layers),
+        )
+
+    def _read_lora(self, path: Path) -> Entry | None:
+        """From the header alone: LoRAs may be large."""
+        file = read_lora_header(path)
+        if file is None:
+            return None
+        id, step = self._name_entry(path)
+        least, most = file.ranks
+        return Entry(
+            id=id,
+            path=path,
+            trigger=clip(file.trigger or "", 60),
+            parameters=file.num_parameters,
+            bytes=path.stat().st_size,
+            known_sha256="",
+            base_model=clip(file.base, 60),
+            thumbnail=file.metadata.get("modelspec.thumbnail", ""),
+            step=step,
+            blocks=list_parts(file.layers),
+            rank=str(most) if least == most else f"{least} to {most}",
+        )
+
+    def _name_entry(self, path: Path) -> tuple[str, int | None]:
+        if path.is_relative_to(self.folder):
+            return name_entry(path.relative_to(self.folder))
+        assert self.models is not None
+        return f"models/{path.relative_to(self.models).with_suffix('').as_posix()}", None
+
+
+def list_parts(layers: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Blocks and their numbers of layers, of layers named `<component>.<module path>`."""
+    paths: dict[str, list[str]] = {}
+    for layer in layers:
+        component, _, path = layer.partition(".")
+        paths.setdefault(component, []).append(path)
+    return tuple((name, n) for name, n in list_blocks(paths).items() if is_name(name))
 
 
 def name_entry(inner: Path) -> tuple[str, int | None]:

@@ -7,12 +7,13 @@ forms and the recipes take names and defaults from here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.canvas import check_canvas
 from sdatoms.diffusion.prompts import parse_prompt
@@ -106,6 +107,8 @@ class Order:
     """Id of a listed base; empty: the default."""
     adapters: tuple[tuple[str, Strength], ...] = ()
     """Ids of listed atom files, with their strengths."""
+    strength_schedules: Mapping[str, str] = field(default_factory=dict)
+    """Id → how its strength goes over the steps, such as "0 until 0.2, then 1"."""
     init_picture: Image.Image | None = None
     denoising_strength: float = 0.6
     embed: bool = False
@@ -128,7 +131,7 @@ class Order:
 SETTINGS: dict[str, Any] = {
     field.name: field.default
     for field in fields(Order)
-    if field.name not in ("prompt", "adapters", "init_picture", "mask")
+    if field.name not in ("prompt", "adapters", "strength_schedules", "init_picture", "mask")
 }
 """Plain settings with their defaults: all but the prompt, the atom files and the pictures."""
 
@@ -169,6 +172,10 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
             raise AtomError(
                 f"the strength of {clip(id)!r} goes from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
             )
+    for id in order.strength_schedules:
+        if id not in ids:
+            raise AtomError(f"there is a schedule for {clip(id)!r}, which is not among the files")
+        parse_schedule(order.strength_schedules[id])
 
 
 def check_second_pass(order: Order, side: int, max_side: int = MAX_SIDE) -> None:
@@ -221,6 +228,9 @@ def make_recipe(
             entry.sha256,
             dict(strength) if isinstance(strength, Mapping) else float(strength),
             entry.trigger,
+            str(parse_schedule(order.strength_schedules[entry.id]))
+            if entry.id in order.strength_schedules
+            else "",
         )
         for entry, strength in entries
     ]

@@ -87,6 +87,11 @@ class Job:
         self._last_preview = now
         return True
 
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the job is cancelled."""
+        self._stop.wait(seconds)
+        self.check()
+
     def take_turn(self, lock: threading.Lock) -> None:
         """Acquire the lock, unless the job is cancelled or has waited ten minutes."""
         deadline = time.monotonic() + PATIENCE

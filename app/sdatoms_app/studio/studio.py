@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
+from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.atoms.strengths import Strength
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
@@ -20,9 +22,11 @@ from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import count_tokens
 from sdatoms.diffusion.sizes import MAX_SIDE, choose_size, describe_choice, fit_size
 from sdatoms.errors import first_line
+from sdatoms.files.lora_file import read_lora_header
 from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms_app.studio.bases import BaseChoice, Bases
+from sdatoms_app.studio.handover import Handover
 from sdatoms_app.studio.history import History, Kept
 from sdatoms_app.studio.library import Entry, Library
 from sdatoms_app.studio.orders import (
@@ -57,6 +61,7 @@ class Studio:
         hub: bool = False,
         opening: Mapping[str, Any] | None = None,
         max_side: int = MAX_SIDE,
+        handover: Handover | None = None,
     ) -> None:
         self.base = base
         self.max_side = max_side
@@ -69,13 +74,14 @@ class Studio:
         self.history = History(outputs)
         self.saved_forms = SavedForms(outputs / "presets")
         self.desk = Desk()
+        self.handover = handover or Handover()
         self.lock = threading.Lock()
         """Held by whoever uses the pipeline."""
         self._pipe: Any = None
         self._opened: BaseChoice | None = None
         self._previewer: Previewer | None = None
         self._prints: dict[str, list[float]] = {}
-        self._fits: dict[tuple[str, str], Fit] = {}
+        self._fits: dict[tuple[str, Entry], Fit] = {}
 
     def open(self, base: str = "") -> Any:
         """The pipeline of that base; reads it from disk unless it is the one at hand.
@@ -86,14 +92,47 @@ class Studio:
             AtomError: no such base is listed, or it does not open; the one at hand stays.
         """
         choice = self.bases.find(base)
+        self.settle()
         if self._pipe is None or choice != self._opened:
             own = choice.where == self.base
-            given = self.opening.items()
-            pipe = open_base(choice, {k: v for k, v in given if own or k in EVERY_BASE})
+            given = {k: v for k, v in self.opening.items() if own or k in EVERY_BASE}
+            pipe = open_base(choice, self.handover.choose_opening(given))
             self._pipe, self._opened = pipe, choice
             self._previewer = Previewer(pipe, list_examples())
             self._prints = fingerprint_base(pipe)
         return self._pipe
+
+    def settle(self) -> None:
+        """See that the pipeline lies where trainings leave it room, adapters and all.
+
+        Whoever calls this holds `lock`.
+        """
+        if not self.handover.settle(self._pipe):
+            self._pipe = None  # opened in the training's shadow; it is opened anew at its own place
+
+    def hand_over(self) -> bool:
+        """Give the device to a training that begins, or take it back after one, unless somebody
+        paints just now; tells whether it is done."""
+        if self.handover.settled:
+            return True
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            self.settle()
+        finally:
+            self.lock.release()
+        return True
+
+    @contextmanager
+    def lend(self, borrower: str) -> Iterator[None]:
+        """Leave the device to `borrower` for the time of a `with` block, as to a training."""
+        self.handover.borrower = borrower
+        try:
+            with self.lock:
+                self.settle()
+            yield
+        finally:
+            self.handover.borrower = None
 
     def check(self, order: Order) -> list[tuple[Entry, Strength]]:
         """The atom files of an order.
@@ -117,7 +156,7 @@ class Studio:
         job = job or Job(lambda _: None)
         entries = self.check(order)
         job.tell(message="waiting for the pictures before")
-        job.take_turn(self.lock)
+        self.handover.take_turn(job, self.lock)
         try:
             job.tell(message="opening the base")
             pipe = self.open(order.base)
@@ -132,6 +171,9 @@ class Studio:
             given = (order.width or None, order.height or None)
             if said := describe_choice(given, choose_size(pipe, *given)):
                 remarks.append(f"{said}.")
+            loras = [entry.id for entry, _ in entries if entry.rank]
+            if order.embed and loras:
+                remarks.append(f"LoRA files do not go inside pictures: {', '.join(loras)}.")
             job.tell(remarks=tuple(remarks))
             for first in range(0, order.batch, order.batch_size):
                 count = min(order.batch_size, order.batch - first)
@@ -175,10 +217,16 @@ class Studio:
             batch_size=count,
             callback=tell,
             previewer=previewer,
+            strength_schedules={
+                name_adapter(entry): parse_schedule(order.strength_schedules[entry.id])
+                for entry, _ in entries
+                if entry.id in order.strength_schedules
+            },
         )
         shape = order.init_picture.size if order.init_picture else None
         size = fit_size(pipe, settings["width"], settings["height"], shape)
-        embedded = [read_atoms(entry.path) for entry, _ in entries] if order.embed else []
+        inside = [entry for entry, _ in entries if order.embed and not entry.rank]
+        embedded = [read_atoms(entry.path) for entry in inside]
         base = (self._opened.id, self._prints)
         return [
             self.history.keep(
@@ -200,7 +248,7 @@ class Studio:
             What the library warns of.
         """
         adapters = AdapterSet(self._pipe)
-        wanted = {f"{entry.id} {entry.sha256[:12]}": (entry, s) for entry, s in entries}
+        wanted = {name_adapter(entry): (entry, s) for entry, s in entries}
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -237,7 +285,7 @@ class Studio:
         """
         wanted: list[tuple[str, AtomFile | None]] = [("base", None), *files]
         shown = []
-        with self.lock:
+        with self.handover.hold(self.lock, lambda text: tell(0, len(wanted), text)):
             pipe = self.open()
             adapters = AdapterSet(pipe)
             adapters.clear()
@@ -256,9 +304,12 @@ class Studio:
         """Whether a file fits the base at hand; None before the first base is opened."""
         if self._pipe is None or self._opened is None:
             return None
-        key = (self._opened.id, entry.sha256)
+        key = (self._opened.id, entry)
         if key not in self._fits:
-            self._fits[key] = judge_fit(read_atoms(entry.path), self._pipe)
+            file = read_lora_header(entry.path) if entry.rank else read_atoms(entry.path)
+            if file is None:
+                raise AtomError(f"the file {entry.id!r} changed; refresh the list")
+            self._fits[key] = judge_fit(file, self._pipe)
         return self._fits[key]
 
     def read_fingerprint(self, base: str) -> dict[str, list[float]]:
@@ -268,6 +319,11 @@ class Studio:
         with self.lock:
             self.open(base)
             return self._prints
+
+
+def name_adapter(entry: Entry) -> str:
+    """What a listed file is called in the pipeline: another where its content changed."""
+    return f"{entry.id} {entry.sha256[:12]}"
 
 
 def open_base(choice: BaseChoice, opening: Mapping[str, Any]) -> Any:

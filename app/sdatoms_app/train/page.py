@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 MARKS = {"fine": "✓ fine", "tiny": "△ tiny", "duplicate": "△ duplicate", "corrupt": "✗ corrupt"}
+MEASURING = "the measuring of settings"
 
 
 def open_queue(studio: Studio) -> Queue:
@@ -221,7 +222,8 @@ class TrainPage:
         draft = self.open(token)
         settings = self.read(values)
         self.check_idle()
-        self.measured.measure(self.with_base(settings), sample_folder(draft))
+        with self.studio.lend(MEASURING):
+            self.measured.measure(self.with_base(settings), sample_folder(draft))
         return self.describe_cost(values, len(draft.list()))
 
     @show_errors
@@ -232,12 +234,13 @@ class TrainPage:
         for number, name in enumerate(PRESETS):
             progress((number, len(PRESETS)), desc=f"measuring {name}")
             settings = self.with_base(read_preset(name))
-            self.measured.measure(settings, sample_folder(draft))
+            with self.studio.lend(MEASURING):
+                self.measured.measure(settings, sample_folder(draft))
         return gr.Radio(choices=self.list_presets())
 
     def check_idle(self) -> None:
         """Refuse to measure beside a training: both would be slow, and the numbers wrong."""
-        if any(t.state in ("starting", "running") for t in self.queue.list()):
+        if self.queue.find_running() is not None:
             raise AtomError("a training is running; measure when it has ended")
 
     @show_errors
@@ -288,7 +291,8 @@ class TrainPage:
         """
         chosen = self.with_base(change_preset(preset, settings))
         self.check_idle()
-        return self.measured.measure(chosen, sample_folder(self.open(None)))
+        with self.studio.lend(MEASURING):
+            return self.measured.measure(chosen, sample_folder(self.open(None)))
 
     @show_errors
     def fill(self, id: str | None, token: str) -> list[Any]:

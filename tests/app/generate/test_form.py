@@ -5,12 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from sdatoms_app.generate.form import DEFAULTS, clean_settings, make_order, restore_recipe
+from sdatoms_app.generate.form import (
+    DEFAULTS,
+    ROW,
+    clean_settings,
+    join_strength,
+    make_order,
+    restore_recipe,
+    spread_strength,
+)
 from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.studio import Studio
 from tiny.app import read_pixels
 
 from sdatoms import AtomError
+from sdatoms.atoms.strengths import read_strength
 from sdatoms.cli.main import main
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe, save_picture
 
@@ -46,6 +55,54 @@ def test_a_picture_of_two_passes_restores_the_form_too(studio, paint, order):
     assert np.array_equal(pixels(again), pixels(kept)) and again.recipe == kept.recipe
 
 
+STRENGTHS = [
+    {"down": 0.5, "mid": 0.5, "up": 0.0},
+    {"*": 0.5, "down": 0.25, "mid": -0.5, "up": 1.0},
+    {"*": 0.3, "down": 0.1, "mid": 0.7, "up": 0.2},
+    {"*": 0.0, "down": 0.25},
+    {"mid": 0.0, "*": 0.5},
+    {"down": 5.0, "up": 0.5},
+    {"up.0": 1 / 3, "unet.conv_in": 0.0, "*resnets*": 1.7},
+    0.35,
+    -3.0,
+]
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_a_row_holds_every_strength_to_the_bit(strength):
+    again = join_strength(ROW | {"id": "x"} | spread_strength(strength))
+    paths = ["conv_in", "down_blocks.0.resnets.0.conv1", "mid_block.x", "up_blocks.0.y", "z"]
+    for path in paths:
+        assert read_strength(again, path, "unet") == read_strength(strength, path, "unet")
+
+
+def test_a_picture_of_blocks_and_schedules_restores_the_form_to_the_same_pixels(
+    studio, paint, order
+):
+    exact = {"*": 0.7, "up.0": 1 / 3, "*resnets*": 0.0}
+    wanted = replace(order, adapters=(("dog", 0.9), ("ink", exact)), num_inference_steps=4)
+    plain = paint(wanted)[0]
+    wanted = replace(wanted, strength_schedules={"ink": "0 until 0.5, then 1"})
+    kept = paint(wanted)[0]
+    assert not np.array_equal(pixels(plain), pixels(kept))
+    assert [used.schedule for used in kept.recipe.adapters] == ["", "0 until 0.5, then 1"]
+    settings, remarks = restore_recipe(read_recipe(kept.path), studio)
+    again = paint(make_order(settings))[0]
+    assert remarks == [] and np.array_equal(pixels(again), pixels(kept))
+    assert again.recipe == kept.recipe
+    constant = paint(
+        replace(wanted, strength_schedules={"ink": "1", "dog": "1 until 0.5, then 1"})
+    )[0]
+    assert np.array_equal(pixels(constant), pixels(plain))
+    off = paint(replace(wanted, strength_schedules={"ink": "0", "dog": "0"}))[0]
+    assert np.array_equal(
+        pixels(off), pixels(paint(replace(wanted, adapters=(), strength_schedules={}))[0])
+    )
+    for schedules in ({"ink": "0 until 2"}, {"cat": "1"}):
+        with pytest.raises(AtomError, match="schedule"):
+            paint(replace(wanted, strength_schedules=schedules))
+
+
 def test_an_embedded_atom_file_comes_back_with_its_picture(
     studio, paint, tiny_base, tmp_path, order
 ):
@@ -65,7 +122,8 @@ def test_an_embedded_atom_file_comes_back_with_its_picture(
 def test_the_commands_pictures_paint_themselves_again_in_the_app(studio, tiny_base, tmp_path):
     atoms = studio.library.find("dog").path
     command = ["generate", "a (cat:1.2)", "--pretrained_model_name_or_path", str(tiny_base)]
-    command += ["--num_inference_steps", "2", "--seed", "4", "--atoms", f"{atoms}=0.5"]
+    command += ["--num_inference_steps", "3", "--seed", "4", "--atoms", f"{atoms}=0.5,up.0=0.2"]
+    command += ["--strength_schedule", "atoms=0 to 1 until 0.6, then 1"]
     main([*command, "--embed_atoms", "--output_dir", str(tmp_path)])
     path = next(tmp_path.glob("*.png"))
     settings, remarks = restore_recipe(read_recipe(path), studio)
@@ -103,13 +161,17 @@ def test_settings_from_anywhere_become_settings_the_form_takes(studio):
     assert set(clean) == {*DEFAULTS, "adapters"} and len(remarks) >= 7
     assert clean["prompt"] == DEFAULTS["prompt"] and clean["base"] == studio.bases.list()[0].id
     row = {"id": "dog", "enabled": True, "strength": 2.0, "down": 1.0, "mid": 1.0, "up": 1.0}
+    row |= {"by_block": "", "schedule": ""}
     assert clean["adapters"] == [row]
     clean["adapters"] = [row]
     assert make_order(clean).adapters == (("dog", 2.0),)
     row["enabled"] = False
     assert make_order(clean).adapters == ()
     row.update(enabled=True, strength=0.5, up=0.0)
-    blocks = {"down": 0.5, "mid": 0.5, "up": 0.0}
+    blocks = {"*": 0.5, "down": 0.5, "mid": 0.5, "up": 0.0}
     assert make_order(clean | {"adapters": [row]}).adapters == (("dog", blocks),)
+    texts = {"id": "dog", "by_block": "mid=x", "schedule": "1 until 5"}
+    clean, _ = clean_settings({"adapters": [texts]}, studio)
+    assert clean["adapters"][0]["by_block"] == clean["adapters"][0]["schedule"] == ""
     with pytest.raises(AtomError, match="the seed is empty"):
         make_order(clean | {"seed": None})

@@ -164,6 +164,32 @@ def test_a_dropped_picture_paints_itself_again(open_page, adapters_dir, tmp_path
     expect(fresh.locator("#init-picture img")).to_be_attached()
 
 
+def test_strengths_by_block_and_step_are_set_by_slider_and_as_text(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 2)
+    page.get_by_role("button", name="Add dog").click()
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
+    unfold(page, "blocks-0")
+    text = page.locator("#by-block-0 textarea, #by-block-0 input")
+    page.locator("#table-0 input[data-block=mid]").fill("0.25")
+    expect(text).to_have_value("mid=0.25")
+    text.fill("mid=0.25, up.1=-0.5")
+    expect(page.locator('#table-0 input[data-block="up.1"]')).to_have_value("-0.5")
+    page.locator("#schedule-0 textarea, #schedule-0 input").fill("0 until 0.5, then 1")
+    note, _, _ = paint(page)
+    assert "dog at mid=0.25, up.1=-0.5 (0 until 0.5, then 1)" in note
+    page.reload()  # the form is remembered
+    expect(page.locator("#note")).to_contain_text("is ready")
+    unfold(page, "blocks-0")
+    expect(text).to_have_value("mid=0.25, up.1=-0.5")
+    text.fill("mid=x")
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
+    page.locator("#paint").click()
+    expect(page.locator("#note [role=alert]")).to_contain_text("holds 'mid=x'")
+
+
 def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     from playwright.sync_api import expect
 
