@@ -197,6 +197,7 @@ def test_adapters_stay_baked_and_dtypes_stay_under_every_offload(kind, offload, 
         ({"hires_scale": 2.0, "hires_steps": -1}, "hires_steps is -1"),
         ({"hires_scale": 2.0, "hires_steps": 900}, "raise the strength"),
         ({"batch_size": 0}, "at least 1"),
+        ({"hires_scale": 2.0, "hires_steps": 40, "scheduler": "LCM"}, "50"),
     ],
 )
 def test_refusals_say_what_fits(settings, words, picture):
