@@ -262,7 +262,9 @@ def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
     page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
     page.get_by_role("button", name="Add dog").click()
     expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
-    unfold(page, "settings", "start-from", "presets", "history", "blocks-0")
+    unfold(
+        page, "settings", "start-from", "inpaint", "second-pass", "presets", "history", "blocks-0"
+    )
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#preset-name input, #preset-name textarea").fill("mine")
     page.locator("#preset-save").click()
