@@ -93,7 +93,12 @@ def check_family(where: str, kind: Any, *, inpainting: bool = False) -> None:
     Raises:
         AtomError: names the pipeline, and the families that are known.
     """
-    if kind not in PIPELINES and not (inpainting and kind in MASKED):
+    if kind in MASKED and not inpainting:
+        raise AtomError(
+            f"the base model {where!r} paints with a picture and a mask alone, as inpainting "
+            f"models do; bases that paint from text are {list_families()}"
+        )
+    if kind not in PIPELINES and kind not in MASKED:
         raise AtomError(
             f"the base model {where!r} is a {clip(str(kind), 60)}; bases are {list_families()}"
         )
@@ -112,8 +117,8 @@ def check_channels(
     if channels != latents and not (inpainting and channels == 2 * latents + 1):
         raise AtomError(
             f"the base model {where!r} takes {channels} channels where its pictures have "
-            f"{latents}, as inpainting models do; bases are {list_families()} that paint from text "
-            "alone"
+            f"{latents}, as inpainting models do, which paint with a picture and a mask alone; "
+            f"bases that paint from text are {list_families()}"
         )
 
 

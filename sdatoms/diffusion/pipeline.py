@@ -127,7 +127,8 @@ def paint(
         second_steps = choose_second_steps(pipe, more, denoising_strength)
     check_rescale(pipe, guidance_rescale, {init_picture is not None, larger != size})
     if scheduler is not None:
-        check_sampler(scheduler, schedule or "normal", num_inference_steps)
+        for steps in (num_inference_steps, second_steps or 1):
+            check_sampler(scheduler, schedule or "normal", steps)
     pipe.unet.eval()
     over = {"blur": mask_blur, "strength": denoising_strength}
     canvas = fit_canvas(init_picture, mask, size, **over) if init_picture else None

@@ -198,10 +198,6 @@ def format_parameters(recipe: Recipe) -> str:
         settings["Model"] = Path(recipe.base_model).name
     if recipe.denoising_strength is not None:
         settings["Denoising strength"] = f"{recipe.denoising_strength:g}"
-    if recipe.clip_skip > 1:
-        settings["Clip skip"] = recipe.clip_skip
-    if recipe.guidance_rescale:
-        settings[RESCALE[0]] = f"{recipe.guidance_rescale:g}"
     if recipe.mask_blur is not None:
         settings["Mask blur"] = f"{recipe.mask_blur:g}"
     if recipe.hires_scale != 1:
@@ -210,6 +206,10 @@ def format_parameters(recipe: Recipe) -> str:
         settings["Hires upscaler"] = "Lanczos"
     if recipe.batch_size > 1:
         settings |= {"Batch size": recipe.batch_size, "Batch pos": recipe.batch_position}
+    if recipe.clip_skip > 1:
+        settings["Clip skip"] = recipe.clip_skip
+    if recipe.guidance_rescale:
+        settings[RESCALE[0]] = f"{recipe.guidance_rescale:g}"
     if recipe.adapters:
         named = [(re.sub(r"[:,\"]", " ", used.name), used) for used in recipe.adapters]
         settings["Atoms"] = ", ".join(f"{n}: {describe_strength(u)}" for n, u in named)

@@ -9,6 +9,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 from PIL import Image
 from tiny.pictures import draw
 from tiny.pipelines import build_inpainting, build_pipeline
+from tiny.samplers import need_packages
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
 from sdatoms.diffusion.canvas import build_painter, fit_canvas, protect_outside
@@ -55,6 +56,7 @@ def test_a_picture_is_painted_over_by_its_share_and_to_the_bit(kind, picture):
 @pytest.mark.parametrize("scheduler", list(SAMPLERS))
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_what_a_mask_leaves_out_stays_and_the_rest_does_not(kind, scheduler, picture):
+    need_packages(scheduler)
     pipe = build_pipeline(kind)
     settings = STEPS | {"init_picture": picture, "scheduler": scheduler, "mask_blur": 0}
     inside = np.asarray(draw_mask()) > 0
@@ -195,6 +197,7 @@ def test_adapters_stay_baked_and_dtypes_stay_under_every_offload(kind, offload, 
         ({"hires_scale": 2.0, "hires_steps": -1}, "hires_steps is -1"),
         ({"hires_scale": 2.0, "hires_steps": 900}, "raise the strength"),
         ({"batch_size": 0}, "at least 1"),
+        ({"hires_scale": 2.0, "hires_steps": 40, "scheduler": "LCM"}, "50"),
     ],
 )
 def test_refusals_say_what_fits(settings, words, picture):

@@ -349,7 +349,9 @@ def show(kept: Kept) -> Picture:
         **recipe.settings,
         "base": recipe.base_model,
         "adapters": {used.name: used.strength for used in recipe.adapters},
-        "strength_schedules": {used.name: used.schedule for used in recipe.adapters if used.schedule},
+        "strength_schedules": {
+            used.name: used.schedule for used in recipe.adapters if used.schedule
+        },
     }
     return {
         "id": kept.id,

@@ -79,7 +79,7 @@ def build_canvas(fields: dict[str, Any]) -> Canvas:
     )
     with gr.Accordion("Paint only a part anew", open=False, elem_id="inpaint"):
         drawing = gr.ImageEditor(
-            label="Draw over what is to be painted anew",
+            label="Draw over the part",
             type="pil",
             format="png",
             sources=(),

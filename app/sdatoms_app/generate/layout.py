@@ -207,6 +207,7 @@ def build_settings(studio: Studio) -> dict[str, Any]:
             elem_id="seed",
             min_width=140,
         )
+    with gr.Row():
         fields["batch"] = gr.Slider(
             *LIMITS["batch"], value=1, step=1, label="Pictures", elem_id="batch", min_width=140
         )

@@ -39,14 +39,19 @@ def test_a_picture_restores_the_form_to_the_same_pixels(studio, paint, order):
         width=72,
         height=64,
         adapters=(("dog", 0.35), ("ink", blocks)),
-        hires_scale=1.5,
-        hires_steps=1,
-        denoising_strength=0.5,
     )
     kept = paint(wanted)[0]
     settings, remarks = restore_recipe(read_recipe(kept.path), studio)
     assert remarks == []
     again = paint(make_order(settings))[0]
+    assert np.array_equal(pixels(again), pixels(kept)) and again.recipe == kept.recipe
+
+
+def test_a_picture_of_two_passes_restores_the_form_too(studio, paint, order):
+    kept = paint(replace(order, hires_scale=1.5, hires_steps=1, denoising_strength=0.5))[0]
+    settings, remarks = restore_recipe(read_recipe(kept.path), studio)
+    again = paint(make_order(settings))[0]
+    assert remarks == [] and pixels(again).shape == (96, 96, 3)
     assert np.array_equal(pixels(again), pixels(kept)) and again.recipe == kept.recipe
 
 

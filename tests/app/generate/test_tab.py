@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 NAMELESS = """() => {
@@ -190,6 +191,37 @@ def test_strengths_by_block_and_step_are_set_by_slider_and_as_text(open_page):
     expect(page.locator("#note [role=alert]")).to_contain_text("holds 'mid=x'")
 
 
+def test_a_part_that_is_drawn_over_is_painted_anew(open_page, studio, tmp_path):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 4)
+    path = draw(tmp_path / "photo.png", (96, 64), seed=4)
+    unfold(page, "start-from")
+    page.locator("#init-picture input[type=file]").set_input_files(path)
+    expect(page.locator("#init-picture img")).to_be_attached()
+    expect(page.locator("#width input")).to_have_value("80")  # its proportions, the base's area
+    expect(page.locator("#height input")).to_have_value("56")
+    page.locator("#width input").fill("96")
+    page.locator("#height input").fill("64")
+    unfold(page, "inpaint")
+    page.locator("#mask-blur input[type=number]").fill("0")
+    canvas = page.locator("#mask-drawing canvas").first
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 10, y + 5, steps=5)
+    page.mouse.up()
+    _, painted, _ = paint(page)
+    with Image.open(path) as opened:
+        same = (painted == np.array(opened.convert("RGB"))).all(-1)
+    recipe = studio.history.list()[0].recipe
+    assert recipe.mask_sha256 and recipe.mask_blur == 0
+    assert 0.5 < same.mean() < 1
+
+
 def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     from playwright.sync_api import expect
 
@@ -230,7 +262,9 @@ def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
     page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
     page.get_by_role("button", name="Add dog").click()
     expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
-    unfold(page, "settings", "start-from", "presets", "history", "blocks-0")
+    unfold(
+        page, "settings", "start-from", "inpaint", "second-pass", "presets", "history", "blocks-0"
+    )
     page.locator("#steps input[type=number]").fill("2")
     page.locator("#preset-name input, #preset-name textarea").fill("mine")
     page.locator("#preset-save").click()

@@ -34,7 +34,7 @@ from sdatoms import AtomError
         {"denoising_strength": 0.0},
         {"mask_blur": 65},
         {"hires_scale": 0.5},
-        {"hires_scale": 4, "width": 264},
+        {"hires_scale": 4, "width": 1024},
         {"hires_steps": 101},
         {"batch_size": 0},
         {"base": "../models"},
