@@ -144,16 +144,16 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
         seconds = train(task.train.join(task.validation), winner["rate"])
     else:
         tuned.restore(best)
-    verdict = evaluate(tuned.classifier, task.test, accelerator.device)
+    found = evaluate(tuned.classifier, task.test, accelerator.device)
     result = describe(tuned, task, experiment, winner, trials) | {
-        "test_accuracy": verdict.accuracy,
-        "test_loss": verdict.loss,
+        "test_accuracy": found.accuracy,
+        "test_loss": found.loss,
         "seconds": seconds,
-        "confusion": verdict.confusion,
+        "confusion": found.confusion,
     }
     if folder and accelerator.is_main_process:
         write_files(folder, tuned, task, settings.seed)
-        draw_confusion(verdict.confusion, task.classes).save(folder / "confusion.png")
+        draw_confusion(found.confusion, task.classes).save(folder / "confusion.png")
         write_whole(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
         (folder / STATE).unlink(missing_ok=True)
     return result

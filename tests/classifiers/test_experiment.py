@@ -17,7 +17,7 @@ from sdatoms.classifiers import experiment
 from sdatoms.classifiers.drawings import HUES, draw_plot, write_table
 from sdatoms.classifiers.experiment import Experiment, make_accelerator, next_rate, run_experiment
 from sdatoms.classifiers.fit import TrainSettings, augment, evaluate, fit, make_optimizer, schedule
-from sdatoms.classifiers.methods import attach, suggest_rates
+from sdatoms.classifiers.methods import attach_method, suggest_rates
 from sdatoms.classifiers.model import load_head, open_classifier, save_head
 from sdatoms.classifiers.pictures import draw_task
 from sdatoms.classifiers.sources import read_pool
@@ -77,7 +77,7 @@ def prepare(resnet):
 
     def make(method, config=None, model=resnet, resolution=8, **options):
         classifier = open_classifier(model, 3, resolution=resolution)
-        return attach(classifier, method, config, **options)
+        return attach_method(classifier, method, config, **options)
 
     return make
 
