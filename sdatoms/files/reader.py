@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,16 +25,15 @@ from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
 from sdatoms.atoms.products import FACTORS
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
+from sdatoms.models.header import read_opening
 
 __all__ = [
     "check_file",
     "read_atoms",
-    "read_header",
 ]
 
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
-MAX_TENSORS = 100_000
 MAX_MAPS = 1 << 26
 """The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
@@ -60,7 +59,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
             raise AtomError(f"there is no file {str(path)!r}")
         with path.open("rb") as file:
             # A checkpoint of gigabytes is refused by its header, before its tensors are read.
-            start, header = read_header(file, where)
+            start, header = read_opening(file, where, MAX_HEADER)
             metadata = check_metadata(header, where)
             data = start + file.read()
     except OSError as error:
@@ -91,30 +90,6 @@ def check_file(file: AtomFile, where: str) -> None:
     check_fingerprints(prints, where)
     check_tensors(file.tensors, layers, BASES[file.config.decomposition], where)
     check_word(file, where)
-
-
-def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
-    """The bytes up to the tensors and the JSON header in them, with limits on what it may claim."""
-    length = file.read(8)
-    size = int.from_bytes(length, "little")
-    available = os.fstat(file.fileno()).st_size - 8
-    opening = file.read(1)
-    if len(length) < 8 or size > available or opening != b"{":
-        raise AtomError(
-            f"{where} is no safetensors file (or was cut short); atom files are safetensors only"
-        )
-    if size > MAX_HEADER:
-        raise AtomError(f"{where} has a header of {size} bytes; at most {MAX_HEADER} are read")
-    text = opening + file.read(size - 1)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise AtomError(f"{where} has a header that is not JSON") from None
-    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise AtomError(
-            f"{where} has a header of {len(header)} entries; at most {MAX_TENSORS} are read"
-        )
-    return length + text, header
 
 
 def check_metadata(header: Mapping[str, Any], where: str) -> dict[str, str]:
