@@ -26,7 +26,7 @@ __all__ = [
     "Evaluation",
     "TrainSettings",
     "augment",
-    "evaluate",
+    "evaluate_classifier",
     "fit",
 ]
 
@@ -252,7 +252,7 @@ def pack(
 
 
 @torch.inference_mode()
-def evaluate(
+def evaluate_classifier(
     classifier: Classifier, split: Split, device: torch.device | str = "cpu", batch: int = 100
 ) -> Evaluation:
     """Accuracy, loss and confusion over a split, in float32."""
