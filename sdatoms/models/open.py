@@ -10,7 +10,6 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +116,8 @@ def build_from_set(library: str, name: str) -> nn.Module:
 def fill_weights(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> nn.Module:
     """Give every weight on the meta device numbers: N(0, 1/fan-in); ones for gains, zeros for
     biases."""
-    tile = draw_tile(seed)
+    generator = torch.Generator().manual_seed(seed)
+    tile = torch.randn(TILE, generator=generator, device="cpu")
     place, made = 0, dict[nn.Parameter, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -135,12 +135,6 @@ def fill_weights(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> nn.Modu
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = buffer.to(dtype)
     return model
-
-
-@lru_cache(maxsize=1)
-def draw_tile(seed: int) -> Tensor:
-    """`TILE` normal numbers; 16 MiB are kept for the next model of the same seed."""
-    return torch.randn(TILE, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def fill_from(tile: Tensor, place: int, weight: Tensor) -> int:
