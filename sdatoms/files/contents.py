@@ -13,8 +13,7 @@ from sdatoms.atoms.keys import TOKENS, is_frozen, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.files.reader import read_atoms
-from sdatoms.models.header import read_opening
+from sdatoms.files.reader import read_atoms, read_header
 
 __all__ = [
     "Budget",
@@ -129,7 +128,7 @@ def measure_budget(path: str | os.PathLike[str]) -> Budget:
     path = Path(path)
     file = read_atoms(path)
     with path.open("rb") as opened:
-        start, header = read_opening(opened, f"the file {path.name!r}")
+        start, header = read_header(opened, f"the file {path.name!r}")
     layers: dict[str, Share] = {}
     encoders = total = 0
     for key, entry in header.items():

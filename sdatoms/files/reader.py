@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,7 @@ from sdatoms.models.header import read_opening
 __all__ = [
     "check_file",
     "read_atoms",
+    "read_header",
 ]
 
 MAX_HEADER = 16 << 20
@@ -59,7 +60,7 @@ def read_atoms(path: str | os.PathLike[str]) -> AtomFile:
             raise AtomError(f"there is no file {str(path)!r}")
         with path.open("rb") as file:
             # A checkpoint of gigabytes is refused by its header, before its tensors are read.
-            start, header = read_opening(file, where, MAX_HEADER)
+            start, header = read_header(file, where)
             metadata = check_metadata(header, where)
             data = start + file.read()
     except OSError as error:
@@ -90,6 +91,11 @@ def check_file(file: AtomFile, where: str) -> None:
     check_fingerprints(prints, where)
     check_tensors(file.tensors, layers, BASES[file.config.decomposition], where)
     check_word(file, where)
+
+
+def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
+    """`read_opening` of an atom file, whose header is far smaller than a base's may be."""
+    return read_opening(file, where, MAX_HEADER)
 
 
 def check_metadata(header: Mapping[str, Any], where: str) -> dict[str, str]:
