@@ -16,6 +16,7 @@ __all__ = [
     "find_assets",
     "list_subjects",
     "read_subject",
+    "read_table",
     "write_whole",
 ]
 
@@ -71,7 +72,27 @@ def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
         raise AtomError(
             f"there is no bundled subject {name!r}; there are {', '.join(list_subjects())}"
         )
-    return folder, json.loads((folder / "subject.json").read_text())
+    return folder, json.loads((folder / "subject.json").read_text(encoding="utf-8"))
+
+
+def read_table(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON table in UTF-8.
+
+    Args:
+        default: stands for a table that is missing or damaged; None where it has to be there.
+
+    Raises:
+        AtomError: there is none that can be read, and no default.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        table = None
+    if isinstance(table, dict):
+        return table
+    if default is None:
+        raise AtomError(f"{str(path)!r} holds no JSON table")
+    return default
 
 
 def decode_text(data: bytes) -> tuple[str, str]:

@@ -120,6 +120,9 @@ def launch_settings(
         "show_error": False,  # our own messages are shown all the same
         "strict_cors": True,
         "root_path": root_path or None,
+        # Gradio would give its own page three seconds, which a busy machine does not keep; that the
+        # server answers is seen before, without a limit.
+        "_frontend": False,
     }
 
 

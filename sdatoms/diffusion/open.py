@@ -14,12 +14,11 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sdatoms.diffusion.family import (
-    DEFAULT_RESOLUTION,
     check_folder_family,
     check_pipeline_family,
     describe_base,
     find_base,
-    read_json,
+    find_side,
 )
 from sdatoms.diffusion.placement import (
     Offload,
@@ -32,6 +31,7 @@ from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.autoencoder import open_vae
 from sdatoms.models.recognize import FAMILIES, Prediction, read_checkpoint
 from sdatoms.models.single_file import open_checkpoint
+from sdatoms.storage import read_table
 
 __all__ = [
     "DTYPE_NAMES",
@@ -165,12 +165,6 @@ def name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def find_side(pipe: Any) -> int:
-    side = getattr(pipe.unet.config, "sample_size", None) if hasattr(pipe, "unet") else None
-    side = side if isinstance(side, int) else DEFAULT_RESOLUTION // 8
-    return side * getattr(pipe, "vae_scale_factor", 8)
-
-
 def open_single_file(
     path: Path,
     dtype: torch.dtype,
@@ -196,7 +190,7 @@ def refuse_extras(where: str, text_encoders: str | None, prediction_type: str | 
 
 def guess_family(folder: Path) -> str:
     """Key of the family whose autoencoder fits a pipeline's folder."""
-    width = read_json(folder / "unet" / "config.json").get("cross_attention_dim")
+    width = read_table(folder / "unet" / "config.json", {}).get("cross_attention_dim")
     return next((key for key, family in FAMILIES.items() if family.context == width), "sd1")
 
 

@@ -7,7 +7,6 @@ speed and to train a step. Unknown names are answered with the known ones.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
 from sdatoms.models.recognize import read_checkpoint
 from sdatoms.models.single_file import open_unet
+from sdatoms.storage import read_table
 
 __all__ = [
     "SETS",
@@ -207,16 +207,6 @@ def load_folder(folder: Path) -> nn.Module:
         reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        table = None
-    if not isinstance(table, dict):
-        raise AtomError(f"{str(path)!r} holds no JSON table")
-    return table
 
 
 def open_weights(path: Path) -> OpenedModel:

@@ -22,6 +22,7 @@ from sdatoms.errors import AtomError, first_line
 from sdatoms.models.original_layout import lay_out
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
+from sdatoms.storage import read_table
 
 __all__ = [
     "CONFIGS",
@@ -31,7 +32,6 @@ __all__ = [
     "describe_missing",
     "open_checkpoint",
     "open_unet",
-    "read_table",
     "write_configs",
 ]
 
@@ -331,7 +331,3 @@ def load_text_encoders(folder: Path, parts: tuple[str, ...], dtype: torch.dtype)
             reason = first_line(error)
             raise AtomError(f"the {part} of {str(folder)!r} cannot be opened: {reason}") from None
     return found
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
+from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
 from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
@@ -33,18 +34,12 @@ from sdatoms.training.stopping import stop_together
 __all__ = [
     "add_tokens",
     "check_prompts",
-    "find_side",
     "inject_atoms",
     "make_buckets",
     "make_denoising",
     "make_run_optimizer",
     "prepare_data",
 ]
-
-
-def find_side(pipe: Any) -> int:
-    """Side in px of the pictures that the pipeline paints."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 def make_buckets(pipe: Any, config: TrainConfig) -> list[Size]:

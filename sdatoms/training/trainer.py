@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
+from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
@@ -37,7 +38,6 @@ from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
     check_prompts,
-    find_side,
     inject_atoms,
     make_buckets,
     make_denoising,

@@ -15,13 +15,13 @@ from typing import Any
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
+from sdatoms.storage import read_table
 from sdatoms_app.queue.training import Training, read_request, read_training
 from sdatoms_app.queue.worker import (
     JOB,
     REQUEST,
     hold_lock,
     list_jobs,
-    read_json,
     update_job,
     wake,
     write_json,
@@ -136,7 +136,7 @@ class Queue:
         """
         training = self.find(id)
         with hold_lock(self.root):
-            stored = read_json(training.path / JOB)
+            stored = read_table(training.path / JOB, {})
             if stored.get("state") == "queued":
                 update_job(training.path, state="cancelled")
                 return self.find(id)
@@ -168,7 +168,7 @@ class Queue:
             write_json(
                 training.path / REQUEST, request | changes | {"output_dir": str(training.path)}
             )
-            stored = read_json(training.path / JOB)
+            stored = read_table(training.path / JOB, {})
             kept = {"title": stored.get("title", id), "state": "queued", "order": self._next()}
             write_json(training.path / JOB, kept)
         wake(self.root)
@@ -190,5 +190,5 @@ class Queue:
 
     def _next(self) -> int:
         """An order after every other's."""
-        orders = [read_json(run / JOB).get("order", 0) for run in list_jobs(self.root)]
+        orders = [read_table(run / JOB, {}).get("order", 0) for run in list_jobs(self.root)]
         return max([*orders, time.time_ns() - 1]) + 1

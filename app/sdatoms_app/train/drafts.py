@@ -22,9 +22,9 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.pictures import SIDECARS, read_picture
-from sdatoms.storage import decode_text, write_whole
+from sdatoms.storage import decode_text, read_table, write_whole
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
-from sdatoms_app.queue.worker import read_json, write_json
+from sdatoms_app.queue.worker import write_json
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
 
@@ -82,7 +82,7 @@ class Draft:
 
     def _read(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"pictures": [], "captions": {}, "form": {}}
-        return empty | read_json(self.folder / "draft.json")
+        return empty | read_table(self.folder / "draft.json", {})
 
     def _write(self, state: dict[str, Any]) -> None:
         write_json(self.folder / "draft.json", state)
