@@ -2,6 +2,7 @@
 
 __all__ = [
     "AtomError",
+    "check_text",
     "clip",
     "first_line",
 ]
@@ -9,6 +10,19 @@ __all__ = [
 
 class AtomError(ValueError):
     """Wrong input. Raised before anything is changed; commands print it and exit with code 2."""
+
+
+def check_text(text: str, what: str) -> str:
+    """Text that every file and library takes.
+
+    Raises:
+        AtomError: it holds half a character, as do names whose bytes are no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AtomError(f"{what} is {clip(text)!r}, which holds bytes that are no text") from None
+    return text
 
 
 def clip(text: str, length: int = 120) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdatoms.atoms.strengths import check_number
 from sdatoms.cli.base import add_base_flags, open_base
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "add_compose",
@@ -168,6 +168,8 @@ def run_export(args: argparse.Namespace) -> None:
     from sdatoms.files.reader import read_atoms
 
     form, names, rank = choose_form(args)
+    if form == "pipeline":
+        check_text(args.output, "--output")
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
     pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":

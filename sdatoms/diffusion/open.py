@@ -28,7 +28,7 @@ from sdatoms.diffusion.placement import (
     measure_pipeline,
     place,
 )
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.autoencoder import open_vae
 from sdatoms.models.recognize import FAMILIES, Prediction, read_checkpoint
 from sdatoms.models.single_file import open_checkpoint
@@ -84,6 +84,8 @@ def load_base(
         pipeline, or not one of a known family.
     """
     where = find_base(name_or_path)
+    for name, what in ((where, "base model"), (vae, "autoencoder"), (text_encoders, "encoders")):
+        check_text(str(name), f"the path of the {what}")
     path, target = Path(where), torch.device(device or pick_device())
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise AtomError(
@@ -141,9 +143,11 @@ def choose_dtype(
     """The dtype to open a base in.
 
     Raises:
-        AtomError: the name is not one of `DTYPE_NAMES`.
+        AtomError: the name is not one of `DTYPE_NAMES`, or the dtype has 8 bits.
     """
     if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            raise AtomError(f"dtype is {dtype}; a base is opened in 16 or 32 bits")
         return dtype
     if dtype not in DTYPE_NAMES:
         raise AtomError(f"dtype is {clip(str(dtype))!r}; it takes {', '.join(DTYPE_NAMES)}")

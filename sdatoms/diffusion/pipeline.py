@@ -73,6 +73,8 @@ def paint(
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if not 1 <= num_inference_steps <= most:
         raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes 1 to {most}")
+    if not math.isfinite(guidance_scale):
+        raise AtomError(f"guidance_scale is {guidance_scale}; it takes a finite number")
     width, height = choose_size(pipe, width, height)
     if init_picture is not None and not 0 < denoising_strength <= 1:
         raise AtomError(f"denoising_strength is {denoising_strength}; it goes from above 0 to 1")

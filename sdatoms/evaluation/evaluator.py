@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, first_line
+from sdatoms.errors import AtomError, check_text, first_line
 from sdatoms.storage import find_assets
 
 __all__ = [
@@ -212,7 +212,10 @@ def load_evaluator(
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-    where = name_or_path or str(find_assets() / "emoji-clip")
+    where = check_text(
+        name_or_path or str(find_assets() / "emoji-clip"), "the path of the evaluator"
+    )
+    check_text(style_name_or_path or "", "the path of the style evaluator")
     if name_or_path is None and not Path(where).is_dir():
         raise AtomError(f"the bundled evaluator is missing from {where!r}; name a CLIP model")
     head = Path(where) / HEAD_FILE

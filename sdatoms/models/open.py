@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
 from sdatoms.models.recognize import read_checkpoint
@@ -163,7 +163,7 @@ def open_model(
     Raises:
         AtomError: the name is unknown, or the folder or file holds no model.
     """
-    text, path = str(where), Path(where)
+    text, path = check_text(str(where), "the path of the model"), Path(where)
     if text in MODELS:
         blueprint = MODELS[text]
         return OpenedModel(build_model(text, dtype, seed), blueprint.component, blueprint.source)

@@ -260,6 +260,7 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run failed
             self.report(phase, 0.0, force=True)
         self.lock.release()
+        self.stop.writing = False  # what comes after may be stopped at once
 
     def walk(self) -> Iterator[TrainStep]:
         """Yield every step; write the results after the last one."""

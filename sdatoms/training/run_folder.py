@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, check_text
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -243,11 +243,5 @@ def write_value(key: str, value: Any) -> str:
     if isinstance(value, float):
         return "nan" if math.isnan(value) else repr(value)  # inf is inf in both
     text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise AtomError(
-            f"--{key} is {clip(str(value))!r}, which holds bytes that are no text; rename what it "
-            "names"
-        ) from None
+    check_text(str(value), f"--{key}")
     return text

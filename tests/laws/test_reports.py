@@ -332,6 +332,47 @@ def test_all_that_settings_hold_comes_back_from_toml(tmp_path):
         write_toml({"output_dir": "caf\udce9"})
 
 
+NO_TEXT = "caf\udce9"
+"""As Python gives a word of the command line whose bytes are no UTF-8."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", NO_TEXT],
+        ["generate", "x", "--negative_prompt", NO_TEXT],
+        ["generate", "x", "--vae", NO_TEXT],
+        ["generate", "x", "--pretrained_model_name_or_path", NO_TEXT],
+        ["inject", NO_TEXT],
+        ["compose", "FILE", "--output", "sum.safetensors", "--title", NO_TEXT],
+        ["export", "FILE", "--format", "pipeline", "--output", NO_TEXT],
+        *(
+            ["train", "--instance_data_dir", "x", "--instance_prompt", "x", flag, NO_TEXT]
+            for flag in ("--trigger", "--instance_prompt", "--validation_prompts", "--output_dir")
+        ),
+    ],
+)
+def test_words_that_are_no_text_are_refused_where_they_must_be_text(
+    tmp_path, monkeypatch, capsys, make_file, tiny_base, words
+):
+    monkeypatch.chdir(tmp_path)
+    words = [str(make_file()) if word == "FILE" else word for word in words]
+    if words[0] == "generate" and "--pretrained_model_name_or_path" not in words:
+        words += ["--pretrained_model_name_or_path", str(tiny_base)]
+    held = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "is 'caf ', which holds bytes that are no text" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == held
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(tiny_base, scale):
+    with pytest.raises(sdatoms.AtomError, match="it takes a finite number"):
+        paint(load_base(str(tiny_base), device="cpu"), ["a"], [0], guidance_scale=scale)
+
+
 # D. One reader of prompts.
 
 
