@@ -5,6 +5,7 @@ __all__ = [
     "check_text",
     "clip",
     "first_line",
+    "mark_bytes",
 ]
 
 
@@ -23,6 +24,11 @@ def check_text(text: str, what: str) -> str:
     except UnicodeEncodeError:
         raise AtomError(f"{what} is {clip(text)!r}, which holds bytes that are no text") from None
     return text
+
+
+def mark_bytes(text: str) -> str:
+    """Text with question marks for the bytes of a name that are no text: what a page can show."""
+    return text.encode(errors="replace").decode()
 
 
 def clip(text: str, length: int = 120) -> str:

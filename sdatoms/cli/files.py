@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,10 +19,12 @@ __all__ = [
     "add_compose",
     "add_export",
     "add_inspect",
+    "check_folder",
     "run_compose",
     "run_export",
     "run_inspect",
     "split_strength",
+    "writing",
 ]
 
 WORST = 5
@@ -108,6 +111,7 @@ def run_compose(args: argparse.Namespace) -> None:
     from sdatoms.files.reader import read_atoms
 
     wanted = [split_strength(text) for text in args.files]
+    check_folder(Path(args.output).parent)
     files = [read_atoms(path) for path, _ in wanted]
     sizes = [Path(path).stat().st_size for path, _ in wanted]
     summed = compose(files, [strength for _, strength in wanted], title=args.title)
@@ -170,6 +174,7 @@ def run_export(args: argparse.Namespace) -> None:
     form, names, rank = choose_form(args)
     if form == "pipeline":
         check_text(args.output, "--output")
+    check_folder(Path(args.output).parent)
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
     pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":
@@ -262,6 +267,26 @@ def counting(unit: str) -> Iterator[Any]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that cannot be written to; it need not be there yet.
+
+    Raises:
+        AtomError: it is a file, lies below one, or is closed to the user.
+    """
+    places = (folder, *folder.absolute().parents)
+    place = next((path for path in places if os.path.lexists(path)), folder)
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AtomError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
+    if not place.is_dir():
+        raise AtomError(f"{str(folder)!r} cannot be written: {str(place)!r} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise AtomError(f"{str(folder)!r} cannot be written: {str(place)!r} is closed to you")
 
 
 @contextmanager

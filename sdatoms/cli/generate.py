@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdatoms.cli.base import add_base_flags, open_base
-from sdatoms.cli.files import (
-    split_strength,
-)
+from sdatoms.cli.files import check_folder, split_strength, writing
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -74,6 +72,8 @@ def run_generate(args: argparse.Namespace) -> None:
         raise AtomError(f"--num_images is {args.num_images}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
     wanted = [split_strength(text) for text in args.atoms]
+    folder = Path(args.output_dir)
+    check_folder(folder)
     files = [(path, strength, read_atoms(path)) for path, strength in wanted]
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
@@ -81,7 +81,6 @@ def run_generate(args: argparse.Namespace) -> None:
         load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
     scheduler = type(pipe.scheduler).__name__
     scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
-    folder = Path(args.output_dir)
     slug = slugify(args.prompt)
     for seed in range(args.seed, args.seed + args.num_images):
         picture = paint(
@@ -112,7 +111,7 @@ def run_generate(args: argparse.Namespace) -> None:
             versions=list_versions(),
         )
         embedded = [file for _, _, file in files] if args.embed_atoms else []
-        with claim_name(folder, f"{slug}-{seed}") as path:
+        with writing(args.output_dir), claim_name(folder, f"{slug}-{seed}") as path:
             save_picture(picture, path, recipe, embedded)
         print(path, flush=True)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 from sdatoms.cli.base import advise_on_memory
 from sdatoms.cli.console import lasting_console, stopping_at_signals
 from sdatoms.cli.parser import LineParser
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 from sdatoms.version import __version__
 
 __all__ = [
@@ -28,6 +30,11 @@ __all__ = [
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals by which a command is asked to end."""
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+}
+"""What a system answers where a person gave the wrong path, or has no more room."""
 COMMANDS = {
     "demo": (
         "demo",
@@ -127,6 +134,9 @@ def guarding(
         except AtomError as error:
             print(f"sdatoms: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except OSError as error:
+            print(f"sdatoms: {explain_failure(error)}", file=sys.stderr)
+            raise SystemExit(2) from None
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, not imported for this
                 raise
@@ -135,6 +145,23 @@ def guarding(
         except KeyboardInterrupt:
             print("sdatoms: stopped", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+def explain_failure(error: OSError) -> str:
+    """One sentence for what the system refuses: a file that is closed, gone or of another kind, a
+    full disk.
+
+    Raises:
+        OSError: `error`, where it is of another kind.
+    """
+    if error.errno not in REFUSALS:
+        raise error
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is gone; go to another one"
+    where = "a file" if error.filename is None else repr(clip(os.fsdecode(error.filename), 300))
+    return f"{where} cannot be opened or written: {error.strerror}"
 
 
 def silence_libraries() -> None:

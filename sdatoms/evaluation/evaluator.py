@@ -25,8 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, check_text, first_line
-from sdatoms.storage import find_assets
+from sdatoms.errors import AtomError, first_line
+from sdatoms.models.header import UNOPENED
+from sdatoms.storage import check_place, find_assets
 
 __all__ = [
     "DrawingNet",
@@ -212,10 +213,9 @@ def load_evaluator(
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-    where = check_text(
-        name_or_path or str(find_assets() / "emoji-clip"), "the path of the evaluator"
-    )
-    check_text(style_name_or_path or "", "the path of the style evaluator")
+    where = name_or_path or str(find_assets() / "emoji-clip")
+    check_place(name_or_path, "evaluator")
+    check_place(style_name_or_path, "style evaluator")
     if name_or_path is None and not Path(where).is_dir():
         raise AtomError(f"the bundled evaluator is missing from {where!r}; name a CLIP model")
     head = Path(where) / HEAD_FILE
@@ -242,7 +242,7 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
         options = {} if "Tokenizer" in cls.__name__ else options
         try:
             found.append(cls.from_pretrained(where, **options))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNOPENED as error:
             raise AtomError(
                 f"the evaluator {where!r} cannot be opened: {first_line(error)}"
             ) from None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import read_checkpoint
 from sdatoms.models.single_file import open_unet
 
@@ -203,7 +204,7 @@ def load_folder(folder: Path) -> nn.Module:
     kind: Any = named
     try:
         model = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNOPENED as error:
         reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()

@@ -68,6 +68,8 @@ def check_settings(config: Any) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):
                 check_text(text, f"--{name}")
+                if "\0" in text and name.endswith(("_dir", "_path", "evaluator")):
+                    raise AtomError(f"--{name} is {text!r}; no path holds a NUL character")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:

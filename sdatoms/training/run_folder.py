@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sdatoms.errors import AtomError, check_text
-from sdatoms.storage import write_whole
+from sdatoms.storage import locate, write_whole
 
 __all__ = [
     "RunDirectory",
@@ -97,7 +97,11 @@ class RunDirectory:
         """Drop rows after `step`, which a resumed run will write again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if read_step(line) <= step]
+            rows = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if read_step(line) <= step
+            ]
             write_whole(path, "".join(row + "\n" for row in rows).encode())
 
     def set_status(
@@ -176,8 +180,8 @@ class RunDirectory:
         match = STEP.match(named.name)
         path = self.checkpoints / named.name
         if len(named.parts) > 1:
-            places = {named.parent.resolve(), (self.path / named.parent).resolve()}
-            if self.checkpoints.resolve() not in places:
+            places = {locate(named.parent), locate(self.path / named.parent)}
+            if locate(self.checkpoints) not in places:
                 raise AtomError(
                     f"the checkpoint {wanted!r} is not one of this run, {str(self.path)!r}, which "
                     f"holds {held}; name the --output_dir it belongs to"

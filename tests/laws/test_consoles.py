@@ -101,6 +101,7 @@ def test_help_into_a_closed_pipe_says_nothing_more(words):
 SIGNALLED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 _, module, number, *words = sys.argv
 class Interrupter:
     def find_spec(self, name, path=None, target=None):

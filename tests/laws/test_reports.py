@@ -236,6 +236,9 @@ def test_numbered_folders_come_as_often_as_they_say(tmp_path):
         ("prodigy_decouple: no", False),
         ("scale_lr: true", True),
         ("seed: 7", 7),
+        ("seed: null", 0),
+        ("train_batch_size: ~", 4),
+        ("trigger:", None),
     ],
 )
 def test_yaml_is_read_as_its_newest_form(tmp_path, ending, line, value):
@@ -364,6 +367,63 @@ def test_words_that_are_no_text_are_refused_where_they_must_be_text(
         main(words)
     assert stop.value.code == 2
     assert "is 'caf ', which holds bytes that are no text" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == held
+
+
+PATHS = {
+    "inspect": ["PATH"],
+    "inject": ["PATH"],
+    "compose": ["PATH", "--output", "sum"],
+    "compose out": ["FILE", "--output", "PATH"],
+    "export": ["PATH", "--for", "kohya", "--output", "sum", "BASE"],
+    "export out": ["FILE", "--for", "kohya", "--output", "PATH", "BASE"],
+    "generate atoms": ["x", "--atoms", "PATH", "BASE"],
+    "generate out": ["x", "--output_dir", "PATH", "BASE"],
+    "generate base": ["x", "--pretrained_model_name_or_path", "PATH"],
+    "generate vae": ["x", "--vae", "PATH", "BASE"],
+    "evaluate": ["PATH", "BASE"],
+    "evaluate subject": ["FILE", "--subject", "PATH", "BASE"],
+    "evaluate evaluator": ["FILE", "--evaluator", "PATH", "BASE"],
+    **{
+        f"train {flag}": ["--instance_prompt", "x", f"--{flag}", "PATH", *more, "BASE"]
+        for flag, more in (
+            ("instance_data_dir", ["--output_dir", "run"]),
+            ("output_dir", ["--instance_data_dir", "PICTURES"]),
+            ("config", ["--instance_data_dir", "PICTURES", "--output_dir", "run"]),
+            ("mask_data_dir", ["--instance_data_dir", "PICTURES", "--output_dir", "run"]),
+            ("evaluator", ["--instance_data_dir", "PICTURES", "--output_dir", "run"]),
+        )
+    },
+}
+"""Command and what its path is → its words."""
+
+
+@pytest.mark.filterwarnings("ignore:the weights of")
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("kind", ["long", "loop", "below a file", "gone"])
+def test_paths_that_lead_nowhere_are_one_sentence(
+    tmp_path, monkeypatch, capsys, make_file, make_pictures, tiny_base, name, kind
+):
+    if "out" in name and (kind == "gone" or (kind == "loop" and "generate" not in name)):
+        pytest.skip("it is made, or takes the link's place")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file, pictures = make_file(), make_pictures()
+    Path("loop.safetensors").symlink_to("loop.safetensors")
+    path = {
+        "long": "x" * 300,
+        "loop": "loop.safetensors",
+        "below a file": f"{file}/x",
+        "gone": "a/b/c.safetensors",
+    }[kind]
+    base = ["--pretrained_model_name_or_path", str(tiny_base)]
+    given = {"PATH": [path], "FILE": [str(file)], "PICTURES": [str(pictures)], "BASE": base}
+    words = [word for part in PATHS[name] for word in given.get(part, [part])]
+    held = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main([name.split()[0], *words])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and "Traceback" not in "".join(said) and said[-1].count(": ")
     assert sorted(tmp_path.rglob("*")) == held
 
 

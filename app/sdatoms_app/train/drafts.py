@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.errors import clip
+from sdatoms.errors import clip, mark_bytes
 from sdatoms.pictures import SIDECARS, read_picture
-from sdatoms.storage import decode_text, write_whole
+from sdatoms.storage import decode_text, locate, write_whole
 from sdatoms.training.captions import TABLES
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import read_json, write_json
@@ -222,7 +222,7 @@ class Draft:
             state = self._read()
             if id not in {p["id"] for p in state["pictures"]}:
                 raise AtomError(f"there is no picture {clip(id)!r} in this draft")
-            state["captions"][id] = text.strip()[:MAX_CAPTION]
+            state["captions"][id] = mark_bytes(text.strip()[:MAX_CAPTION])
             state["notes"].pop(id, None)  # it was about what a file held
             self._write(state)
 
@@ -276,12 +276,12 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in roots:
-        root = root.resolve()  # an operator may list a link
+        root = locate(root)  # an operator may list a link
         children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         for folder in [root, *children]:
             if folder.is_symlink() or folder.name.startswith("."):
                 continue
-            name = root.name if folder == root else f"{root.name}/{folder.name}"
+            name = mark_bytes(root.name if folder == root else f"{root.name}/{folder.name}")
             if holds_pictures(folder):
                 same = sum(other.partition(" (")[0] == name for other in found)
                 found[f"{name} ({same + 1})" if same else name] = folder
