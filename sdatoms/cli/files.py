@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -111,7 +111,7 @@ def run_compose(args: argparse.Namespace) -> None:
     from sdatoms.files.reader import read_atoms
 
     wanted = [split_strength(text) for text in args.files]
-    check_folder(Path(args.output).parent)
+    check_output(args.output, [path for path, _ in wanted])
     files = [read_atoms(path) for path, _ in wanted]
     sizes = [Path(path).stat().st_size for path, _ in wanted]
     summed = compose(files, [strength for _, strength in wanted], title=args.title)
@@ -174,7 +174,7 @@ def run_export(args: argparse.Namespace) -> None:
     form, names, rank = choose_form(args)
     if form == "pipeline":
         check_text(args.output, "--output")
-    check_folder(Path(args.output).parent)
+    check_output(args.output, [args.file])
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
     pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":
@@ -267,6 +267,18 @@ def counting(unit: str) -> Iterator[Any]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def check_output(output: str, sources: Sequence[str]) -> None:
+    """Refuse, before any work, an output that cannot be written, or that one of its sources is.
+
+    Raises:
+        AtomError: names it.
+    """
+    for source in sources:
+        if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+            raise AtomError(f"--output is {output!r}, which is read here too; name another file")
+    check_folder(Path(output).parent)
 
 
 def check_folder(folder: Path) -> None:

@@ -427,6 +427,39 @@ def test_paths_that_lead_nowhere_are_one_sentence(
     assert sorted(tmp_path.rglob("*")) == held
 
 
+@pytest.mark.parametrize(
+    "words", [["compose", "FILE"], ["export", "FILE", "--for", "kohya"], ["compose", "FILE=0.5"]]
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_file_is_written_over_what_it_is_made_from(tmp_path, capsys, make_file, words, linked):
+    file = make_file()
+    output = tmp_path / "link.safetensors" if linked else file
+    if linked:
+        output.symlink_to(file)
+    before = file.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main([*(word.replace("FILE", str(file)) for word in words), "--output", str(output)])
+    assert stop.value.code == 2 and "name another file" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("given", [None, b"x", 5, {"a": 1}])
+def test_arguments_of_another_kind_are_refused(make_unet, make_file, given, tiny_base):
+    unet = make_unet()
+    with pytest.raises(sdatoms.AtomError, match="takes a path, a hub id or an AtomFile"):
+        sdatoms.load_atoms(unet, given)
+    adapters = sdatoms.load_atoms(unet, make_file(), name="dog")
+    with pytest.raises(sdatoms.AtomError, match=r"strength|no adapter is named"):
+        adapters.set_strengths(given)
+    pipe = load_base(str(tiny_base), device="cpu")
+    with pytest.raises(sdatoms.AtomError, match="a prompt is a"):
+        paint(pipe, [given], [0])
+    with pytest.raises(sdatoms.AtomError, match="it takes"):
+        paint(pipe, ["a"], [0.5], num_inference_steps=1)
+    with pytest.raises(sdatoms.AtomError, match="it takes 1 to"):
+        paint(pipe, ["a"], [0], num_inference_steps=1.5)
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_numbers_that_are_none_are_refused(tiny_base, scale):
     with pytest.raises(sdatoms.AtomError, match="it takes a finite number"):
