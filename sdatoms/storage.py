@@ -65,7 +65,7 @@ def check_place(name: str | None, what: str) -> None:
         or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
     )
     if is_path and not os.path.exists(name):
-        raise AtomError(f"there is no {what} {name!r}: no folder and no file of that name")
+        raise AtomError(f"the {what} {name!r} cannot be opened: there is no such folder or file")
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
