@@ -9,12 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
+    "check_place",
     "decode_text",
     "find_assets",
     "list_subjects",
+    "locate",
     "read_subject",
     "read_table",
     "write_whole",
@@ -46,6 +48,30 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_place(name: str | None, what: str) -> None:
+    """Refuse what cannot be opened, before a hub is asked for it.
+
+    Raises:
+        AtomError: the name is no text; or it is a path, as hub ids (`owner/name`) never are, that
+            leads nowhere.
+    """
+    name = check_text(str(name or ""), f"the path of the {what}")
+    path = Path(name)
+    is_path = (
+        len(path.parts) > 2
+        or name.startswith(("/", ".", "~"))
+        or "\\" in name
+        or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+    )
+    if is_path and not os.path.exists(name):
+        raise AtomError(f"the {what} {name!r} cannot be opened: there is no such folder or file")
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The absolute path without links; links in a circle are left as they are, and lead nowhere."""
+    return Path(os.path.realpath(path))
 
 
 def find_assets() -> Path:

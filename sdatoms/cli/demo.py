@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.stopping import StopRequest, TrainingStopped
 
 __all__ = [
     "SEEDS",
@@ -60,10 +62,15 @@ def personalize(
     atom_variant: Any = "overcomplete",
     report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: StopRequest | None = None,
     **settings: Any,
 ) -> DemoResult:
     """Train on `assets/subjects/<subject>`, write the atom file and `before-after.png`, and
-    measure. `settings` are further fields of `TrainConfig`."""
+    measure. `settings` are further fields of `TrainConfig`.
+
+    Raises:
+        TrainingStopped: it was asked to stop; what it had is saved.
+    """
     folder, about = read_subject(subject)
     began = time.time()
     config = TrainConfig(
@@ -80,7 +87,7 @@ def personalize(
         f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of "
         f"{about['title']} for {max_train_steps} steps"
     )
-    for step in train(config):
+    for step in train(config, stop=stop):
         if progress:
             progress(step.step, step.total, step.loss)
     trained = time.time() - began
@@ -139,20 +146,33 @@ def run_demo(args: argparse.Namespace) -> None:
 
     from sdatoms.cli.evaluate import write_table
 
+    stop = StopRequest()
+    stop.listen()
     with tqdm(total=args.max_train_steps, unit="step") as bar:
 
         def show(step: int, total: int, loss: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        result = personalize(
-            args.subject,
-            args.output_dir,
-            args.max_train_steps,
-            args.atom_variant,
-            report=tqdm.write,
-            progress=show,
-        )
+        try:
+            result = personalize(
+                args.subject,
+                args.output_dir,
+                args.max_train_steps,
+                args.atom_variant,
+                report=tqdm.write,
+                progress=show,
+                stop=stop,
+            )
+        except TrainingStopped as stopped:
+            bar.close()
+            again = f"sdatoms train --config {Path(args.output_dir) / 'config.toml'}"
+            print(
+                f"stopped at step {stopped.step}; continue with {again} "
+                "--resume_from_checkpoint latest",
+                file=sys.stderr,
+            )
+            raise SystemExit(130) from None
     print(f"parameters         {result.parameters:,}")
     print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
     print(f"training           {result.seconds} seconds, loading and samples included")

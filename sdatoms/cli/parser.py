@@ -45,6 +45,7 @@ class LineParser(argparse.ArgumentParser):
             chosen = find_command(self, parsed)
             near = find_near(flag, list_flags(chosen))
             hint = f"did you mean {near}?" if near else f"see {chosen.prog} --help"
+            hint = "flags come after the command" if near == flag else hint
             chosen.error(f"unknown {'flag' if flag.startswith('-') else 'word'} {flag}; {hint}")
         return parsed
 

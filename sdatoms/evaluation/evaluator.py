@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
-from sdatoms.storage import find_assets
+from sdatoms.models.header import UNOPENED
+from sdatoms.storage import check_place, find_assets
 
 __all__ = [
     "DrawingNet",
@@ -213,6 +214,8 @@ def load_evaluator(
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
     where = name_or_path or str(find_assets() / "emoji-clip")
+    check_place(name_or_path, "evaluator")
+    check_place(style_name_or_path, "style evaluator")
     if name_or_path is None and not Path(where).is_dir():
         raise AtomError(f"the bundled evaluator is missing from {where!r}; name a CLIP model")
     head = Path(where) / HEAD_FILE
@@ -239,7 +242,7 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
         options = {} if "Tokenizer" in cls.__name__ else options
         try:
             found.append(cls.from_pretrained(where, **options))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNOPENED as error:
             raise AtomError(
                 f"the evaluator {where!r} cannot be opened: {first_line(error)}"
             ) from None

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from safetensors import SafetensorError
+
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
+    "UNOPENED",
     "Header",
     "TensorEntry",
     "read_header",
     "read_opening",
 ]
 
+UNOPENED = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What libraries raise for a model that they cannot open."""
 LIMIT = 100_000_000
 """Bytes a header may have, as in the safetensors library."""
 MAX_ENTRIES = 100_000

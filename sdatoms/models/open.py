@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import read_checkpoint
 from sdatoms.models.single_file import open_unet
 from sdatoms.storage import read_table
@@ -163,7 +164,7 @@ def open_model(
     Raises:
         AtomError: the name is unknown, or the folder or file holds no model.
     """
-    text, path = str(where), Path(where)
+    text, path = check_text(str(where), "the path of the model"), Path(where)
     if text in MODELS:
         blueprint = MODELS[text]
         return OpenedModel(build_model(text, dtype, seed), blueprint.component, blueprint.source)
@@ -203,7 +204,7 @@ def load_folder(folder: Path) -> nn.Module:
     kind: Any = named
     try:
         model = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNOPENED as error:
         reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()

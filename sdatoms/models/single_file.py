@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.original_layout import lay_out
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
@@ -327,7 +328,7 @@ def load_text_encoders(folder: Path, parts: tuple[str, ...], dtype: torch.dtype)
             found[tokenizer] = transformers.CLIPTokenizer.from_pretrained(
                 folder, subfolder=tokenizer, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNOPENED as error:
             reason = first_line(error)
             raise AtomError(f"the {part} of {str(folder)!r} cannot be opened: {reason}") from None
     return found

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "RANGES",
@@ -63,6 +63,13 @@ def check_settings(config: Any) -> None:
     Raises:
         AtomError: names the flag, what came and what fits.
     """
+    for name in get_type_hints(type(config)):
+        value = getattr(config, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                check_text(text, f"--{name}")
+                if "\0" in text and name.endswith(("_dir", "_path", "evaluator")):
+                    raise AtomError(f"--{name} is {text!r}; no path holds a NUL character")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:

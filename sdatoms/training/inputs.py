@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdatoms.diffusion.family import read_resolution, refuse_inpainting
 from sdatoms.errors import AtomError
+from sdatoms.storage import locate
 from sdatoms.training.class_pictures import check_classes, find_class_folder
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import PictureFolder, check_folder
@@ -21,7 +22,7 @@ def check_places(config: TrainConfig) -> None:
     Raises:
         AtomError: names both, and what would happen.
     """
-    instances, run = Path(config.instance_data_dir).resolve(), Path(config.output_dir).resolve()
+    instances, run = locate(config.instance_data_dir), locate(config.output_dir)
     if run.is_relative_to(instances):
         raise AtomError(
             f"--output_dir {config.output_dir!r} lies in --instance_data_dir "
@@ -30,7 +31,7 @@ def check_places(config: TrainConfig) -> None:
         )
     if config.class_data_dir is None or not config.with_prior_preservation:
         return
-    classes = Path(config.class_data_dir).resolve()
+    classes = locate(config.class_data_dir)
     for flag, other in (("instance_data_dir", instances), ("output_dir", run)):
         inside = flag == "output_dir" and classes != other and not other.is_relative_to(classes)
         if not inside and (classes.is_relative_to(other) or other.is_relative_to(classes)):

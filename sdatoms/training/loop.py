@@ -78,9 +78,7 @@ def train(
                     "fp16"
                 ) from None
             if is_closed_disk(error):
-                raise AtomError(
-                    f"the run directory {config.output_dir!r} cannot be written: {error}"
-                ) from None
+                raise AtomError(blame_path(error, run.directory.path)) from None
             raise
         with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
             try:
@@ -220,6 +218,11 @@ class Run:
             self.notify(note)
         if resumed:
             self.log(f"resumed from step-{trainer.step:06d}")
+            if trainer.step >= config.max_train_steps:
+                self.note(
+                    f"all {config.max_train_steps} steps are done; a larger --max_train_steps "
+                    "trains on"
+                )
             self.saved = trainer.step
             self.measured = resumed.state["measured"]
             if self.best and resumed.state["best"]:
@@ -260,6 +263,7 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run failed
             self.report(phase, 0.0, force=True)
         self.lock.release()
+        self.stop.writing = False  # what comes after may be stopped at once
 
     def walk(self) -> Iterator[TrainStep]:
         """Yield every step; write the results after the last one."""
@@ -360,6 +364,14 @@ class Run:
         if not self.trainer.torn:
             self.save()
         return self.saved
+
+
+def blame_path(error: Any, run: Path) -> str:
+    """One sentence for a file that cannot be read or written: of the run directory, or another."""
+    named = error.filename
+    if isinstance(named, str) and not Path(named).is_relative_to(run):
+        return f"{named!r} cannot be opened: {error.strerror}"
+    return f"the run directory {str(run)!r} cannot be written: {error}"
 
 
 def is_main() -> bool:

@@ -20,9 +20,10 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.errors import clip
+from sdatoms.errors import clip, mark_bytes
 from sdatoms.pictures import SIDECARS, read_picture
-from sdatoms.storage import decode_text, read_table, write_whole
+from sdatoms.storage import decode_text, locate, read_table, write_whole
+from sdatoms.training.captions import TABLES
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.worker import write_json
 from sdatoms_app.studio.library import slugify
@@ -35,6 +36,7 @@ __all__ = [
     "drop_stray_captions",
     "list_files",
     "list_folders",
+    "list_passed",
 ]
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -65,6 +67,8 @@ class Picture:
     """Its own prompt; empty: the prompt all share."""
     mask: Path | None = None
     """Where it counts: white where the loss does."""
+    note: str = ""
+    """What a person should know about its caption."""
 
 
 class Draft:
@@ -81,7 +85,7 @@ class Draft:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"pictures": [], "captions": {}, "form": {}}
+        empty: dict[str, Any] = {"pictures": [], "captions": {}, "notes": {}, "form": {}}
         return empty | read_table(self.folder / "draft.json", {})
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -106,6 +110,7 @@ class Draft:
                 self.folder / p["file"],
                 state["captions"].get(p["id"], ""),
                 mask if (mask := self.folder / f"{p['id']}{MASK}").is_file() else None,
+                state["notes"].get(p["id"], ""),
             )
             for p in state["pictures"]
         ]
@@ -125,9 +130,10 @@ class Draft:
             for path in found.pictures:
                 refused += name_fault(path, self._add_picture(state, path, owners))
             for path, stem in found.captions:
-                text = read_caption(path)
+                text, note = read_caption(path)
                 if stem in owners and text and not state["captions"].get(owners[stem]):
                     state["captions"][owners[stem]] = text
+                    state["notes"][owners[stem]] = note
             for path, stem in found.masks:
                 refused += name_fault(path, self._add_mask(state, path, owners.get(stem)))
             for path in found.strays:
@@ -216,7 +222,8 @@ class Draft:
             state = self._read()
             if id not in {p["id"] for p in state["pictures"]}:
                 raise AtomError(f"there is no picture {clip(id)!r} in this draft")
-            state["captions"][id] = text.strip()[:MAX_CAPTION]
+            state["captions"][id] = mark_bytes(text.strip()[:MAX_CAPTION])
+            state["notes"].pop(id, None)  # it was about what a file held
             self._write(state)
 
     def check(self, resolution: int) -> list[PictureCheck]:
@@ -249,10 +256,17 @@ def name_fault(path: Path, fault: str) -> list[str]:
     return [fault if path.name in fault else f"{clip(path.name, 80)}: {fault}"]
 
 
-def read_caption(path: Path) -> str:
+def read_caption(path: Path) -> tuple[str, str]:
+    """The caption a file holds, and what a person should know about it."""
     if path.stat().st_size > MAX_PICTURE_BYTES:
-        return ""
-    return decode_text(path.read_bytes())[0].strip()[:MAX_CAPTION]
+        return "", ""
+    text, encoding = decode_text(path.read_bytes())
+    text, notes = text.strip(), []
+    if not encoding.startswith("utf"):
+        notes.append(f"its caption is no Unicode and read as {encoding}")
+    if len(text) > MAX_CAPTION:
+        notes.append(f"its caption is cut to {MAX_CAPTION} characters")
+    return text[:MAX_CAPTION], "; ".join(notes)
 
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
@@ -262,12 +276,12 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in roots:
-        root = root.resolve()  # an operator may list a link
+        root = locate(root)  # an operator may list a link
         children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         for folder in [root, *children]:
             if folder.is_symlink() or folder.name.startswith("."):
                 continue
-            name = root.name if folder == root else f"{root.name}/{folder.name}"
+            name = mark_bytes(root.name if folder == root else f"{root.name}/{folder.name}")
             if holds_pictures(folder):
                 same = sum(other.partition(" (")[0] == name for other in found)
                 found[f"{name} ({same + 1})" if same else name] = folder
@@ -284,6 +298,15 @@ def list_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
     files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
     return drop_stray_captions(files)
+
+
+def list_passed(folder: Path) -> list[str]:
+    """What of a folder is not taken, though the trainer itself would read it."""
+    seen = sorted(p for p in folder.iterdir() if p.name[0] != "." and not p.is_symlink())
+    tables = [clip(p.name) for p in seen if p.is_file() and p.name.lower() in TABLES]
+    below = [clip(p.name) for p in seen if p.is_dir() and holds_pictures(p)]
+    found = [("tables of captions", tables), ("subfolders, which are folders of their own", below)]
+    return [f"{what}: {', '.join(names[:5])}" for what, names in found if names]
 
 
 def drop_stray_captions(files: Sequence[Path]) -> list[Path]:

@@ -20,7 +20,14 @@ from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
 from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.studio import Studio
-from sdatoms_app.train.drafts import Draft, Picture, drop_stray_captions, list_files, list_folders
+from sdatoms_app.train.drafts import (
+    Draft,
+    Picture,
+    drop_stray_captions,
+    list_files,
+    list_folders,
+    list_passed,
+)
 from sdatoms_app.train.form import (
     PRESETS,
     change_preset,
@@ -99,10 +106,11 @@ class TrainPage:
         counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += [
-            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
+            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}{p.note and f'; {p.note}'}"
             for p, v in pairs
-            if v.kind != "fine" or "," in v.text or p.mask
+            if v.kind != "fine" or "," in v.text or p.mask or p.note
         ]
+        lines += describe_extras(pictures)
         lines += [f"✗ left out · {line}" for line in refused]
         now = next((p for p in pictures if p.id == chosen), pictures[0] if pictures else None)
         choices = [(p.name, p.id) for p in pictures]
@@ -144,7 +152,8 @@ class TrainPage:
         """Copy the pictures of a listed folder of the server into a draft."""
         files = self.find_files(name)
         draft = self.open(token)
-        return self.show(draft, refused=draft.add(files))
+        passed = list_passed(list_folders(self.places)[name or ""])
+        return self.show(draft, refused=[*draft.add(files), *passed])
 
     def find_files(self, name: str | None) -> list[Path]:
         """Pictures and captions of a listed folder.
@@ -307,6 +316,18 @@ class TrainPage:
             draft.add(sorted(folder.iterdir()))
         values = read_defaults() | request
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
+
+
+def describe_extras(pictures: Sequence[Picture]) -> list[str]:
+    """How many pictures have a mask or a caption of their own."""
+    masks = sum(p.mask is not None for p in pictures)
+    captions = sum(bool(p.caption) for p in pictures)
+    found = []
+    if masks:
+        found.append(f"{count(masks, 'mask')}: where white, the picture counts; not trained on")
+    if captions:
+        found.append(f"{captions} of {count(len(pictures), 'picture')} with a caption of its own")
+    return found
 
 
 def mark(picture: Picture, found: PictureCheck) -> str:

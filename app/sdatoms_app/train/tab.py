@@ -84,7 +84,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
     upload = gr.File(
-        label="Drop pictures and their .txt captions",
+        label="Drop pictures, with their captions (.txt) and masks (.mask.png, -masklabel.png)",
         file_count="multiple",
         height=150,
         elem_id="train-upload",
