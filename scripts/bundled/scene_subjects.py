@@ -124,9 +124,7 @@ def pick_familiar(gallery: Gallery) -> Sequence[int]:
     return picked
 
 
-def make_wish(
-    gallery: Gallery, number: int, scene: Scene, noun: str, trigger: str = ""
-) -> Wish:
+def make_wish(gallery: Gallery, number: int, scene: Scene, noun: str, trigger: str = "") -> Wish:
     second = gallery.find(scene.second) if scene.second else None
     name = gallery.concepts[second].name if second is not None else ""
     kinds = [kind for kind, _ in scene.modifiers]
