@@ -20,7 +20,7 @@ from bundled.probe_training import show_on_white
 from bundled.scenes import render
 from sdatoms.evaluation.truth import KNOWN, Truth, Wish, write_truth
 
-__all__ = ["SCENE_SUBJECTS", "SETTINGS", "TRAINED", "write_scene_subjects"]
+__all__ = ["SCENE_SUBJECTS", "SETTINGS", "TRAINED", "make_wish", "write_scene_subjects"]
 
 TRIGGER = "sks"
 PACKAGE = "emoji-datasource-google@16.0.0"

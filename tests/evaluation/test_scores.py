@@ -9,10 +9,12 @@ from tiny.pictures import draw_noise
 
 import sdatoms
 from sdatoms.cli.evaluate import write_table
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer, evaluate, measure_samples
-from sdatoms.evaluation.truth import read_truth
+from sdatoms.evaluation.truth import choose_prompts, read_truth
+from sdatoms.storage import find_assets, read_subject
 
 PAINTING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
@@ -93,6 +95,27 @@ def test_true_pictures_bring_three_figures_and_four_rows(scenes):
     assert not any(name.startswith("wrong vendor") for name in rows)
     head = write_table(list(rows.values())).splitlines()[0].split()
     assert head[-3:] == ["truth", "error", "followed"]
+
+
+def count_latents():
+    """Latent channels of the bundled base; the one that was trained on scenes has 24."""
+    return json.loads((find_assets() / "emoji-sd" / "unet" / "config.json").read_text())[
+        "in_channels"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(count_latents() < 24, reason="the bundled base was not trained on scenes")
+def test_the_base_paints_what_it_knows_better_than_what_it_does_not():
+    folder, about = read_subject("robot")
+    prompts = choose_prompts(read_truth("robot"), about["instance_prompt"])
+    scorer = Scorer(load_base(), load_evaluator(), prompts=prompts, seeds=[0], subject=folder)
+    rows = {row.name: row for row in scorer.check()}
+    base, ceiling = rows["base without atoms"], rows["ceiling: base, things it knows"]
+    assert base.truth < ceiling.truth < rows["true pictures"].truth
+    assert ceiling.truth > rows["wrong subject: others, same settings"].truth
+    assert base.error > ceiling.error
+    assert ceiling.followed > 0.7 > rows["wrong setting: the subject alone"].followed
 
 
 def test_prompts_come_from_the_trigger_and_are_read_without_it():
