@@ -136,7 +136,7 @@ def train_clip(
     *,
     steps: int,
     start: int = 0,
-    concepts_per_batch: int = 24,
+    concepts_per_batch: int = 16,
     learning_rate: float = 1e-3,
     precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
@@ -159,7 +159,7 @@ def train_clip(
         pictures = torch.cat([collection.pictures[pick], scenes])
         views = make_view(pictures.float() / 255, generator) * 2 - 1
         tokens = torch.cat([write_tokens(concept.tolist(), rng), words])
-        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps, min(200, steps // 10)))
         with cast(precision):
             images = model.get_image_features(pixel_values=views).pooler_output
             texts = model.get_text_features(input_ids=tokens).pooler_output

@@ -71,7 +71,7 @@ class SceneDiet:
 
     gallery: Gallery
     tokenizer: object
-    groups: int = 12
+    groups: int = 8
     size: int = 8
 
     def draw(self, rng: random.Random) -> tuple[Tensor, Tensor]:
