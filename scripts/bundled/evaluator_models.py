@@ -147,7 +147,7 @@ def train_clip(
     picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`. Beside them it has scenes,
     `draw_scenes(rng)`: pictures `(n, 3, 64, 64)` uint8 and the ids of their captions.
     """
-    by_concept = group_pictures(collection)
+    by_concept, warmup = group_pictures(collection), min(200, 1 + steps // 10)
     parameters = list(model.parameters())
     model.train()
     for step in range(start, steps):
@@ -159,7 +159,7 @@ def train_clip(
         pictures = torch.cat([collection.pictures[pick], scenes])
         views = make_view(pictures.float() / 255, generator) * 2 - 1
         tokens = torch.cat([write_tokens(concept.tolist(), rng), words])
-        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps, min(200, steps // 10)))
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps, warmup))
         with cast(precision):
             images = model.get_image_features(pixel_values=views).pooler_output
             texts = model.get_text_features(input_ids=tokens).pooler_output

@@ -209,7 +209,7 @@ def describe_result(result: DemoResult, steps: int) -> str:
     run = result.atoms.parent
     size = f"{result.parameters:,} numbers in one file of {result.bytes / 1000:,.0f} kB"
     return f"""
-What was learnt: the thing in the pictures of {result.subject},
+What was learnt: what the pictures in {result.subject} show,
 in {steps} steps and {result.seconds:.0f} seconds, loading and samples included.
 The base is as it was; all that was learnt is {size}.
 

@@ -123,6 +123,8 @@ class Scorer:
         """What the base painted for the prompts."""
         self.examiner: Examiner | None = None
         """Knows the true pictures of the prompts, where there are any."""
+        self.ceiling: tuple[list[str], list[Image.Image]] = ([], [])
+        """Prompts of the same settings about things that the base knows, and its pictures."""
         truth = self.given.truth if self.given else None
         if truth and any(n is not None for n in truth.find(prompts)):
             self.examiner = Examiner(evaluator, truth)
@@ -131,8 +133,6 @@ class Scorer:
     def paint_ceiling(
         self, base: Any, truth: Truth, prompts: Sequence[str], seed: int
     ) -> tuple[list[str], list[Image.Image]]:
-        """Prompts in the same settings about things that the base was trained on, and its
-        pictures."""
         known = read_truth(KNOWN)
         asked = [known.wishes[n].prompt for n in truth.find(prompts) if n is not None]
         return asked, paint(base, asked, [seed] * len(asked), **self.painting)
