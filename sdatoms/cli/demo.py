@@ -89,7 +89,7 @@ def personalize(
     )
     report(
         f"training {atom_variant} atoms for {max_train_steps} steps on the "
-        f"{len(find_pictures(folder)[0])} pictures in {folder}: {about['title'].lower()}"
+        f"{len(find_pictures(folder)[0])} pictures in {shorten(folder)}: {about['title'].lower()}"
     )
     for step in train(config):
         if progress:
@@ -201,6 +201,12 @@ def run_demo(args: argparse.Namespace) -> None:
     print(describe_result(result, args.max_train_steps))
 
 
+def shorten(path: Path) -> Path:
+    """The path as seen from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def describe_result(result: DemoResult, steps: int) -> str:
     """What was learnt, where the files are, what the figures say, and what to try next."""
     from sdatoms.cli.evaluate import write_table
@@ -209,7 +215,7 @@ def describe_result(result: DemoResult, steps: int) -> str:
     run = result.atoms.parent
     size = f"{result.parameters:,} numbers in one file of {result.bytes / 1000:,.0f} kB"
     return f"""
-What was learnt: what the pictures in {result.subject} show,
+What was learnt: what the pictures in {shorten(result.subject)} show,
 in {steps} steps and {result.seconds:.0f} seconds, loading and samples included.
 The base is as it was; all that was learnt is {size}.
 

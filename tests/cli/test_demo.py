@@ -46,7 +46,7 @@ def test_it_says_what_was_learnt_where_it_is_and_what_to_try():
     for said in (
         "300 steps",
         "1,234 numbers",
-        str(FOLDER),
+        str(Path("subjects") / SUBJECT),
         "outputs/demo/before-after.png",
         "0.750",
         f'sdatoms generate "{PROMPTS[-1]}" --atoms outputs/demo/atoms.safetensors',
