@@ -192,7 +192,10 @@ class Scorer:
 def score_truth(examiner: Examiner, prompts: Sequence[str]) -> list[Row]:
     """The rows of true pictures, which need no base: the subject's own, other subjects' in the same
     settings, and the subject without any setting."""
-    return [score_true(name, examiner, *shown) for name, *shown in examiner.list_checks(prompts)]
+    return [
+        score_true(name, examiner, pictures, asked)
+        for name, pictures, asked in examiner.list_checks(prompts)
+    ]
 
 
 def score_true(
