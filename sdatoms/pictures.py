@@ -151,7 +151,7 @@ def draw_grid(
     their pixels away."""
     font = ImageFont.load_default(size=max(11, cell // 9))
     margin = max([int(font.getlength(label)) for label in row_labels], default=0) + 16
-    head = cell // 5 + 4 if column_labels else 0
+    head = max([label.count("\n") + 1 for label in column_labels], default=0) * (cell // 5 + 4)
     columns = max(len(row) for row in rows)
     grid = Image.new("RGB", (margin + columns * (cell + 4), head + len(rows) * (cell + 4)), "white")
     draw = ImageDraw.Draw(grid)
@@ -162,6 +162,7 @@ def draw_grid(
             fill="black",
             font=font,
             anchor="mm",
+            align="center",
         )
     for r, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         top = head + r * (cell + 4)

@@ -162,6 +162,7 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
     from sdatoms.diffusion.family import find_base
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import measure_samples
+    from sdatoms.evaluation.truth import find_truth
     from sdatoms.storage import find_assets
 
     if not config.validation_steps or not config.num_validation_images:
@@ -170,7 +171,8 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
         base = locate(find_base(config.pretrained_model_name_or_path))
         if base != locate(find_base(None)) or not (find_assets() / "emoji-clip").is_dir():
             return None
-    return measure_samples(load_evaluator(config.evaluator, config.style_evaluator))
+    evaluator = load_evaluator(config.evaluator, config.style_evaluator)
+    return measure_samples(evaluator, find_truth(Path(config.instance_data_dir)))
 
 
 def is_main_process() -> bool:

@@ -155,6 +155,11 @@ class Evaluator:
         """How pictures are drawn and which ones they are, `(n, e)` float32 on the CPU."""
         return embed(pictures, self.style_processor, self.clip, self.read_styles)
 
+    def embed_instances(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Which pictures they are, `(n, k)` float32 on the CPU: the style head's first half; what
+        sees style where there is no such head."""
+        return embed(pictures, self.style_processor, self.clip, self.read_instances)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """What texts say, `(n, d)` float32 on the CPU; long ones are cut where CLIP's window is."""
@@ -173,6 +178,11 @@ class Evaluator:
 
     def read_concepts(self, pixels: Tensor) -> Tensor:
         return self.clip.get_image_features(pixel_values=pixels).pooler_output
+
+    def read_instances(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.style, StyleHead):
+            return self.style.instance(pixels)
+        return self.read_styles(pixels)
 
     def read_styles(self, pixels: Tensor) -> Tensor:
         if isinstance(self.style, StyleHead):

@@ -238,8 +238,8 @@ class TrainConfig:
     style_evaluator: str | None = None
     """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
     best_metric: str | None = None
-    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance;
-    or auto."""
+    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance, of
+    bundled subjects in scenes also truth, error, followed; or auto."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None
