@@ -21,7 +21,8 @@ from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
 from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
 from sdatoms.training.buckets import Size, list_buckets
-from sdatoms.training.class_pictures import find_class_folder, make_class_pictures
+from sdatoms.training.class_pictures import make_class_pictures
+from sdatoms.training.concepts import list_classes, list_concepts
 from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
 from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
@@ -206,7 +207,8 @@ def prepare_data(
         report: takes the name of what goes on, before each picture.
     """
     cache = Path(config.encoding_cache_dir) if config.encoding_cache_dir else None
-    prompts = [config.class_prompt] if config.class_prompt else []
+    concepts = list_concepts(config)
+    prompts = [text for text in (config.class_prompt, *list_classes(config, concepts)) if text]
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
     instances: list[Encoded] = []
@@ -215,10 +217,9 @@ def prepare_data(
         for injection in injections.values():
             stack.enter_context(without_atoms(injection))
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
-            class_folder = find_class_folder(config.class_data_dir, config.output_dir)
-            class_prompt = config.class_prompt or ""
+            folders = list_classes(config, concepts)
             with stop_together(wait):
-                if paints:
+                for class_prompt, class_folder in folders.items() if paints else ():
                     make_class_pictures(
                         pipe,
                         class_folder,
@@ -229,8 +230,11 @@ def prepare_data(
                         log=log,
                         report=lambda: report("class images"),
                     )
-            found = check_folder(class_folder, class_prompt)
-            class_sources = found.sources
+            class_sources = [
+                source
+                for class_prompt, class_folder in folders.items()
+                for source in check_folder(class_folder, class_prompt).sources
+            ]
         with stop_together(wait):
             if class_sources is not None:
                 classes = encode_pictures(
@@ -245,7 +249,10 @@ def prepare_data(
                 copies=config.color_copies,
                 seed=config.seed,
                 cache=cache,
+                crop_style=config.crop_style,
+                crops=config.crop_copies,
                 report=lambda: report("encoding"),
+                log=log,
             )
         return TrainingData(
             pipe,
