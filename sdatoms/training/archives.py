@@ -11,10 +11,11 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.pictures import PICTURE_SUFFIXES, SIDECARS
 
 __all__ = [
+    "extract_zip",
     "is_zip",
     "unpack_zip",
 ]
@@ -24,6 +25,7 @@ MAX_BYTES = 8 << 30
 MAX_FILES = 50_000
 TAKEN = {*PICTURE_SUFFIXES, *SIDECARS, ".json", ".jsonl", ".csv"}
 """What files are unpacked end in."""
+DESCRIPTION = "data.toml"
 UNPACKED: dict[tuple[str, int, int], tuple[tempfile.TemporaryDirectory[str], list[str]]] = {}
 """Zip and its date and size → where it lies; removed when the process ends."""
 
@@ -46,10 +48,7 @@ def unpack_zip(path: Path) -> tuple[Path, list[str]]:
     if key not in UNPACKED:
         folder = tempfile.TemporaryDirectory(prefix="sdatoms-zip-")
         try:
-            passed = unpack(path, Path(folder.name))
-        except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, EOFError) as error:
-            folder.cleanup()
-            raise AtomError(f"the zip {str(path)!r} cannot be read: {error}") from None
+            passed = extract_zip(path, Path(folder.name))
         except BaseException:
             folder.cleanup()
             raise
@@ -58,23 +57,43 @@ def unpack_zip(path: Path) -> tuple[Path, list[str]]:
     return Path(folder.name), passed
 
 
-def unpack(path: Path, folder: Path) -> list[str]:
-    left, passed = MAX_BYTES, []
+def extract_zip(path: Path, folder: Path, max_bytes: int | None = None) -> list[str]:
+    """Unpack into a folder that is empty; returns what was passed over.
+
+    Args:
+        max_bytes: of all files together; as much as any training takes when not given.
+
+    Raises:
+        AtomError: as `unpack_zip`.
+    """
+    try:
+        return extract(path, folder, max_bytes or MAX_BYTES)
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, EOFError) as error:
+        raise AtomError(
+            f"the zip {clip(path.name)!r} cannot be read: {first_line(error)}"
+        ) from None
+
+
+def extract(path: Path, folder: Path, most: int) -> list[str]:
+    left, passed = most, []
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) > MAX_FILES:
             raise AtomError(
-                f"the zip {str(path)!r} holds {len(members)} files; at most {MAX_FILES} are read"
+                f"the zip {clip(path.name)!r} holds {len(members)} files; at most {MAX_FILES} are read"
             )
         for member in members:
             inside = check_name(path, member.filename)
             hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)
             link = stat.S_ISLNK(member.external_attr >> 16)
-            if hidden or link or inside.suffix.lower() not in TAKEN:
+            taken = inside.suffix.lower() in TAKEN or inside.name == DESCRIPTION
+            if hidden or link or not taken:
                 passed += [] if hidden else [clip(inside.as_posix())]
                 continue
             if member.flag_bits & 1:
-                raise AtomError(f"the zip {str(path)!r} is locked by a password; unpack it first")
+                raise AtomError(
+                    f"the zip {clip(path.name)!r} is locked by a password; unpack it first"
+                )
             target = folder.joinpath(*inside.parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, target.open("xb") as file:
@@ -83,7 +102,7 @@ def unpack(path: Path, folder: Path) -> list[str]:
                     left -= len(data)
                     if left < 0:
                         raise AtomError(
-                            f"the zip {str(path)!r} unpacks to more than {MAX_BYTES >> 30} GiB"
+                            f"the zip {clip(path.name)!r} unpacks to more than {most >> 20} MB"
                         )
                     file.write(data)
     return passed
@@ -98,7 +117,7 @@ def check_name(path: Path, name: str) -> PurePosixPath:
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or PureWindowsPath(name).drive:
         raise AtomError(
-            f"the zip {str(path)!r} holds a path that leads out of it, {clip(name)!r}; nothing of "
+            f"the zip {clip(path.name)!r} holds a path that leads out of it, {clip(name)!r}; nothing of "
             "it is read"
         )
     return inside

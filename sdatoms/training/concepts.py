@@ -93,6 +93,8 @@ class Concept:
 PATHS = ("instance_data_dir", "class_data_dir", "mask_data_dir")
 RATES = ("caption_dropout_rate", "caption_tag_dropout_rate")
 MAX_CONCEPTS = 1000
+SAMPLED = 8
+"""Concepts whose prompts are sampled where no prompts are named."""
 
 
 def list_concepts(config: TrainConfig) -> tuple[Concept, ...]:
@@ -231,13 +233,17 @@ def place_path(description: Path, concept: Concept, name: str) -> str | None:
     return str(description.parent / Path(given).expanduser()) if given else given
 
 
-def write_data_config(concepts: Iterable[Concept]) -> str:
-    """A `data.toml` of the concepts, which `read_data_config` reads back."""
+def write_data_config(concepts: Iterable[Concept], *, absolute: bool = True) -> str:
+    """A `data.toml` of the concepts, which `read_data_config` reads back.
+
+    Args:
+        absolute: whether paths are written in full; else as they are, to begin at the file.
+    """
     plain = {field.name: field.default for field in fields(Concept)}
     tables = []
     for concept in concepts:
         values = {k: v for k, v in asdict(concept).items() if v != plain[k]}
-        for name in set(PATHS) & values.keys():
+        for name in set(PATHS) & values.keys() if absolute else ():
             values[name] = str(Path(values[name]).absolute())
         tables.append("[[concepts]]\n" + write_toml(values))
     return "\n".join(tables)
@@ -249,15 +255,17 @@ def complete_config(config: TrainConfig) -> TrainConfig:
     Raises:
         AtomError: as `list_concepts`.
     """
-    if not config.data_config or config.instance_prompt:
+    if not config.data_config:
         return config
     prompts = tuple(dict.fromkeys(c.instance_prompt for c in list_concepts(config)))
-    samples = () if config.validation_prompt else config.validation_prompts or prompts[:8]
+    samples = config.validation_prompts
+    if len(prompts) > 1 and not config.validation_prompt:
+        samples = samples or prompts[:SAMPLED]
     return replace(
         config,
-        instance_prompt=prompts[0],
+        instance_prompt=config.instance_prompt or prompts[0],
         trigger=config.trigger or ", ".join(prompts),
-        validation_prompts=samples if len(prompts) > 1 else config.validation_prompts,
+        validation_prompts=samples,
     )
 
 

@@ -57,6 +57,7 @@ GROUPS = {
         "instance_prompt",
         "trigger",
         "resolution",
+        "aspect_ratio_buckets",
         "crop_style",
         "crop_copies",
         "random_flip",
@@ -155,7 +156,6 @@ HIDDEN = {
     "optimizer_args": "any argument of any class",
     "lr_step_rules": "of a schedule that is not offered",
     "caption_column": "captions come as text files",
-    "aspect_ratio_buckets": "the crops that are shown are squares",
     "validation_prompts": "one prompt is asked for",
     "resume_from_checkpoint": "the Runs tab resumes",
     "report_to": "sends numbers elsewhere",
@@ -192,6 +192,7 @@ CAPS = {
 }
 """Whole number → the most it takes."""
 CHOICES = {
+    "aspect_ratio_buckets": ("auto",),
     "lr_scheduler": (
         "constant_with_warmup",
         "constant",
