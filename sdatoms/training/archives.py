@@ -80,7 +80,8 @@ def extract(path: Path, folder: Path, most: int) -> list[str]:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) > MAX_FILES:
             raise AtomError(
-                f"the zip {clip(path.name)!r} holds {len(members)} files; at most {MAX_FILES} are read"
+                f"the zip {clip(path.name)!r} holds {len(members)} files; at most {MAX_FILES} are "
+                "read"
             )
         for member in members:
             inside = check_name(path, member.filename)
@@ -117,7 +118,7 @@ def check_name(path: Path, name: str) -> PurePosixPath:
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts or PureWindowsPath(name).drive:
         raise AtomError(
-            f"the zip {clip(path.name)!r} holds a path that leads out of it, {clip(name)!r}; nothing of "
-            "it is read"
+            f"the zip {clip(path.name)!r} holds a path that leads out of it, {clip(name)!r}; "
+            "nothing of it is read"
         )
     return inside

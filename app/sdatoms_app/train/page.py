@@ -152,15 +152,19 @@ class TrainPage:
 
     @show_errors
     def add_pictures(self, files: list[str] | None, token: str) -> list[Any]:
-        """Check pictures and keep them in a draft; captions are .txt files of the same names. Folders
-        of a zip are concepts, each with its own prompt."""
+        """Check pictures and keep them in a draft; captions are .txt files of the same names."""
         draft = self.open(token)
         paths = [Path(file) for file in files or []]
         zips = [path for path in paths if path.suffix.lower() == ".zip"]
         refused = draft.add([path for path in paths if path not in zips])
         for path in zips:
             refused += add_zip(draft, path)
-        return [None, *self.show(draft, refused=refused)]
+        return [None, *self.show(draft, refused=refused)[:5]]
+
+    @show_errors
+    def see_concepts(self, id: str | None, token: str) -> list[Any]:
+        """The concept of a picture, and the table of all."""
+        return self.show(self.open(token), id)[5:]
 
     @show_errors
     def add_folder(self, name: str | None, token: str) -> list[Any]:

@@ -126,16 +126,14 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     picture = gr.Dropdown([], label="Picture", info="Or choose it above.", elem_id="train-picture")
     caption = gr.Textbox(
         label="Caption",
-        info="Its own prompt, kept as you type; of several lines one is drawn each time. Empty: the "
-        "prompt of step 3, or of its concept.",
+        info="Its own prompt, kept as you type; of several lines one is drawn each time. Empty: "
+        "the prompt of its concept, or of step 3.",
         lines=2,
         max_length=2000,
         elem_id="train-caption",
     )
     with gr.Accordion("Mask of this picture", open=False, elem_id="train-masking"):
-        gr.Markdown(
-            "Paint what counts; the rest of the picture is not learnt. Nothing painted: all."
-        )
+        gr.Markdown("Paint what counts; the rest is not learnt. Nothing painted: all of it counts.")
         editor = gr.ImageEditor(
             label="Mask",
             type="pil",
@@ -157,6 +155,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         concepts = gr.Dataframe(
             headers=list(COLUMNS),
             datatype="str",
+            type="array",
             column_count=(len(COLUMNS), "fixed"),
             row_count=(0, "fixed"),
             interactive=True,
@@ -251,10 +250,10 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None
     w["upload"].upload(
         page.add_pictures,
         [w["upload"], token],
-        [w["upload"], *shown],
+        [w["upload"], *shown[:5]],
         api_name="check_pictures",
         api_description=page.add_pictures.__doc__,
-    )
+    ).then(page.see_concepts, [w["picture"], token], shown[5:], **QUIET)
     w["take"].click(
         page.add_folder,
         [w["folder"], token],
