@@ -109,6 +109,7 @@ def serve(
     mcp: bool = False,
     root_path: str = "",
     opening: Mapping[str, Any] | None = None,
+    labellers: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -122,6 +123,7 @@ def serve(
         mcp: serve the endpoints as tools of the Model Context Protocol too.
         root_path: where a reverse proxy serves the app: a path, or the whole public address.
         opening: how bases are opened, arguments of `load_base`.
+        labellers: models that label pictures on the Train tab: `captioner`, `segmenter`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -151,6 +153,7 @@ def serve(
         models=models_dir,
         hub=local and not offline,
         opening={"say": lambda text: print(text, flush=True), **(opening or {})},
+        labellers=labellers,
     )
     with studio.lock:
         studio.open()

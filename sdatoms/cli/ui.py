@@ -59,6 +59,19 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of pictures, or of such folders, to train on; may be given several times",
     )
+    parser.add_argument(
+        "--captioner",
+        default=None,
+        metavar="NAME",
+        help="captioning model of transformers, folder or hub id, that captions pictures to train "
+        "on, such as Salesforce/blip-image-captioning-base",
+    )
+    parser.add_argument(
+        "--segmenter",
+        default=None,
+        metavar="NAME",
+        help="segmentation model that masks them, such as CIDAS/clipseg-rd64-refined",
+    )
     add_base_flags(parser)
 
 
@@ -80,4 +93,7 @@ def run_ui(args: argparse.Namespace) -> None:
         offline=args.offline,
         mcp=args.mcp,
         root_path=args.root_path,
+        labellers={
+            name: getattr(args, name) for name in ("captioner", "segmenter") if getattr(args, name)
+        },
     )

@@ -261,13 +261,14 @@ def test_a_data_set_without_its_library_or_its_place_is_one_sentence(train_confi
         check_inputs(replace(config, instance_data_dir="x"))
 
 
-def test_pictures_of_a_data_set_are_read_with_their_captions(tmp_path, train_config):
+def test_pictures_of_a_data_set_are_read_with_their_captions(tmp_path, data, monkeypatch):
     datasets = pytest.importorskip("datasets")
-    pictures = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
-    rows = datasets.Dataset.from_dict({"image": pictures, "text": ["a red wall", ""]})
-    rows.save_to_disk(tmp_path / "rows")
-    config = train_config(instance_data_dir="", dataset_name=str(tmp_path / "rows"))
-    assert [s.prompt for s in check_inputs(config).sources] == ["a red wall", "sks cat"]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    config = replace(data(), data_config=None, instance_prompt="sks cat")
+    row = {"file_name": "0.png", "text": "a red wall"}
+    (tmp_path / "cat" / "metadata.jsonl").write_text(json.dumps(row))
+    config = replace(config, dataset_name=str(tmp_path / "cat"))
+    assert check_inputs(config).sources[0].prompt == "a red wall"
     with pytest.raises(AtomError, match="another --image_column"):
         check_inputs(replace(config, image_column="picture"))
 

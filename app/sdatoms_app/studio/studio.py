@@ -47,8 +47,11 @@ class Studio:
         models: Path | None = None,
         hub: bool = False,
         opening: Mapping[str, Any] | None = None,
+        labellers: Mapping[str, str] | None = None,
     ) -> None:
         self.base = base
+        self.labellers = dict(labellers or {})
+        """Models that label pictures, by hub name or folder: `captioner`, `segmenter`."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)

@@ -238,8 +238,11 @@ class Draft:
                 (self.folder / picture["file"]).unlink(missing_ok=True)
                 (self.folder / f"{id}{MASK}").unlink(missing_ok=True)
 
-    def set_caption(self, id: str, text: str) -> None:
+    def set_caption(self, id: str, text: str, *, beside: bool = False) -> None:
         """Write a picture's own prompt; empty text gives it the prompt all share.
+
+        Args:
+            beside: whether a caption that is there by now stays as it is.
 
         Raises:
             AtomError: no such picture.
@@ -248,6 +251,8 @@ class Draft:
             state = self._read()
             if id not in {p["id"] for p in state["pictures"]}:
                 raise AtomError(f"there is no picture {clip(id)!r} in this draft")
+            if beside and state["captions"].get(id):
+                return
             state["captions"][id] = text.strip()[:MAX_CAPTION]
             self._write(state)
 

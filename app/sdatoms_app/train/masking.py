@@ -18,6 +18,10 @@ __all__ = [
     "show_editor",
 ]
 
+PAINT, COVER = (255, 64, 64), 153
+"""Colour and opacity of a mask on its picture."""
+PAINTED = 20
+"""Opacity above which a pixel was painted."""
 SIDE = 768
 """px of the longer side of a picture that is drawn on."""
 
@@ -44,8 +48,8 @@ def show_editor(picture: Picture) -> Any:
     layers = []
     if picture.mask:
         mask = read_picture(picture.mask).convert("L").resize(shown.size)
-        layer = Image.new("RGBA", shown.size, (255, 255, 255, 0))
-        layer.paste((255, 255, 255, 255), mask=mask)
+        layer = Image.new("RGBA", shown.size, (*PAINT, 0))
+        layer.putalpha(mask.point(lambda level: COVER if level > 127 else 0))
         layers = [layer]
     return gr.ImageEditor({"background": shown, "layers": layers, "composite": None})
 
@@ -62,5 +66,5 @@ def read_drawn(drawn: Any) -> Image.Image | None:
     mask = Image.new("L", background.size, 0)
     for layer in drawn.get("layers") or ():
         opaque = layer.convert("RGBA").getchannel("A").resize(mask.size)
-        mask.paste(255, mask=opaque.point(lambda level: 255 if level > 127 else 0))
+        mask.paste(255, mask=opaque.point(lambda level: 255 if level > PAINTED else 0))
     return mask if mask.getbbox() else None

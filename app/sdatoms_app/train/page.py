@@ -11,9 +11,11 @@ import gradio as gr
 from sdatoms import AtomError
 from sdatoms.diffusion.family import read_resolution, read_units
 from sdatoms.errors import clip
+from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
 from sdatoms.training.buckets import Size, list_buckets
 from sdatoms.training.config import TrainConfig
+from sdatoms.training.labelling import put_trigger
 from sdatoms.training.picture_checks import PictureCheck
 from sdatoms.training.presets import expand_preset
 from sdatoms_app.queue.queue import INSTANCES, Queue
@@ -32,6 +34,7 @@ from sdatoms_app.train.form import (
     read_preset,
     show_value,
 )
+from sdatoms_app.train.labels import Labels
 from sdatoms_app.train.masking import cut_shown, read_drawn, show_editor
 from sdatoms_app.train.measure import Measurements, describe_facts, quote_cost, sample_folder
 from sdatoms_app.train.offered import CAPS, PLAIN
@@ -62,6 +65,7 @@ class TrainPage:
         self.queue = open_queue(studio)
         self.measured = Measurements(self.queue.root / ".measured.json")
         self.drafts = self.queue.root / ".drafts"
+        self.labels = Labels(studio.labellers)
         self.places = [*roots, find_assets() / "subjects"]
         self.folded = [name for name in list_settings() if name not in PLAIN]
         self.names = [*PLAIN, *self.folded]
@@ -235,6 +239,44 @@ class TrainPage:
         draft = self.open(token)
         draft.set_mask(picture.id, read_drawn(drawn))
         return self.show(draft, picture.id)
+
+    @show_errors
+    def caption_all(
+        self,
+        id: str | None,
+        token: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """Caption the pictures that have no caption, with the operator's model; what a visitor
+        writes meanwhile stays."""
+        draft = self.open(token)
+        trigger = str(draft.form.get("trigger") or "")
+        caption = self.labels.load_captioner()
+        left = [picture for picture in draft.list() if not picture.caption]
+        for number, picture in enumerate(left):
+            progress((number, len(left)), desc=f"captioning {picture.name}", unit="pictures")
+            text = put_trigger(trigger, caption(read_picture(picture.path)))
+            draft.set_caption(picture.id, text, beside=True)
+        return self.show(draft, id)
+
+    @show_errors
+    def mask_all(
+        self,
+        id: str | None,
+        subject: str,
+        token: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """Mask the pictures that have no mask, with the operator's model."""
+        draft = self.open(token)
+        segment = self.labels.load_segmenter(subject)
+        left = [picture for picture in draft.list() if not picture.mask]
+        for number, picture in enumerate(left):
+            progress((number, len(left)), desc=f"masking {picture.name}", unit="pictures")
+            mask = segment(read_picture(picture.path))
+            if mask.getbbox():
+                draft.set_mask(picture.id, mask)
+        return self.show(draft, id)
 
     def find_picture(self, id: str | None, token: str) -> Picture:
         """A picture of the draft.

@@ -24,6 +24,8 @@ __all__ = [
     "build_train_tab",
 ]
 
+PAINT = "rgba(255, 64, 64, 0.6)"
+"""Of masks; the picture shows through."""
 REMEMBER = """() => {
   const key = 'sdatoms-train-draft';
   let token = localStorage.getItem(key) || '';
@@ -132,6 +134,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         max_length=2000,
         elem_id="train-caption",
     )
+    caption_all = gr.Button("Caption those without one", size="sm", elem_id="train-caption-all")
     with gr.Accordion("Mask of this picture", open=False, elem_id="train-masking"):
         gr.Markdown("Paint what counts; the rest is not learnt. Nothing painted: all of it counts.")
         editor = gr.ImageEditor(
@@ -139,12 +142,17 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
             type="pil",
             sources=(),
             transforms=(),
-            brush=gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size=40),
+            brush=gr.Brush(colors=[PAINT], color_mode="fixed", default_size=40),
             elem_id="train-editor",
         )
         with gr.Row():
             draw = gr.Button("Open the picture", size="sm", elem_id="train-draw")
             keep = gr.Button("Keep the mask", size="sm", elem_id="train-keep-mask")
+        with gr.Row():
+            subject = gr.Textbox(
+                label="What to look for", placeholder="dog", max_length=200, elem_id="train-subject"
+            )
+            mask_all = gr.Button("Mask those without one", size="sm", elem_id="train-mask-all")
     with gr.Accordion("Several concepts", open=False, elem_id="train-several"):
         concept = gr.Textbox(
             label="Concept of this picture",
@@ -178,6 +186,9 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         "editor": editor,
         "draw": draw,
         "keep": keep,
+        "caption_all": caption_all,
+        "subject": subject,
+        "mask_all": mask_all,
         "concept": concept,
         "concepts": concepts,
         "remove": remove,
@@ -276,6 +287,11 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None
     )
     w["draw"].click(page.open_mask, [w["picture"], token], w["editor"], **PRIVATE)
     w["keep"].click(page.keep_mask, [w["picture"], w["editor"], token], shown, **PRIVATE)
+    slow: dict[str, Any] = {"concurrency_id": "label", "concurrency_limit": 1}
+    w["caption_all"].click(page.caption_all, [w["picture"], token], shown, **PRIVATE, **slow)
+    w["mask_all"].click(
+        page.mask_all, [w["picture"], w["subject"], token], shown, **PRIVATE, **slow
+    )
     one: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
     w["concept"].input(
         page.keep_concept, [w["picture"], w["concept"], token], w["concepts"], **one, **QUIET

@@ -11,6 +11,7 @@ from sdatoms_app.train.drafts import Draft
 from sdatoms_app.train.masking import read_drawn
 from sdatoms_app.train.page import TrainPage
 from sdatoms_app.train.trees import add_tree, add_zip
+from tiny.labellers import save_blip, save_clipseg
 from tiny.pictures import save_pictures
 
 from sdatoms import AtomError
@@ -126,3 +127,24 @@ def test_crops_follow_the_buckets(studio, tmp_path):
     values["aspect_ratio_buckets"] = "auto"
     wide = page.see_crops(None, token, "Balanced", *values.values())[1][0][0]
     assert square.width == square.height and wide.width > wide.height
+
+
+def test_the_operators_models_label_what_has_no_label(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "labellers", {})
+    page = TrainPage(studio, [])
+    folder = save_pictures(tmp_path / "two", ((80, 80),) * 2)
+    (folder / "0.txt").write_text("mine")
+    token = page.add_pictures([str(path) for path in folder.iterdir()], "")[1]
+    for call in (lambda: page.caption_all(None, token), lambda: page.mask_all(None, "dog", token)):
+        with pytest.raises(Exception, match="this server has no model for that"):
+            call()
+    models = {"captioner": str(save_blip(tmp_path / "blip"))}
+    models["segmenter"] = str(save_clipseg(tmp_path / "clipseg"))
+    monkeypatch.setattr(studio, "labellers", models)
+    page = TrainPage(studio, [])
+    page.open(token).keep_form({"trigger": "sks cat"})
+    page.caption_all(None, token)
+    captions = {picture.name: picture.caption for picture in page.open(token).list()}
+    assert captions["0.png"] == "mine" and captions["1.png"].startswith("sks cat, ")
+    page.mask_all(None, "dog", token)
+    assert all(picture.mask for picture in page.open(token).list())
