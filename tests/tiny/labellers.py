@@ -42,7 +42,7 @@ def save_blip(folder):
         **SIZES,
         vocab_size=len(WORDS),
         encoder_hidden_size=16,
-        max_position_embeddings=32,
+        max_position_embeddings=96,
         bos_token_id=5,
         sep_token_id=3,
         eos_token_id=3,
