@@ -61,7 +61,8 @@ def load_captioner(
     with explain(name, "captioning"):
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, **SAFE).to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, **SAFE)
+        model.to(device).eval()
     asked = prompt or TASKS.get(kind)
 
     @torch.no_grad()
@@ -128,7 +129,8 @@ def load_clipseg(name: str, subject: str | None, device: str) -> Segment:
         raise AtomError(f"the model {name!r} is told what to look for; name it with --subject")
     with explain(name, "segmentation"):
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model: Any = CLIPSegForImageSegmentation.from_pretrained(name, **SAFE).to(device).eval()
+        model: Any = CLIPSegForImageSegmentation.from_pretrained(name, **SAFE)
+        model.to(device).eval()
 
     @torch.no_grad()
     def segment(picture: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ import json
 import posixpath
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from sdatoms.errors import AtomError, clip
 from sdatoms.pictures import CAPTION_LIMIT, find_sidecars
@@ -107,7 +108,7 @@ def read_jsonl(text: str, path: Path, column: str) -> list[tuple[str, tuple[str,
             name, caption = row["file_name"], row[column]
         except (ValueError, KeyError, TypeError, RecursionError):
             name = caption = None
-        texts = [caption] if isinstance(caption, str) else caption
+        texts: Any = [caption] if isinstance(caption, str) else caption
         is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         if not isinstance(name, str) or not is_list:
             raise AtomError(

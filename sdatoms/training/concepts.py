@@ -257,14 +257,14 @@ def complete_config(config: TrainConfig) -> TrainConfig:
     """
     if not config.data_config:
         return config
-    prompts = tuple(dict.fromkeys(c.instance_prompt for c in list_concepts(config)))
+    first, *others = dict.fromkeys(c.instance_prompt for c in list_concepts(config))
     samples = config.validation_prompts
-    if len(prompts) > 1 and not config.validation_prompt:
-        samples = samples or prompts[:SAMPLED]
+    if others and not config.validation_prompt:
+        samples = samples or (first, *others[: SAMPLED - 1])
     return replace(
         config,
-        instance_prompt=config.instance_prompt or prompts[0],
-        trigger=config.trigger or ", ".join(prompts),
+        instance_prompt=config.instance_prompt or first,
+        trigger=config.trigger or ", ".join([first, *others]),
         validation_prompts=samples,
     )
 

@@ -26,7 +26,7 @@ def check_detector() -> Any:
         AtomError: there is none.
     """
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
 
         detector = cv2.CascadeClassifier(cv2.data.haarcascades + CASCADE)
     except (ImportError, AttributeError):

@@ -74,7 +74,7 @@ def translate_data(values: Any) -> tuple[list[Any], list[str]]:
         concepts = values.get("concepts", [])
         if not isinstance(concepts, list):
             raise AtomError("[[concepts]] of a description is a list of tables")
-        rows = [shared | row if isinstance(row, Mapping) else row for row in concepts]
+        rows = [{**shared, **row} if isinstance(row, Mapping) else row for row in concepts]
     return rows, list(passed)
 
 

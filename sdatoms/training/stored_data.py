@@ -55,7 +55,7 @@ def open_pictures(
 def load_rows(name: str) -> Any:
     """The rows of a data set that people train on: `train`, or the only ones there are."""
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise AtomError(
             f"the data set {clip(name)!r} is read by the library datasets, which is missing; "

@@ -7,6 +7,8 @@ stands neither in `GROUPS` nor in `HIDDEN` fails a test.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 __all__ = [
     "CAPS",
     "CHOICES",
@@ -193,6 +195,7 @@ CAPS = {
 """Whole number → the most it takes."""
 CHOICES = {
     "aspect_ratio_buckets": ("auto",),
+    "crop_style": ("center", "random", *(["face"] if find_spec("cv2") else [])),
     "lr_scheduler": (
         "constant_with_warmup",
         "constant",

@@ -107,6 +107,8 @@ class TrainPage:
         counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
         lines += describe_taken(pictures)
+        if pictures and draft.form.get("crop_style") == "random":
+            lines.append("shown are the middles; parts are drawn at random")
         lines += [
             f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
             for p, v in pairs

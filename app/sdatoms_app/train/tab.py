@@ -89,7 +89,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
 
 SHOWN = ("token", "gallery", "verdict", "picture", "caption", "concept", "concepts")
 """The widgets that `TrainPage.show` fills."""
-CUT_BY = ("resolution", "aspect_ratio_buckets", "alpha_mask")
+CUT_BY = ("resolution", "aspect_ratio_buckets", "crop_style", "alpha_mask")
 """Settings that change the crops."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
@@ -30,8 +32,8 @@ def add_zip(draft: Draft, path: Path) -> list[str]:
     Raises:
         AtomError: it cannot be read, or holds a path that leads out of it.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         passed = extract_zip(path, folder, MAX_BYTES)
         return [f"{text}: it trains nothing" for text in passed] + add_tree(draft, folder)
 
@@ -85,12 +87,9 @@ def read_concepts(folder: Path) -> dict[Path, Concept]:
         place = Path(concept.instance_data_dir or folder).resolve()
         if concept.dataset_name or not place.is_relative_to(root):
             raise AtomError(f"{DESCRIPTION} names pictures that do not lie beside it")
-        found[place] = concept if concept.name else name(concept, place.name or f"{number}")
+        name = concept.name or place.name or f"{number}"
+        found[place] = replace(concept, name=name)
     return found
-
-
-def name(concept: Concept, text: str) -> Concept:
-    return Concept(**vars(concept) | {"name": text})
 
 
 def name_concept(level: Level, concepts: dict[Path, Concept], *, alone: bool) -> Concept | None:
@@ -105,7 +104,7 @@ def name_concept(level: Level, concepts: dict[Path, Concept], *, alone: bool) ->
     return Concept(name=label, instance_prompt=level.prompt, repeats=level.repeats)
 
 
-def describe(concept: Concept) -> dict[str, object]:
+def describe(concept: Concept) -> dict[str, Any]:
     """What a draft keeps of a concept: nothing that names places."""
     kept = ("name", "instance_prompt", "class_prompt", "repeats", "share")
     plain = Concept()
