@@ -125,6 +125,10 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         "--text_encoder_lr needs --train_text_encoder",
     )
     yield (
+        config.face_detector is not None and config.crop_style != "face",
+        "--face_detector needs --crop_style face",
+    )
+    yield (
         config.train_text_encoder_ti
         and config.token_abstraction not in config.instance_prompt
         and not (config.data_config and not config.instance_prompt),

@@ -70,8 +70,11 @@ class TrainConfig:
     aspect_ratio_buckets: str | None = None
     """Keep pictures' proportions: "auto", or sizes such as "64,64;48,80" (height,width; …)."""
     crop_style: Literal["center", "random", "face"] = "center"
-    """Which part of a picture is trained on: its middle, parts drawn at random, or that around a
-    face, which needs OpenCV."""
+    """Which part of a picture is trained on: its middle, parts drawn at random, or that around its
+    largest face."""
+    face_detector: str | None = None
+    """Object detection model of transformers, folder or hub id, that finds faces; OpenCV's, before
+    its version 5, when not given."""
     crop_copies: int = 4
     """How many parts of each picture `--crop_style random` draws."""
     random_flip: bool = False

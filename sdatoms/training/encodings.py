@@ -32,7 +32,7 @@ from sdatoms.training.caption_rules import (
     draw_caption,
     list_captions,
 )
-from sdatoms.training.faces import find_face
+from sdatoms.training.faces import Point
 from sdatoms.training.folder import Source
 
 __all__ = [
@@ -122,16 +122,16 @@ def encode_pictures(
     copies: int = 0,
     seed: int = 0,
     cache: Path | None = None,
-    crop_style: str = "center",
-    crops: int = 1,
+    crops: int = 0,
+    find_face: Callable[[Image.Image], Point | None] | None = None,
     report: Callable[[], None] = lambda: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> list[Encoded]:
     """Cover and cut every picture to its bucket and encode it, with its copies.
 
     Args:
-        crop_style: which part is cut out, as `--crop_style`.
-        crops: how many parts of a picture are drawn at random.
+        crops: how many parts of a picture are drawn at random, in place of its middle.
+        find_face: gives the point of a picture that parts are cut out around.
         report: called before each picture, for a heartbeat.
         log: takes a line about pictures that no face was found in.
     """
@@ -143,9 +143,9 @@ def encode_pictures(
         picture = read_picture(source.path)
         fit = fit_picture(*picture.size, buckets)
         fits = [fit]
-        if crop_style == "random":
+        if crops:
             fits = list_cuts(fit, source.path.name, crops, seed)
-        elif crop_style == "face":
+        elif find_face:
             face = find_face(picture)
             fits = [center_cut(fit, *face)] if face else fits
             if face is None:

@@ -12,7 +12,7 @@ from sdatoms.training.caption_rules import has_wildcard
 from sdatoms.training.class_pictures import check_classes
 from sdatoms.training.concepts import Concept, list_classes, list_concepts, read_data_config
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.faces import check_detector
+from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.folder_tree import share_repeats
 from sdatoms.training.stored_data import open_pictures
@@ -64,7 +64,7 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
     check_places(config, concepts)
     refuse_inpainting(config.pretrained_model_name_or_path, "training")
     if config.crop_style == "face":
-        check_detector()
+        load_detector(config.face_detector)
     side = config.resolution or read_resolution(config.pretrained_model_name_or_path)
     found = [check_concept_pictures(config, concept, side) for concept in concepts]
     sources = [source for folder in found for source in folder.sources]

@@ -27,6 +27,7 @@ from sdatoms.training.config import TrainConfig, make_atom_config, make_text_con
 from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded, encode_pictures
+from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
 from sdatoms.training.stopping import stop_together
@@ -207,7 +208,7 @@ def prepare_data(
         report: takes the name of what goes on, before each picture.
     """
     cache = Path(config.encoding_cache_dir) if config.encoding_cache_dir else None
-    concepts = list_concepts(config)
+    concepts, faces = list_concepts(config), config.crop_style == "face"
     prompts = [text for text in (config.class_prompt, *list_classes(config, concepts)) if text]
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
@@ -249,8 +250,8 @@ def prepare_data(
                 copies=config.color_copies,
                 seed=config.seed,
                 cache=cache,
-                crop_style=config.crop_style,
-                crops=config.crop_copies,
+                crops=config.crop_copies if config.crop_style == "random" else 0,
+                find_face=load_detector(config.face_detector) if faces else None,
                 report=lambda: report("encoding"),
                 log=log,
             )

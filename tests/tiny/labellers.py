@@ -16,6 +16,9 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
     ViTImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
 )
 
 from tiny.pipelines import build_tokenizer
@@ -82,6 +85,27 @@ def save_clipseg(folder):
     model.save_pretrained(folder)
     images = ViTImageProcessor(size={"height": 16, "width": 16})
     CLIPSegProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_detector(folder, middle):
+    """A YOLOS model that finds one small face, always in the same place."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        **SIZES,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=1,
+        id2label={0: "face"},
+        label2id={"face": 0},
+    )
+    model = YolosForObjectDetection(config)
+    model.class_labels_classifier.layers[-1].bias.data = torch.tensor([9.0, -9.0])
+    box = model.bbox_predictor.layers[-1]
+    box.weight.data.zero_()
+    box.bias.data = torch.logit(torch.tensor([*middle, 0.1, 0.1]))
+    model.save_pretrained(folder)
+    YolosImageProcessor(size={"height": 32, "width": 32}, do_pad=False).save_pretrained(folder)
     return folder
 
 

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from tiny.labellers import save_detector
 from tiny.pictures import save_pictures
 from tiny.runs import assert_same_atoms
 
@@ -296,11 +298,20 @@ def test_random_cuts_are_drawn_by_the_seed_and_stay_inside(train_config, tmp_pat
     corners = [row.time_ids[2:4] for row in rows]
     assert 1 < len(set(corners)) <= 5 and all(top == 0 <= left <= 16 for top, left in corners)
     assert corners == [row.time_ids[2:4] for row in Trainer(config).data.instances]
-    try:
-        import cv2  # noqa: F401
-    except ImportError:
-        with pytest.raises(AtomError, match="needs a face detector"):
-            check_inputs(replace(config, crop_style="face"))
+
+
+def test_faces_are_cut_around_where_a_detector_finds_them(train_config, tmp_path):
+    folder = save_pictures(tmp_path / "wide", ((40, 20),))
+    detector = save_detector(tmp_path / "detector", middle=(0.6, 0.5))
+    given = {"instance_data_dir": str(folder), "crop_style": "face"}
+    (row,) = Trainer(train_config(**given, face_detector=str(detector))).data.instances
+    (top, left), side = row.time_ids[2:4], row.time_ids[5]
+    assert top == 0 and abs(left + side / 2 - 0.6 * 2 * side) <= 1
+    with pytest.raises(AtomError, match=r"--face_detector .* cannot be loaded"):
+        check_inputs(train_config(**given, face_detector=str(tmp_path)))
+    if find_spec("cv2") is None:
+        with pytest.raises(AtomError, match="none is at hand"):
+            check_inputs(train_config(**given))
 
 
 def test_a_prompt_of_the_run_is_that_of_concepts_without_one(data):

@@ -144,6 +144,7 @@ HIDDEN = {
     "prediction_type": "told by the base's own file",
     "instance_data_dir": "the run's own copies of the pictures",
     "data_config": "names folders of the server",
+    "face_detector": "a model of the operator's",
     "dataset_name": "the hub, or a folder of the server",
     "image_column": "of a data set",
     "class_data_dir": "a folder of the server",
