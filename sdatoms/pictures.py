@@ -26,6 +26,7 @@ __all__ = [
     "find_sidecars",
     "list_pictures",
     "make_thumbnail",
+    "read_alpha",
     "read_mask",
     "read_picture",
     "read_sidecar",
@@ -109,6 +110,22 @@ def read_mask(path: Path | IO[bytes]) -> Image.Image:
         AtomError: as `read_picture`.
     """
     return read_picture(path, background="black").convert("L")
+
+
+def read_alpha(path: Path) -> Image.Image | None:
+    """How opaque a picture is, upright, white where it is opaque; None where it is so all over.
+
+    Raises:
+        AtomError: the file is corrupt.
+    """
+    try:
+        with Image.open(path) as opened:
+            if not opened.has_transparency_data:
+                return None
+            alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+    except Exception as error:
+        raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
+    return alpha if alpha.getextrema() != (255, 255) else None
 
 
 def reduce_depth(picture: Image.Image) -> Image.Image:

@@ -143,6 +143,7 @@ def serve(
     opening: Mapping[str, Any] | None = None,
     max_side: int = MAX_SIDE,
     while_training: Policy = "wait",
+    labellers: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -159,6 +160,7 @@ def serve(
         max_side: the longest side of a picture that may be asked for, px.
         while_training: what becomes of pictures while a training has the GPU, see
             `sdatoms_app.studio.handover`.
+        labellers: models that label pictures on the Train tab: `captioner`, `segmenter`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -191,6 +193,7 @@ def serve(
         opening={"say": lambda text: print(text, flush=True), **(opening or {})},
         max_side=max_side,
         handover=Handover(while_training),
+        labellers=labellers,
     )
     connect_trainings(studio)
     with studio.lock:

@@ -41,6 +41,8 @@ COMMANDS = {
         "Personalize the bundled base on a bundled subject and draw a before/after grid.",
     ),
     "train": ("train", "Train filter atoms on a folder of pictures."),
+    "caption": ("caption", "Caption a folder of pictures with a captioning model."),
+    "mask": ("caption", "Mask the subject in a folder of pictures with a segmentation model."),
     "generate": (
         "generate",
         "Paint pictures with any number of atom files; each PNG carries its recipe.",

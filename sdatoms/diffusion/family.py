@@ -26,6 +26,7 @@ __all__ = [
     "find_base",
     "find_side",
     "read_resolution",
+    "read_units",
     "refuse_inpainting",
 ]
 
@@ -189,6 +190,18 @@ def read_resolution(name_or_path: str | None) -> int:
         return describe_base(name_or_path).side
     except AtomError:
         return DEFAULT_RESOLUTION
+
+
+def read_units(name_or_path: str | None) -> tuple[int, int]:
+    """Px that one latent pixel spans, and one of the UNet's deepest map; 8 and 64 where a base does
+    not say."""
+    folder = Path(find_base(name_or_path))
+    unet, vae = (read_table(folder / part / "config.json", {}) for part in ("unet", "vae"))
+    try:
+        unit = 2 ** (len(vae["block_out_channels"]) - 1)
+        return unit, unit * 2 ** (len(unet["block_out_channels"]) - 1)
+    except (KeyError, TypeError):
+        return 8, 64
 
 
 def refuse_inpainting(name_or_path: str | None, what: str) -> None:

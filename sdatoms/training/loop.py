@@ -18,6 +18,7 @@ from accelerate import PartialState
 from sdatoms.errors import AtomError
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import resume, save_checkpoint
+from sdatoms.training.concepts import complete_config, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
 from sdatoms.training.inputs import check_inputs
@@ -110,7 +111,8 @@ class Run:
         stop: StopRequest | None = None,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.evaluate = config, evaluate
+        self.config = config = complete_config(config)
+        self.evaluate = evaluate
         self.stop, self.notify = stop or StopRequest(), notify
         self.directory = RunDirectory(Path(config.output_dir))
         self.lock = RunLock(self.directory.path)
@@ -207,6 +209,9 @@ class Run:
         self.step = trainer.step
         if trainer.main:
             write_whole(self.directory.path / "config.toml", text.encode())
+            if config.data_config:
+                described = write_data_config(list_concepts(config))
+                write_whole(self.directory.path / "data.toml", described.encode())
             if resumed:
                 self.directory.trim_metrics(trainer.step)
             else:
@@ -216,6 +221,8 @@ class Run:
             self.log(line)
         for note in self.unsaid:
             self.notify(note)
+        for line in trainer.folder.taken:
+            self.note(line)
         if resumed:
             self.log(f"resumed from step-{trainer.step:06d}")
             if trainer.step >= config.max_train_steps:

@@ -29,6 +29,7 @@ from sdatoms_app.queue.worker import (
 from sdatoms_app.studio.library import slugify
 
 __all__ = [
+    "DESCRIPTION",
     "INSTANCES",
     "MAX_QUEUED",
     "Queue",
@@ -37,6 +38,8 @@ __all__ = [
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 INSTANCES = "instance_images"
 """Folder of a run's own copies of the pictures and captions."""
+DESCRIPTION = "data.toml"
+"""In that folder, what is said of several concepts."""
 MAX_QUEUED = 20
 MAX_STEPS = 20_000
 FREE_BYTES = 200 << 20
@@ -73,8 +76,11 @@ class Queue:
         try:
             folder.mkdir(parents=True)
             fill(folder)
+            described = (folder / DESCRIPTION).is_file()
+            place = run / INSTANCES
             request = settings | {
-                "instance_data_dir": str(run / INSTANCES),
+                "instance_data_dir": "" if described else str(place),
+                **({"data_config": str(place / DESCRIPTION)} if described else {}),
                 "output_dir": str(run),
             }
             write_json(staging / REQUEST, request)
