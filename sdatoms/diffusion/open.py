@@ -85,7 +85,7 @@ def load_base(
 
     Raises:
         AtomError: there is no such directory and the hub cannot be reached, or it holds no
-        pipeline, or not one of a known family.
+            pipeline, or not one of a known family.
     """
     where = find_base(name_or_path)
     for name, what in ((where, "base model"), (vae, "autoencoder"), (text_encoders, "encoders")):
