@@ -6,19 +6,9 @@ On layers whose weight is stored quantized adapters are attached, never baked in
 to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with the sum of the
 adapters' maps stands in the base layer's place until the last of them is taken off.
 
-<<<<<<< HEAD
 Weights are checked and written side by side, each by one thread: no thread waits for another, and
-no bit depends on how many there are.
-=======
-Baking would have to quantize `W + ΔW` anew and lose most of the change. Instead an atom layer with
-the sum of the adapters' maps stands in the base layer's place until the last of them is taken off.
-
-Work on many weights at once, each by one thread.
-
-No thread waits for another, and no bit depends on how many there are.
-
-One lock a root module: threads that change adapters of modules they share come one after another.
->>>>>>> main
+no bit depends on how many there are. One lock a root module: threads that change adapters of
+modules they share come one after another.
 """
 
 from __future__ import annotations

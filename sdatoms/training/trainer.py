@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
+from sdatoms.atoms.deltas import form_once
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
@@ -234,18 +235,19 @@ class Trainer:
             getattr(self.pipe, component).train()
         facts = torch.zeros(3, device=self.device)  # loss, instance loss, prior loss
         share, bad = 1 / config.gradient_accumulation_steps, ""
-        for micro in range(config.gradient_accumulation_steps):
-            index = self.step * config.gradient_accumulation_steps + micro
-            for batch in draw_batches(self.data.instances, self.data.classes, index, self.draw):
-                weight = config.prior_loss_weight if batch.prior else 1.0
-                # The backward pass too: gradient checkpointing runs layers again in it.
-                with choose_attention(self.device):
-                    errors = self.measure(batch)
-                    self.scaler.scale(weight * errors.mean() * share).backward()
-                mean = errors.detach().mean() * share
-                facts[0] += weight * mean
-                facts[2 if batch.prior else 1] += mean
-                bad = bad or name_bad_rows(batch, errors.detach())
+        with self.form_maps():
+            for micro in range(config.gradient_accumulation_steps):
+                index = self.step * config.gradient_accumulation_steps + micro
+                for batch in draw_batches(self.data.instances, self.data.classes, index, self.draw):
+                    weight = config.prior_loss_weight if batch.prior else 1.0
+                    # The backward pass too: gradient checkpointing runs layers again in it.
+                    with choose_attention(self.device):
+                        errors = self.measure(batch)
+                        self.scaler.scale(weight * errors.mean() * share).backward()
+                    mean = errors.detach().mean() * share
+                    facts[0] += weight * mean
+                    facts[2 if batch.prior else 1] += mean
+                    bad = bad or name_bad_rows(batch, errors.detach())
         gradients = self.gather_gradients()
         average([*gradients, facts])
         loss, instance, prior = (float(fact) for fact in facts)
@@ -278,6 +280,13 @@ class Trainer:
         kept = prior if config.with_prior_preservation else None
         seconds = time.perf_counter() - began
         return TrainStep(self.step, config.max_train_steps, loss, instance, kept, lr, seconds)
+
+    def form_maps(self) -> contextlib.AbstractContextManager[None]:
+        """Form the atoms' maps once for all batches of a step; a compiled model forms its own."""
+        if self.config.dynamo_backend != "no":
+            return contextlib.nullcontext()
+        weights = [w for i in self.injections.values() for w in i.weights.values()]
+        return form_once(delta for weight in weights for delta in weight.views.values())
 
     def check_first_step(self) -> None:
         backend = self.config.dynamo_backend
