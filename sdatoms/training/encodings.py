@@ -27,6 +27,7 @@ from sdatoms.pictures import read_picture, to_tensor
 from sdatoms.storage import write_whole
 from sdatoms.training.buckets import Fit, Size, cut_picture, fit_picture
 from sdatoms.training.folder import Source
+from sdatoms.training.precision import hold_float32
 
 __all__ = [
     "VERSION",
@@ -35,7 +36,7 @@ __all__ = [
     "read_tensors",
 ]
 
-VERSION = 2
+VERSION = 3
 """Rises when the same inputs would be encoded otherwise."""
 
 
@@ -102,7 +103,7 @@ def encode_pictures(
     cache: Path | None = None,
     report: Callable[[], None] = lambda: None,
 ) -> list[Encoded]:
-    """Cover and cut every picture to its bucket and encode it, with its copies.
+    """Cover and cut every picture to its bucket and encode it in float32, with its copies.
 
     Args:
         report: called before each picture, for a heartbeat.
@@ -110,35 +111,36 @@ def encode_pictures(
     vae = pipe.vae
     print_ = hash_tensors(vae.state_dict()) if cache else ""
     found = []
-    for source in sources:
-        report()
-        picture = read_picture(source.path)
-        fit = fit_picture(*picture.size, buckets)
-        cut = cut_picture(picture, fit)
-        for copy in list_copies(source.path.name, flip, jitter, copies, seed):
-            key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
-            tensors = read_cache(cache, source.path, key)
-            if tensors is None:
-                pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
-                posterior = vae.encode(pixels).latent_dist
-                shift = getattr(vae.config, "shift_factor", None) or 0.0
-                scale = vae.config.scaling_factor
-                tensors = {
-                    "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
-                    "deviation": (posterior.std.float() * scale)[0].cpu(),
-                }
-                write_cache(cache, source.path, key, tensors)
-            mask = None
-            if source.mask:
-                mask = read_mask(source.mask, fit, tensors["mean"].shape[-2:], copy.mirrored)
-            row = Encoded(
-                source.name or clip(source.path.name),
-                source.prompt,
-                **tensors,
-                mask=mask,
-                time_ids=fit.time_ids,
-            )
-            found += [row] * source.repeats
+    with hold_float32(vae):
+        for source in sources:
+            report()
+            picture = read_picture(source.path)
+            fit = fit_picture(*picture.size, buckets)
+            cut = cut_picture(picture, fit)
+            for copy in list_copies(source.path.name, flip, jitter, copies, seed):
+                key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
+                tensors = read_cache(cache, source.path, key)
+                if tensors is None:
+                    pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
+                    posterior = vae.encode(pixels).latent_dist
+                    shift = getattr(vae.config, "shift_factor", None) or 0.0
+                    scale = vae.config.scaling_factor
+                    tensors = {
+                        "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
+                        "deviation": (posterior.std.float() * scale)[0].cpu(),
+                    }
+                    write_cache(cache, source.path, key, tensors)
+                mask = None
+                if source.mask:
+                    mask = read_mask(source.mask, fit, tensors["mean"].shape[-2:], copy.mirrored)
+                row = Encoded(
+                    source.name or clip(source.path.name),
+                    source.prompt,
+                    **tensors,
+                    mask=mask,
+                    time_ids=fit.time_ids,
+                )
+                found += [row] * source.repeats
     return found
 
 

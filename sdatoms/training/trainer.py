@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -45,6 +45,7 @@ from sdatoms.training.parts import (
     make_run_optimizer,
     prepare_data,
 )
+from sdatoms.training.precision import choose_precision, read_own_dtype, widen_norms
 from sdatoms.training.processes import average
 
 __all__ = [
@@ -95,7 +96,13 @@ class Trainer:
         self.folder = folder or check_inputs(config)
         self.log, self.report = log, report
         AcceleratorState._reset_state()  # one process may train twice, with another precision
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.precision = choose_precision(
+            config.dtype if config.base_dtype == "auto" else config.base_dtype,
+            config.mixed_precision,
+            PartialState().device,
+            read_own_dtype(config.pretrained_model_name_or_path, config.variant),
+        )
+        self.accelerator = Accelerator(mixed_precision=self.precision.mixed)
         self.device = self.accelerator.device
         if config.allow_tf32:
             torch.set_float32_matmul_precision("high")
@@ -106,7 +113,7 @@ class Trainer:
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
-            dtype=choose_training_dtype(config, self.device),
+            dtype=self.precision.base,
             device=self.device,
             offload="none",
             vae=config.vae,
@@ -115,12 +122,15 @@ class Trainer:
             load_in=config.load_in,
         )
         unet = self.pipe.unet
+        if config.load_in and self.device.type == "cpu":
+            widen_norms(unet)
         self.resolution: int = config.resolution or find_side(self.pipe)
         self.buckets = make_buckets(self.pipe, config)
         self.denoising = make_denoising(self.pipe, config)
         self.injections = inject_atoms(self.pipe, config)
         self.tokens: dict[str, TrainedTokens] = add_tokens(self.pipe, config)
         backend = config.dynamo_backend
+        log(self.precision.describe())
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
         prompts = [source.prompt for source in self.folder.sources]
@@ -176,7 +186,7 @@ class Trainer:
             step_rules=config.lr_step_rules,
         )
         self.scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
-            self.device.type, enabled=config.mixed_precision == "fp16"
+            self.device.type, enabled=self.precision.mixed == "fp16"
         )
         named = [
             (f"{component}.{name}", parameter)
@@ -346,15 +356,6 @@ class Trainer:
             word=config.token_abstraction if own else None,
             embeddings=own,
         )
-
-
-def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Of the frozen base: 16 bits where autocast would cast every weight to them in every step."""
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    wide = device.type == "cpu" or config.mixed_precision not in narrow
-    return torch.float32 if wide else narrow[config.mixed_precision]
 
 
 def choose_attention(device: torch.device) -> Any:
