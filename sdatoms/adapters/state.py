@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sdatoms.adapters.keep import Keep, StoredWeight
 from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.strengths import Strength, read_strength
@@ -70,14 +71,34 @@ class BakedLayer:
     """A layer some adapter changes now."""
 
     base: LayerWeight
-    pristine: Tensor
-    """Its weight without adapters."""
+    kept: Tensor | StoredWeight
+    """Its weight without adapters, or where that is read from."""
     current: int
     """Checksum of the weight as last written."""
 
     @property
     def weight(self) -> Tensor:
         return self.base.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pristine weight."""
+        return self.kept.dtype
+
+    @property
+    def pristine(self) -> Tensor:
+        """The weight without adapters, on the device of the weight; read from the base's file where
+        no copy is kept.
+
+        Raises:
+            AtomError: the file is gone or another one.
+        """
+        kept, device = self.kept, self.weight.device
+        if isinstance(kept, StoredWeight):
+            return kept.read().to(device)
+        if kept.device != device:
+            self.kept = kept = kept.to(device)
+        return kept
 
 
 @dataclass
@@ -90,6 +111,10 @@ class BakedModule:
     layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
     origins: dict[str, int] = field(default_factory=dict)
     """Checksums of the pristine weights since the first load; they outlive the last adapter."""
+    keep: Keep = "memory"
+    """Where pristine weights of layers baked from now on are kept."""
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    """Pristine weights that the base's files hold."""
 
     def __bool__(self) -> bool:
         """Whether any adapter is loaded."""
@@ -164,9 +189,9 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
         if isinstance(layer, AttachedLayer):
             continue
         weight = layer.weight
-        if weight.dtype != layer.pristine.dtype:
+        if weight.dtype != layer.dtype:
             raise AtomError(
-                f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
+                f"the weight of {path!r} was cast from {layer.dtype} to {weight.dtype} "
                 "while adapters are baked in; cast it back (or reload the base model, if that lost "
                 "bits), call clear(), then cast and load again"
             )
@@ -185,7 +210,8 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
 
 @dataclass
 class AttachedLayer:
-    """A quantized layer some adapter changes now, and the atom layer that stands in its place."""
+    """A layer some adapter changes now without a change of its weight, quantized or asked for, and
+    the atom layer that stands in its place."""
 
     base: LayerWeight
     layer: AtomLayer = field(init=False)

@@ -32,6 +32,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="an atom file; may be given several times",
     )
     add_base_flags(parser)
+    parser.add_argument(
+        "--keep_weights",
+        choices=("auto", "memory", "file", "attach"),
+        default="auto",
+        help="where weights without atoms are kept: in memory, in the base's own files, or nowhere "
+        "with atoms attached and not baked in, which is slower (default: auto, by free memory)",
+    )
     parser.add_argument("--negative_prompt", default=None)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=5.0)
@@ -78,7 +85,8 @@ def run_generate(args: argparse.Namespace) -> None:
     pipe = open_base(args)
     prints = fingerprint_base(pipe)
     for number, (path, strength, file) in enumerate(files):
-        load_atoms(pipe, file, name=f"{number}:{Path(path).stem}", strength=strength)
+        name = f"{number}:{Path(path).stem}"
+        load_atoms(pipe, file, name=name, strength=strength, keep_weights=args.keep_weights)
     scheduler = type(pipe.scheduler).__name__
     scheduler = next((k for k, v in SCHEDULERS.items() if v == scheduler), scheduler)
     folder = Path(args.output_dir)
