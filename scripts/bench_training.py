@@ -9,8 +9,8 @@ median after the first step, of one UNet with random latents and text in AdamW. 
 bundled base and Stable Diffusion 1.5's UNet (random weights) at 256 px, on a CPU in float32; on a
 GPU the latter at 512 px in bfloat16 autocast too. Ratios are to the LoRA on the layers that the
 variant tunes. `--rounds` takes the methods in turn in one process and compares processor time:
-ratios that hold on a machine that others use. `--presets` trains each preset on a bundled subject,
-from the command to its atom file. `core_seconds` are processor time.
+ratios that hold on a machine that others use. `--presets` trains each on a bundled subject, from
+the command to its atom file. `core_seconds` are processor time.
 """
 
 from __future__ import annotations
@@ -35,12 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", default=list_cases(), choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=None,
-        help="of every method and case; of a preset, whose cost is then scaled to its own steps",
-    )
+    about = "of every method and case; of a preset, whose cost is then scaled to its own steps"
+    parser.add_argument("--steps", type=int, default=None, help=about)
+    parser.add_argument("--lean", action="store_true", help="bfloat16 base, checkpointing")
     parser.add_argument("--rounds", type=int, default=None, help="of all methods in turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--presets", nargs="*", default=None, choices=list(PRESETS))
@@ -48,7 +45,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON file; else only printed")
     args = parser.parse_args()
     facts: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__}
-    facts["device"] = name_device()
+    facts |= {"device": name_device()}
     if args.presets is not None:
         known = facts["presets"] = read_presets(facts, args.output)
         names = args.presets or list(PRESETS)
@@ -62,8 +59,8 @@ def main() -> None:
             facts["in_turn"][case] = call_apart(measure_beside, *asked, threads=args.threads)
             write(facts, args.output)
     else:
-        measured = measure_cases(args.cases, args.methods, args.steps, args.threads)
-        for cases in measured:
+        asked = (args.cases, args.methods, args.steps, args.threads)
+        for cases in measure_cases(*asked, lean=args.lean):
             facts["cases"] = cases
             write(facts, args.output)
     print(json.dumps(facts, indent=2))

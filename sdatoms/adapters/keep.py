@@ -56,12 +56,21 @@ class StoredWeight:
     origin: int
     """Checksum of the pristine weight."""
 
+    def check(self) -> None:
+        """Refuse, before anything is changed, where the file is gone."""
+        if not self.path.is_file():
+            raise AtomError(
+                f"the base's file {str(self.path)!r} is gone while adapters are baked in; put it "
+                "back, or reload the base model"
+            )
+
     def read(self) -> Tensor:
         """The weight on the CPU.
 
         Raises:
             AtomError: the file is gone, or holds another weight by now.
         """
+        self.check()
         try:
             with safe_open(self.path, framework="pt") as file:
                 weight = file.get_tensor(self.key).to(self.dtype)

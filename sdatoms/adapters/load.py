@@ -320,7 +320,7 @@ def settle_keep(module: nn.Module, state: BakedModule, adapter: Adapter, keep: K
         )
     stored = all(path in state.stored for path in plain)
     state.keep = choose_keep(need, free, stored=stored) if keep == "auto" else keep
-    if state.keep != "memory":
+    if keep == "auto" and state.keep != "memory":
         logger.warning(describe_keep(state.keep, need, free))
 
 

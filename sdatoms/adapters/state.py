@@ -195,6 +195,8 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
                 "while adapters are baked in; cast it back (or reload the base model, if that lost "
                 "bits), call clear(), then cast and load again"
             )
+        if isinstance(layer.kept, StoredWeight):
+            layer.kept.check()
         baked[path] = layer
     weights = [layer.weight for layer in baked.values()]
     for (path, layer), found in zip(

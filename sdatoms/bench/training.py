@@ -87,7 +87,12 @@ def list_cases() -> list[str]:
 
 
 def measure_cases(
-    cases: Sequence[str], methods: Sequence[str], steps: int | None, threads: int
+    cases: Sequence[str],
+    methods: Sequence[str],
+    steps: int | None,
+    threads: int,
+    *,
+    lean: bool = False,
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """Case → method → what was measured, as far as it is known; once more after every method."""
     found: dict[str, dict[str, Any]] = {}
@@ -96,7 +101,7 @@ def measure_cases(
         for method in methods:
             asked = steps or CASES[name].steps
             try:
-                row = call_apart(measure_method, name, method, asked, threads=threads)
+                row = call_apart(measure_method, name, method, asked, lean, threads=threads)
             except RuntimeError as error:
                 row = {"failed": str(error)[:300]}
             print(name, method, json.dumps(row), file=sys.stderr)
@@ -115,16 +120,21 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
             }
 
 
-def measure_method(name: str, method: str, steps: int) -> dict[str, Any]:
+def measure_method(name: str, method: str, steps: int, lean: bool = False) -> dict[str, Any]:
     """Train one method for a few steps of a case.
 
     A method that needs more than the machine's free memory fails by itself, and ends nothing else.
+
+    Args:
+        lean: with the base in bfloat16 and gradient checkpointing.
     """
     case = CASES[name]
     if case.device == "cpu":
         limit_memory()
     device = torch.device(case.device)
-    unet = open_unet(case)
+    unet = open_unet(case, torch.bfloat16 if lean else torch.float32)
+    if lean:
+        unet.enable_gradient_checkpointing()
     peer = put_in(unet, method)
     parameters = peer.parameters
     step = make_step(unet, parameters, case)
@@ -146,6 +156,7 @@ def measure_method(name: str, method: str, steps: int) -> dict[str, Any]:
         "batch": case.batch,
         "px": case.px,
         "steps": steps,
+        "lean": lean,
     }
 
 
@@ -180,15 +191,18 @@ def measure_beside(name: str, methods: Sequence[str], rounds: int) -> dict[str, 
     return rows
 
 
-def open_unet(case: Case) -> Any:
+def open_unet(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     device = torch.device(case.device)
     bundled = case.model == "bundled"
-    unet: Any = load_base(device=device).unet if bundled else build_model(case.model)
+    unet: Any = (
+        load_base(device=device, dtype=dtype).unet if bundled else build_model(case.model, dtype)
+    )
     return unet.to(device).train()
 
 
 def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable[[], None]:
-    """One step of AdamW on random latents and text, which are other ones in every call."""
+    """One step of AdamW on random latents and text, which are other ones in every call; a base in
+    16 bits computes in them."""
     device, side = torch.device(case.device), case.px // 8
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     generator = torch.Generator().manual_seed(0)
@@ -199,7 +213,8 @@ def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable
         latents, noise = draw(*shape), draw(*shape)
         context = draw(case.batch, 77, unet.config.cross_attention_dim)
         timesteps = torch.randint(1000, (case.batch,), generator=generator).to(device)
-        half = torch.autocast("cuda", torch.bfloat16) if case.device == "cuda" else nullcontext()
+        narrow = case.device == "cuda" or unet.dtype != torch.float32
+        half = torch.autocast(case.device, torch.bfloat16) if narrow else nullcontext()
         with half, choose_attention(device):
             predicted = unet(latents, timesteps, context, return_dict=False)[0]
             (predicted.float() - noise).square().mean().backward()
