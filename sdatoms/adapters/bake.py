@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sdatoms.adapters.keep import can_attach
 from sdatoms.adapters.state import AttachedLayer, BakedLayer, BakedModule, work_side_by_side
 from sdatoms.atoms.keys import group_tensors
 from sdatoms.atoms.lora import LoraMap
@@ -27,7 +28,7 @@ from sdatoms.files.writer import describe_layout
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.atom_layers import TunedWeight
 from sdatoms.layers.inject import Injection
-from sdatoms.layers.weights import find_weight
+from sdatoms.layers.weights import LayerWeight, find_weight
 
 __all__ = [
     "all_or_nothing",
@@ -69,11 +70,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             if not terms:
                 continue
             base = find_weight(root, path)
-            if base.quantized:
-                layer = AttachedLayer(base)
-            else:
-                layer = BakedLayer(base, copy_weight(base.weight), 0)
-            state.layers[path] = layer
+            layer = state.layers[path] = make_layer(state, path, base, terms)
         if isinstance(layer, AttachedLayer):
             if terms:
                 layer.attach(root, form_deltas(layer.pristine, terms))
@@ -81,35 +78,53 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
                 layer.detach(root)
                 del state.layers[path]
             continue
-        weight = layer.weight
-        layer.pristine = layer.pristine.to(weight.device)
         if terms:
             jobs.append((path, layer, terms))
         else:
             with torch.no_grad():
-                weight.copy_(layer.pristine)
+                layer.weight.copy_(layer.pristine)
             del state.layers[path]
-    written = write_sums([(layer.weight, layer.pristine, terms) for _, layer, terms in jobs])
+    written = write_sums([(layer.weight, layer, terms) for _, layer, terms in jobs])
     for (path, layer, _), (lost, _, found) in zip(jobs, written, strict=True):
         layer.current = found
         if not math.isfinite(lost):
             raise AtomError(
-                f"the change leaves {path!r} no finite weights in {layer.pristine.dtype}; lower "
+                f"the change leaves {path!r} no finite weights in {layer.dtype}; lower "
                 "the strength, or load the base in torch.float32"
             )
     lost, whole = (sum(row[part] for row in written) for part in (0, 1))
     return (lost / whole) ** 0.5 if whole else 0.0
 
 
-WeightSum = tuple[Tensor, Tensor, Iterable[tuple[float, LayerMap | LoraMap]]]
-"""Where to write, the pristine weight, and the maps to add."""
+def make_layer(
+    state: BakedModule,
+    path: str,
+    base: LayerWeight,
+    terms: Sequence[tuple[float, LayerMap | LoraMap]],
+) -> BakedLayer | AttachedLayer:
+    """A layer that some adapter changes from now on, its pristine weight kept as the module says;
+    in memory where that cannot be: sparse codes and LoRAs are always baked."""
+    linear = all(isinstance(m, LayerMap) and m.book is None for _, m in terms)
+    if base.quantized or (state.keep == "attach" and linear and can_attach(base)):
+        return AttachedLayer(base)
+    if state.keep == "file" and path in state.stored:
+        return BakedLayer(base, state.stored[path], 0)
+    return BakedLayer(base, copy_weight(base.weight), 0)
+
+
+WeightSum = tuple[Tensor, Tensor | BakedLayer, Iterable[tuple[float, LayerMap | LoraMap]]]
+"""Where to write, the pristine weight or the layer that knows it, and the maps to add."""
 
 
 def write_sums(sums: Sequence[WeightSum]) -> list[tuple[float, float, int]]:
     """`write_sum` for every weight, and the checksum of what was written; layers side by side."""
-    return work_side_by_side(
-        lambda one: (*write_sum(*one), checksum(one[0])), sums, (weight for weight, _, _ in sums)
-    )
+
+    def write(one: WeightSum) -> tuple[float, float, int]:
+        weight, source, terms = one
+        pristine = source if isinstance(source, Tensor) else source.pristine
+        return (*write_sum(weight, pristine, terms), checksum(weight))
+
+    return work_side_by_side(write, sums, (weight for weight, _, _ in sums))
 
 
 def copy_weight(weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Adapters are baked into the plain weights, `W' = W + Σ_k s_k ΔW_k`, so that generation is the base's
 own code at the base's own speed. The pristine weights of the layers they change are kept on their
-device for an exact restore.
+device for an exact restore, or read anew from the base's files (`keep.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from sdatoms.adapters.bake import all_or_nothing, rebake
 from sdatoms.adapters.changes import form_delta
+from sdatoms.adapters.keep import (
+    Keep,
+    check_keep,
+    choose_keep,
+    describe_keep,
+    find_free,
+    find_stored,
+)
 from sdatoms.adapters.plan import list_modules, plan_file, warn_of_base
 from sdatoms.adapters.state import (
     Adapter,
@@ -113,9 +122,11 @@ class AdapterSet:
         name: str | None = None,
         strength: Strength = 1.0,
         component: str | None = None,
+        keep_weights: Keep = "auto",
         **hub: Any,
     ) -> AdapterSet:
         """Bake one more atom file, or LoRA, in. Arguments and errors are those of `load_atoms`."""
+        check_keep(keep_weights)
         file, stem = fetch_file(path, hub)
         name = name or stem
         strength = check_strength(strength, f"the strength of {name!r}")
@@ -141,6 +152,7 @@ class AdapterSet:
                 bits = lambda path, root=module: checksum(find_weight(root, path).bits)
                 sums = work_side_by_side(bits, new, list_held(module, new))
                 state.origins |= zip(new, sums, strict=True)
+                settle_keep(module, state, adapter, keep_weights)
                 state.adapters[name] = adapter
                 lost = max(lost, rebake(module, state, adapter.maps))
             report_rounding(lost)
@@ -318,6 +330,7 @@ def load_atoms(
     name: str | None = None,
     strength: Strength = 1.0,
     component: str | None = None,
+    keep_weights: Keep = "auto",
     **hub: Any,
 ) -> AdapterSet:
     """Bake an atom file into a pipeline, or into one module; return the set of adapters there.
@@ -331,12 +344,47 @@ def load_atoms(
         strength: any finite number; 0 is the base exactly. Or numbers by UNet block, component,
             module path or pattern, such as `{"down": 0.2, "up.1": 0.7, "*attn2*": 0}`.
         component: which module of the pipeline, or which component of the file, is meant.
+        keep_weights: where the pristine weights of layers that this file is the first to change are
+            kept: "memory", "file" (the base's own, read anew when needed), or "attach", which bakes
+            nothing; "auto" decides by free memory. See `sdatoms.adapters.keep`.
 
     Raises:
         AtomError: the file is unusable or fits no layer; the name is taken; the weights were
             changed by others. Nothing is changed.
     """
-    return AdapterSet(target).load(path, name=name, strength=strength, component=component, **hub)
+    return AdapterSet(target).load(
+        path,
+        name=name,
+        strength=strength,
+        component=component,
+        keep_weights=keep_weights,
+        **hub,
+    )
+
+
+def settle_keep(module: nn.Module, state: BakedModule, adapter: Adapter, keep: Keep) -> None:
+    """Decide where the layers that no adapter has changed yet keep their pristine weights, and tell
+    it in one line where it is not in memory.
+
+    Raises:
+        AtomError: the base's files were asked for, and hold none of the weights.
+    """
+    fresh = {p: find_weight(module, p) for p in adapter.maps if p not in state.layers}
+    plain = {path: base for path, base in fresh.items() if not base.quantized}
+    need = sum(base.weight.numel() * base.weight.element_size() for base in plain.values())
+    device = next((base.weight.device for base in plain.values()), torch.device("cpu"))
+    free = find_free(device) if keep == "auto" else None
+    if keep == "file" or (keep == "auto" and choose_keep(need, free, stored=True) != "memory"):
+        state.stored |= find_stored(module, plain)
+    if keep == "file" and plain and not any(path in state.stored for path in plain):
+        raise AtomError(
+            "keep_weights 'file' needs a base loaded from a folder of safetensors, whose weights "
+            "are as they were loaded; take 'memory' or 'attach'"
+        )
+    stored = all(path in state.stored for path in plain)
+    state.keep = choose_keep(need, free, stored=stored) if keep == "auto" else keep
+    if keep == "auto" and state.keep != "memory":
+        logger.warning(describe_keep(state.keep, need, free))
 
 
 def report_rounding(lost: float) -> None:

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sdatoms.adapters.keep import Keep, StoredWeight
 from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap
@@ -81,14 +82,34 @@ class BakedLayer:
     """A layer some adapter changes now."""
 
     base: LayerWeight
-    pristine: Tensor
-    """Its weight without adapters."""
+    kept: Tensor | StoredWeight
+    """Its weight without adapters, or where that is read from."""
     current: int
     """Checksum of the weight as last written."""
 
     @property
     def weight(self) -> Tensor:
         return self.base.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pristine weight."""
+        return self.kept.dtype
+
+    @property
+    def pristine(self) -> Tensor:
+        """The weight without adapters, on the device of the weight; read from the base's file where
+        no copy is kept.
+
+        Raises:
+            AtomError: the file is gone or another one.
+        """
+        kept, device = self.kept, self.weight.device
+        if isinstance(kept, StoredWeight):
+            return kept.read().to(device)
+        if kept.device != device:
+            self.kept = kept = kept.to(device)
+        return kept
 
 
 @dataclass
@@ -101,6 +122,10 @@ class BakedModule:
     layers: dict[str, BakedLayer | AttachedLayer] = field(default_factory=dict)
     origins: dict[str, int] = field(default_factory=dict)
     """Checksums of the pristine weights since the first load; they outlive the last adapter."""
+    keep: Keep = "memory"
+    """Where pristine weights of layers baked from now on are kept."""
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    """Pristine weights that the base's files hold."""
 
     def __bool__(self) -> bool:
         """Whether any adapter is loaded."""
@@ -152,8 +177,8 @@ def move_pristine(root: nn.Module) -> None:
     state = find_state(root)
     with hold_alone([root]):
         for layer in state.layers.values() if state is not None else ():
-            if isinstance(layer, BakedLayer):
-                layer.pristine = layer.pristine.to(layer.weight.device)
+            if isinstance(layer, BakedLayer) and isinstance(layer.kept, Tensor):
+                layer.kept = layer.kept.to(layer.weight.device)
 
 
 def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:
@@ -184,12 +209,14 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
         if isinstance(layer, AttachedLayer):
             continue
         weight = layer.weight
-        if weight.dtype != layer.pristine.dtype:
+        if weight.dtype != layer.dtype:
             raise AtomError(
-                f"the weight of {path!r} was cast from {layer.pristine.dtype} to {weight.dtype} "
+                f"the weight of {path!r} was cast from {layer.dtype} to {weight.dtype} "
                 "while adapters are baked in; cast it back (or reload the base model, if that lost "
                 "bits), call clear(), then cast and load again"
             )
+        if isinstance(layer.kept, StoredWeight):
+            layer.kept.check()
         baked[path] = layer
     weights = [layer.weight for layer in baked.values()]
     for (path, layer), found in zip(
@@ -205,7 +232,8 @@ def check_untouched(root: nn.Module, state: BakedModule) -> None:
 
 @dataclass
 class AttachedLayer:
-    """A quantized layer some adapter changes now, and the atom layer that stands in its place."""
+    """A layer some adapter changes now without a change of its weight, quantized or asked for, and
+    the atom layer that stands in its place."""
 
     base: LayerWeight
     layer: AtomLayer = field(init=False)

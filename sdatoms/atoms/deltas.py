@@ -21,7 +21,8 @@ Reference: Chen, Miao, Qiu, https://arxiv.org/abs/2403.00269, section 3.2 (atoms
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ __all__ = [
     "ProductDelta",
     "apply_map",
     "combine_inner",
+    "form_once",
     "map_rows",
 ]
 
@@ -78,6 +80,8 @@ class Delta(nn.Module):
     """D `(m, p)`; with the sparse decomposition only, like `codes`."""
     codes: Tensor
     """A `(n, m)`."""
+    held: Tensor | None = None
+    """T as `form_once` holds it, on which gradients gather."""
 
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__()
@@ -115,6 +119,8 @@ class Delta(nn.Module):
 
     def transform(self) -> Tensor:
         """`T = E ΔD`, `(p, p)` or `(g·i, p, p)`; with the linear decomposition only."""
+        if self.held is not None:
+            return self.held
         delta = self.delta_atoms()
         return self.encoder.to(delta) @ delta
 
@@ -139,6 +145,32 @@ class Delta(nn.Module):
             f"{self.view.kind}{block}, {sparse}atoms={self.num_atoms}, width={self.view.width}, "
             f"parameters={trained}"
         )
+
+
+@contextmanager
+def form_once(deltas: Iterable[Delta]) -> Iterator[None]:
+    """Form every map T once for all passes of a `with` block, those that gradient checkpointing
+    repeats included.
+
+    Gradients gather on the maps and reach the atoms when the block ends; where it ends by an error
+    they reach none.
+    """
+    formed: list[tuple[Delta, Tensor]] = []
+    try:
+        for delta in deltas:
+            trains = any(p.requires_grad for p in delta.parameters())
+            if trains and not delta.sparse and not isinstance(delta, ProductDelta):
+                transform = delta.transform()
+                delta.held = transform.detach().requires_grad_()
+                formed.append((delta, transform))
+        yield
+        pairs = [(t, d.held.grad) for d, t in formed if d.held is not None]
+        pairs = [(t, grad) for t, grad in pairs if grad is not None]
+        if pairs:
+            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+    finally:
+        for delta, _ in formed:
+            delta.held = None
 
 
 def pack(tensor: Tensor) -> Tensor:

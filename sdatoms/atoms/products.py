@@ -108,12 +108,35 @@ def run_factors(
         run: the base layer, bias included.
         dim: where channels are, in input and output alike.
     """
-    f = run(x + mix_channels(x, input_factor, dim))
-    inner = f
-    if bias is not None:
-        shape = (-1, *[1] * (f.dim() - 2)) if dim == 1 else (-1,)
-        inner = f - bias.to(f.dtype).view(shape)
-    return f + mix_channels(inner, output_factor, dim)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = add_mixed(x, x, input_factor, dim)
+        f = run(mixed)
+        with torch.autocast(x.device.type, enabled=False):
+            return add_mixed(f, take_off(f, bias, dim), output_factor, dim)
+    f = run(add_mixed(x, x, input_factor, dim))
+    return add_mixed(f, take_off(f, bias, dim), output_factor, dim)
+
+
+def take_off(f: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    """`f − bias`, with the channels of f at `dim`."""
+    if bias is None:
+        return f
+    return f - (bias.to(f.dtype).view(-1, *[1] * (f.dim() - 2)) if dim == 1 else bias.to(f.dtype))
+
+
+def add_mixed(base: Tensor, x: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """`base + M̂ x`, as `mix_channels`, product and sum in one."""
+    b = factor.shape[-1]
+    factor = factor.to(x.dtype)
+    if factor.dim() == 3:
+        return base + mix_channels(x, factor, dim)
+    if dim == -1:
+        return torch.addmm(base.reshape(-1, b), x.reshape(-1, b), factor.mT).view(x.shape)
+    size = x.shape[2:].numel()
+    parts = x.reshape(-1, b, size)
+    many = factor.expand(len(parts), b, b)
+    return torch.baddbmm(base.reshape(-1, b, size), many, parts).view(x.shape)
 
 
 def compare_factors(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:

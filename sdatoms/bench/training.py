@@ -2,16 +2,19 @@
 
 Peak memory is the process's own, so that each method takes one of its own; `seconds_per_step` is
 the median after the first step, of one UNet with random latents and text in AdamW. Ratios are to
-the LoRA on the layers that the variant tunes.
+the LoRA on the layers that the variant tunes. A machine that others use makes such ratios swing:
+`measure_beside` takes its methods in turn, step by step, on copies of one UNet that share their
+weights, and compares processor time.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -27,14 +30,33 @@ from sdatoms.layers.inject import inject
 from sdatoms.models.open import build_model
 from sdatoms.training.trainer import choose_attention
 
-__all__ = ["CASES", "METHODS", "list_cases", "measure_cases", "measure_method"]
+__all__ = [
+    "CASES",
+    "METHODS",
+    "list_cases",
+    "measure_beside",
+    "measure_cases",
+    "measure_method",
+]
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
 FULL = "full fine-tuning"
-RIVALS = {"atoms": SPATIAL, "overcomplete": SPATIAL, "coefficients": ALL, "full": ALL}
-"""Variant → the LoRA that tunes the same layers."""
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-METHODS = (*VARIANTS, SPATIAL, ALL, FULL)
+SETTINGS: dict[str, AtomConfig] = {
+    **{variant: AtomConfig(variant) for variant in VARIANTS},
+    "coefficients, 8x8 channel": AtomConfig(
+        "coefficients", block_size=8, block_view="channel", block_share=0.045
+    ),
+    "product, b = 16": AtomConfig("coefficients", block_form="product", block_size=16),
+    "product, b = 32": AtomConfig("coefficients", block_form="product", block_size=32),
+}
+"""Method → its atoms."""
+RIVALS = {
+    name: ALL if config.variant in ("coefficients", "full") else SPATIAL
+    for name, config in SETTINGS.items()
+}
+"""Method → the LoRA that tunes the same layers."""
+METHODS = (*SETTINGS, SPATIAL, ALL, FULL)
 TIMES = ("seconds_per_step", "core_seconds_per_step")
 """By the clock, and of all processors together, which a shared machine does not blur."""
 
@@ -65,7 +87,12 @@ def list_cases() -> list[str]:
 
 
 def measure_cases(
-    cases: Sequence[str], methods: Sequence[str], steps: int | None, threads: int
+    cases: Sequence[str],
+    methods: Sequence[str],
+    steps: int | None,
+    threads: int,
+    *,
+    lean: bool = False,
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """Case → method → what was measured, as far as it is known; once more after every method."""
     found: dict[str, dict[str, Any]] = {}
@@ -74,7 +101,7 @@ def measure_cases(
         for method in methods:
             asked = steps or CASES[name].steps
             try:
-                row = call_apart(measure_method, name, method, asked, threads=threads)
+                row = call_apart(measure_method, name, method, asked, lean, threads=threads)
             except RuntimeError as error:
                 row = {"failed": str(error)[:300]}
             print(name, method, json.dumps(row), file=sys.stderr)
@@ -93,40 +120,29 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
             }
 
 
-def measure_method(name: str, method: str, steps: int) -> dict[str, Any]:
+def measure_method(name: str, method: str, steps: int, lean: bool = False) -> dict[str, Any]:
     """Train one method for a few steps of a case.
 
     A method that needs more than the machine's free memory fails by itself, and ends nothing else.
+
+    Args:
+        lean: with the base in bfloat16 and gradient checkpointing.
     """
     case = CASES[name]
     if case.device == "cpu":
         limit_memory()
     device = torch.device(case.device)
-    bundled = case.model == "bundled"
-    unet: Any = load_base(device=device).unet if bundled else build_model(case.model)
-    unet = unet.to(device).train()
+    unet = open_unet(case, torch.bfloat16 if lean else torch.float32)
+    if lean:
+        unet.enable_gradient_checkpointing()
     peer = put_in(unet, method)
     parameters = peer.parameters
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator).to(device)
-    side, channels = case.px // 8, unet.config.in_channels
+    step = make_step(unet, parameters, case)
     forget_peak(device)
     held, seconds, used = read_peak(device), [], []
     for _ in range(steps):
-        latents, noise = (draw(case.batch, channels, side, side) for _ in range(2))
-        context = draw(case.batch, 77, unet.config.cross_attention_dim)
-        timesteps = torch.randint(1000, (case.batch,), generator=generator).to(device)
         began, worked = time.perf_counter(), time.process_time()
-        half = torch.autocast("cuda", torch.bfloat16) if case.device == "cuda" else nullcontext()
-        with half, choose_attention(device):
-            predicted = unet(latents, timesteps, context, return_dict=False)[0]
-            (predicted.float() - noise).square().mean().backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if case.device == "cuda":
-            torch.cuda.synchronize()
+        step()
         seconds.append(time.perf_counter() - began)
         used.append(time.process_time() - worked)
     return {
@@ -140,15 +156,83 @@ def measure_method(name: str, method: str, steps: int) -> dict[str, Any]:
         "batch": case.batch,
         "px": case.px,
         "steps": steps,
+        "lean": lean,
     }
+
+
+def measure_beside(name: str, methods: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Methods of a case in turn, one step each a round: the median of their processor seconds, the
+    least, and the medians' ratio to the LoRA on the same layers. The first round is not counted."""
+    case = CASES[name]
+    base = open_unet(case)
+    steps: dict[str, Callable[[], None]] = {}
+    for method in methods:
+        shared = {id(tensor): tensor for tensor in base.parameters()}
+        unet = copy.deepcopy(base, shared)
+        steps[method] = make_step(unet, put_in(unet, method).parameters, case)
+    used: dict[str, list[float]] = {method: [] for method in methods}
+    for _ in range(1 + rounds):
+        for method, step in steps.items():
+            worked = time.process_time()
+            step()
+            used[method].append(time.process_time() - worked)
+    rows: dict[str, dict[str, Any]] = {
+        method: {
+            "core_seconds_per_step": round(statistics.median(times[1:]), 4),
+            "least_core_seconds": round(min(times[1:]), 4),
+            "rounds": rounds,
+        }
+        for method, times in used.items()
+    }
+    for method, row in rows.items():
+        if other := rows.get(RIVALS.get(method, "")):
+            names = ("core_seconds_per_step", "least_core_seconds")
+            row["to_lora"] = {key: round(row[key] / other[key], 3) for key in names}
+    return rows
+
+
+def open_unet(case: Case, dtype: torch.dtype = torch.float32) -> Any:
+    device = torch.device(case.device)
+    bundled = case.model == "bundled"
+    unet: Any = (
+        load_base(device=device, dtype=dtype).unet if bundled else build_model(case.model, dtype)
+    )
+    return unet.to(device).train()
+
+
+def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable[[], None]:
+    """One step of AdamW on random latents and text, which are other ones in every call; a base in
+    16 bits computes in them."""
+    device, side = torch.device(case.device), case.px // 8
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).to(device)
+
+    def step() -> None:
+        shape = (case.batch, unet.config.in_channels, side, side)
+        latents, noise = draw(*shape), draw(*shape)
+        context = draw(case.batch, 77, unet.config.cross_attention_dim)
+        timesteps = torch.randint(1000, (case.batch,), generator=generator).to(device)
+        narrow = case.device == "cuda" or unet.dtype != torch.float32
+        half = torch.autocast(case.device, torch.bfloat16) if narrow else nullcontext()
+        with half, choose_attention(device):
+            predicted = unet(latents, timesteps, context, return_dict=False)[0]
+            (predicted.float() - noise).square().mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
 
 
 def put_in(unet: nn.Module, method: str) -> Peer:
     """Give a UNet the method's parameters; a LoRA stands on the layers of the variant it rivals."""
     if method == FULL:
         return tune_all(unet)
-    if method in VARIANTS:
-        return tune_atoms(unet, AtomConfig(method), "base")
+    if method in SETTINGS:
+        return tune_atoms(unet, SETTINGS[method], "base")
     injection = inject(unet, AtomConfig("atoms" if method == SPATIAL else "full"))
     paths = list(injection.layers)
     injection.eject()

@@ -45,6 +45,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         '1 until 0.4, then 1"; for the file of that name, or for all',
     )
     add_base_flags(parser)
+    parser.add_argument(
+        "--keep_weights",
+        choices=("auto", "memory", "file", "attach"),
+        default="auto",
+        help="where weights without atoms are kept: in memory, in the base's own files, or nowhere "
+        "with atoms attached and not baked in, which is slower (default: auto, by free memory)",
+    )
     parser.add_argument("--negative_prompt", default=None)
     add_sampling_flags(parser)
     parser.add_argument(
@@ -110,7 +117,7 @@ def run_generate(args: argparse.Namespace) -> None:
     stems = [Path(path).stem for path, *_ in files]
     names = [s if stems.count(s) == 1 else f"{n}:{s}" for n, s in enumerate(stems)]
     for name, (_, strength, file) in zip(names, files, strict=True):
-        load_atoms(pipe, file, name=name, strength=strength)
+        load_atoms(pipe, file, name=name, strength=strength, keep_weights=args.keep_weights)
     own = name_scheduler(pipe.scheduler)
     start = canvas["init_picture"]
     width, height = fit_size(pipe, args.width, args.height, start.size if start else None)

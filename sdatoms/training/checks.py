@@ -113,9 +113,9 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         "--class_data_dir is not read with --prior_preservation_mode prediction; leave one out",
     )
     yield (
-        config.dtype in ("float16", "bfloat16") and config.mixed_precision == "no",
-        f"--dtype {config.dtype} holds the base in 16 bits, which trains with --mixed_precision "
-        "fp16 or bf16",
+        "auto" not in (config.dtype, config.base_dtype) and config.dtype != config.base_dtype,
+        f"--dtype {config.dtype} and --base_dtype {config.base_dtype} name two dtypes of the base; "
+        "leave one out",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

@@ -44,7 +44,11 @@ class TrainConfig:
     variant: str | None = None
     """Which weight files to load, such as fp16."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the frozen base; auto: float32 on a CPU, on a GPU that of `--mixed_precision`."""
+    """What `--base_dtype` is too, under the name that all commands know."""
+    base_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What the frozen base is held in; auto: float32 on a CPU, 16 bits on a GPU."""
+    offload: Literal["auto", "none", "model"] = "auto"
+    """Whether encoders leave the GPU while they are not needed (model, and auto) or stay (none)."""
     vae: str | None = None
     """Another autoencoder: a folder, a safetensors file or a hub id."""
     text_encoders: str | None = None
@@ -233,7 +237,7 @@ class TrainConfig:
 
     # Memory and speed
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast of the base; atoms stay in float32."""
+    """Autocast of the base; atoms stay in float32. A base in 16 bits always has it."""
     allow_tf32: bool = False
     """Let the GPU multiply float32 matrices in TF32, which is faster."""
     gradient_checkpointing: bool = False

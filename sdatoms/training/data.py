@@ -29,6 +29,7 @@ class TrainingData:
         trains_text: whether prompts must be encoded anew in every step.
         paints: whether samples are painted while training.
         cache: folder that keeps encoded prompts.
+        parks: whether encoders leave the accelerator while nothing is painted.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class TrainingData:
         trains_text: bool = False,
         paints: bool = False,
         cache: Path | None = None,
+        parks: bool = True,
     ) -> None:
         self.pipe, self.device = pipe, pipe.device
+        self.parks = parks and self.device.type != "cpu"
         self.instances, self.classes = instances, classes
         self.trains_text, self.paints = trains_text, paints
         self.text = TextStack(pipe)
@@ -67,14 +70,14 @@ class TrainingData:
         for name in parked:
             if not self.paints:
                 setattr(self.pipe, name, None)
-            elif self.device.type != "cpu":
+            elif self.parks:
                 getattr(self.pipe, name).to("cpu")
         if not self.paints and not at_hand:
             self.text.encoders.clear()
 
     def fetch(self) -> None:
         """Bring parked encoders back for painting."""
-        if self.device.type != "cpu":
+        if self.parks:
             self.pipe.vae.to(self.device)
             for encoder in self.text.encoders.values():
                 encoder.to(self.device)

@@ -34,6 +34,7 @@ from sdatoms.training.caption_rules import (
 )
 from sdatoms.training.faces import Point
 from sdatoms.training.folder import Source
+from sdatoms.training.precision import hold_float32
 
 __all__ = [
     "VERSION",
@@ -42,7 +43,7 @@ __all__ = [
     "read_tensors",
 ]
 
-VERSION = 2
+VERSION = 3
 """Rises when the same inputs would be encoded otherwise."""
 
 
@@ -127,7 +128,7 @@ def encode_pictures(
     report: Callable[[], None] = lambda: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> list[Encoded]:
-    """Cover and cut every picture to its bucket and encode it, with its copies.
+    """Cover and cut every picture to its bucket and encode it in float32, with its copies.
 
     Args:
         crops: how many parts of a picture are drawn at random, in place of its middle.
@@ -138,51 +139,52 @@ def encode_pictures(
     vae = pipe.vae
     print_ = hash_tensors(vae.state_dict()) if cache else ""
     found = []
-    for source in sources:
-        report()
-        picture = read_picture(source.path)
-        fit = fit_picture(*picture.size, buckets)
-        fits = [fit]
-        if crops:
-            fits = list_cuts(fit, source.path.name, crops, seed)
-        elif find_face:
-            face = find_face(picture)
-            fits = [center_cut(fit, *face)] if face else fits
-            if face is None:
-                log(f"no face was found in {source.name}; its middle is cut out")
-        mirror = flip if source.flip is None else source.flip
-        opened = read_mask(source)
-        for fit in fits:
-            cut = cut_picture(picture, fit)
-            for copy in list_copies(source.path.name, mirror, jitter, copies, seed):
-                key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
-                tensors = read_cache(cache, source.path, key)
-                if tensors is None:
-                    pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
-                    posterior = vae.encode(pixels).latent_dist
-                    shift = getattr(vae.config, "shift_factor", None) or 0.0
-                    scale = vae.config.scaling_factor
-                    tensors = {
-                        "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
-                        "deviation": (posterior.std.float() * scale)[0].cpu(),
-                    }
-                    write_cache(cache, source.path, key, tensors)
-                mask = None
-                if opened:
-                    mask = cut_mask(opened, fit, tensors["mean"].shape[-2:], copy.mirrored)
-                row = Encoded(
-                    source.name or clip(source.path.name),
-                    source.prompt,
-                    **tensors,
-                    mask=mask,
-                    time_ids=fit.time_ids,
-                    captions=source.captions,
-                    rules=source.rules,
-                    concept=source.concept,
-                    class_prompt=source.class_prompt,
-                    share=source.share,
-                )
-                found += [row] * source.repeats
+    with hold_float32(vae):
+        for source in sources:
+            report()
+            picture = read_picture(source.path)
+            fit = fit_picture(*picture.size, buckets)
+            fits = [fit]
+            if crops:
+                fits = list_cuts(fit, source.path.name, crops, seed)
+            elif find_face:
+                face = find_face(picture)
+                fits = [center_cut(fit, *face)] if face else fits
+                if face is None:
+                    log(f"no face was found in {source.name}; its middle is cut out")
+            mirror = flip if source.flip is None else source.flip
+            opened = read_mask(source)
+            for fit in fits:
+                cut = cut_picture(picture, fit)
+                for copy in list_copies(source.path.name, mirror, jitter, copies, seed):
+                    key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
+                    tensors = read_cache(cache, source.path, key)
+                    if tensors is None:
+                        pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
+                        posterior = vae.encode(pixels).latent_dist
+                        shift = getattr(vae.config, "shift_factor", None) or 0.0
+                        scale = vae.config.scaling_factor
+                        tensors = {
+                            "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
+                            "deviation": (posterior.std.float() * scale)[0].cpu(),
+                        }
+                        write_cache(cache, source.path, key, tensors)
+                    mask = None
+                    if opened:
+                        mask = cut_mask(opened, fit, tensors["mean"].shape[-2:], copy.mirrored)
+                    row = Encoded(
+                        source.name or clip(source.path.name),
+                        source.prompt,
+                        **tensors,
+                        mask=mask,
+                        time_ids=fit.time_ids,
+                        captions=source.captions,
+                        rules=source.rules,
+                        concept=source.concept,
+                        class_prompt=source.class_prompt,
+                        share=source.share,
+                    )
+                    found += [row] * source.repeats
     return found
 
 

@@ -191,7 +191,8 @@ class Run:
     def accept(self, trainer: Trainer) -> None:
         """Take the checkpoint's state over, and begin to write into the run directory."""
         config = self.config
-        self.record = make_record(config, trainer.folder, trainer.pipe)
+        dtype = trainer.precision.base_name
+        self.record = make_record(config, trainer.folder, trainer.pipe, dtype)
         for note in trainer.notes:
             self.note(note)
         resumed, wanted = None, config.resume_from_checkpoint

@@ -258,4 +258,5 @@ def prepare_data(
             trains_text=config.trains_text,
             paints=bool(config.validation_steps and config.num_validation_images),
             cache=cache,
+            parks=config.offload != "none",
         )

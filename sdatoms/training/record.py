@@ -34,7 +34,7 @@ __all__ = [
 
 RECORD = "record.json"
 FIXED = (
-    *("instance_prompt", "seed"),
+    *("instance_prompt", "seed", "base_dtype"),
     *ATOM_FLAGS,
     *("train_text_encoder", "train_text_encoder_ti", "token_abstraction"),
     *("num_new_tokens_per_abstraction", "initializer_concept"),
@@ -47,6 +47,7 @@ PLACES = (
     *("instance_data_dir", "pretrained_model_name_or_path", "revision", "variant"),
     *("output_dir", "resume_from_checkpoint", "mask_data_dir", "caption_column"),
     *("class_data_dir", "encoding_cache_dir", "data_config", "dataset_name", "image_column"),
+    *("dtype", "offload"),
 )
 """Settings that only say where things are; the things themselves are compared."""
 RATE_SETTINGS = (
@@ -61,14 +62,20 @@ HOW = ("alpha", "rules", "class_prompt", "share", "flip")
 """What is said of a picture beside its prompt; `alpha` decides its mask."""
 
 
-def make_record(config: TrainConfig, folder: PictureFolder, pipe: Any) -> dict[str, Any]:
+def make_record(
+    config: TrainConfig, folder: PictureFolder, pipe: Any, base_dtype: str
+) -> dict[str, Any]:
     """Settings, pictures and base of a run, as JSON can hold them.
 
     The UNet is not in it: its fingerprints stand in the checkpoint's atom file.
+
+    Args:
+        base_dtype: what `--base_dtype` came to, which "auto" decides by machine.
     """
     names = [n for n in ("vae", "text_encoder", "text_encoder_2") if getattr(pipe, n, None)]
+    settings = asdict(config) | {"base_dtype": base_dtype}
     return {
-        "settings": json.loads(json.dumps(asdict(config))),
+        "settings": json.loads(json.dumps(settings)),
         "pictures": {source.name: describe_source(source) for source in folder.sources},
         "base": {name: hash_tensors(getattr(pipe, name).state_dict()) for name in names},
     }
@@ -127,7 +134,9 @@ def compare_record(
         wrong += [f"--{n} was {changes[n][0]!r} and is {changes[n][1]!r}" for n in fixed]
         wrong += compare_pictures(made["pictures"], now["pictures"])
         others = [n for n, digest in now["base"].items() if made["base"].get(n, digest) != digest]
-        wrong += [f"the base's {', '.join(others)} has other weights"] if others else []
+        if others and "base_dtype" not in fixed:
+            older = "" if "base_dtype" in before else ", or was held in another --base_dtype"
+            wrong += [f"the base's {', '.join(others)} has other weights{older}"]
     if wrong:
         raise AtomError(
             f"{checkpoint.name} cannot be resumed: {'; '.join(wrong)}; put that back, or begin a "

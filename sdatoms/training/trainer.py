@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
+from sdatoms.atoms.deltas import form_once
 from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
@@ -45,6 +46,7 @@ from sdatoms.training.parts import (
     make_run_optimizer,
     prepare_data,
 )
+from sdatoms.training.precision import choose_precision, read_own_dtype, widen_norms
 from sdatoms.training.processes import average
 
 __all__ = [
@@ -95,7 +97,13 @@ class Trainer:
         self.folder = folder or check_inputs(config)
         self.log, self.report = log, report
         AcceleratorState._reset_state()  # one process may train twice, with another precision
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.precision = choose_precision(
+            config.dtype if config.base_dtype == "auto" else config.base_dtype,
+            config.mixed_precision,
+            PartialState().device,
+            read_own_dtype(config.pretrained_model_name_or_path, config.variant),
+        )
+        self.accelerator = Accelerator(mixed_precision=self.precision.mixed)
         self.device = self.accelerator.device
         if config.allow_tf32:
             torch.set_float32_matmul_precision("high")
@@ -106,7 +114,7 @@ class Trainer:
             config.pretrained_model_name_or_path,
             revision=config.revision,
             variant=config.variant,
-            dtype=choose_training_dtype(config, self.device),
+            dtype=self.precision.base,
             device=self.device,
             offload="none",
             vae=config.vae,
@@ -115,12 +123,15 @@ class Trainer:
             load_in=config.load_in,
         )
         unet = self.pipe.unet
+        if config.load_in and self.device.type == "cpu":
+            widen_norms(unet)
         self.resolution: int = config.resolution or find_side(self.pipe)
         self.buckets = make_buckets(self.pipe, config)
         self.denoising = make_denoising(self.pipe, config)
         self.injections = inject_atoms(self.pipe, config)
         self.tokens: dict[str, TrainedTokens] = add_tokens(self.pipe, config)
         backend = config.dynamo_backend
+        log(self.precision.describe())
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
         prompts = [text for s in self.folder.sources for text in s.captions or (s.prompt,)]
@@ -177,7 +188,7 @@ class Trainer:
             step_rules=config.lr_step_rules,
         )
         self.scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
-            self.device.type, enabled=config.mixed_precision == "fp16"
+            self.device.type, enabled=self.precision.mixed == "fp16"
         )
         named = [
             (f"{component}.{name}", parameter)
@@ -236,18 +247,19 @@ class Trainer:
             getattr(self.pipe, component).train()
         facts = torch.zeros(3, device=self.device)  # loss, instance loss, prior loss
         share, bad = 1 / config.gradient_accumulation_steps, ""
-        for micro in range(config.gradient_accumulation_steps):
-            index = self.step * config.gradient_accumulation_steps + micro
-            for batch in draw_batches(self.data.instances, self.data.classes, index, self.draw):
-                weight = config.prior_loss_weight if batch.prior else 1.0
-                # The backward pass too: gradient checkpointing runs layers again in it.
-                with choose_attention(self.device):
-                    errors = self.measure(batch)
-                    self.scaler.scale(weight * errors.mean() * share).backward()
-                mean = errors.detach().mean() * share
-                facts[0] += weight * mean
-                facts[2 if batch.prior else 1] += mean
-                bad = bad or name_bad_rows(batch, errors.detach())
+        with self.form_maps():
+            for micro in range(config.gradient_accumulation_steps):
+                index = self.step * config.gradient_accumulation_steps + micro
+                for batch in draw_batches(self.data.instances, self.data.classes, index, self.draw):
+                    weight = config.prior_loss_weight if batch.prior else 1.0
+                    # The backward pass too: gradient checkpointing runs layers again in it.
+                    with choose_attention(self.device):
+                        errors = self.measure(batch)
+                        self.scaler.scale(weight * errors.mean() * share).backward()
+                    mean = errors.detach().mean() * share
+                    facts[0] += weight * mean
+                    facts[2 if batch.prior else 1] += mean
+                    bad = bad or name_bad_rows(batch, errors.detach())
         gradients = self.gather_gradients()
         average([*gradients, facts])
         loss, instance, prior = (float(fact) for fact in facts)
@@ -280,6 +292,13 @@ class Trainer:
         kept = prior if config.with_prior_preservation else None
         seconds = time.perf_counter() - began
         return TrainStep(self.step, config.max_train_steps, loss, instance, kept, lr, seconds)
+
+    def form_maps(self) -> contextlib.AbstractContextManager[None]:
+        """Form the atoms' maps once for all batches of a step; a compiled model forms its own."""
+        if self.config.dynamo_backend != "no":
+            return contextlib.nullcontext()
+        weights = [w for i in self.injections.values() for w in i.weights.values()]
+        return form_once(delta for weight in weights for delta in weight.views.values())
 
     def check_first_step(self) -> None:
         backend = self.config.dynamo_backend
@@ -339,15 +358,6 @@ class Trainer:
             word=config.token_abstraction if own else None,
             embeddings=own,
         )
-
-
-def choose_training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Of the frozen base: 16 bits where autocast would cast every weight to them in every step."""
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    wide = device.type == "cpu" or config.mixed_precision not in narrow
-    return torch.float32 if wide else narrow[config.mixed_precision]
 
 
 def choose_attention(device: torch.device) -> Any:

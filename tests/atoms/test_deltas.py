@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from tiny.atoms import inject_one
 from tiny.modules import copy_weights
+from torch import nn
 
 from sdatoms.atoms.decompose import View, fit_encoder, measure_gram
-from sdatoms.atoms.deltas import AtomDelta, ChannelDelta, OvercompleteDelta, apply_map
+from sdatoms.atoms.deltas import (
+    AtomDelta,
+    ChannelDelta,
+    OvercompleteDelta,
+    apply_map,
+    form_once,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +158,32 @@ def test_deltas_are_formed_in_float32_also_under_autocast(rng, dtype):
     assert plain.dtype == cast.dtype == torch.float32
     assert torch.equal(plain, cast)
     assert torch.equal(plain, apply_map(weight, view, delta.transform()))
+
+
+@pytest.mark.parametrize("setting", ["atoms", "overcomplete", "full"])
+def test_maps_formed_once_give_the_gradients_of_maps_formed_in_every_pass(rng, perturb, setting):
+    layer = nn.Conv2d(4, 8, 3, padding=1)
+    injection = perturb(inject_one(layer, setting), 0.3)
+    passes = [torch.randn(2, 4, 5, 5, generator=rng) for _ in range(3)]
+    for x in passes:
+        injection.model(x).square().mean().backward()
+    expected = [p.grad.clone() for p in injection.parameters()]
+    injection.model.zero_grad()
+    deltas = list(injection.weights["0"].views.values())
+    with form_once(deltas):
+        assert all(d.transform() is d.transform() for d in deltas)
+        for x in passes:
+            injection.model(x).square().mean().backward()
+    for parameter, gradient in zip(injection.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert all(d.held is None for d in deltas)
+
+
+def test_a_pass_that_fails_leaves_no_gradient_and_no_held_map(rng):
+    injection = inject_one(nn.Conv2d(4, 8, 3, padding=1), "full")
+    deltas = list(injection.weights["0"].views.values())
+    with pytest.raises(KeyboardInterrupt), form_once(deltas):
+        injection.model(torch.randn(1, 4, 5, 5, generator=rng)).sum().backward()
+        raise KeyboardInterrupt
+    assert all(p.grad is None for p in injection.parameters())
+    assert all(d.held is None for d in deltas)

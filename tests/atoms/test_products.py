@@ -11,6 +11,7 @@ from sdatoms.atoms.products import (
     compare_factors,
     factor_shapes,
     fold_factors,
+    mix_channels,
     run_factors,
 )
 
@@ -55,6 +56,18 @@ def test_shared_factors_are_one_full_map_of_the_block(rng):
     conv, view, factors = make(2, False, rng)
     folded = view.fold(view.rows(conv.weight) @ fold_factors(*factors))
     torch.testing.assert_close(folded.float(), apply_factors(conv.weight, view, *factors))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_autocast_rounds_neither_factors_nor_sums_of_a_float32_input(each, rng):
+    conv, _, factors = make(1, each, rng, torch.float32)
+    x = torch.randn(2, 8, 5, 4, generator=rng)
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run_factors(x, *factors, conv.bias, lambda z: seen.append(z) or conv(z), 1)
+    plain = x + mix_channels(x, factors[1], 1)
+    torch.testing.assert_close(seen[0], plain)
+    assert y.dtype == torch.bfloat16
 
 
 def test_zero_factors_leave_the_layers_own_bits(rng):

@@ -76,7 +76,7 @@ def test_atoms_are_counted_in_it(single, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--dtype bfloat16", "trains with --mixed_precision fp16 or bf16"),
+        ("--dtype bfloat16 --base_dtype float32", "name two dtypes of the base"),
         ("--vae /nowhere", "the autoencoder '/nowhere' cannot be opened"),
     ],
 )

@@ -84,6 +84,14 @@ RESUMED = {
         "use_ema": True,
     },
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+    "16-bit base": {
+        "base_dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "train_text_encoder": True,
+        "with_prior_preservation": True,
+        "prior_preservation_mode": "prediction",
+        "class_prompt": "cat",
+    },
 }
 
 
@@ -129,6 +137,13 @@ def test_resuming_with_another_optimizer_or_averages_is_refused(train_config):
         next(train(replace(again, use_ema=True)))
     with pytest.raises(sdatoms.AtomError, match="step 2, past --max_train_steps 1"):
         next(train(replace(again, max_train_steps=1)))
+
+
+def test_resuming_with_the_base_in_another_dtype_is_refused(train_config):
+    list(train(train_config(max_train_steps=2)))
+    again = train_config(max_train_steps=3, resume_from_checkpoint="latest", base_dtype="bfloat16")
+    with pytest.raises(sdatoms.AtomError, match="--base_dtype was 'float32' and is 'bfloat16'"):
+        next(train(again))
 
 
 def test_a_fresh_start_forgets_old_checkpoints_only_when_it_has_its_own(train_config):

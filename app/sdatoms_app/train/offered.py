@@ -139,6 +139,8 @@ GROUPS = {
 """Group → the settings offered in it, in order."""
 HIDDEN = {
     "dtype": "the server's memory",
+    "base_dtype": "the server's memory",
+    "offload": "the server's memory",
     "vae": "a path of the server",
     "text_encoders": "a path of the server",
     "prediction_type": "told by the base's own file",
