@@ -28,7 +28,7 @@ from sdatoms.diffusion.placement import (
     measure_pipeline,
     place,
 )
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.autoencoder import open_vae
 from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import FAMILIES, Prediction, read_checkpoint
@@ -88,8 +88,9 @@ def load_base(
             pipeline, or not one of a known family.
     """
     where = find_base(name_or_path)
-    for name, what in ((where, "base model"), (vae, "autoencoder"), (text_encoders, "encoders")):
-        check_place(name, what)
+    check_place(where, "base model")
+    check_place(vae, "autoencoder")
+    check_text(text_encoders or "", "the path of the text encoders")
     path, target = Path(where), torch.device(device or pick_device())
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise AtomError(
