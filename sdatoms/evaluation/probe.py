@@ -2,10 +2,11 @@
 
 It sees the picture and, beside it, the plain subject: whether a thing is upside down, dyed, or
 above another cannot be told without knowing the thing. The same convolutions look at the picture
-and at the subject, whole and at half its size, upright and turned; how alike each patch of the
-picture is to each of theirs is what the heads read beside the picture's own features. Each kind of
-modifier has a head, with "none" first. It was trained on true scenes alone, by
-`scripts/train_probe.py`, and its file says which kinds and values it knows.
+and at the subject, upright and turned; what the heads read beside the picture's own features is how
+alike each patch of the picture is to each of theirs, and how well the whole subject fits at each
+place, in the sizes that scenes have. Each kind of modifier has a head, with "none" first. It was
+trained on true scenes alone, by `scripts/train_probe.py`, and its file says which kinds and values
+it knows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from sdatoms.storage import find_assets, write_whole
 
 __all__ = ["Probe", "find_modifiers", "load_probe", "save_probe"]
 
-LOOK, WIDTH = 64, 80
+FINE, FIT, LOOK, WIDTH = 32, 8, 64, 80
+SIDES = (22, 16, 14, 12, 11, 8, 6)
+"""Sides of a subject in scenes, from big to tiny, in cells of 4 px."""
 
 
 class Residual(nn.Module):
@@ -49,17 +52,17 @@ class Probe(nn.Module):
         """`values`: kind of modifier → the values it may have."""
         super().__init__()
         self.values = {kind: tuple(own) for kind, own in values.items()}
+        self.glance = nn.Sequential(nn.Conv2d(3, FINE, 4, stride=4), Residual(FINE))
         self.look = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=4),
-            Residual(32),
-            nn.Conv2d(32, LOOK, 4, stride=2, padding=1),
+            nn.Conv2d(FINE, LOOK, 4, stride=2, padding=1),
             nn.GroupNorm(8, LOOK),
             nn.SiLU(),
             Residual(LOOK),
         )
-        likenesses = 2 * (8 * 8 + 4 * 4)
+        self.mark = nn.Conv2d(FINE, FIT, 1)
+        likenesses, fits = 2 * 8 * 8, 2 * len(SIDES)
         self.read = nn.Sequential(
-            nn.Conv2d(2 * LOOK + likenesses, WIDTH, 3, padding=1),
+            nn.Conv2d(2 * LOOK + likenesses + fits, WIDTH, 3, padding=1),
             nn.GroupNorm(8, WIDTH),
             nn.SiLU(),
             Residual(WIDTH),
@@ -67,21 +70,24 @@ class Probe(nn.Module):
         )
         pooled = 5 * WIDTH + LOOK
         self.norm = nn.LayerNorm(pooled)
+        self.judge = nn.Sequential(nn.Linear(pooled + fits + 1, 160), nn.SiLU())
         self.heads = nn.ModuleDict(
-            {kind: nn.Linear(pooled, len(own) + 1) for kind, own in self.values.items()}
+            {kind: nn.Linear(160, len(own) + 1) for kind, own in self.values.items()}
         )
 
     def forward(self, pictures: Tensor, references: Tensor) -> dict[str, Tensor]:
         turned = references.flip(-1, -2)
-        seen, known, over = self.look(torch.cat([pictures, references, turned])).chunk(3)
-        half = F.avg_pool2d(torch.cat([references, turned]), 2)
-        small = self.look(half).chunk(2)
-        alike = [compare(seen, other) for other in (known, over, *small)]
-        x = self.read(torch.cat([seen, known, *alike], 1))
+        fine = self.glance(torch.cat([pictures, references, turned]))
+        seen, known, over = self.look(fine).chunk(3)
+        alike = [compare(seen, other) for other in (known, over)]
+        fits = fit(*self.mark(fine).chunk(3), find_outline(references))
+        x = self.read(torch.cat([seen, known, *alike, F.adaptive_max_pool2d(fits, 8)], 1))
         quarters = F.adaptive_avg_pool2d(x, 2).flatten(1)
-        pooled = torch.cat([quarters, x.amax((2, 3)), known.mean((2, 3))], -1)
-        pooled = self.norm(pooled)
-        return {kind: head(pooled) for kind, head in self.heads.items()}
+        pooled = self.norm(torch.cat([quarters, x.amax((2, 3)), known.mean((2, 3))], -1))
+        upright, other = best = fits.amax((2, 3)).chunk(2, -1)
+        better = upright.amax(-1, keepdim=True) - other.amax(-1, keepdim=True)
+        judged = self.judge(torch.cat([pooled, *(4 * b for b in best), 10 * better], -1))
+        return {kind: head(judged) for kind, head in self.heads.items()}
 
 
 def compare(seen: Tensor, known: Tensor) -> Tensor:
@@ -89,6 +95,36 @@ def compare(seen: Tensor, known: Tensor) -> Tensor:
     `(n, k·l, h, w)`."""
     a, b = F.normalize(seen.flatten(2), dim=1), F.normalize(known.flatten(2), dim=1)
     return (b.transpose(1, 2) @ a).unflatten(2, seen.shape[2:])
+
+
+def find_outline(references: Tensor) -> Tensor:
+    """Where the subject stands on its white picture: share of each cell, `(n, 1, 16, 16)`."""
+    return F.avg_pool2d((references.amin(1, keepdim=True) < 0.96).float(), 4)
+
+
+def fit(seen: Tensor, known: Tensor, over: Tensor, outline: Tensor) -> Tensor:
+    """Mean cosine of the subject's cells with those they come to lie on, for each of `SIDES`,
+    upright and turned, with its centre at each place: `(n, 2 · sides, 16, 16)`.
+
+    By the correlation theorem, in twice the picture's side: no size wraps round to where it is
+    read.
+    """
+    side, room = seen.shape[-1], 2 * seen.shape[-1]
+    seen = F.normalize(seen.float(), dim=1)
+    window = torch.fft.rfft2(seen, s=(room, room)).conj()
+    fits = []
+    for cells, mask in ((known, outline), (over, outline.flip(-1, -2))):
+        template = F.normalize(cells.float(), dim=1) * mask
+        for size in SIDES:
+            small = F.interpolate(template, (size, size), mode="bilinear", antialias=True)
+            weight = F.interpolate(mask, (size, size), mode="bilinear", antialias=True)
+            found = torch.fft.irfft2(
+                (window * torch.fft.rfft2(small, s=(room, room))).sum(1), s=(room, room)
+            )
+            # the value at lag -p is that of a corner at p: move it to where the centre lies
+            found = found.flip(-1, -2).roll((1 + size // 2,) * 2, (-1, -2))
+            fits.append(found[:, :side, :side] / weight.sum((1, 2, 3))[:, None, None].clamp(min=1))
+    return torch.stack(fits, 1)
 
 
 @torch.no_grad()
