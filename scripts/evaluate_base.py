@@ -16,6 +16,7 @@ from pathlib import Path
 from bundled.base_judge import judge_base
 
 ROOT = Path(__file__).parents[1]
+PROBE = ROOT / "assets" / "emoji-probe" / "probe.safetensors"
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--base_dir", type=Path, default=ROOT / "assets" / "emoji-sd")
     parser.add_argument("--evaluator_dir", type=Path, default=ROOT / "assets" / "emoji-clip")
     parser.add_argument("--run_dir", type=Path, default=run_dir, help="holds the packages")
-    parser.add_argument("--probe", type=Path, default=run_dir / "probe.safetensors")
+    parser.add_argument("--probe", type=Path, default=PROBE)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "evaluate-base")
     parser.add_argument("--num_prompts", type=int, default=200)
     parser.add_argument("--per_kind", type=int, default=40)

@@ -2,13 +2,33 @@
 
 __all__ = [
     "AtomError",
+    "check_text",
     "clip",
     "first_line",
+    "mark_bytes",
 ]
 
 
 class AtomError(ValueError):
     """Wrong input. Raised before anything is changed; commands print it and exit with code 2."""
+
+
+def check_text(text: str, what: str) -> str:
+    """Text that every file and library takes.
+
+    Raises:
+        AtomError: it holds half a character, as do names whose bytes are no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AtomError(f"{what} is {clip(text)!r}, which holds bytes that are no text") from None
+    return text
+
+
+def mark_bytes(text: str) -> str:
+    """Text with question marks for the bytes of a name that are no text: what a page can show."""
+    return text.encode(errors="replace").decode()
 
 
 def clip(text: str, length: int = 120) -> str:

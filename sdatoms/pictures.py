@@ -26,6 +26,7 @@ __all__ = [
     "find_sidecars",
     "list_pictures",
     "make_thumbnail",
+    "read_alpha",
     "read_mask",
     "read_picture",
     "read_sidecar",
@@ -111,6 +112,22 @@ def read_mask(path: Path | IO[bytes]) -> Image.Image:
     return read_picture(path, background="black").convert("L")
 
 
+def read_alpha(path: Path) -> Image.Image | None:
+    """How opaque a picture is, upright, white where it is opaque; None where it is so all over.
+
+    Raises:
+        AtomError: the file is corrupt.
+    """
+    try:
+        with Image.open(path) as opened:
+            if not opened.has_transparency_data:
+                return None
+            alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+    except Exception as error:
+        raise AtomError(f"the picture {path.name!r} cannot be read: {error}") from None
+    return alpha if alpha.getextrema() != (255, 255) else None
+
+
 def reduce_depth(picture: Image.Image) -> Image.Image:
     """Grey of more than 8 bits as 8; Pillow by itself would make white of all above 255."""
     if picture.mode[0] not in "IF":
@@ -151,7 +168,7 @@ def draw_grid(
     their pixels away."""
     font = ImageFont.load_default(size=max(11, cell // 9))
     margin = max([int(font.getlength(label)) for label in row_labels], default=0) + 16
-    head = cell // 5 + 4 if column_labels else 0
+    head = max([label.count("\n") + 1 for label in column_labels], default=0) * (cell // 5 + 4)
     columns = max(len(row) for row in rows)
     grid = Image.new("RGB", (margin + columns * (cell + 4), head + len(rows) * (cell + 4)), "white")
     draw = ImageDraw.Draw(grid)
@@ -162,6 +179,7 @@ def draw_grid(
             fill="black",
             font=font,
             anchor="mm",
+            align="center",
         )
     for r, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         top = head + r * (cell + 4)

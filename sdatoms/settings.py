@@ -157,7 +157,14 @@ def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
     """An instance of dataclass `cls`; unknown keys are refused with the nearest known one, types
     are checked."""
     named: Any = fields(cls)  # pyright: ignore[reportArgumentType]
-    known = {f.name: unwrap(h) for f, h in zip(named, get_type_hints(cls).values(), strict=True)}
+    hints = get_type_hints(cls)
+    known = {field.name: unwrap(hints[field.name]) for field in named}
+    # Nothing, where something has to be, is the default.
+    values = {
+        key: value
+        for key, value in values.items()
+        if value is not None or key not in known or type(None) in get_args(hints[key])
+    }
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(str(key), known, 1)

@@ -9,13 +9,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
+    "check_place",
     "decode_text",
     "find_assets",
     "list_subjects",
+    "locate",
     "read_subject",
+    "read_table",
     "write_whole",
 ]
 
@@ -47,6 +50,30 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
     return path
 
 
+def check_place(name: str | None, what: str) -> None:
+    """Refuse what cannot be opened, before a hub is asked for it.
+
+    Raises:
+        AtomError: the name is no text; or it is a path, as hub ids (`owner/name`) never are, that
+            leads nowhere.
+    """
+    name = check_text(str(name or ""), f"the path of the {what}")
+    path = Path(name)
+    is_path = (
+        len(path.parts) > 2
+        or name.startswith(("/", ".", "~"))
+        or "\\" in name
+        or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+    )
+    if is_path and not os.path.exists(name):
+        raise AtomError(f"the {what} {name!r} cannot be opened: there is no such folder or file")
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The absolute path without links; links in a circle are left as they are, and lead nowhere."""
+    return Path(os.path.realpath(path))
+
+
 def find_assets() -> Path:
     """The directory of bundled files: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).resolve().parent
@@ -71,7 +98,27 @@ def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
         raise AtomError(
             f"there is no bundled subject {name!r}; there are {', '.join(list_subjects())}"
         )
-    return folder, json.loads((folder / "subject.json").read_text())
+    return folder, json.loads((folder / "subject.json").read_text(encoding="utf-8"))
+
+
+def read_table(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON table in UTF-8.
+
+    Args:
+        default: stands for a table that is missing or damaged; None where it has to be there.
+
+    Raises:
+        AtomError: there is none that can be read, and no default.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        table = None
+    if isinstance(table, dict):
+        return table
+    if default is None:
+        raise AtomError(f"{str(path)!r} holds no JSON table")
+    return default
 
 
 def decode_text(data: bytes) -> tuple[str, str]:

@@ -1,4 +1,9 @@
-"""What `tests/tiny` builds, as fixtures: no network, no downloads, seconds on a CPU."""
+"""What `tests/tiny` builds, as fixtures: no network, no downloads, seconds on a CPU.
+
+Atom files that many tests ask for alike are built once a session and handed out as copies.
+"""
+
+import copy
 
 import pytest
 import torch
@@ -22,9 +27,11 @@ def no_code_cache(monkeypatch):
     monkeypatch.setenv("SDATOMS_CODE_CACHE", "0")
 
 
-@pytest.fixture
-def one_thread():
-    """Threads only wait for each other on tensors this small, the more so on a busy machine."""
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Threads only wait for each other on tensors this small, the more so on a busy machine; the
+    same holds in processes that a test starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -93,28 +100,42 @@ def perturb():
     return atoms.perturb
 
 
+@pytest.fixture(scope="session")
+def built():
+    """Atom files of this session, by all that they depend on."""
+    return {}
+
+
 @pytest.fixture
-def make_file(tmp_path, make_unet):
+def make_file(tmp_path, make_unet, built):
     """Save atoms that were tuned on `make_unet()`; returns the path."""
 
     def make(name="dog", seed=1, size=0.05, **config):
+        key = ("unet", name, seed, size, repr(sorted(config.items())))
+        path = tmp_path / f"{name}.safetensors"
+        if key in built:
+            path.write_bytes(built[key])
+            return path
         injection = atoms.perturb(inject(make_unet(), AtomConfig(**config)), size, seed)
-        return save_atoms(
-            tmp_path / f"{name}.safetensors", {"unet": injection}, trigger=f"sks {name}"
-        )
+        save_atoms(path, {"unet": injection}, trigger=f"sks {name}")
+        built[key] = path.read_bytes()
+        return path
 
     return make
 
 
 @pytest.fixture
-def make_atoms(make_convnet):
+def make_atoms(make_convnet, built):
     """An atom file in memory, tuned on `make_convnet(base)`, or on that base as another dtype
     stores it; its component is `model`."""
 
     def make(trigger="sks dog", seed=1, size=0.05, base=0, dtype=torch.float32, **config):
-        model = make_convnet(base).to(dtype).float()
-        injection = atoms.perturb(inject(model, AtomConfig(**config)), size, seed)
-        return pack_atoms({"model": injection}, FileFacts(trigger, f"base {base}"))
+        key = ("model", trigger, seed, size, base, dtype, repr(sorted(config.items())))
+        if key not in built:
+            model = make_convnet(base).to(dtype).float()
+            injection = atoms.perturb(inject(model, AtomConfig(**config)), size, seed)
+            built[key] = pack_atoms({"model": injection}, FileFacts(trigger, f"base {base}"))
+        return copy.deepcopy(built[key])
 
     return make
 
@@ -131,9 +152,11 @@ def sparse_file(tmp_path, make_atoms):
 
 
 @pytest.fixture
-def sample_files(tmp_path, make_convnet):
+def sample_files(tmp_path, make_convnet, built):
     """Every form an atom file of `make_convnet()` can take, by name; its component is `model`."""
-    files = atoms.build_samples(make_convnet)
+    if "samples" not in built:
+        built["samples"] = atoms.build_samples(make_convnet)
+    files = built["samples"]
     return {name: file.save(tmp_path / f"{name}.safetensors") for name, file in files.items()}
 
 

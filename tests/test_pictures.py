@@ -128,3 +128,9 @@ def test_grid_holds_every_picture_where_its_label_says():
 def test_thumbnail_is_a_small_data_uri():
     uri = make_thumbnail(Image.effect_noise((512, 512), 50), 128)
     assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 16_000
+
+
+def test_titles_of_two_lines_have_twice_the_room():
+    row = [[Image.new("RGB", (8, 8), "red")]]
+    none, one, two = (draw_grid(row, ["row"], t).height for t in ([], ["a title"], ["a\ntitle"]))
+    assert two - none == 2 * (one - none) > 0

@@ -120,6 +120,9 @@ def launch_settings(
         "show_error": False,  # our own messages are shown all the same
         "strict_cors": True,
         "root_path": root_path or None,
+        # Gradio would give its own page three seconds, which a busy machine does not keep; that the
+        # server answers is seen before, without a limit.
+        "_frontend": False,
     }
 
 
@@ -140,6 +143,7 @@ def serve(
     opening: Mapping[str, Any] | None = None,
     max_side: int = MAX_SIDE,
     while_training: Policy = "wait",
+    labellers: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -156,6 +160,7 @@ def serve(
         max_side: the longest side of a picture that may be asked for, px.
         while_training: what becomes of pictures while a training has the GPU, see
             `sdatoms_app.studio.handover`.
+        labellers: models that label pictures on the Train tab: `captioner`, `segmenter`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.
@@ -188,6 +193,7 @@ def serve(
         opening={"say": lambda text: print(text, flush=True), **(opening or {})},
         max_side=max_side,
         handover=Handover(while_training),
+        labellers=labellers,
     )
     connect_trainings(studio)
     with studio.lock:

@@ -19,8 +19,8 @@ from bundled.base_diet import paint_examples
 from bundled.captions import describe
 from bundled.gallery import Example, Gallery
 from bundled.modifiers import KINDS, VALUES, Scene
-from bundled.probe import Probe, find_modifiers
 from bundled.probe_training import normalize, read_references
+from sdatoms.evaluation.probe import Probe, find_modifiers
 
 __all__ = ["Prompt", "draw_prompts", "score_followed", "stack"]
 

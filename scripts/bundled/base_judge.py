@@ -21,10 +21,10 @@ from bundled.base_data import Concept, load_pictures
 from bundled.base_export import score_autoencoder, to_pictures
 from bundled.base_followed import draw_prompts, score_followed, stack
 from bundled.base_stages import Run, paint_held_out
-from bundled.probe import load_probe
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.evaluation.probe import load_probe
 
 __all__ = ["draw_sheet", "judge_base", "pick_concepts", "rank_concepts", "rank_own", "shrink"]
 

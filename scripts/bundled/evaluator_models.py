@@ -3,8 +3,9 @@ r"""The bundled evaluator's CLIP: its networks, its contrastive loss and its tra
 The loss is the supervised contrastive one on unit rows z with temperature τ: for an anchor i with
 positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
 
-Positives are all pictures of the same concept, whoever drew them, and its captions. The style
-head, in `evaluator_styles.py`, is trained the other way round.
+Positives are all pictures of the same concept, whoever drew them, and its captions. Of scenes the
+only positive is a picture's own caption: others in the batch differ from it in one modifier. The
+style head, in `evaluator_styles.py`, is trained the other way round.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
 equation 2.
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
-from bundled.base_loops import Step, scale_lr, set_rate
+from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.base_models import configure_text
 from bundled.evaluator_data import Collection
 
@@ -131,19 +132,22 @@ def train_clip(
     ema,
     collection: Collection,
     write_tokens,
+    draw_scenes: Callable[[random.Random], tuple[Tensor, Tensor]],
     *,
     steps: int,
     start: int = 0,
-    concepts_per_batch: int = 72,
+    concepts_per_batch: int = 16,
     learning_rate: float = 1e-3,
+    precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Fit image and text tower to a collection without held-out concepts.
 
     A batch is two vendors' pictures of each of `concepts_per_batch` concepts, and a caption a
-    picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`.
+    picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`. Beside them it has scenes,
+    `draw_scenes(rng)`: pictures `(n, 3, 64, 64)` uint8 and the ids of their captions.
     """
-    by_concept = group_pictures(collection)
+    by_concept, warmup = group_pictures(collection), min(200, 1 + steps // 10)
     parameters = list(model.parameters())
     model.train()
     for step in range(start, steps):
@@ -151,14 +155,18 @@ def train_clip(
         rng = random.Random(seed * 1_000_003 + step)
         pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
         concept = collection.concept[pick]
-        views = make_view(collection.pictures[pick].float() / 255, generator) * 2 - 1
-        tokens = write_tokens(concept.tolist(), rng)
-        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        scenes, words = draw_scenes(rng)
+        pictures = torch.cat([collection.pictures[pick], scenes])
+        views = make_view(pictures.float() / 255, generator) * 2 - 1
+        tokens = torch.cat([write_tokens(concept.tolist(), rng), words])
+        lr = set_rate(optimizer, learning_rate * scale_lr(step, steps, warmup))
+        with cast(precision):
             images = model.get_image_features(pixel_values=views).pooler_output
             texts = model.get_text_features(input_ids=tokens).pooler_output
         images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
-        loss = match_concepts(model.logit_scale, images, texts, concept)
+        n = len(concept)
+        loss = match_concepts(model.logit_scale, images[:n], texts[:n], concept)
+        loss = loss + match_captions(model.logit_scale, images[n:], texts[n:])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -183,3 +191,9 @@ def match_concepts(logit_scale: Tensor, images: Tensor, texts: Tensor, concept: 
     among = contrast(scale * images @ images.T, same, apart)
     logits, everything = scale * images @ texts.T, torch.ones_like(same)
     return (among + contrast(logits, same, everything) + contrast(logits.T, same, everything)) / 2
+
+
+def match_captions(logit_scale: Tensor, images: Tensor, texts: Tensor) -> Tensor:
+    """Scenes with their own captions and captions with their own scenes: `(n, d)` twice."""
+    logits, own = logit_scale.exp() * images @ texts.T, torch.arange(len(images))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

@@ -6,22 +6,27 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from random import Random
 
 import torch
 from diffusers.training_utils import EMAModel
 
 from bundled import evaluator_models as models
 from bundled import evaluator_styles as styles
-from bundled.base_data import write_caption
+from bundled.base_data import fetch_packages, load_concepts, read_held_out, write_caption
 from bundled.base_diet import tokenize
 from bundled.base_export import load_ema
+from bundled.base_stages import settle_precision
 from bundled.base_training import drive
 from bundled.evaluator_data import VENDORS, Collection
+from bundled.evaluator_scenes import SceneDiet, draw_lookalikes, score_captions
 from bundled.evaluator_scores import score_concepts, score_pictures, score_vendors
+from bundled.gallery import Gallery, load_gallery
 from sdatoms.evaluation.evaluator import Evaluator, StyleHead, load_evaluator, save_evaluator
 
-__all__ = ["STAGES", "Run"]
+__all__ = ["STAGES", "Run", "copy_tokenizer"]
 
 CARD = """# emoji-clip
 
@@ -30,7 +35,8 @@ evaluate`. `transformers.CLIPModel.from_pretrained` opens it;
 `sdatoms.evaluation.evaluator.load_evaluator()` adds the head in `style_head.safetensors`.
 
 Trained from scratch by `scripts/train_evaluator.py` on {pictures:,} pictures of {concepts:,} emoji
-by {vendors} vendors. The {held_out} concepts in `scripts/bundled/held_out.txt` were left out:
+by {vendors} vendors, and on scenes of one of them, drawn anew in every step. The {held_out}
+concepts in `scripts/bundled/held_out.txt` were left out:
 
 | | found first |
 |---|---|
@@ -38,6 +44,7 @@ by {vendors} vendors. The {held_out} concepts in `scripts/bundled/held_out.txt` 
 | the concept by its name, among {held_out} | {concept_by_name:.1%} |
 | the vendor, by the nearest mean style | {vendor:.1%} |
 | the same picture, from an augmented view, among {gallery} | {same_picture:.1%} |
+| the caption of a scene, among 20 that differ in one modifier | {caption_of_20:.1%} |
 
 Licence: Apache-2.0. It learned from
 
@@ -61,13 +68,38 @@ class Run:
 
     run_dir: Path
     output_dir: Path
+    packages: Path
+    from_export: bool = False
+    """Go on from the weights in `output_dir` where the run directory has none."""
     steps: int | None = None
+    rate: float | None = None
     save_every: int = 200
     seed: int = 0
 
+    @cached_property
+    def gallery(self) -> Gallery:
+        """What scenes are made of."""
+        return self.load_gallery(held_out=False)
+
+    @cached_property
+    def hidden(self) -> Gallery:
+        """The concepts in `held_out.txt`."""
+        return self.load_gallery(held_out=True)
+
+    def load_gallery(self, *, held_out: bool) -> Gallery:
+        packages = fetch_packages(self.packages)
+        concepts = load_concepts(packages, read_held_out())
+        return load_gallery(packages, [c for c in concepts if c.held_out == held_out])
+
 
 def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
-    model = models.build_clip(len(tokenizer))
+    model, diet = open_clip(run, tokenizer), SceneDiet(run.gallery, tokenizer)
+    x, ids = torch.rand(64, 3, models.PICTURE_SIZE, models.PICTURE_SIZE), diet.draw(Random(0))[1]
+    work = lambda: (
+        model.get_image_features(pixel_values=x).pooler_output.square().mean()
+        + model.get_text_features(input_ids=ids).pooler_output.square().mean()
+    )
+    facts = settle_precision(run.run_dir / "clip", model, work)
 
     def write_tokens(numbers, rng):
         captions = [write_caption(everything.concepts[c], rng) for c in numbers]
@@ -81,29 +113,40 @@ def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
         ema,
         shown,
         write_tokens,
-        steps=run.steps or 2400,
+        diet.draw,
+        steps=run.steps or 6000,
         start=start,
+        learning_rate=run.rate or 1e-3,
+        precision=getattr(torch, facts["precision"]),
         seed=run.seed,
     )
 
     def show() -> dict:
         evaluator = make_evaluator(model, StyleHead(), tokenizer, run.run_dir)
         found = score_concepts(evaluator, held, everything)
+        found |= score_captions(evaluator, run.hidden, 200)
         model.requires_grad_(True).train()
         return found
 
-    fit_part(run, "clip", model, fit, show)
+    fit_part(run, "clip", model, fit, show, facts)
 
 
 def fit_instance(run: Run, everything: Collection, tokenizer) -> None:
-    head, held = StyleHead(), everything.take(everything.held_out)
+    head, held = open_styles(run), everything.take(everything.held_out)
+    x = torch.rand(64, 3, models.PICTURE_SIZE, models.PICTURE_SIZE)
+    facts = settle_precision(
+        run.run_dir / "instance", head.instance, lambda: head.instance(x)[:, 0].square().mean()
+    )
     fit = lambda optimizer, ema, start: styles.train_instance(
         head.instance,
         optimizer,
         ema,
         everything.take(~everything.held_out),
-        steps=run.steps or 800,
+        draw_lookalikes(run.gallery),
+        steps=run.steps or 1600,
         start=start,
+        learning_rate=run.rate or 2e-3,
+        precision=getattr(torch, facts["precision"]),
         seed=run.seed,
     )
 
@@ -112,7 +155,7 @@ def fit_instance(run: Run, everything: Collection, tokenizer) -> None:
         head.requires_grad_(True).train()
         return {"same_picture": found}
 
-    fit_part(run, "instance", head.instance, fit, show)
+    fit_part(run, "instance", head.instance, fit, show, facts)
 
 
 def fit_drawing(run: Run, everything: Collection, tokenizer) -> None:
@@ -143,22 +186,56 @@ def open_head(run: Run, head: StyleHead, tokenizer) -> Evaluator:
     return make_evaluator(models.build_clip(len(tokenizer)), head, tokenizer, run.run_dir)
 
 
-def fit_part(run: Run, name: str, part: torch.nn.Module, fit, show) -> None:
+def fit_part(
+    run: Run, name: str, part: torch.nn.Module, fit, show, facts: dict | None = None
+) -> None:
     ema = EMAModel(part.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
     optimizer = torch.optim.AdamW(
         sort_parameters(part), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
     loop = lambda start: fit(optimizer, ema, start)
-    drive(run.run_dir / f"{name}.pt", {name: part}, optimizer, ema, loop, show, run.save_every)
+    path = run.run_dir / f"{name}.pt"
+    drive(path, {name: part}, optimizer, ema, loop, show, run.save_every, facts=facts)
 
 
-def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict[str, float]:
-    clip = load_ema(models.build_clip(len(tokenizer)), run.run_dir / "clip.pt")
+def open_clip(run: Run, tokenizer) -> torch.nn.Module:
+    """A new model, or the exported one to go on from."""
+    model = models.build_clip(len(tokenizer))
+    if run.from_export:
+        exported = load_evaluator(str(run.output_dir)).clip
+        model.load_state_dict(exported.state_dict())
+    return model
+
+
+def open_styles(run: Run) -> StyleHead:
     head = StyleHead()
-    load_ema(head.instance, run.run_dir / "instance.pt")
-    learner = load_ema(styles.DrawingLearner(), run.run_dir / "drawing.pt")
-    styles.settle(learner.net, everything.take(~everything.held_out))
-    head.drawing = learner.net
+    if run.from_export:
+        head.load_state_dict(load_evaluator(str(run.output_dir)).style.state_dict())
+    return head
+
+
+def open_trained(run: Run, everything: Collection, tokenizer) -> tuple[torch.nn.Module, StyleHead]:
+    """Model and style head from the run directory; from the export what was not trained there."""
+    clip, head = open_clip(run, tokenizer), open_styles(run)
+    if not run.from_export or (run.run_dir / "clip.pt").exists():
+        load_ema(clip, run.run_dir / "clip.pt")
+    if not run.from_export or (run.run_dir / "instance.pt").exists():
+        load_ema(head.instance, run.run_dir / "instance.pt")
+    if not run.from_export or (run.run_dir / "drawing.pt").exists():
+        learner = load_ema(styles.DrawingLearner(), run.run_dir / "drawing.pt")
+        styles.settle(learner.net, everything.take(~everything.held_out))
+        head.drawing = learner.net
+    return clip, head
+
+
+def judge_captions(run: Run, everything: Collection, tokenizer) -> dict:
+    """How often the right caption of a held-out scene is found, as the weights are now."""
+    clip, head = open_trained(run, everything, tokenizer)
+    return score_captions(make_evaluator(clip, head, tokenizer, run.run_dir), run.hidden)
+
+
+def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:
+    clip, head = open_trained(run, everything, tokenizer)
     staging = run.output_dir.with_name(run.output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     evaluator = make_evaluator(clip, head, tokenizer, run.run_dir, staging)
@@ -166,6 +243,7 @@ def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict[str, f
     figures = score_concepts(evaluator, held, everything) | {
         "vendor": score_vendors(evaluator, held, everything),
         "same_picture": score_pictures(evaluator, held),
+        **score_captions(evaluator, run.hidden),
     }
     (staging / "README.md").write_text(write_card(figures, everything))
     shutil.rmtree(run.output_dir, ignore_errors=True)
@@ -181,12 +259,23 @@ def sort_parameters(parts: torch.nn.Module) -> list[dict]:
     return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
 
 
+VOCABULARY = ("vocab.json", "merges.txt")
+
+
+def copy_tokenizer(export: Path, folder: Path) -> None:
+    """Take the export's vocabulary, which its weights belong to, unless there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in VOCABULARY:
+        if not (folder / name).exists():
+            shutil.copy(export / name, folder / name)
+
+
 def make_evaluator(clip, head, tokenizer, run_dir: Path, folder: Path | None = None) -> Evaluator:
     """Write both parts to `folder` and open them there, in float16 as they will be used."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder or Path(scratch)
         save_evaluator(folder, clip, head, tokenizer, models.PICTURE_SIZE)
-        for name in ("vocab.json", "merges.txt"):
+        for name in VOCABULARY:
             shutil.copy(run_dir / "tokenizer" / name, folder / name)
         return load_evaluator(str(folder))
 
@@ -207,6 +296,7 @@ STAGES = {
     "clip": fit_clip,
     "instance": fit_instance,
     "drawing": fit_drawing,
+    "captions": judge_captions,
     "export": export_evaluator,
 }
 """Name → what it does with a run, every vendor's pictures and the tokenizer."""

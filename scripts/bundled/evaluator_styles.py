@@ -1,7 +1,7 @@
 """How the bundled evaluator's style head is trained: two nets, each by a loss of its own.
 
-- instance: two views of one picture attract. The same concept by another vendor is always in the
-  batch: the hard negative;
+- instance: two views of one picture attract. The hard negatives are in the batch: the same concept
+  by another vendor, another thing in the same scene, the same thing in a scene that differs a bit;
 - drawing: pictures in the same drawing style attract, same vendor and same recolouring; and a
   cross-entropy over one learned direction a vendor, which is not kept.
 
@@ -11,14 +11,15 @@ Both contrastive losses are `evaluator_models.contrast` at temperature 0.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bundled.base_loops import Step, scale_lr, set_rate
+from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.evaluator_data import VENDORS, Collection
 from bundled.evaluator_models import contrast, group_pictures, make_view, pick_pictures
 from sdatoms.evaluation.evaluator import DrawingNet, InstanceNet, StyleHead
@@ -43,24 +44,29 @@ def train_instance(
     optimizer: torch.optim.Optimizer,
     ema,
     collection: Collection,
+    draw_scenes: Callable[[random.Random], Tensor],
     *,
     steps: int,
     start: int = 0,
-    concepts_per_batch: int = 32,
+    concepts_per_batch: int = 20,
     learning_rate: float = 2e-3,
+    precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Fit the net to a collection without held-out concepts.
 
-    A batch is two views of two vendors' pictures of each of `concepts_per_batch` concepts.
+    A batch is two views of two vendors' pictures of each of `concepts_per_batch` concepts, and of
+    the scenes `(n, 3, 64, 64)` uint8 that `draw_scenes` gives.
     """
     by_concept = group_pictures(collection)
     net.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
-        x = collection.pictures[pick].float() / 255
-        rows = embed(net, torch.cat([make_view(x, generator), make_view(x, generator)]))
+        scenes = draw_scenes(random.Random(seed * 1_000_003 + step))
+        x = torch.cat([collection.pictures[pick], scenes]).float() / 255
+        views = torch.cat([make_view(x, generator), make_view(x, generator)])
+        rows = embed(net, views, precision)
         number, itself = torch.arange(len(x)).repeat(2), torch.eye(2 * len(x), dtype=torch.bool)
         loss = contrast(rows / TEMPERATURE @ rows.T, number[:, None] == number, ~itself)
         lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
@@ -79,6 +85,7 @@ def train_drawing(
     batch_size: int = 128,
     learning_rate: float = 3e-3,
     restyled: float = 0.15,
+    precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Fit the net to a collection without held-out concepts.
@@ -96,7 +103,7 @@ def train_drawing(
         x = restyle(x, torch.where(plain, 0, vendor + 1), generator)
         half = batch_size // 2
         x = torch.cat([make_view(x[:half], generator), move(x[half:], generator)])
-        rows = embed(learner.net, x)
+        rows = embed(learner.net, x, precision)
         style = vendor + (~plain) * len(VENDORS)
         apart = ~torch.eye(len(x), dtype=torch.bool)
         among = contrast(rows / TEMPERATURE @ rows.T, style[:, None] == style, apart)
@@ -108,9 +115,9 @@ def train_drawing(
         yield Step(step + 1, float(loss.detach()), lr)
 
 
-def embed(net: nn.Module, x: Tensor) -> Tensor:
+def embed(net: nn.Module, x: Tensor, precision: torch.dtype) -> Tensor:
     """Rows of pictures in [0, 1]."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with cast(precision):
         return net((x * 2 - 1).contiguous(memory_format=torch.channels_last))
 
 

@@ -11,15 +11,16 @@ from diffusers.training_utils import EMAModel
 from bundled.base_export import load_ema
 from bundled.base_stages import Run, settle_precision
 from bundled.base_training import drive
-from bundled.probe import Probe, load_probe, save_probe
+from bundled.modifiers import VALUES
 from bundled.probe_training import draw_examples, score_probe, train_probe
+from sdatoms.evaluation.probe import Probe, load_probe, save_probe
 
 __all__ = ["fit_probe", "score_held_out"]
 
 
 def fit_probe(run: Run, output: Path) -> Probe:
     """Train `probe.pt` of the run directory to its end and write the averages to `output`."""
-    path, probe = run.run_dir / "probe.pt", Probe()
+    path, probe = run.run_dir / "probe.pt", Probe(VALUES)
     print(f"{sum(p.numel() for p in probe.parameters()):,} parameters", flush=True)
     ema = EMAModel(probe.parameters(), decay=0.998, use_ema_warmup=True, inv_gamma=10, power=0.75)
     optimizer = torch.optim.AdamW(

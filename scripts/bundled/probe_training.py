@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from bundled.base_diet import paint_examples
 from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.gallery import Example, Gallery
-from bundled.modifiers import KINDS, Scene
-from bundled.probe import Probe, find_modifiers, label, show_on_white
+from bundled.modifiers import KINDS, VALUES, Scene
+from sdatoms.evaluation.probe import Probe, find_modifiers
 
-__all__ = ["draw_examples", "normalize", "read_references", "score_probe", "train_probe"]
+__all__ = [
+    "draw_examples",
+    "label",
+    "normalize",
+    "read_references",
+    "score_probe",
+    "show_on_white",
+    "train_probe",
+]
 
 PLAIN, HELD_OUT_PAIRS = 0.08, 0.12
 """Shares of pictures without a modifier, and of such with a held-out pair."""
@@ -44,6 +52,22 @@ def read_references(gallery: Gallery) -> Tensor:
     """Every concept's picture on white, uint8 `(n, 3, 64, 64)`."""
     pictures: list[Image.Image] = [show_on_white(picture) for picture in gallery.pictures]
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
+
+
+def show_on_white(picture: Image.Image) -> Image.Image:
+    """The reference of a subject: its own picture (RGBA) on white."""
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture)
+    return canvas.convert("RGB")
+
+
+def label(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Kind → class of each scene, 0 where it adds nothing of the kind."""
+    labels = {kind: torch.zeros(len(scenes), dtype=torch.long) for kind in KINDS}
+    for i, scene in enumerate(scenes):
+        for kind, value in scene.modifiers:
+            labels[kind][i] = VALUES[kind].index(value) + 1
+    return labels
 
 
 def train_probe(

@@ -151,6 +151,11 @@ class AdapterSet:
     @one_at_a_time
     def set_strengths(self, strengths: Mapping[str, Strength]) -> AdapterSet:
         """Change strengths by name; names not mentioned keep theirs."""
+        if not isinstance(strengths, Mapping):
+            raise AtomError(
+                "set_strengths takes a table of names and strengths, such as {'dog': 0.5}; it was "
+                f"given a {type(strengths).__name__}"
+            )
         for name in strengths:
             self._check_name(name)
         checked = {

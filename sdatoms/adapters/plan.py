@@ -148,14 +148,20 @@ def check_places(component: str, module: nn.Module, paths: Iterable[str]) -> Non
 
 
 def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
-    """Refuse a layer whose weight is not there, neither floating-point nor quantized by
-    bitsandbytes, or of another layout.
+    """Refuse a layer whose weight is not there, neither floating-point of 16 bits or more nor
+    quantized by bitsandbytes, or of another layout.
     """
     held, where = layer.held, f"the layer {clip(path)!r}"
     if held is None or held.is_meta:
         raise AtomError(
             f"the weight of {where} lies on the meta device; load the model's weights (or disable "
             "offload) first"
+        )
+    if layer.coarse:
+        raise AtomError(
+            f"the weight of {where} is stored as {held.dtype}, whose rounding is larger than what "
+            "atoms change; load the model in 16 or 32 bits, the file next, and enable layerwise "
+            "casting, if at all, after that"
         )
     if layer.quantized == held.is_floating_point():
         raise AtomError(

@@ -105,6 +105,8 @@ class AtomConfig:
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is None and name != "seed":
                 continue
+            if name == "seed" and isinstance(value, int) and value >= 1 << 64:
+                raise AtomError(f"AtomConfig.seed is {value}; it takes at most {(1 << 64) - 1}")
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise AtomError(
                     f"AtomConfig.{name} is {value!r}; it takes a whole number of at least {least}"

@@ -19,7 +19,7 @@ from torch import nn
 
 from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.atoms.decompose import View, split_side
-from sdatoms.classifiers.methods import attach
+from sdatoms.classifiers.methods import attach_method
 from sdatoms.classifiers.model import classify, open_classifier
 from sdatoms.layers.inject import LayerReport
 
@@ -52,7 +52,7 @@ def measure(name: str, variant: Variant, batch: int) -> dict[str, Any]:
     weights = sum(p.numel() for p in classifier.model.parameters())
     config = AtomConfig(variant)
     began = time.perf_counter()
-    tuned = attach(classifier, variant, config)
+    tuned = attach_method(classifier, variant, config)
     inject_seconds = time.perf_counter() - began
     assert tuned.injection is not None
     rows = [row for row in tuned.injection.report() if row.parameters]

@@ -22,8 +22,9 @@ from torch import Tensor
 from sdatoms.errors import AtomError
 from sdatoms.models.original_layout import join, lay_out
 from sdatoms.models.recognize import FAMILIES
-from sdatoms.models.single_file import CONFIGS, build, read_table
+from sdatoms.models.single_file import CONFIGS, build
 from sdatoms.models.vocabulary import build_tokenizer
+from sdatoms.storage import read_table
 
 __all__ = [
     "FULL_SIZES",

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lokr, tune_lora, tune_oft
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.prompts import write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer
+from sdatoms.evaluation.truth import choose_prompts, find_truth
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.batches import Draw, draw_batches
@@ -39,6 +39,7 @@ __all__ = ["METHODS", "SEEDS", "draw_methods", "measure_methods"]
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
 MEASURED = ("fidelity", "likeness", "alignment", "diversity", "drift")
+TRUE = ("truth", "error", "followed")
 SEEDS = (0, 1, 2, 3)
 """Of the pictures of every prompt, as in `sdatoms demo`."""
 
@@ -86,7 +87,7 @@ def measure_methods(
     folder, about = read_subject(subject)
     results, pictures_dir = output_dir / f"{subject}.json", output_dir / subject
     pictures_dir.mkdir(parents=True, exist_ok=True)
-    prompts = write_prompts(about["instance_prompt"])
+    prompts = choose_prompts(find_truth(folder), about["instance_prompt"])
     pipe = load_base()
     config = TrainConfig(
         instance_data_dir=str(folder),
@@ -113,6 +114,7 @@ def measure_methods(
             save_pictures(pictures_dir / folder_name, scorer.pictures)
             rows.append({"method": name, "rate": rate, "pictures_dir": folder_name} | facts)
             rows[-1] |= {key: measured[key] for key in MEASURED}
+            rows[-1] |= {key: measured[key] for key in TRUE if measured[key] is not None}
             print(json.dumps(rows[-1]), flush=True)
             write_whole(results, json.dumps(asked | {"rows": rows, "checks": checks}).encode())
     return {name: pick_best(rows, name) for name in methods}

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from sdatoms.bench.process import read_children_seconds
+from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import Evaluator, load_evaluator
 from sdatoms.evaluation.metrics import measure_fidelity
@@ -127,7 +128,7 @@ def set_bounds(
 def give_back(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures cut as for training, through the bundled base's autoencoder and back."""
     pipe = load_base(device="cpu")
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = find_side(pipe)
     found = []
     for picture in pictures:
         cut = cut_picture(picture, fit_picture(*picture.size, [(side, side)]))

@@ -20,7 +20,7 @@ from sdatoms.atoms.config import AtomConfig
 from sdatoms.bench.transfer_report import group, read_rows, report
 from sdatoms.classifiers.experiment import Experiment, run_experiment
 from sdatoms.classifiers.fit import TrainSettings
-from sdatoms.classifiers.methods import BLOCKS, VARIANTS, attach, suggest_rates
+from sdatoms.classifiers.methods import BLOCKS, VARIANTS, attach_method, suggest_rates
 from sdatoms.classifiers.model import open_classifier
 from sdatoms.classifiers.pictures import Pool, Task, draw_task
 from sdatoms.errors import AtomError
@@ -175,7 +175,7 @@ def run_cell(
     if plan.batch_norm == "tuned":
         options["statistics"] = True
         options["train_norms"] = method.name in (*VARIANTS, "lora_conv")
-    tuned = attach(classifier, method.name, AtomConfig(**method.atoms, seed=seed), **options)
+    tuned = attach_method(classifier, method.name, AtomConfig(**method.atoms, seed=seed), **options)
     settings = TrainSettings(
         epochs=plan.count_epochs(name), mixed_precision=plan.mixed_precision, seed=seed
     )

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdatoms.classifiers.drawings import draw_confusion
-from sdatoms.classifiers.fit import TrainSettings, evaluate, fit
+from sdatoms.classifiers.fit import TrainSettings, evaluate_classifier, fit
 from sdatoms.classifiers.methods import Tuned, shift_rate
 from sdatoms.classifiers.model import pack_head
 from sdatoms.classifiers.pictures import Split, Task
@@ -131,7 +131,7 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
                 raise
             trials.append({"rate": rate, "accuracy": 0.0, "loss": None, "note": str(error)})
             continue
-        found = evaluate(tuned.classifier, task.validation, accelerator.device)
+        found = evaluate_classifier(tuned.classifier, task.validation, accelerator.device)
         trial = {"rate": rate, "accuracy": found.accuracy, "loss": found.loss, "seconds": seconds}
         if best is None or rank(trial) > rank(trials[chosen(trials)]):
             best = tuned.copy()
@@ -144,16 +144,16 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
         seconds = train(task.train.join(task.validation), winner["rate"])
     else:
         tuned.restore(best)
-    verdict = evaluate(tuned.classifier, task.test, accelerator.device)
+    found = evaluate_classifier(tuned.classifier, task.test, accelerator.device)
     result = describe(tuned, task, experiment, winner, trials) | {
-        "test_accuracy": verdict.accuracy,
-        "test_loss": verdict.loss,
+        "test_accuracy": found.accuracy,
+        "test_loss": found.loss,
         "seconds": seconds,
-        "confusion": verdict.confusion,
+        "confusion": found.confusion,
     }
     if folder and accelerator.is_main_process:
         write_files(folder, tuned, task, settings.seed)
-        draw_confusion(verdict.confusion, task.classes).save(folder / "confusion.png")
+        draw_confusion(found.confusion, task.classes).save(folder / "confusion.png")
         write_whole(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
         (folder / STATE).unlink(missing_ok=True)
     return result

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from sdatoms.atoms.config import ATOM_FLAGS, AtomConfig, read_atom_flags
 from sdatoms.classifiers.experiment import Experiment, run_experiment
 from sdatoms.classifiers.fit import TrainSettings
-from sdatoms.classifiers.methods import BLOCKS, METHODS, attach, suggest_rates
+from sdatoms.classifiers.methods import BLOCKS, METHODS, attach_method, suggest_rates
 from sdatoms.classifiers.model import open_classifier
 from sdatoms.classifiers.pictures import draw_task
 from sdatoms.classifiers.tasks import ROTATION, Readers, read_task
@@ -112,7 +112,7 @@ def run_finetune(args: argparse.Namespace, readers: Readers) -> None:
         num_test=args.num_test,
         seed=settings.seed,
     )
-    tuned = attach(
+    tuned = attach_method(
         classifier,
         args.method,
         config,

@@ -23,10 +23,10 @@ from sdatoms.errors import AtomError
 from sdatoms.training.processes import agree, average
 
 __all__ = [
+    "Evaluation",
     "TrainSettings",
-    "Verdict",
     "augment",
-    "evaluate",
+    "evaluate_classifier",
     "fit",
 ]
 
@@ -73,7 +73,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Evaluation:
     """What a classifier makes of a split."""
 
     accuracy: float
@@ -252,9 +252,9 @@ def pack(
 
 
 @torch.inference_mode()
-def evaluate(
+def evaluate_classifier(
     classifier: Classifier, split: Split, device: torch.device | str = "cpu", batch: int = 100
-) -> Verdict:
+) -> Evaluation:
     """Accuracy, loss and confusion over a split, in float32."""
     classifier.model.eval()
     rows = []
@@ -264,7 +264,7 @@ def evaluate(
     logits = torch.cat(rows)
     predicted, count = logits.argmax(1), logits.shape[1]
     pairs = torch.bincount(split.labels * count + predicted, minlength=count * count)
-    return Verdict(
+    return Evaluation(
         accuracy=float((predicted == split.labels).float().mean()),
         loss=float(nn.functional.cross_entropy(logits, split.labels)),
         confusion=pairs.view(count, count).tolist(),

@@ -32,7 +32,7 @@ __all__ = [
     "PEERS",
     "VARIANTS",
     "Tuned",
-    "attach",
+    "attach_method",
     "shift_rate",
     "suggest_rates",
 ]
@@ -146,7 +146,7 @@ class Tuned:
         return f"{self.method}.safetensors", save_tensors(tensors)
 
 
-def attach(
+def attach_method(
     classifier: Classifier,
     method: str,
     config: AtomConfig | None = None,

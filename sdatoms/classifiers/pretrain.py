@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from sdatoms.classifiers.experiment import make_accelerator
-from sdatoms.classifiers.fit import TrainSettings, evaluate, fit
-from sdatoms.classifiers.methods import attach
+from sdatoms.classifiers.fit import TrainSettings, evaluate_classifier, fit
+from sdatoms.classifiers.methods import attach_method
 from sdatoms.classifiers.model import MEAN, SPREAD, Classifier
 from sdatoms.classifiers.pictures import Item, Pool, draw_task
 from sdatoms.models.cifar_resnet import CifarResNet
@@ -45,12 +45,12 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = CifarResNet(blocks, len(pool.classes))
     classifier = Classifier(model, "linear", 32, MEAN, SPREAD, "scratch")
-    tuned = attach(classifier, "full_finetune", statistics=True)
+    tuned = attach_method(classifier, "full_finetune", statistics=True)
     accelerator = make_accelerator(settings.mixed_precision)
     classifier.place(accelerator.device)
     began, shown = time.perf_counter(), task.train.join(task.validation)
     fit(tuned, shown, rate, settings, accelerator, flips=pool.flips)
-    reached = evaluate(classifier, task.test, accelerator.device)
+    reached = evaluate_classifier(classifier, task.test, accelerator.device)
     tensors = {k: t.cpu().contiguous() for k, t in model.state_dict().items() if "tracked" not in k}
     write_whole(output, save_tensors(tensors))
     facts = {"pictures": len(shown), "test_accuracy": reached.accuracy}

@@ -1,8 +1,14 @@
-"""`sdatoms demo`: personalize the bundled base on a bundled subject, and draw before and after."""
+"""`sdatoms demo`: personalize the bundled base on a bundled subject, and draw before and after.
+
+The default subject was photographed, so to say, in five scenes; five prompts ask for it in other
+ones, and the grid's first row shows the true picture of each.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,15 +19,16 @@ from PIL import Image
 
 from sdatoms.adapters.load import load_atoms
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.prompts import write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Row, Scorer
+from sdatoms.evaluation.truth import Truth, choose_prompts, find_truth
 from sdatoms.files.reader import read_atoms
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.stopping import StopRequest, TrainingStopped
 
 __all__ = [
     "SEEDS",
@@ -31,6 +38,9 @@ __all__ = [
     "run_demo",
 ]
 
+SUBJECT = "unicorn"
+ASKED = ("place", "colour", "worn", "number", "style")
+"""What the five prompts about a subject in scenes ask for."""
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
     "overcomplete": {"learning_rate": 1e-2},
@@ -51,19 +61,27 @@ class DemoResult:
     """With atoms; then the base and the other rows that show how far to believe it."""
     grid: Path
     atoms: Path
+    prompts: list[str]
+    subject: Path
+    """The pictures trained on."""
 
 
 def personalize(
-    subject: str = "octopus",
+    subject: str = SUBJECT,
     output_dir: str = "outputs/demo",
     max_train_steps: int = 300,
     atom_variant: Any = "overcomplete",
     report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: StopRequest | None = None,
     **settings: Any,
 ) -> DemoResult:
     """Train on `assets/subjects/<subject>`, write the atom file and `before-after.png`, and
-    measure. `settings` are further fields of `TrainConfig`."""
+    measure. `settings` are further fields of `TrainConfig`.
+
+    Raises:
+        TrainingStopped: it was asked to stop; what it had is saved.
+    """
     folder, about = read_subject(subject)
     began = time.time()
     config = TrainConfig(
@@ -77,16 +95,18 @@ def personalize(
         **(SETTINGS.get(atom_variant, {}) | settings),
     )
     report(
-        f"training {atom_variant} on {len(find_pictures(folder)[0])} pictures of "
-        f"{about['title']} for {max_train_steps} steps"
+        f"training {atom_variant} atoms for {max_train_steps} steps on the "
+        f"{len(find_pictures(folder)[0])} pictures in {shorten(folder)}: {about['title'].lower()}"
     )
-    for step in train(config):
+    for step in train(config, stop=stop):
         if progress:
             progress(step.step, step.total, step.loss)
     trained = time.time() - began
     run = Path(output_dir)
     atoms = run / "atoms.safetensors"
-    prompts = write_prompts(about["instance_prompt"])
+    truth = find_truth(folder)
+    prompts = choose_prompts(truth, about["instance_prompt"], ASKED)
+    report(f"painting {len(prompts)} prompts that it was not trained on, before and after")
     pipe = load_base()
     scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
     before = scorer.pictures
@@ -94,16 +114,48 @@ def personalize(
     rows = [scorer.score("atoms", pipe), *scorer.check()]
     adapters.clear()
     grid = run / "before-after.png"
-    draw_before_after(folder, prompts, before, scorer.pictures).save(grid)
+    if truth:
+        drawing = draw_truth(folder, truth, prompts, before, scorer.pictures)
+    else:
+        drawing = draw_before_after(folder, prompts, before, scorer.pictures)
+    drawing.save(grid)
     file = read_atoms(atoms)
     result = DemoResult(
-        file.num_parameters, atoms.stat().st_size, round(trained, 1), rows, grid, atoms
+        file.num_parameters,
+        atoms.stat().st_size,
+        round(trained, 1),
+        rows,
+        grid,
+        atoms,
+        prompts,
+        folder,
     )
     facts = vars(result) | {"rows": [asdict(row) for row in rows]}
     RunDirectory(run).write_json(
         "demo.json", {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()}
     )
     return result
+
+
+def draw_truth(
+    folder: Path,
+    truth: Truth,
+    prompts: list[str],
+    before: list[Image.Image],
+    after: list[Image.Image],
+) -> Image.Image:
+    """A column a prompt: its true picture, the base's and the atoms' by two seeds; below them the
+    pictures trained on."""
+    n = len(SEEDS)
+    true = [truth.wishes[k].picture for k in truth.find(prompts) if k is not None]
+    rows, labels = [true], ["the true pictures"]
+    for who, pictures in (("before", before), ("after", after)):
+        for seed in range(2):
+            rows.append(pictures[seed::n])
+            labels.append(f"{who}, seed {SEEDS[seed]}")
+    given = [read_picture(path) for path in find_pictures(folder)[0]]
+    titles = [textwrap.fill(prompt, 18) for prompt in prompts]
+    return draw_grid([*rows, given], [*labels, "trained on"], titles, cell=160)
 
 
 def draw_before_after(
@@ -118,7 +170,9 @@ def draw_before_after(
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subject", default="octopus", help="a bundled subject (default: octopus)")
+    parser.add_argument(
+        "--subject", default=SUBJECT, help=f"a bundled subject (default: {SUBJECT})"
+    )
     parser.add_argument(
         "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
     )
@@ -137,25 +191,62 @@ def run_demo(args: argparse.Namespace) -> None:
     """Personalize the bundled base on a bundled subject and draw a before/after grid."""
     from tqdm import tqdm
 
-    from sdatoms.cli.evaluate import write_table
-
+    stop = StopRequest()
+    stop.listen()
     with tqdm(total=args.max_train_steps, unit="step") as bar:
 
         def show(step: int, total: int, loss: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        result = personalize(
-            args.subject,
-            args.output_dir,
-            args.max_train_steps,
-            args.atom_variant,
-            report=tqdm.write,
-            progress=show,
-        )
-    print(f"parameters         {result.parameters:,}")
-    print(f"atom file          {result.atoms} ({result.bytes:,} bytes)")
-    print(f"training           {result.seconds} seconds, loading and samples included")
-    print("\non 5 prompts not trained on, 4 seeds each; of the columns only drift is better low")
-    print(write_table(result.rows))
-    print(f"before and after   {result.grid}")
+        try:
+            result = personalize(
+                args.subject,
+                args.output_dir,
+                args.max_train_steps,
+                args.atom_variant,
+                report=tqdm.write,
+                progress=show,
+                stop=stop,
+            )
+        except TrainingStopped as stopped:
+            bar.close()
+            again = f"sdatoms train --config {Path(args.output_dir) / 'config.toml'}"
+            print(
+                f"stopped at step {stopped.step}; continue with {again} "
+                "--resume_from_checkpoint latest",
+                file=sys.stderr,
+            )
+            raise SystemExit(130) from None
+    print(describe_result(result, args.max_train_steps))
+
+
+def shorten(path: Path) -> Path:
+    """The path as seen from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def describe_result(result: DemoResult, steps: int) -> str:
+    """What was learnt, where the files are, what the figures say, and what to try next."""
+    from sdatoms.cli.evaluate import write_table
+
+    words = result.prompts
+    run = result.atoms.parent
+    size = f"{result.parameters:,} numbers in one file of {result.bytes / 1000:,.0f} kB"
+    return f"""
+What was learnt: what the pictures in {shorten(result.subject)} show,
+in {steps} steps and {result.seconds:.0f} seconds, loading and samples included.
+The base is as it was; all that was learnt is {size}.
+
+before and after   {result.grid}
+the atoms          {result.atoms}
+curves, samples    {run / "metrics.jsonl"}, {run / "samples.png"}
+
+On {len(words)} prompts not trained on, {len(SEEDS)} seeds each (high is good, drift and error low):
+
+{write_table(result.rows)}
+
+Try next:
+  sdatoms generate "{words[-1]}" --atoms {result.atoms} --num_images 4
+  sdatoms ui"""

@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 COLUMNS = ("fidelity", "likeness", "alignment", "diversity", "drift")
+TRUE_COLUMNS = ("truth", "error", "followed")
+"""Shown where the true pictures of the prompts are known."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +43,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to paint; may be given several times (default: five made from the trigger)",
+        help="what to paint; may be given several times (default: those whose true pictures are "
+        "bundled, else five made from the trigger)",
     )
-    parser.add_argument("--seeds", type=int, default=4, help="pictures a prompt (default: 4)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=None,
+        help="pictures a prompt (default: 4; 1 of prompts whose true pictures are bundled)",
+    )
     parser.add_argument(
         "--strength", type=float, default=1.0, help="strength of every file (default: 1.0)"
     )
@@ -62,21 +70,29 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
     from sdatoms.diffusion.open import pick_device
-    from sdatoms.diffusion.prompts import write_prompts
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import evaluate
+    from sdatoms.evaluation.truth import choose_prompts, find_truth
     from sdatoms.files.reader import read_atoms
 
     for flag in ("seeds", "batch_size"):
-        if getattr(args, flag) < 1:
-            raise AtomError(f"--{flag} is {getattr(args, flag)}; it takes at least 1")
+        count = getattr(args, flag)
+        if count is not None and count < 1:
+            raise AtomError(f"--{flag} is {count}; it takes at least 1")
     painting = read_sampling(args)
     files = name_files([(path, read_atoms(path)) for path in args.files])
     subject = find_subject(args.subject) if args.subject else None
     trigger = files[0][1].metadata.get("trigger", "")
-    prompts = args.prompt or (write_prompts(trigger) if trigger else [])
+    truth = find_truth(subject)
+    prompts = args.prompt or choose_prompts(truth, trigger)
+    known = truth is not None and any(n is not None for n in truth.find(prompts))
+    seeds = args.seeds or (1 if known and not args.prompt else 4)
     if not prompts:
         raise AtomError(f"{args.files[0]!r} names no trigger to write prompts from; give --prompt")
+    report = lambda text: print(text, file=sys.stderr)
+    if subject and not known:
+        what = "these prompts" if truth else repr(args.subject)
+        report(f"no true pictures are known of {what}: no truth, error and followed")
     evaluator = load_evaluator(args.evaluator, args.style_evaluator, device=pick_device())
     pipe = open_base(args)
     rows = evaluate(
@@ -84,12 +100,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
         files,
         evaluator,
         prompts=prompts,
-        seeds=range(args.seeds),
+        seeds=range(seeds),
         subject=subject,
         strength=args.strength,
         batch_size=args.batch_size,
         **painting,
-        report=lambda text: print(text, file=sys.stderr),
+        report=report,
     )
     if args.json:
         facts = {
@@ -97,13 +113,19 @@ def run_evaluate(args: argparse.Namespace) -> None:
             "base": args.pretrained_model_name_or_path or "sdatoms/emoji-sd",
             "subject": str(subject) if subject else None,
             "prompts": prompts,
-            "seeds": args.seeds,
+            "seeds": seeds,
             "parameters": {name: file.num_parameters for name, file in files},
-            "rows": [asdict(row) for row in rows],
+            "rows": [describe_row(row, known) for row in rows],
         }
         print(json.dumps(facts))
         return
     print(write_table(rows))
+
+
+def describe_row(row: Row, known: bool) -> dict[str, Any]:
+    """A row as JSON; without true pictures it has no figures by them."""
+    facts = asdict(row)
+    return facts if known else {k: v for k, v in facts.items() if k not in TRUE_COLUMNS}
 
 
 def name_files(files: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -127,11 +149,13 @@ def find_subject(text: str) -> Path:
 
 
 def write_table(rows: Sequence[Row]) -> str:
-    """Rows as text; higher is better in all columns but drift."""
+    """Rows as text; higher is better in all columns but drift and error."""
+    known = any(row.truth is not None for row in rows)
+    columns = COLUMNS + TRUE_COLUMNS if known else COLUMNS
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':<{width}}  pictures" + "".join(f"  {name:>9}" for name in COLUMNS)]
+    lines = [f"{'':<{width}}  pictures" + "".join(f"  {name:>9}" for name in columns)]
     for row in rows:
-        values = [getattr(row, name) for name in COLUMNS]
+        values = [getattr(row, name) for name in columns]
         shown = "".join("          -" if v is None else f"  {v:>9.3f}" for v in values)
         lines.append(f"{row.name:<{width}}  {row.pictures:>8}{shown}")
     return "\n".join(lines)

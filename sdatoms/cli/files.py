@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdatoms.atoms.strengths import check_number
 from sdatoms.cli.base import add_base_flags, open_base
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 if TYPE_CHECKING:
     from sdatoms.files.lora_file import LoraFile
@@ -21,10 +22,12 @@ __all__ = [
     "add_compose",
     "add_export",
     "add_inspect",
+    "check_folder",
     "run_compose",
     "run_export",
     "run_inspect",
     "split_strength",
+    "writing",
 ]
 
 WORST = 5
@@ -143,6 +146,7 @@ def run_compose(args: argparse.Namespace) -> None:
     from sdatoms.files.reader import read_atoms
 
     wanted = [split_strength(text) for text in args.files]
+    check_output(args.output, [path for path, _ in wanted])
     files = [read_atoms(path) for path, _ in wanted]
     sizes = [Path(path).stat().st_size for path, _ in wanted]
     summed = compose(files, [strength for _, strength in wanted], title=args.title)
@@ -203,6 +207,9 @@ def run_export(args: argparse.Namespace) -> None:
     from sdatoms.files.reader import read_atoms
 
     form, names, rank = choose_form(args)
+    if form == "pipeline":
+        check_text(args.output, "--output")
+    check_output(args.output, [args.file])
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
     pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":
@@ -295,6 +302,38 @@ def counting(unit: str) -> Iterator[Any]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def check_output(output: str, sources: Sequence[str]) -> None:
+    """Refuse, before any work, an output that cannot be written, or that one of its sources is.
+
+    Raises:
+        AtomError: names it.
+    """
+    for source in sources:
+        if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+            raise AtomError(f"--output is {output!r}, which is read here too; name another file")
+    check_folder(Path(output).parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that cannot be written to; it need not be there yet.
+
+    Raises:
+        AtomError: it is a file, lies below one, or is closed to the user.
+    """
+    places = (folder, *folder.absolute().parents)
+    place = next((path for path in places if os.path.lexists(path)), folder)
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AtomError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
+    if not place.is_dir():
+        raise AtomError(f"{str(folder)!r} cannot be written: {str(place)!r} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise AtomError(f"{str(folder)!r} cannot be written: {str(place)!r} is closed to you")
 
 
 @contextmanager

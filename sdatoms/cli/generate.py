@@ -16,9 +16,7 @@ from typing import Any
 
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.canvas import add_canvas_flags, read_canvas
-from sdatoms.cli.files import (
-    split_strength,
-)
+from sdatoms.cli.files import check_folder, split_strength, writing
 from sdatoms.cli.sampling import add_sampling_flags, read_sampling
 from sdatoms.errors import AtomError, clip
 
@@ -103,6 +101,8 @@ def run_generate(args: argparse.Namespace) -> None:
             check_side(name, getattr(args, name))
     wanted = [split_file(text) for text in args.atoms]
     schedules = read_schedules(args.strength_schedule, [path for path, _ in wanted])
+    folder = Path(args.output_dir)
+    check_folder(folder)
     files = [(path, strength, read_adapter(path)) for path, strength in wanted]
     canvas = read_canvas(args)
     pipe = open_base(args, inpainting=canvas["mask"] is not None)
@@ -116,7 +116,6 @@ def run_generate(args: argparse.Namespace) -> None:
     width, height = fit_size(pipe, args.width, args.height, start.size if start else None)
     if chosen := describe_choice((args.width, args.height), (width, height)):
         print(chosen, file=sys.stderr, flush=True)
-    folder = Path(args.output_dir)
     slug = slugify(args.prompt)
     recipe = Recipe(
         prompt=args.prompt,
@@ -163,7 +162,7 @@ def run_generate(args: argparse.Namespace) -> None:
         )
         for number, (seed, painted) in enumerate(zip(seeds, pictures, strict=True)):
             batch = {"batch_size": len(seeds), "batch_position": number}
-            with claim_name(folder, f"{slug}-{seed}") as path:
+            with writing(args.output_dir), claim_name(folder, f"{slug}-{seed}") as path:
                 save_picture(painted, path, replace(recipe, seed=seed, **batch), embedded)
             print(path, flush=True)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import inspect
 import logging
 import os
+import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 from sdatoms.cli.base import advise_on_memory
+from sdatoms.cli.console import lasting_console, stopping_at_signals
 from sdatoms.cli.parser import LineParser
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip
 from sdatoms.version import __version__
 
 __all__ = [
@@ -25,12 +28,21 @@ __all__ = [
     "train_main",
 ]
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals by which a command is asked to end."""
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+}
+"""What a system answers where a person gave the wrong path, or has no more room."""
 COMMANDS = {
     "demo": (
         "demo",
         "Personalize the bundled base on a bundled subject and draw a before/after grid.",
     ),
     "train": ("train", "Train filter atoms on a folder of pictures."),
+    "caption": ("caption", "Caption a folder of pictures with a captioning model."),
+    "mask": ("caption", "Mask the subject in a folder of pictures with a segmentation model."),
     "generate": (
         "generate",
         "Paint pictures with any number of atom files; each PNG carries its recipe.",
@@ -57,11 +69,13 @@ line; only the module of the command that is asked for is imported."""
 
 def main(argv: list[str] | None = None) -> None:
     """Run `sdatoms COMMAND …`; ends with exit code 2 and one line where the input is wrong."""
-    widen_console()
     words = sys.argv[1:] if argv is None else argv
-    asked = [word for word in words if not word.startswith("-")]
-    args = build_parser(asked[:1]).parse_args(words)
-    run_guarded(args.run, args)
+    asked = [word for word in words if not word.startswith("-")][:1]
+    # A server is ended from outside; all else stops and says so.
+    with guarding(argparse.Namespace(), ENDING[: 1 if asked == ["ui"] else None]) as args:
+        build_parser(asked).parse_args(words, args)
+        silence_libraries()
+        args.run(args)
 
 
 def build_parser(asked: Collection[str]) -> LineParser:
@@ -87,44 +101,69 @@ def build_parser(asked: Collection[str]) -> LineParser:
 
 def train_main(argv: list[str] | None = None) -> None:
     """The trainer as a script of its own, for `accelerate launch`."""
-    widen_console()
-    from sdatoms.cli.train import add_train, run_train
+    with guarding(argparse.Namespace()) as args:
+        from sdatoms.cli.train import add_train, run_train
 
-    parser = LineParser(prog="train_dreambooth_atoms.py", description=run_train.__doc__)
-    add_train(parser)
-    run_guarded(run_train, parser.parse_args(argv))
+        parser = LineParser(prog="train_dreambooth_atoms.py", description=run_train.__doc__)
+        add_train(parser)
+        parser.parse_args(argv, args)
+        silence_libraries()
+        run_train(args)
 
 
 def run_guarded(run: Any, args: argparse.Namespace) -> None:
-    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130.
-
-    A reader that closes the pipe, as `head` does, ends the command in silence.
-    """
-    try:
+    """Run a command; wrong input becomes one line and exit code 2, Ctrl-C exit code 130."""
+    with guarding(args):
         silence_libraries()
         run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is left in the buffer would raise again while Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except AtomError as error:
-        print(f"sdatoms: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
-            raise
-        print(f"sdatoms: {advise_on_memory(args)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("sdatoms: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
-def widen_console() -> None:
-    """Write what the console's encoding lacks as escapes instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+@contextlib.contextmanager
+def guarding(
+    args: argparse.Namespace, signals: Sequence[int] = ENDING
+) -> Iterator[argparse.Namespace]:
+    """Around a command from its first import on: wrong input becomes one line and exit code 2,
+    signals one line and exit code 130; a reader that goes away, as `head` does, changes nothing.
+
+    Args:
+        args: the flags, which may be filled meanwhile.
+    """
+    with lasting_console():
+        try:
+            with stopping_at_signals(*signals):
+                yield args
+                sys.stdout.flush()
+        except AtomError as error:
+            print(f"sdatoms: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except OSError as error:
+            print(f"sdatoms: {explain_failure(error)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, not imported for this
+                raise
+            print(f"sdatoms: {advise_on_memory(args)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("sdatoms: stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def explain_failure(error: OSError) -> str:
+    """One sentence for what the system refuses: a file that is closed, gone or of another kind, a
+    full disk.
+
+    Raises:
+        OSError: `error`, where it is of another kind.
+    """
+    if error.errno not in REFUSALS:
+        raise error
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is gone; go to another one"
+    where = "a file" if error.filename is None else repr(clip(os.fsdecode(error.filename), 300))
+    return f"{where} cannot be opened or written: {error.strerror}"
 
 
 def silence_libraries() -> None:

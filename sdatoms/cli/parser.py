@@ -23,6 +23,12 @@ OTHER_NAMES = {
     "--save_steps": "--checkpointing_steps",
     "--save_every_n_steps": "--checkpointing_steps",
     "--train_data_dir": "--instance_data_dir",
+    "--dataset_config": "--data_config",
+    "--concepts_list": "--data_config",
+    "--caption_dropout_rate": "--proportion_empty_prompts",
+    "--shuffle_tags": "--shuffle_caption",
+    "--random_crop": "--crop_style",
+    "--flip_aug": "--random_flip",
     "--reg_data_dir": "--class_data_dir",
     "--min_snr_gamma": "--snr_gamma",
     "--log_with": "--report_to",
@@ -45,6 +51,7 @@ class LineParser(argparse.ArgumentParser):
             chosen = find_command(self, parsed)
             near = find_near(flag, list_flags(chosen))
             hint = f"did you mean {near}?" if near else f"see {chosen.prog} --help"
+            hint = "flags come after the command" if near == flag else hint
             chosen.error(f"unknown {'flag' if flag.startswith('-') else 'word'} {flag}; {hint}")
         return parsed
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdatoms.cli.progress import Progress
 from sdatoms.errors import AtomError
 from sdatoms.settings import add_flags, build_config, read_config_file
+from sdatoms.storage import locate
 
 if TYPE_CHECKING:
     from sdatoms.training.config import TrainConfig
@@ -137,10 +138,10 @@ def find_moved_run(args: argparse.Namespace, values: dict[str, Any]) -> Path | N
     the file says and the command line names none: the run was moved."""
     if not args.config or hasattr(args, "output_dir") or not values.get("resume_from_checkpoint"):
         return None
-    folder = Path(args.config).resolve().parent
+    folder = locate(args.config).parent
     named = values.get("output_dir")
     is_run = Path(args.config).name == "config.toml" and (folder / "checkpoints").is_dir()
-    if not is_run or (isinstance(named, str) and Path(named).resolve() == folder):
+    if not is_run or (isinstance(named, str) and locate(named) == folder):
         return None
     return Path(args.config).parent
 
@@ -161,15 +162,17 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
     from sdatoms.diffusion.family import find_base
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import measure_samples
+    from sdatoms.evaluation.truth import find_truth
     from sdatoms.storage import find_assets
 
     if not config.validation_steps or not config.num_validation_images:
         return None
     if config.evaluator is None and config.style_evaluator is None:
-        base = Path(find_base(config.pretrained_model_name_or_path)).resolve()
-        if base != Path(find_base(None)).resolve() or not (find_assets() / "emoji-clip").is_dir():
+        base = locate(find_base(config.pretrained_model_name_or_path))
+        if base != locate(find_base(None)) or not (find_assets() / "emoji-clip").is_dir():
             return None
-    return measure_samples(load_evaluator(config.evaluator, config.style_evaluator))
+    evaluator = load_evaluator(config.evaluator, config.style_evaluator)
+    return measure_samples(evaluator, find_truth(Path(config.instance_data_dir)))
 
 
 def is_main_process() -> bool:

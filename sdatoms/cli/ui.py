@@ -73,6 +73,19 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         help="while a training has the GPU, pictures wait, are painted on the processor, or share "
         "it (default: wait); the pipeline is moved off the GPU but for share",
     )
+    parser.add_argument(
+        "--captioner",
+        default=None,
+        metavar="NAME",
+        help="captioning model of transformers, folder or hub id, that captions pictures to train "
+        "on, such as Salesforce/blip-image-captioning-base",
+    )
+    parser.add_argument(
+        "--segmenter",
+        default=None,
+        metavar="NAME",
+        help="segmentation model that masks them, such as CIDAS/clipseg-rd64-refined",
+    )
     add_base_flags(parser)
 
 
@@ -96,4 +109,7 @@ def run_ui(args: argparse.Namespace) -> None:
         root_path=args.root_path,
         max_side=args.max_side,
         while_training=args.while_training,
+        labellers={
+            name: getattr(args, name) for name in ("captioner", "segmenter") if getattr(args, name)
+        },
     )

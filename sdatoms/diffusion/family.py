@@ -5,7 +5,6 @@ Headers and configuration files are read, no weights.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from sdatoms.errors import AtomError, clip
 from sdatoms.models.header import read_header
 from sdatoms.models.recognize import DTYPES, FAMILIES, read_checkpoint
-from sdatoms.storage import find_assets
+from sdatoms.storage import find_assets, read_table
 
 __all__ = [
     "DEFAULT_RESOLUTION",
@@ -25,8 +24,9 @@ __all__ = [
     "check_pipeline_family",
     "describe_base",
     "find_base",
-    "read_json",
+    "find_side",
     "read_resolution",
+    "read_units",
     "refuse_inpainting",
 ]
 
@@ -73,9 +73,9 @@ def check_folder_family(folder: Path, *, inpainting: bool = False) -> None:
         AtomError: names the pipeline, and the families that are known.
     """
     where = str(folder)
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    kind = read_table(folder / "model_index.json", {}).get("_class_name")
     check_family(where, kind, inpainting=inpainting)
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_table(folder / part / "config.json", {}) for part in ("unet", "vae"))
     channels, latents = unet.get("in_channels"), vae.get("latent_channels")
     check_channels(where, channels, latents, inpainting=inpainting)
 
@@ -126,15 +126,6 @@ def list_families() -> str:
     return " or ".join(f"{family} ({kind})" for kind, family in PIPELINES.items())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table; an empty one where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def describe_base(name_or_path: str | None, variant: str | None = None) -> BaseFacts:
     """Family, dtype and size of a base that lies here, from headers and configuration files.
 
@@ -154,15 +145,15 @@ def describe_base(name_or_path: str | None, variant: str | None = None) -> BaseF
 
 
 def describe_folder(folder: Path, variant: str | None) -> BaseFacts:
-    table = read_json(folder / "unet" / "config.json")
-    index = read_json(folder / "model_index.json")
+    table = read_table(folder / "unet" / "config.json", {})
+    index = read_table(folder / "model_index.json", {})
     kind = str(index.get("_class_name"))
     if not table or not kind.startswith("StableDiffusion"):
         raise AtomError(f"{folder.name!r} is no Stable Diffusion: it is a {clip(kind, 60)}")
     width = table.get("cross_attention_dim")
     known = (f.label for f in FAMILIES.values() if f.context == width)
     label = next(known, "Stable Diffusion of its own width")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = read_table(folder / "scheduler" / "scheduler_config.json", {})
     label += " (v)" if scheduler.get("prediction_type") == "v_prediction" else ""
     inpainting = table.get("in_channels") == 9
     files = [p for part in folder.iterdir() if part.is_dir() for p in part.glob(WEIGHTS)]
@@ -179,11 +170,18 @@ def describe_folder(folder: Path, variant: str | None) -> BaseFacts:
 
 def read_side(folder: Path) -> int:
     """Native side in px, from a pipeline's configuration files; 512 where they do not say."""
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_table(folder / part / "config.json", {}) for part in ("unet", "vae"))
     try:
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (KeyError, TypeError, ValueError):
         return DEFAULT_RESOLUTION
+
+
+def find_side(pipe: Any) -> int:
+    """Native side in px of an opened pipeline; 512 px where its UNet does not say."""
+    side = getattr(pipe.unet.config, "sample_size", None) if hasattr(pipe, "unet") else None
+    side = side if isinstance(side, int) else DEFAULT_RESOLUTION // 8
+    return side * getattr(pipe, "vae_scale_factor", 8)
 
 
 def read_resolution(name_or_path: str | None) -> int:
@@ -192,6 +190,18 @@ def read_resolution(name_or_path: str | None) -> int:
         return describe_base(name_or_path).side
     except AtomError:
         return DEFAULT_RESOLUTION
+
+
+def read_units(name_or_path: str | None) -> tuple[int, int]:
+    """Px that one latent pixel spans, and one of the UNet's deepest map; 8 and 64 where a base does
+    not say."""
+    folder = Path(find_base(name_or_path))
+    unet, vae = (read_table(folder / part / "config.json", {}) for part in ("unet", "vae"))
+    try:
+        unit = 2 ** (len(vae["block_out_channels"]) - 1)
+        return unit, unit * 2 ** (len(unet["block_out_channels"]) - 1)
+    except (KeyError, TypeError):
+        return 8, 64
 
 
 def refuse_inpainting(name_or_path: str | None, what: str) -> None:

@@ -6,6 +6,7 @@ opened, see `family.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,11 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sdatoms.diffusion.family import (
-    DEFAULT_RESOLUTION,
     check_folder_family,
     check_pipeline_family,
     describe_base,
     find_base,
-    read_json,
+    find_side,
 )
 from sdatoms.diffusion.placement import (
     Offload,
@@ -30,8 +30,10 @@ from sdatoms.diffusion.placement import (
 )
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.autoencoder import open_vae
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import FAMILIES, Prediction, read_checkpoint
 from sdatoms.models.single_file import open_checkpoint
+from sdatoms.storage import check_place, read_table
 
 __all__ = [
     "DTYPE_NAMES",
@@ -83,9 +85,11 @@ def load_base(
 
     Raises:
         AtomError: there is no such directory and the hub cannot be reached, or it holds no
-        pipeline, or not one of a known family.
+            pipeline, or not one of a known family.
     """
     where = find_base(name_or_path)
+    for name, what in ((where, "base model"), (vae, "autoencoder"), (text_encoders, "encoders")):
+        check_place(name, what)
     path, target = Path(where), torch.device(device or pick_device())
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise AtomError(
@@ -95,6 +99,9 @@ def load_base(
         raise AtomError(f"the bundled base is missing from {where!r}; name a base model")
     if path.is_dir():
         check_folder_family(path, inpainting=inpainting)
+        closed = next((p for p in path.rglob("*") if not os.access(p, os.R_OK)), None)
+        if closed:
+            raise AtomError(f"the base model {where!r} cannot be opened: {str(closed)!r} is closed")
     chosen = choose_dtype(where, dtype, target, variant)
     try:
         if path.is_file():
@@ -124,7 +131,7 @@ def load_base(
             )
     except AtomError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNOPENED as error:
         reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     check_pipeline_family(pipe, where, inpainting=inpainting)
@@ -143,9 +150,11 @@ def choose_dtype(
     """The dtype to open a base in.
 
     Raises:
-        AtomError: the name is not one of `DTYPE_NAMES`.
+        AtomError: the name is not one of `DTYPE_NAMES`, or the dtype has 8 bits.
     """
     if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            raise AtomError(f"dtype is {dtype}; a base is opened in 16 or 32 bits")
         return dtype
     if dtype not in DTYPE_NAMES:
         raise AtomError(f"dtype is {clip(str(dtype))!r}; it takes {', '.join(DTYPE_NAMES)}")
@@ -163,12 +172,6 @@ def choose_dtype(
 
 def name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def find_side(pipe: Any) -> int:
-    side = getattr(pipe.unet.config, "sample_size", None) if hasattr(pipe, "unet") else None
-    side = side if isinstance(side, int) else DEFAULT_RESOLUTION // 8
-    return side * getattr(pipe, "vae_scale_factor", 8)
 
 
 def open_single_file(
@@ -196,7 +199,7 @@ def refuse_extras(where: str, text_encoders: str | None, prediction_type: str | 
 
 def guess_family(folder: Path) -> str:
     """Key of the family whose autoencoder fits a pipeline's folder."""
-    width = read_json(folder / "unet" / "config.json").get("cross_attention_dim")
+    width = read_table(folder / "unet" / "config.json", {}).get("cross_attention_dim")
     return next((key for key, family in FAMILIES.items() if family.context == width), "sd1")
 
 

@@ -64,8 +64,12 @@ def save_picture(
         AtomError: the files are too large to put inside.
     """
     info = PngInfo()
-    info.add_itxt("parameters", format_parameters(recipe))
-    info.add_itxt("sdatoms", json.dumps(asdict(recipe), ensure_ascii=False))
+    texts = {
+        "parameters": format_parameters(recipe),
+        "sdatoms": json.dumps(asdict(recipe), ensure_ascii=False),
+    }
+    for key, text in texts.items():  # names of files may be no text
+        info.add_itxt(key, text.encode(errors="replace").decode())
     total = 0
     for file in embedded:
         data = save_tensors(file.tensors, file.metadata)

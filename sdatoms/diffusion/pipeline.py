@@ -103,8 +103,11 @@ def paint(
             f"{len(prompts)} prompts came with {len(seeds)} seeds; each prompt takes one seed"
         )
     check_seeds(seeds)
+    for prompt in (*prompts, negative_prompt or ""):
+        if not isinstance(prompt, str):
+            raise AtomError(f"a prompt is a {type(prompt).__name__}; it takes text")
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
-    if not 1 <= num_inference_steps <= most:
+    if not 1 <= num_inference_steps <= most or num_inference_steps % 1:
         raise AtomError(f"num_inference_steps is {num_inference_steps}; it takes 1 to {most}")
     if batch_size < 1:
         raise AtomError(f"batch_size is {batch_size}; it takes at least 1")
@@ -126,6 +129,8 @@ def paint(
         more = hires_steps or num_inference_steps
         second_steps = choose_second_steps(pipe, more, denoising_strength)
     check_rescale(pipe, guidance_rescale, {init_picture is not None, larger != size})
+    if not math.isfinite(guidance_scale):
+        raise AtomError(f"guidance_scale is {guidance_scale}; it takes a finite number")
     if scheduler is not None:
         for steps in (num_inference_steps, second_steps or 1):
             check_sampler(scheduler, schedule or "normal", steps)
@@ -245,6 +250,8 @@ def check_seeds(seeds: Sequence[int]) -> None:
         AtomError: names the first.
     """
     for seed in seeds:
+        if not hasattr(seed, "__int__") or (isinstance(seed, float) and seed % 1):
+            raise AtomError(f"the seed is {seed}; it takes a whole number")
         if not -(1 << 63) <= int(seed) < 1 << 64:
             raise AtomError(f"the seed is {seed}; seeds go from {-(1 << 63)} to {(1 << 64) - 1}")
 

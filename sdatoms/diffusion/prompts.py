@@ -31,7 +31,7 @@ from compel import EmbeddingsProvider
 from torch import Tensor
 
 from sdatoms.adapters.words import list_encoders
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "MAX_WINDOWS",
@@ -219,7 +219,11 @@ def tokenize(pipe: Any, tokenizer: Any, text: str) -> tuple[list[int], list[floa
     """Token ids without marks, and the weight of each.
 
     New words of several vectors are replaced by their tokens, as the pipeline does.
+
+    Raises:
+        AtomError: it holds half a character.
     """
+    check_text(text, "the prompt")
     expand = getattr(pipe, "maybe_convert_prompt", lambda prompt, _: prompt)
     ids: list[int] = []
     weights: list[float] = []

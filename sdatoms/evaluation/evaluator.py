@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
-from sdatoms.storage import find_assets
+from sdatoms.models.header import UNOPENED
+from sdatoms.storage import check_place, find_assets
 
 __all__ = [
     "DrawingNet",
@@ -154,6 +155,11 @@ class Evaluator:
         """How pictures are drawn and which ones they are, `(n, e)` float32 on the CPU."""
         return embed(pictures, self.style_processor, self.clip, self.read_styles)
 
+    def embed_instances(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Which pictures they are, `(n, k)` float32 on the CPU: the style head's first half; what
+        sees style where there is no such head."""
+        return embed(pictures, self.style_processor, self.clip, self.read_instances)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """What texts say, `(n, d)` float32 on the CPU; long ones are cut where CLIP's window is."""
@@ -172,6 +178,11 @@ class Evaluator:
 
     def read_concepts(self, pixels: Tensor) -> Tensor:
         return self.clip.get_image_features(pixel_values=pixels).pooler_output
+
+    def read_instances(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.style, StyleHead):
+            return self.style.instance(pixels)
+        return self.read_styles(pixels)
 
     def read_styles(self, pixels: Tensor) -> Tensor:
         if isinstance(self.style, StyleHead):
@@ -213,6 +224,8 @@ def load_evaluator(
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
     where = name_or_path or str(find_assets() / "emoji-clip")
+    check_place(name_or_path, "evaluator")
+    check_place(style_name_or_path, "style evaluator")
     if name_or_path is None and not Path(where).is_dir():
         raise AtomError(f"the bundled evaluator is missing from {where!r}; name a CLIP model")
     head = Path(where) / HEAD_FILE
@@ -239,7 +252,7 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
         options = {} if "Tokenizer" in cls.__name__ else options
         try:
             found.append(cls.from_pretrained(where, **options))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNOPENED as error:
             raise AtomError(
                 f"the evaluator {where!r} cannot be opened: {first_line(error)}"
             ) from None

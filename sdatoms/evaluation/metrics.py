@@ -1,4 +1,4 @@
-r"""What personalization is measured by: five figures from embeddings.
+r"""What personalization is measured by: figures from embeddings, and from true pictures.
 
 An `Evaluator` gives the embeddings, rows of length 1; a cosine of two of them is in [-1, 1].
 
@@ -12,10 +12,21 @@ An `Evaluator` gives the embeddings, rows of length 1; a cosine of two of them i
   embedding in the place of LPIPS.
 - drift (down): how far pictures of unrelated prompts move from the base's, as the image-generation
   benchmark of PEFT defines it (https://github.com/huggingface/peft, method_comparison/image-gen).
+
+Where the true picture of a prompt is known:
+
+- truth (up): cosine of the painted and the true picture's instance embeddings.
+- error (down): their mean squared difference at 16×16 px, on [0, 1].
+- followed (up): share of the prompt's modifiers that the probe finds in the painted picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from sdatoms.errors import AtomError
@@ -24,7 +35,10 @@ __all__ = [
     "measure_alignment",
     "measure_diversity",
     "measure_drift",
+    "measure_error",
     "measure_fidelity",
+    "measure_followed",
+    "measure_truth",
 ]
 
 
@@ -75,6 +89,40 @@ def measure_drift(styles: Tensor, base: Tensor) -> Tensor:
     `(n,)` in [0, 2], 0 where the pictures are the same. Prompts are ones that have nothing to do
     with what was trained."""
     return 1 - pair(styles, base, "pictures by the base")
+
+
+def measure_truth(instances: Tensor, true: Tensor) -> Tensor:
+    """Cosine of each picture's instance embedding with its true picture's: `(n, k)` twice → `(n,)`
+    in [-1, 1], 1 for the true picture itself."""
+    return pair(instances, true, "true pictures")
+
+
+def measure_error(pictures: Sequence[Image.Image], true: Sequence[Image.Image]) -> Tensor:
+    """Mean squared difference of each picture and its true one at 16×16 px: `(n,)` in [0, 1]."""
+    return (shrink(pictures) - shrink(true)).square().mean((1, 2, 3))
+
+
+def shrink(pictures: Sequence[Image.Image]) -> Tensor:
+    """Averages of 16×16 px: `(n, 16, 16, 3)` in [0, 1]."""
+    small = [p.convert("RGB").resize((16, 16), Image.Resampling.BOX) for p in pictures]
+    return torch.from_numpy(np.stack([np.asarray(p, np.float32) / 255 for p in small]))
+
+
+def measure_followed(
+    found: Mapping[str, Sequence[str | int | None]], asked: Sequence[Mapping[str, str | int]]
+) -> Tensor:
+    """Share of what each prompt asks for that its picture shows: `(n,)` in [0, 1], NaN where it
+    asks for nothing.
+
+    Args:
+        found: kind of modifier → the value that each picture shows.
+        asked: kind → value that each prompt asks for.
+    """
+    shares = []
+    for n, wished in enumerate(asked):
+        right = [found[kind][n] == value for kind, value in wished.items()]
+        shares.append(sum(right) / len(right) if right else float("nan"))
+    return torch.tensor(shares)
 
 
 def pair(a: Tensor, b: Tensor, what: str) -> Tensor:

@@ -3,7 +3,8 @@
 Every file paints the same prompts with the same seeds as the base without atoms. The sanity rows:
 the base itself; the instance pictures among themselves, the most that imitation can reach; the same
 or other things drawn by another vendor, which fidelity must put below them; and the base's pictures
-of other prompts, which alignment must put below the base's own.
+of other prompts, which alignment must put below the base's own. Where the true pictures of the
+prompts are known, `examiner.py` adds its own.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.examiner import Examiner
 from sdatoms.evaluation.metrics import (
     measure_alignment,
     measure_diversity,
     measure_drift,
     measure_fidelity,
 )
+from sdatoms.evaluation.truth import KNOWN, Truth, find_truth, read_truth
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.pictures import find_pictures, read_picture, read_sidecar
 from sdatoms.storage import find_assets
@@ -41,6 +44,7 @@ __all__ = [
     "measure_samples",
     "read_subject_pictures",
     "score_subject",
+    "score_truth",
 ]
 
 
@@ -57,6 +61,8 @@ class Subject:
     """Their own captions, `(k, d)`; None where a picture has none beside it."""
     package: str | None
     """Where the pictures come from, when `subject.json` says so."""
+    truth: Truth | None = None
+    """True pictures of prompts about it, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ class Row:
     alignment: float | None = None
     diversity: float | None = None
     drift: float | None = None
+    truth: float | None = None
+    error: float | None = None
+    followed: float | None = None
 
 
 class Scorer:
@@ -89,8 +98,9 @@ class Scorer:
         """`base` paints once, at once: drift is the distance from these pictures. `painting` goes
         to `paint`.
 
-        Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds. Drift is
-        taken on ten prompts that have nothing to do with any bundled subject.
+        Fidelity needs `subject`, a folder of instance pictures; diversity needs two seeds; truth,
+        error and followed need a subject whose true pictures are bundled, and prompts of its list.
+        Drift is taken on ten prompts that have nothing to do with any bundled subject.
 
         Raises:
             AtomError: there is no prompt or seed.
@@ -109,6 +119,23 @@ class Scorer:
         self.pictures: list[Image.Image] = []
         """What the last candidate painted for the prompts, seed by seed; the base at first."""
         self.base = self.look(base)
+        self.shown = self.pictures
+        """What the base painted for the prompts."""
+        self.examiner: Examiner | None = None
+        """Knows the true pictures of the prompts, where there are any."""
+        self.ceiling: tuple[list[str], list[Image.Image]] = ([], [])
+        """Prompts of the same settings about things that the base knows, and its pictures."""
+        truth = self.given.truth if self.given else None
+        if truth and any(n is not None for n in truth.find(prompts)):
+            self.examiner = Examiner(evaluator, truth)
+            self.ceiling = self.paint_ceiling(base, truth, prompts, seeds[0])
+
+    def paint_ceiling(
+        self, base: Any, truth: Truth, prompts: Sequence[str], seed: int
+    ) -> tuple[list[str], list[Image.Image]]:
+        known = read_truth(KNOWN)
+        asked = [known.wishes[n].prompt for n in truth.find(prompts) if n is not None]
+        return asked, paint(base, asked, [seed] * len(asked), **self.painting)
 
     def look(self, pipe: Any) -> tuple[Tensor, Tensor]:
         words, seeds = [p for p, _ in self.asked], [s for _, s in self.asked]
@@ -120,6 +147,8 @@ class Scorer:
         """The row of a pipeline; without one, of the base."""
         concepts, styles = self.look(pipe) if pipe else self.base
         count, given = self.count, self.given
+        pictures = self.pictures if pipe else self.shown
+        words = [prompt for prompt, _ in self.asked[:count]]
         return Row(
             name,
             count,
@@ -130,11 +159,14 @@ class Scorer:
             if self.shape[1] > 1
             else None,
             drift=mean(measure_drift(styles[count:], self.base[1][count:])),
+            **(self.examiner.score(pictures, words) if self.examiner else {}),
         )
 
     def check(self) -> list[Row]:
         """The sanity rows: by them one sees whether the others can be believed."""
         rows, given = [self.score("base without atoms")], self.given
+        if self.examiner:
+            rows += self.check_truth(self.examiner)
         if given:
             rows += score_subject(given, self.evaluator)
         concepts, styles = (part[self.count :] for part in self.base)
@@ -147,6 +179,36 @@ class Scorer:
             alignment=mean(measure_alignment(concepts, others)),
         )
         return [*rows, wrong]
+
+    def check_truth(self, examiner: Examiner) -> list[Row]:
+        """The rows of true pictures, and what the base makes of things that it was trained on."""
+        words = [prompt for prompt, _ in self.asked[: self.count : self.shape[1]]]
+        asked, painted = self.ceiling
+        known = Examiner(self.evaluator, read_truth(KNOWN), examiner.probe)
+        ceiling = score_true("ceiling: base, things it knows", known, painted, asked)
+        return [*score_truth(examiner, words), ceiling]
+
+
+def score_truth(examiner: Examiner, prompts: Sequence[str]) -> list[Row]:
+    """The rows of true pictures, which need no base: the subject's own, other subjects' in the same
+    settings, and the subject without any setting."""
+    return [
+        score_true(name, examiner, pictures, asked)
+        for name, pictures, asked in examiner.list_checks(prompts)
+    ]
+
+
+def score_true(
+    name: str, examiner: Examiner, pictures: Sequence[Image.Image], prompts: Sequence[str]
+) -> Row:
+    evaluator = examiner.evaluator
+    texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+    return Row(
+        name,
+        len(pictures),
+        alignment=mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+        **examiner.score(pictures, prompts),
+    )
 
 
 def evaluate(
@@ -177,14 +239,18 @@ def evaluate(
     return rows + scorer.check()
 
 
-def measure_samples(evaluator: Evaluator) -> Callable[..., dict[str, float]]:
+def measure_samples(
+    evaluator: Evaluator, truth: Truth | None = None
+) -> Callable[..., dict[str, float]]:
     """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
     alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
-    drift, where there are pictures of unrelated prompts, both in [0, 2].
+    drift, where there are pictures of unrelated prompts, both in [0, 2]; truth, error and followed,
+    where the prompts' true pictures are in `truth`.
 
     `balance` is fidelity and alignment less drift: up as the subject is learnt, down as the prompt
     or the rest of the base is lost.
     """
+    examiner = Examiner(evaluator, truth) if truth else None
 
     def measure(
         pipe: Any,
@@ -208,6 +274,9 @@ def measure_samples(evaluator: Evaluator) -> Callable[..., dict[str, float]]:
         if unrelated:
             now, base = (evaluator.embed_styles(group) for group in zip(*unrelated, strict=True))
             found["drift"] = mean(measure_drift(now, base))
+        if examiner:
+            known = examiner.score(pictures, prompts)
+            found |= {name: value for name, value in known.items() if value is not None}
         balance = found["fidelity"] + found["alignment"] - found.get("drift", 0.0)
         return {**found, "balance": balance}
 
@@ -222,8 +291,10 @@ def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
         rows.append(
             Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
         )
-    for folder in sorted((find_assets() / "subjects").glob("*/subject.json")):
-        other = read_subject_pictures(folder.parent, evaluator)
+    for about in sorted((find_assets() / "subjects").glob("*/subject.json")):
+        if given.truth or find_truth(about.parent):
+            continue  # scenes have other checks, and are a vendor's drawings only in part
+        other = read_subject_pictures(about.parent, evaluator)
         if other.package != given.package:
             rows.append(score_pictures(f"wrong vendor: {other.name}", other, given))
     return rows
@@ -262,6 +333,7 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
         concepts=evaluator.embed_concepts(pictures),
         captions=evaluator.embed_texts(captions) if all(captions) else None,
         package=package or None,
+        truth=find_truth(folder),
     )
 
 

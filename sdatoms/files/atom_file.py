@@ -25,6 +25,7 @@ from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.keys import TOKENS, Views, find_blocks, group_tensors, is_frozen, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.sparse import Solver
+from sdatoms.errors import check_text
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.storage import write_whole
 
@@ -91,7 +92,13 @@ class AtomFile:
         return list_maps(group_tensors(self.tensors).get(component, {}), layouts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all.
+
+        Raises:
+            AtomError: the metadata hold what is no text.
+        """
+        for key, text in self.metadata.items():
+            check_text(text, f"the file's {key}")
         return write_whole(Path(path), save_tensors(self.tensors, self.metadata))
 
 

@@ -25,6 +25,7 @@ from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
 from sdatoms.atoms.products import FACTORS
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
+from sdatoms.models.header import read_opening
 
 __all__ = [
     "check_file",
@@ -34,7 +35,6 @@ __all__ = [
 
 MAX_HEADER = 16 << 20
 """Bytes of header that are read."""
-MAX_TENSORS = 100_000
 MAX_MAPS = 1 << 26
 """The most numbers the maps of one view may have, g·i·p²: a small file must not ask for more."""
 TRAINED = ({"atoms"}, {"inner_coefficients", "inner_atoms"}, {"channel_atoms"})
@@ -94,27 +94,8 @@ def check_file(file: AtomFile, where: str) -> None:
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[bytes, dict[str, Any]]:
-    """The bytes up to the tensors and the JSON header in them, with limits on what it may claim."""
-    length = file.read(8)
-    size = int.from_bytes(length, "little")
-    available = os.fstat(file.fileno()).st_size - 8
-    opening = file.read(1)
-    if len(length) < 8 or size > available or opening != b"{":
-        raise AtomError(
-            f"{where} is no safetensors file (or was cut short); atom files are safetensors only"
-        )
-    if size > MAX_HEADER:
-        raise AtomError(f"{where} has a header of {size} bytes; at most {MAX_HEADER} are read")
-    text = opening + file.read(size - 1)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise AtomError(f"{where} has a header that is not JSON") from None
-    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise AtomError(
-            f"{where} has a header of {len(header)} entries; at most {MAX_TENSORS} are read"
-        )
-    return length + text, header
+    """`read_opening` of an atom file, whose header is far smaller than a base's may be."""
+    return read_opening(file, where, MAX_HEADER)
 
 
 def check_metadata(header: Mapping[str, Any], where: str) -> dict[str, str]:

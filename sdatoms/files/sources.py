@@ -40,6 +40,9 @@ def fetch_file(
         return path, clip(path.trigger or "atoms")
     if isinstance(path, LoraFile):
         return path, clip(path.trigger or "lora")
+    if not isinstance(path, str | os.PathLike):
+        kind = type(path).__name__
+        raise AtomError(f"load_atoms takes a path, a hub id or an AtomFile; it was given a {kind}")
     local, filename = Path(path), hub.get("weight_name") or "atoms.safetensors"
     if local.is_dir():
         local = local / (hub.get("subfolder") or "") / filename

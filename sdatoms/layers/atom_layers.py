@@ -24,6 +24,7 @@ from sdatoms.atoms.columns import (
 )
 from sdatoms.atoms.deltas import Delta, ProductDelta
 from sdatoms.atoms.products import run_factors
+from sdatoms.errors import AtomError
 from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
 
@@ -74,6 +75,21 @@ class AtomLayer(nn.Module):
 
     deltas: nn.ModuleDict
     """View (`spatial` or `block`) → `Delta`; in attention, projection → such a table."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AtomLayer:
+        """Move or cast the layer with its atoms, as `to` and diffusers' layerwise casting do.
+
+        Raises:
+            AtomError: the cast is to 8-bit floating-point numbers; nothing is changed.
+        """
+        if len(self.deltas):
+            cast = fn(torch.empty(0))
+            if cast.dtype.itemsize == 1:
+                raise AtomError(
+                    f"atoms cannot be cast to {cast.dtype}, whose rounding is larger than what "
+                    "they change; eject them, or leave out enable_layerwise_casting"
+                )
+        return super()._apply(fn, recurse)
 
     def carry(self, name: str, deltas: Mapping[str, nn.Module]) -> nn.ModuleDict:
         """Take up deltas for the weight `name` (empty where there is one); return their table."""

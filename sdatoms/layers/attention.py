@@ -4,6 +4,10 @@ nn.MultiheadAttention reads the weights of its projections without calling a lay
 replaced as a whole: `q_proj`, `k_proj` and `v_proj` (thirds of `in_proj_weight`, or parameters of
 their own) and `out_proj` each carry atoms of their own. The computation is torch's own, over tuned
 weights: every mask, flag and fast path is the base's.
+
+PEFT computes a LoRA here by merging it for the length of every call, and for good where it is asked
+to: it takes `in_proj_weight` away and puts `W + L` in its place. What was taken away is kept, and
+linear atoms read that: `W + L + Δ(W)`.
 """
 
 from __future__ import annotations
@@ -14,13 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdatoms.layers.atom_layers import AtomLayer, add_deltas
+from sdatoms.errors import AtomError
+from sdatoms.layers.atom_layers import AtomLayer, sum_deltas
+from sdatoms.layers.merged import list_merged
 
 __all__ = [
     "AtomMultiheadAttention",
     "switch_off_fused",
 ]
 
+BEFORE = "_sdatoms_before_merge"
+"""Name of the weights that PEFT last took away, by parameter."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -35,10 +43,34 @@ class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
         table = self.deltas[name] = nn.ModuleDict(deltas)
         return table
 
-    def tune(self, name: str, weight: Tensor) -> Tensor:
-        """`W + ΔW` of one projection."""
+    def __delattr__(self, name: str) -> None:
+        if name == "in_proj_weight" and not list_merged(self):
+            weights = {name: self.in_proj_weight, "out_proj.weight": self.out_proj.weight}
+            self.__dict__[BEFORE] = weights
+        super().__delattr__(name)
+
+    def read_before(self, name: str, weight: Tensor) -> Tensor:
+        """A parameter as it was before PEFT merged something into it; `weight`, which it is now,
+        where nothing is merged.
+
+        Raises:
+            AtomError: something is merged that did not show what it replaced.
+        """
+        merged = list_merged(self)
+        if not merged:
+            return weight
+        if name not in self.__dict__.get(BEFORE, {}):
+            raise AtomError(
+                f"the adapter {merged[0][1]!r} is merged into attention weights that linear atoms "
+                "read and cannot be told apart from them; call unmerge_adapter()"
+            )
+        return self.__dict__[BEFORE][name]
+
+    def tune(self, name: str, weight: Tensor, before: Tensor) -> Tensor:
+        """`W + ΔW` of one projection, with a change of what it was before something was merged."""
         table = self.deltas[name] if name in self.deltas else None
-        return add_deltas(weight, table) if isinstance(table, nn.ModuleDict) else weight
+        delta = sum_deltas(before, table) if isinstance(table, nn.ModuleDict) else None
+        return weight if delta is None else (weight + delta).to(weight.dtype)
 
     def tuned_weights(self) -> dict[str, Tensor]:
         """The projections that carry atoms as `W + ΔW`, under the base's own names.
@@ -49,14 +81,19 @@ class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
         found = {}
         if self.in_proj_weight is not None:
             if any(name in self.deltas for name in PROJECTIONS):
-                thirds = zip(PROJECTIONS, self.in_proj_weight.chunk(3), strict=True)
-                found["in_proj_weight"] = torch.cat([self.tune(n, part) for n, part in thirds])
+                weight = self.in_proj_weight
+                thirds = (weight.chunk(3), self.read_before("in_proj_weight", weight).chunk(3))
+                parts = zip(PROJECTIONS, *thirds, strict=True)
+                found["in_proj_weight"] = torch.cat([self.tune(*part) for part in parts])
         else:
             for name in PROJECTIONS:
                 if name in self.deltas:
-                    found[f"{name}_weight"] = self.tune(name, getattr(self, f"{name}_weight"))
+                    weight = getattr(self, f"{name}_weight")
+                    found[f"{name}_weight"] = self.tune(name, weight, weight)
         if "out_proj" in self.deltas:
-            found["out_proj.weight"] = self.tune("out_proj", self.out_proj.weight)
+            weight = self.out_proj.weight
+            before = self.read_before("out_proj.weight", weight)
+            found["out_proj.weight"] = self.tune("out_proj", weight, before)
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,8 @@
 
 `merge` writes W + L where atoms expect W. The change of linear atoms is a map of W, so L is taken
 off before they read it: `W + L + Δ(W)`, the same sum as unmerged. Layers learn of their wrappers
-where torch registers one module in another.
+where torch registers one module in another. (`nn.MultiheadAttention`, into which PEFT merges on
+every call, keeps the weights from before instead: `sdatoms.layers.attention`.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sdatoms.errors import AtomError
 
 __all__ = [
     "WRAPPED",
+    "list_merged",
     "remember_wrapper",
     "take_off_merged",
     "watch_wrappers",
@@ -47,16 +49,24 @@ def take_off_merged(layer: nn.Module, weight: Tensor) -> Tensor:
     Raises:
         AtomError: something else than a plain LoRA is merged, which cannot be taken off.
     """
-    for wrapper, before in layer.__dict__.get(WRAPPED, ()):
-        names = getattr(wrapper, "merged_adapters", ())
-        for name in [name for name in names if name not in before]:
-            plain = type(wrapper).__module__.startswith("peft.tuners.lora")
-            if not plain or name in getattr(wrapper, "lora_variant", {}):
-                raise AtomError(
-                    f"the adapter {name!r} ({type(wrapper).__name__}) is merged into a weight that "
-                    "linear atoms read, and only a plain LoRA can be told apart from it; call "
-                    "unmerge_adapter(), or save the atoms and load the file after merging"
-                )
-            with torch.no_grad():
-                weight = weight.float() - wrapper.get_delta_weight(name).float()
+    for wrapper, name in list_merged(layer):
+        plain = type(wrapper).__module__.startswith("peft.tuners.lora")
+        if not plain or name in getattr(wrapper, "lora_variant", {}):
+            raise AtomError(
+                f"the adapter {name!r} ({type(wrapper).__name__}) is merged into a weight that "
+                "linear atoms read, and only a plain LoRA can be told apart from it; call "
+                "unmerge_adapter(), or save the atoms and load the file after merging"
+            )
+        with torch.no_grad():
+            weight = weight.float() - wrapper.get_delta_weight(name).float()
     return weight
+
+
+def list_merged(layer: nn.Module) -> list[tuple[Any, str]]:
+    """Wrapper and adapter of everything that was merged into the layer since it has atoms."""
+    return [
+        (wrapper, name)
+        for wrapper, before in layer.__dict__.get(WRAPPED, ())
+        for name in getattr(wrapper, "merged_adapters", ())
+        if name not in before
+    ]

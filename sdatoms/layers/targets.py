@@ -103,7 +103,7 @@ def refuse_target(target: Target, holders: Counter[int], readers: dict[nn.Module
     """Why this weight cannot carry atoms, or an empty string.
 
     Raises:
-        AtomError: the layer has no weights yet.
+        AtomError: the layer has no weights yet, or stores them in 8-bit floating-point numbers.
     """
     module, held = target.module, target.weight.held
     kind = type(module).__name__
@@ -123,6 +123,12 @@ def refuse_target(target: Target, holders: Counter[int], readers: dict[nn.Module
     if held.is_meta:
         raise AtomError(
             "the model lies on the meta device and has no weights yet; load its weights "
+            "before injecting"
+        )
+    if target.weight.coarse:
+        raise AtomError(
+            f"the model's weights are stored as {held.dtype}, whose rounding is larger than what "
+            "atoms change; load the model in 16 or 32 bits, without enable_layerwise_casting, "
             "before injecting"
         )
     if type(held.data) is not Tensor:

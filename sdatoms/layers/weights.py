@@ -98,6 +98,13 @@ class LayerWeight:
         return is_quantized(self.module)
 
     @property
+    def coarse(self) -> bool:
+        """Whether the weight is stored as 8-bit floating-point numbers, as by diffusers'
+        `enable_layerwise_casting`: what atoms change is less than their rounding."""
+        held = self.held
+        return held is not None and held.is_floating_point() and held.dtype.itemsize == 1
+
+    @property
     def place(self) -> tuple[int, tuple[int, int] | None]:
         """Equal for two names of one weight."""
         return id(self.held), self.rows

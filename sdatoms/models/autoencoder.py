@@ -17,9 +17,9 @@ from sdatoms.models.single_file import (
     build,
     check_shapes,
     convert,
-    read_table,
     write_configs,
 )
+from sdatoms.storage import read_table
 
 __all__ = [
     "open_vae",

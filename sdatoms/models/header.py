@@ -11,18 +11,26 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from safetensors import SafetensorError
 
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
+    "UNOPENED",
     "Header",
     "TensorEntry",
     "read_header",
+    "read_opening",
 ]
 
+UNOPENED = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What libraries raise for a model that they cannot open."""
 LIMIT = 100_000_000
 """Bytes a header may have, as in the safetensors library."""
+MAX_ENTRIES = 100_000
+"""The most tensors a header may list."""
 BITS = {
     "F64": 64,
     "F32": 32,
@@ -76,33 +84,56 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(LIMIT, size - 8):
-                raise refuse(path)
-            text = file.read(length)
+            size = os.fstat(file.fileno()).st_size
+            start, table = read_opening(file, f"the base model {path.name!r}")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise AtomError(f"the base model {path.name!r} cannot be read: {reason}") from None
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError):
-        raise refuse(path) from None
-    if not isinstance(table, dict):
-        raise refuse(path)
     metadata = table.pop("__metadata__", None)
     metadata = metadata if isinstance(metadata, dict) else {}
     tensors = {name: read_entry(path, name, entry) for name, entry in table.items()}
     end = max((entry.end for entry in tensors.values()), default=0)
-    if end > size - 8 - length:
-        missing = end - (size - 8 - length)
+    if (missing := end - (size - len(start))) > 0:
         raise AtomError(
             f"the base model {path.name!r} is cut off: {missing:,} bytes are missing; copy or "
             "download it again"
         )
     kept = {str(key): str(value) for key, value in metadata.items()}
-    return Header(tensors, kept, 8 + length)
+    return Header(tensors, kept, len(start))
+
+
+def read_opening(file: BinaryIO, where: str, limit: int = LIMIT) -> tuple[bytes, dict[str, Any]]:
+    """The bytes up to the tensors and the JSON table in them, with limits on what it may claim.
+
+    Args:
+        file: a safetensors file at its beginning; it is left at its first tensor.
+        where: the file, as the subject of a sentence.
+        limit: bytes the table may have.
+
+    Raises:
+        AtomError: the file is of another kind, is cut off, or claims too much.
+    """
+    length = file.read(8)
+    size = int.from_bytes(length, "little")
+    available = os.fstat(file.fileno()).st_size - 8
+    first = file.read(1)
+    if len(length) < 8 or size > available or first != b"{":
+        raise AtomError(
+            f"{where} is no safetensors file (or was cut short); no other kind is ever opened"
+        )
+    if size > limit:
+        raise AtomError(f"{where} has a header of {size} bytes; at most {limit} are read")
+    text = first + file.read(size - 1)
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        raise AtomError(f"{where} has a header that is not JSON") from None
+    if not isinstance(table, dict) or len(table) > MAX_ENTRIES:
+        raise AtomError(
+            f"{where} has a header of {len(table)} entries; at most {MAX_ENTRIES} are read"
+        )
+    return length + text, table
 
 
 def read_entry(path: Path, name: str, entry: Any) -> TensorEntry:
@@ -120,10 +151,3 @@ def read_entry(path: Path, name: str, entry: Any) -> TensorEntry:
             f"the base model {path.name!r} has a damaged header: {clip(name, 60)!r} does not add up"
         ) from None
     return TensorEntry(str(dtype), shape, start, end)
-
-
-def refuse(path: Path) -> AtomError:
-    return AtomError(
-        f"the base model {path.name!r} is no safetensors file; other checkpoint files are never "
-        "opened"
-    )

@@ -7,7 +7,6 @@ speed and to train a step. Unknown names are answered with the known ones.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,11 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.families import MODELS, Blueprint
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import read_checkpoint
 from sdatoms.models.single_file import open_unet
+from sdatoms.storage import read_table
 
 __all__ = [
     "SETS",
@@ -163,7 +164,7 @@ def open_model(
     Raises:
         AtomError: the name is unknown, or the folder or file holds no model.
     """
-    text, path = str(where), Path(where)
+    text, path = check_text(str(where), "the path of the model"), Path(where)
     if text in MODELS:
         blueprint = MODELS[text]
         return OpenedModel(build_model(text, dtype, seed), blueprint.component, blueprint.source)
@@ -203,20 +204,10 @@ def load_folder(folder: Path) -> nn.Module:
     kind: Any = named
     try:
         model = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNOPENED as error:
         reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        table = None
-    if not isinstance(table, dict):
-        raise AtomError(f"{str(path)!r} holds no JSON table")
-    return table
 
 
 def open_weights(path: Path) -> OpenedModel:

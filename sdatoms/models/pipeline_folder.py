@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from sdatoms.storage import write_whole
+from sdatoms.models.header import read_opening
+from sdatoms.storage import read_table, write_whole
 
 __all__ = [
     "rename_tensors",
@@ -35,7 +35,7 @@ def write_known_names(folder: Path) -> list[Path]:
     """
     written: list[Path] = []
     for config in sorted(folder.glob("*/config.json")):
-        table = json.loads(config.read_text(encoding="utf-8"))
+        table = read_table(config)
         if set(table.get("architectures") or ()) & set(CLIP):
             for pattern in WEIGHTS:
                 for path in sorted(config.parent.glob(pattern)):
@@ -56,30 +56,30 @@ def rename_tensors(path: Path, rename: Callable[[str], str]) -> bool:
         Whether any name changed.
     """
     if path.suffix == ".json":
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_table(path)
         found = {rename(name): where for name, where in index["weight_map"].items()}
         if found.keys() == index["weight_map"].keys():
             return False
         text = json.dumps(index | {"weight_map": found}, indent=2)
         write_whole(path, f"{text}\n".encode())
         return True
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8:start])
+    with path.open("rb") as file:
+        _, header = read_opening(file, f"the file {path.name!r}")
+        data = file.read()
     plain = lambda name: name if name == "__metadata__" else rename(name)
     renamed = {plain(name): entry for name, entry in header.items()}
     if renamed.keys() == header.keys():
         return False
     text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    write_whole(path, b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[start:]]))
+    write_whole(path, b"".join([len(text).to_bytes(8, "little"), text, data]))
     return True
 
 
 def write_vocabulary(tokenizer: Path) -> list[Path]:
     """`vocab.json` and `merges.txt` beside a byte-pair `tokenizer.json`, where they are missing."""
     vocabulary, merges = tokenizer.with_name("vocab.json"), tokenizer.with_name("merges.txt")
-    model = json.loads(tokenizer.read_text(encoding="utf-8")).get("model", {})
+    model = read_table(tokenizer).get("model", {})
     if vocabulary.exists() or merges.exists() or model.get("type") != "BPE":
         return []
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

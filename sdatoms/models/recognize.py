@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from sdatoms.errors import AtomError
 from sdatoms.models.header import Header, TensorEntry, read_header
-from sdatoms.models.strangers import name_stranger
+from sdatoms.models.strangers import name_stranger, name_unet
 
 __all__ = [
     "DTYPES",
@@ -108,7 +108,6 @@ DTYPES = {
 }
 """Dtype in the header → the nearest one that layers compute in."""
 
-SDXL_DEPTHS = (2, 10)
 V_DEVIATION = 0.09
 """Standard deviation of the bias `TELLTALE` in SD 2.x above which ComfyUI takes the UNet for a
 768-v; `comfy/supported_models.py`, class SD20."""
@@ -264,40 +263,16 @@ def find_family(path: Path, tensors: Mapping[str, TensorEntry], prefix: str) -> 
     )
     width = next((e.shape[1] for name, e in tensors.items() if pattern.fullmatch(name)), 0)
     sizes = f"{prefix}label_emb.0.0.weight" in tensors
+    other = name_unet(tensors, prefix, channels, width)
+    for family in FAMILIES.values():
+        fits = family.context == width and (family.key == "sdxl") == sizes and channels in (4, 9)
+        if fits and other is None:
+            return family, channels == 9
+    other = other or (
+        f"a UNet of {channels} input channels that looks at texts {width} wide, of no known family"
+    )
     known = ", ".join(family.label for family in FAMILIES.values())
-    other = None
-    if sizes and width == 1280:
-        other = "the refiner of Stable Diffusion XL, which only finishes another base's pictures"
-    elif any(prefix + name in tensors for name in ("edm_mean",)) or "edm_mean" in tensors:
-        other = "Playground 2.5, whose noise is of another kind"
-    elif any("time_stack" in name or "time_mixer" in name for name in tensors):
-        other = "a video model"
-    elif channels == 8:
-        other = "an InstructPix2Pix or Zero123 model, whose UNet takes a picture beside the noise"
-    elif channels == 7 or prefix + "label_emb.weight" in tensors:
-        other = "an upscaler"
-    elif sizes and width == 1024:
-        other = "an unCLIP model, which paints from pictures"
-    elif sizes and width == 2048:
-        depths = [count_depth(tensors, f"{prefix}input_blocks.{n}.1.") for n in (4, 7)]
-        if tuple(depths) != SDXL_DEPTHS:
-            other = "a shortened Stable Diffusion XL (SSD-1B, Segmind Vega, KOALA or the like)"
-    if other is None:
-        for family in FAMILIES.values():
-            sized = family.key == "sdxl"
-            if family.context == width and sized == sizes and channels in (4, 9):
-                return family, channels == 9
-        other = (
-            f"a UNet of {channels} input channels that looks at texts {width} wide, of no known "
-            "family"
-        )
     raise AtomError(f"{path.name!r} holds {other}; bases of these families open: {known}")
-
-
-def count_depth(tensors: Mapping[str, TensorEntry], prefix: str) -> int:
-    """Transformer blocks of one attention layer."""
-    start = prefix + "transformer_blocks."
-    return len({name[len(start) :].split(".")[0] for name in tensors if name.startswith(start)})
 
 
 def find_prediction(

@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.models.header import UNOPENED
 from sdatoms.models.original_layout import lay_out
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
+from sdatoms.storage import read_table
 
 __all__ = [
     "CONFIGS",
@@ -31,7 +33,6 @@ __all__ = [
     "describe_missing",
     "open_checkpoint",
     "open_unet",
-    "read_table",
     "write_configs",
 ]
 
@@ -327,11 +328,7 @@ def load_text_encoders(folder: Path, parts: tuple[str, ...], dtype: torch.dtype)
             found[tokenizer] = transformers.CLIPTokenizer.from_pretrained(
                 folder, subfolder=tokenizer, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNOPENED as error:
             reason = first_line(error)
             raise AtomError(f"the {part} of {str(folder)!r} cannot be opened: {reason}") from None
     return found
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,8 +7,10 @@ run would have, and N processes share one batch as one process would have drawn 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch import Tensor
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded
 
+TURNS = 1000
+"""Rows after which concepts with shares come in the same order again."""
 SEEDS = 1 << 63
 """Of a generator, of which the negative ones are left out."""
 
@@ -48,6 +52,8 @@ class Batch:
     """Whether these rows keep the class rather than teach the subject."""
     from_base: bool = False
     """Whether the target is the base's own prediction."""
+    class_prompts: tuple[str | None, ...] = ()
+    """Of each row's own class, where its concept has another than the run."""
 
     def share(self, process: int, size: int) -> Batch:
         """The rows of one process."""
@@ -62,6 +68,7 @@ class Batch:
             noise=self.noise[mine],
             input_noise=self.input_noise[mine],
             timesteps=self.timesteps[mine],
+            class_prompts=self.class_prompts[mine],
         )
 
 
@@ -90,7 +97,7 @@ def draw_batches(
     elif draw.class_prompt is not None:
         # The instances' own noisy latents, read as their class.
         own = whole[0]
-        prompts = (draw.class_prompt,) * len(own.names)
+        prompts = tuple(text or draw.class_prompt for text in own.class_prompts)
         whole.append(replace(own, prompts=prompts, mask=None, prior=True, from_base=True))
     return [batch.share(draw.process, draw.batch_size) for batch in whole]
 
@@ -109,39 +116,81 @@ def draw_rows(
     empty = torch.zeros(count, dtype=torch.bool)
     if draw.proportion_empty_prompts:
         empty = torch.rand(count, generator=generator) < draw.proportion_empty_prompts
+    prompts = [row.draw_prompt(f"{seed}:{index}:{place}") for place, row in enumerate(rows)]
     masked = any(row.mask is not None for row in rows)
     blank = torch.ones(1, *mean.shape[-2:])
     return Batch(
         names=tuple(row.name for row in rows),
-        prompts=tuple("" if e else row.prompt for row, e in zip(rows, empty, strict=True)),
+        prompts=tuple("" if e else text for text, e in zip(prompts, empty, strict=True)),
         latents=latents,
         mask=torch.stack([blank if r.mask is None else r.mask for r in rows]) if masked else None,
         time_ids=torch.tensor([row.time_ids for row in rows]),
         noise=noise,
         input_noise=input_noise,
         timesteps=timesteps,
+        class_prompts=tuple(row.class_prompt for row in rows),
     )
 
 
 def pick_rows(examples: Sequence[Encoded], index: int, count: int, seed: int) -> list[Encoded]:
     """Rows of one size. Within a size every example comes once before any comes again, in a seeded
-    order; sizes are drawn in proportion to their examples."""
+    order; sizes are drawn in proportion to their examples.
+
+    Where concepts have shares, each has its own such order, and rows go round among the concepts so
+    that each has its share after any number of them.
+    """
     sizes: dict[torch.Size, list[Encoded]] = {}
     for example in examples:
         sizes.setdefault(example.mean.shape, []).append(example)
     groups, place = list(sizes.values()), index
-    group = groups[0]
+    group, weights = groups[0], weigh_rows(examples)
     if len(groups) > 1:
         # Replayed from the start: which sizes came before is a function of the seed as well.
         draw = random.Random(seed * 104_729 + 1)
-        drawn = draw.choices(range(len(groups)), [len(g) for g in groups], k=index + 1)
+        sums = [sum(weights[row.concept] for row in g) if weights else len(g) for g in groups]
+        drawn = draw.choices(range(len(groups)), sums, k=index + 1)
         group, place = groups[drawn[-1]], drawn[:-1].count(drawn[-1])
-    rows = []
-    for k in range(place * count, (place + 1) * count):
-        epoch, offset = divmod(k, len(group))
-        generator = torch.Generator().manual_seed((seed * 7919 + epoch) % SEEDS)
-        rows.append(group[int(torch.randperm(len(group), generator=generator)[offset])])
+    numbers = range(place * count, (place + 1) * count)
+    if not weights:
+        return [pick_row(group, k, seed) for k in numbers]
+    parts: dict[str, list[Encoded]] = {}
+    for row in group:
+        parts.setdefault(row.concept, []).append(row)
+    turns = share_turns(tuple(len(rows) * weights[name] for name, rows in parts.items()))
+    rows, held = [], list(parts.values())
+    for k in numbers:
+        rounds, step = divmod(k, len(turns))
+        part = turns[step]
+        rows.append(
+            pick_row(held[part], rounds * turns.count(part) + turns[:step].count(part), seed)
+        )
     return rows
+
+
+def pick_row(group: Sequence[Encoded], number: int, seed: int) -> Encoded:
+    """The `number`-th row of a group's seeded order."""
+    epoch, offset = divmod(number, len(group))
+    generator = torch.Generator().manual_seed((seed * 7919 + epoch) % SEEDS)
+    return group[int(torch.randperm(len(group), generator=generator)[offset])]
+
+
+def weigh_rows(examples: Sequence[Encoded]) -> dict[str, float]:
+    """Concept → the share of each of its rows; empty where concepts have no shares."""
+    counts = Counter(row.concept for row in examples)
+    return {row.concept: row.share / counts[row.concept] for row in examples if row.share}
+
+
+@lru_cache(maxsize=256)
+def share_turns(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Whose turn it is in each of `TURNS` rows: always whoever is furthest behind its share."""
+    whole, taken = sum(weights), [0] * len(weights)
+    turns = []
+    for step in range(1, TURNS + 1):
+        behind = [step * w / whole - t for w, t in zip(weights, taken, strict=True)]
+        part = behind.index(max(behind))
+        taken[part] += 1
+        turns.append(part)
+    return tuple(turns)
 
 
 def name_bad_rows(batch: Batch, errors: Tensor) -> str:

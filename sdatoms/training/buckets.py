@@ -1,6 +1,7 @@
 """Sizes of training pictures: one square, or a bucket near each picture's own proportions.
 
-A picture is scaled until it covers its bucket, then the middle is cut out: nothing is distorted.
+A picture is scaled until it covers its bucket, then the middle or another part is cut out: nothing
+is distorted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from sdatoms.errors import AtomError
 __all__ = [
     "Fit",
     "Size",
+    "center_cut",
     "cut_picture",
     "fit_picture",
     "list_buckets",
+    "move_cut",
 ]
 
 STEEPEST = 2.0
@@ -93,8 +96,34 @@ def fit_picture(width: int, height: int, buckets: list[Size]) -> Fit:
     return Fit((height, width), scaled, corner, target)
 
 
+def move_cut(fit: Fit, across: float, down: float) -> Fit:
+    """The same cut elsewhere.
+
+    Args:
+        fit: the cut in the middle.
+        across: of the room there is, from 0 at the left edge to 1 at the right one.
+        down: likewise, from the top.
+    """
+    room = (fit.scaled[0] - fit.target[0], fit.scaled[1] - fit.target[1])
+    return fit._replace(corner=(round(room[0] * down), round(room[1] * across)))
+
+
+def center_cut(fit: Fit, across: float, down: float) -> Fit:
+    """The same cut around a point of the picture, as near as the picture's edges let it be.
+
+    Args:
+        fit: the cut in the middle.
+        across: the point, from 0 at the left edge of the picture to 1 at the right one.
+        down: likewise, from the top.
+    """
+    (h, w), (th, tw) = fit.scaled, fit.target
+    top = min(max(0, round(h * down - th / 2)), h - th)
+    left = min(max(0, round(w * across - tw / 2)), w - tw)
+    return fit._replace(corner=(top, left))
+
+
 def cut_picture(picture: Image.Image, fit: Fit) -> Image.Image:
-    """Scale a picture until it covers its bucket and cut the middle out."""
+    """Scale a picture until it covers its bucket and cut its part out."""
     (h, w), (top, left), (th, tw) = fit.scaled, fit.corner, fit.target
     scaled = picture.resize((w, h), Image.Resampling.LANCZOS)
     return scaled.crop((left, top, left + tw, top + th))

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "RANGES",
@@ -33,6 +33,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "lr_power": (0, 100),
     "color_jitter": (0, 1),
     "color_copies": (1, 100),
+    "crop_copies": (1, 100),
+    "keep_tokens": (0, 1000),
+    "caption_tag_dropout_rate": (0, 1),
     "proportion_empty_prompts": (0, 1),
     "unmasked_weight": (0, 1),
     "prior_loss_weight": (0, 1e6),
@@ -63,6 +66,13 @@ def check_settings(config: Any) -> None:
     Raises:
         AtomError: names the flag, what came and what fits.
     """
+    for name in get_type_hints(type(config)):
+        value = getattr(config, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                check_text(text, f"--{name}")
+                if "\0" in text and name.endswith(("_dir", "_path", "evaluator")):
+                    raise AtomError(f"--{name} is {text!r}; no path holds a NUL character")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
@@ -91,7 +101,7 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     """Yield whether settings contradict each other, and the sentence that says so."""
     prediction = config.prior_preservation_mode == "prediction"
     yield (
-        config.with_prior_preservation and not config.class_prompt,
+        config.with_prior_preservation and not config.class_prompt and not config.data_config,
         "--with_prior_preservation needs --class_prompt, the words for the class, such as 'a dog'",
     )
     yield (
@@ -122,7 +132,13 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         "--text_encoder_lr needs --train_text_encoder",
     )
     yield (
-        config.train_text_encoder_ti and config.token_abstraction not in config.instance_prompt,
+        config.face_detector is not None and config.crop_style != "face",
+        "--face_detector needs --crop_style face",
+    )
+    yield (
+        config.train_text_encoder_ti
+        and config.token_abstraction not in config.instance_prompt
+        and not (config.data_config and not config.instance_prompt),
         f"--train_text_encoder_ti: the new word {config.token_abstraction!r} must stand in "
         "--instance_prompt",
     )

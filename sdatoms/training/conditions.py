@@ -102,13 +102,19 @@ class PromptTable:
             path = self.place(prompt)
             tensors = read_tensors(path) if path else None
             if tensors is None:
-                condition = self.text.encode([prompt])
-                tensors = {"context": condition.context.float().cpu().contiguous()}
-                if condition.pooled is not None:
-                    tensors["pooled"] = condition.pooled.float().cpu().contiguous()
+                made = self.read(prompt)
+                tensors = {"context": made.context.contiguous()}
+                if made.pooled is not None:
+                    tensors["pooled"] = made.pooled.contiguous()
                 if path:
                     write_whole(path, save(tensors))
             self.found[prompt] = Embedding(tensors["context"], tensors.get("pooled"))
+
+    def read(self, prompt: str) -> Embedding:
+        """A prompt encoded now, on the CPU in float32."""
+        condition = self.text.encode([prompt])
+        pooled = None if condition.pooled is None else condition.pooled.float().cpu()
+        return Embedding(condition.context.float().cpu(), pooled)
 
     def place(self, prompt: str) -> Path | None:
         if not self.cache:
@@ -118,5 +124,5 @@ class PromptTable:
         return self.cache / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
     def encode(self, prompts: Iterable[str]) -> Condition:
-        """The rows of `prompts`, on the CPU."""
-        return stack_embeddings([self.found[prompt] for prompt in prompts])
+        """The rows of `prompts`, on the CPU; what was not added is encoded and not kept."""
+        return stack_embeddings([self.found.get(prompt) or self.read(prompt) for prompt in prompts])

@@ -30,7 +30,8 @@ class TrainConfig:
 
     # What is learnt
     instance_data_dir: str = ""
-    """Folder with pictures of the subject or style; a `.txt` beside a picture is its own prompt."""
+    """Folder or zip with pictures of the subject or style; a `.txt` beside a picture is its own
+    prompt."""
     instance_prompt: str = ""
     """Prompt with the trigger word, such as "a sks dog"."""
     output_dir: str = "atoms-run"
@@ -57,22 +58,52 @@ class TrainConfig:
     """Seeds order, noise, timesteps, class pictures and samples."""
 
     # Pictures
+    data_config: str | None = None
+    """In place of a folder, a `data.toml` that describes several concepts, each with its pictures,
+    prompt, class, repeats and share."""
+    dataset_name: str | None = None
+    """In place of a folder, a data set of the `datasets` library: hub name or folder."""
+    image_column: str = "image"
+    """Where `--dataset_name` has its pictures."""
     resolution: int | None = None
     """Side of the training pictures in px; the base's own when not given."""
     aspect_ratio_buckets: str | None = None
     """Keep pictures' proportions: "auto", or sizes such as "64,64;48,80" (height,width; …)."""
+    crop_style: Literal["center", "random", "face"] = "center"
+    """Which part of a picture is trained on: its middle, parts drawn at random, or that around its
+    largest face."""
+    face_detector: str | None = None
+    """Object detection model of transformers, folder or hub id, that finds faces; OpenCV's, before
+    its version 5, when not given."""
+    crop_copies: int = 4
+    """How many parts of each picture `--crop_style random` draws."""
     random_flip: bool = False
-    """Also train on mirrored pictures."""
+    """Also train on mirrored pictures; wrong for faces, text and whatever has a left and a
+    right."""
     color_jitter: float = 0.0
     """Also train on copies whose brightness, contrast, saturation and hue move by this share."""
     color_copies: int = 3
     """How many recoloured copies of each picture `--color_jitter` makes."""
     caption_column: str = "text"
     """Key of the captions in the folder's metadata.jsonl."""
+    shuffle_caption: bool = False
+    """Let the parts of a caption between commas change places each time it comes."""
+    keep_tokens: int = 0
+    """How many parts at the front of a caption stay there, whole."""
+    caption_tag_dropout_rate: float = 0.0
+    """Chance of each further part of a caption to be left out."""
+    caption_prefix: str = ""
+    """Words before every caption."""
+    caption_suffix: str = ""
+    """Words after every caption."""
+    enable_wildcard: bool = False
+    """Draw one of `{a|b}` in a caption each time it comes."""
     proportion_empty_prompts: float = 0.0
     """Share of rows trained with an empty prompt, which keeps guidance working."""
     mask_data_dir: str | None = None
     """Folder with masks named as the pictures; by default `<picture>.mask.png` beside them."""
+    alpha_mask: bool = False
+    """Mask a picture without a mask by its own opacity."""
     unmasked_weight: float = 0.0
     """Weight of the loss where a mask is black."""
     normalize_masked_area_loss: bool = False
@@ -238,8 +269,8 @@ class TrainConfig:
     style_evaluator: str | None = None
     """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
     best_metric: str | None = None
-    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance;
-    or auto."""
+    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance, of
+    bundled subjects in scenes also truth, error, followed; or auto."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None

@@ -48,19 +48,28 @@ class TrainingData:
         self.text = TextStack(pipe)
         self.prompts = PromptTable(self.text, cache)
         self.prompts.add(prompts)
-        if not trains_text:
-            self.prompts.add(row.prompt for row in (*instances, *(classes or ())))
+        self.varied = False
+        """Whether captions are more than can be encoded before, so that encoders stay at hand."""
+        rows = () if trains_text else (*instances, *(classes or ()))
+        for row in {id(row): row for row in rows}.values():
+            texts = row.list_prompts()
+            if texts is None:
+                self.varied = True
+            else:
+                self.prompts.add(texts)
+        self.prompts.add(row.class_prompt for row in instances if row.class_prompt)
         self.park()
 
     def park(self) -> None:
         """Free the encoders, or keep them off the accelerator while nothing is painted."""
-        parked = ["vae"] + ([] if self.trains_text else list(self.text.encoders))
+        at_hand = self.trains_text or self.varied
+        parked = ["vae"] + ([] if at_hand else list(self.text.encoders))
         for name in parked:
             if not self.paints:
                 setattr(self.pipe, name, None)
             elif self.device.type != "cpu":
                 getattr(self.pipe, name).to("cpu")
-        if not self.paints and not self.trains_text:
+        if not self.paints and not at_hand:
             self.text.encoders.clear()
 
     def fetch(self) -> None:

@@ -23,9 +23,16 @@ from torch import Tensor
 
 from sdatoms.errors import clip
 from sdatoms.fingerprint import hash_tensors
-from sdatoms.pictures import read_picture, to_tensor
+from sdatoms.pictures import read_alpha, read_picture, to_tensor
 from sdatoms.storage import write_whole
-from sdatoms.training.buckets import Fit, Size, cut_picture, fit_picture
+from sdatoms.training.buckets import Fit, Size, center_cut, cut_picture, fit_picture, move_cut
+from sdatoms.training.caption_rules import (
+    PLAIN_RULES,
+    CaptionRules,
+    draw_caption,
+    list_captions,
+)
+from sdatoms.training.faces import Point
 from sdatoms.training.folder import Source
 
 __all__ = [
@@ -53,6 +60,21 @@ class Encoded:
     """`(1, h, w)` in [0, 1] at the latents' size."""
     time_ids: tuple[int, ...]
     """SDXL's six numbers: original size, corner of the cut, size."""
+    captions: tuple[str, ...] = ()
+    """What may be said of it; `prompt` where it is empty."""
+    rules: CaptionRules = PLAIN_RULES
+    concept: str = ""
+    class_prompt: str | None = None
+    share: float | None = None
+    """Of all rows, how many are of its concept."""
+
+    def draw_prompt(self, key: str) -> str:
+        """Its prompt this time, which depends on the key alone."""
+        return draw_caption(self.captions or (self.prompt,), self.rules, random.Random(key))
+
+    def list_prompts(self) -> list[str] | None:
+        """All its prompts; None where they cannot be listed."""
+        return list_captions(self.captions or (self.prompt,), self.rules)
 
 
 @dataclass(frozen=True)
@@ -100,12 +122,18 @@ def encode_pictures(
     copies: int = 0,
     seed: int = 0,
     cache: Path | None = None,
+    crops: int = 0,
+    find_face: Callable[[Image.Image], Point | None] | None = None,
     report: Callable[[], None] = lambda: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> list[Encoded]:
     """Cover and cut every picture to its bucket and encode it, with its copies.
 
     Args:
+        crops: how many parts of a picture are drawn at random, in place of its middle.
+        find_face: gives the point of a picture that parts are cut out around.
         report: called before each picture, for a heartbeat.
+        log: takes a line about pictures that no face was found in.
     """
     vae = pipe.vae
     print_ = hash_tensors(vae.state_dict()) if cache else ""
@@ -114,37 +142,67 @@ def encode_pictures(
         report()
         picture = read_picture(source.path)
         fit = fit_picture(*picture.size, buckets)
-        cut = cut_picture(picture, fit)
-        for copy in list_copies(source.path.name, flip, jitter, copies, seed):
-            key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
-            tensors = read_cache(cache, source.path, key)
-            if tensors is None:
-                pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
-                posterior = vae.encode(pixels).latent_dist
-                shift = getattr(vae.config, "shift_factor", None) or 0.0
-                scale = vae.config.scaling_factor
-                tensors = {
-                    "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
-                    "deviation": (posterior.std.float() * scale)[0].cpu(),
-                }
-                write_cache(cache, source.path, key, tensors)
-            mask = None
-            if source.mask:
-                mask = read_mask(source.mask, fit, tensors["mean"].shape[-2:], copy.mirrored)
-            row = Encoded(
-                source.name or clip(source.path.name),
-                source.prompt,
-                **tensors,
-                mask=mask,
-                time_ids=fit.time_ids,
-            )
-            found += [row] * source.repeats
+        fits = [fit]
+        if crops:
+            fits = list_cuts(fit, source.path.name, crops, seed)
+        elif find_face:
+            face = find_face(picture)
+            fits = [center_cut(fit, *face)] if face else fits
+            if face is None:
+                log(f"no face was found in {source.name}; its middle is cut out")
+        mirror = flip if source.flip is None else source.flip
+        opened = read_mask(source)
+        for fit in fits:
+            cut = cut_picture(picture, fit)
+            for copy in list_copies(source.path.name, mirror, jitter, copies, seed):
+                key = [VERSION, print_, fit, copy.mirrored, copy.jitter]
+                tensors = read_cache(cache, source.path, key)
+                if tensors is None:
+                    pixels = to_tensor(copy.apply(cut))[None].to(vae.device, vae.dtype)
+                    posterior = vae.encode(pixels).latent_dist
+                    shift = getattr(vae.config, "shift_factor", None) or 0.0
+                    scale = vae.config.scaling_factor
+                    tensors = {
+                        "mean": ((posterior.mean.float() - shift) * scale)[0].cpu(),
+                        "deviation": (posterior.std.float() * scale)[0].cpu(),
+                    }
+                    write_cache(cache, source.path, key, tensors)
+                mask = None
+                if opened:
+                    mask = cut_mask(opened, fit, tensors["mean"].shape[-2:], copy.mirrored)
+                row = Encoded(
+                    source.name or clip(source.path.name),
+                    source.prompt,
+                    **tensors,
+                    mask=mask,
+                    time_ids=fit.time_ids,
+                    captions=source.captions,
+                    rules=source.rules,
+                    concept=source.concept,
+                    class_prompt=source.class_prompt,
+                    share=source.share,
+                )
+                found += [row] * source.repeats
     return found
 
 
-def read_mask(path: Path, fit: Fit, size: torch.Size, mirrored: bool) -> Tensor:
+def list_cuts(fit: Fit, name: str, count: int, seed: int) -> list[Fit]:
+    """Cuts of one picture at places drawn by its name; no two alike."""
+    draw = random.Random(os.fsencode(f"crop:{seed}:{name}"))
+    cuts = [move_cut(fit, draw.random(), draw.random()) for _ in range(count)]
+    return list(dict.fromkeys(cuts))
+
+
+def read_mask(source: Source) -> Image.Image | None:
+    """A picture's mask in grey, white where it counts; None where it has none."""
+    if source.mask:
+        return read_picture(source.mask).convert("L")
+    return read_alpha(source.path) if source.alpha else None
+
+
+def cut_mask(opened: Image.Image, fit: Fit, size: torch.Size, mirrored: bool) -> Tensor:
     """`(1, h, w)` in [0, 1], cut as its picture is and shrunk by averaging to the latents' size."""
-    mask = cut_picture(read_picture(path).convert("L"), fit)
+    mask = cut_picture(opened, fit)
     if mirrored:
         mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     small = mask.resize((size[1], size[0]), Image.Resampling.BOX)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdatoms.training.concepts import list_classes, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.results import describe_trainer
@@ -32,11 +33,7 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
             push_to_hub=False,
         )
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
-            given = check_inputs(config).sources[0].path
-            classes = Path(folder) / "class_images"
-            classes.mkdir()
-            shutil.copyfile(given, classes / f"0{given.suffix}")
-            trial = replace(trial, class_data_dir=str(classes), num_class_images=1)
+            trial = give_class_pictures(trial, config, Path(folder))
         trainer = Trainer(trial)
         seconds = [trainer.take_step().seconds for _ in range(2)]
         path = trainer.pack().save(Path(folder) / "atoms.safetensors")
@@ -49,5 +46,21 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
         "steps": config.max_train_steps,
         "minutes": f"{config.max_train_steps * min(seconds) / 60:.1f} "
         "(without class pictures and samples)",
+        "data": "; ".join(trainer.folder.taken),
         "pictures": "; ".join([f"{len(facts['instance_pictures'])} usable", *notes]),
     }
+
+
+def give_class_pictures(trial: TrainConfig, config: TrainConfig, folder: Path) -> TrainConfig:
+    """The trial with a picture for each class below `folder`, so that none is painted."""
+    given = check_inputs(config).sources[0].path
+    if config.data_config:
+        plain = [replace(concept, class_data_dir=None) for concept in list_concepts(config)]
+        path = folder / "data.toml"
+        path.write_text(write_data_config(plain), encoding="utf-8")
+        trial = replace(trial, data_config=str(path))
+    trial = replace(trial, class_data_dir=str(folder / "class_images"), num_class_images=1)
+    for place in list_classes(trial, list_concepts(trial)).values():
+        place.mkdir(parents=True)
+        shutil.copyfile(given, place / f"0{given.suffix}")
+    return trial

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdatoms.errors import AtomError, clip
-from sdatoms.pictures import PICTURE_SUFFIXES, read_picture
+from sdatoms.pictures import PICTURE_SUFFIXES, read_alpha, read_picture
+from sdatoms.training.caption_rules import PLAIN_RULES, CaptionRules
 from sdatoms.training.captions import Captions
 from sdatoms.training.folder_tree import Level, read_levels, share_repeats
-from sdatoms.training.masks import match_masks
+from sdatoms.training.masks import is_condition, match_masks
 from sdatoms.training.picture_checks import PictureCheck, check_picture, find_twins
 
 __all__ = [
@@ -43,6 +44,21 @@ class Source:
     """SHA-256 of the file."""
     repeats: int = 1
     """How often it comes in a round."""
+    captions: tuple[str, ...] = ()
+    """What may be said of it, one of them each time; `prompt` where it is empty."""
+    own: bool = False
+    """Whether its captions are its own, and no prompt that pictures share."""
+    alpha: bool = False
+    """Whether its own opacity is its mask."""
+    concept: str = ""
+    """What it is a picture of, where a run learns several things."""
+    rules: CaptionRules = PLAIN_RULES
+    class_prompt: str | None = None
+    """Of the class it belongs to."""
+    share: float | None = None
+    """Of all rows, how many are of its concept; None where pictures alone decide."""
+    flip: bool | None = None
+    """Whether it also comes mirrored; the run's setting where it is None."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class PictureFolder:
 
     sources: tuple[Source, ...]
     notes: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    """What the pictures are taken for, one line for each concept."""
 
 
 @dataclass
@@ -70,8 +88,8 @@ class Findings:
     """Captions that are not Unicode."""
     cut: list[str] = field(default_factory=list)
     """Captions that are too long."""
-    rows: dict[Path, str] = field(default_factory=dict)
-    """Picture → caption, of the tables met so far."""
+    rows: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    """Picture → captions, of the tables met so far."""
     tables: list[str] = field(default_factory=list)
 
 
@@ -82,6 +100,7 @@ def check_folder(
     resolution: int | None = None,
     caption_column: str = "text",
     mask_dir: Path | None = None,
+    alpha_mask: bool = False,
 ) -> PictureFolder:
     """Read every picture once; files that are no pictures are ignored with a note.
 
@@ -90,6 +109,7 @@ def check_folder(
         resolution: side of the training pictures, px; what is much smaller is noted as tiny.
         caption_column: where a table of captions has them.
         mask_dir: folder of masks called as the pictures.
+        alpha_mask: whether a picture without a mask is masked by its own opacity.
 
     Raises:
         AtomError: there is no picture; or some are corrupt, or a caption or mask does not fit: all
@@ -112,10 +132,17 @@ def check_folder(
             f"the folder {str(folder)!r} holds {what}; it takes files such as PNG, JPEG or WebP"
         )
     repeats = share_repeats([source.repeats for source in found.sources])
-    sources = [replace(s, repeats=n) for s, n in zip(found.sources, repeats, strict=True)]
+    sources = [
+        replace(s, repeats=n, alpha=alpha_mask and s.mask is None and is_clear(s.path))
+        for s, n in zip(found.sources, repeats, strict=True)
+    ]
     notes = describe_levels(levels, named)
     notes += [f"not read: {', '.join(skipped[:SHOWN])}"] if skipped else []
     return PictureFolder(tuple(sources), (*notes, *describe_findings(found, folder)))
+
+
+def is_clear(path: Path) -> bool:
+    return read_alpha(path) is not None
 
 
 def read_level(
@@ -127,14 +154,16 @@ def read_level(
     caption_column: str,
 ) -> None:
     """Add the pictures of one level, and what is wrong with them."""
-    plain = match_masks(level.pictures)[0] if level.named else level.pictures
+    given = [path for path in level.pictures if not is_condition(path)]
+    found.ignored += [clip(p.name) for p in level.pictures if is_condition(p)]
+    plain = match_masks(given)[0] if level.named else given
     pictures, masks, strays = match_masks(plain, level.masks)
     captions = Captions(level.path, level.others, caption_column)
     found.rows |= captions.rows
     found.tables += [path.name for path in captions.tables]
     for path in pictures:
         check = check_picture(path, resolution)
-        text = captions.find(path, found.rows.pop(path, "")) or prompt
+        own = captions.find(path, found.rows.pop(path, ()))
         if check.kind == "corrupt":
             found.problems.append(check.text)
             continue
@@ -143,8 +172,14 @@ def read_level(
             found.problems.append(wrong)
         name = clip(path.relative_to(folder).as_posix())
         found.checks.append(check)
+        text = "\n".join(own) or prompt
+        several = own if len(own) > 1 else ()
         found.sources.append(
-            Source(path, text, mask, check.size, name, check.digest, level.repeats)
+            Source(
+                *(path, text, mask, check.size, name, check.digest, level.repeats),
+                captions=several,
+                own=bool(own),
+            )
         )
     found.masks |= set(masks.values())
     found.strays |= set(strays)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdatoms.errors import clip
 from sdatoms.pictures import list_pictures
+from sdatoms.storage import locate
 from sdatoms.training.masks import is_mask_folder
 
 __all__ = [
@@ -75,7 +76,7 @@ def read_levels(
     """
     levels = []
     for path in list_folders(folder, skipped):
-        if mask_dir and path.resolve() == mask_dir.resolve():
+        if mask_dir and locate(path) == locate(mask_dir):
             continue
         pictures, others = list_pictures(path)
         masks = [p for place in list_mask_folders(path, mask_dir) for p in list_pictures(place)[0]]

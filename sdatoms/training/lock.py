@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.errors import AtomError, clip
+from sdatoms.storage import read_table
 
 __all__ = [
     "LOCK",
@@ -46,7 +47,7 @@ class RunLock:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                owner = read_owner(self.path)
+                owner = read_table(self.path, {})
                 os.close(handle)
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
@@ -55,7 +56,7 @@ class RunLock:
                 self.handle = handle
             else:  # its owner took the file away after it was opened here
                 os.close(handle)
-        owner = read_owner(self.path)
+        owner = read_table(self.path, {})
         host = socket.gethostname()
         if owner.get("host", host) != host and self.is_alive():
             os.close(self.handle)  # not ours: the file stays
@@ -87,14 +88,6 @@ class RunLock:
             f"the run directory {str(self.path.parent)!r} belongs to another training"
             f"{f', {who}' if owner else ''}; stop it first, or name another --output_dir"
         )
-
-
-def read_owner(path: Path) -> dict[str, Any]:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def is_same_file(handle: int, path: Path) -> bool:

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from sdatoms.errors import AtomError
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import resume, save_checkpoint
+from sdatoms.training.concepts import complete_config, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
 from sdatoms.training.inputs import check_inputs
@@ -78,9 +79,7 @@ def train(
                     "fp16"
                 ) from None
             if is_closed_disk(error):
-                raise AtomError(
-                    f"the run directory {config.output_dir!r} cannot be written: {error}"
-                ) from None
+                raise AtomError(blame_path(error, run.directory.path)) from None
             raise
         with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
             try:
@@ -112,7 +111,8 @@ class Run:
         stop: StopRequest | None = None,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.evaluate = config, evaluate
+        self.config = config = complete_config(config)
+        self.evaluate = evaluate
         self.stop, self.notify = stop or StopRequest(), notify
         self.directory = RunDirectory(Path(config.output_dir))
         self.lock = RunLock(self.directory.path)
@@ -209,6 +209,9 @@ class Run:
         self.step = trainer.step
         if trainer.main:
             write_whole(self.directory.path / "config.toml", text.encode())
+            if config.data_config:
+                described = write_data_config(list_concepts(config))
+                write_whole(self.directory.path / "data.toml", described.encode())
             if resumed:
                 self.directory.trim_metrics(trainer.step)
             else:
@@ -218,8 +221,15 @@ class Run:
             self.log(line)
         for note in self.unsaid:
             self.notify(note)
+        for line in trainer.folder.taken:
+            self.note(line)
         if resumed:
             self.log(f"resumed from step-{trainer.step:06d}")
+            if trainer.step >= config.max_train_steps:
+                self.note(
+                    f"all {config.max_train_steps} steps are done; a larger --max_train_steps "
+                    "trains on"
+                )
             self.saved = trainer.step
             self.measured = resumed.state["measured"]
             if self.best and resumed.state["best"]:
@@ -260,6 +270,7 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run failed
             self.report(phase, 0.0, force=True)
         self.lock.release()
+        self.stop.writing = False  # what comes after may be stopped at once
 
     def walk(self) -> Iterator[TrainStep]:
         """Yield every step; write the results after the last one."""
@@ -360,6 +371,14 @@ class Run:
         if not self.trainer.torn:
             self.save()
         return self.saved
+
+
+def blame_path(error: Any, run: Path) -> str:
+    """One sentence for a file that cannot be read or written: of the run directory, or another."""
+    named = error.filename
+    if isinstance(named, str) and not Path(named).is_relative_to(run):
+        return f"{named!r} cannot be opened: {error.strerror}"
+    return f"the run directory {str(run)!r} cannot be written: {error}"
 
 
 def is_main() -> bool:

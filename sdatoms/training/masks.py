@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "is_condition",
     "is_mask_folder",
     "match_masks",
 ]
@@ -16,6 +17,15 @@ SURE = re.compile(r"(?i)^(?P<stem>.+?)(?:\.mask|[-_.]masklabel)$")
 LIKELY = re.compile(r"(?i)^(?P<stem>.+?)[-_ .]mask$")
 """`dog_mask.png`: a mask where there is a `dog` beside it, else a picture of some mask."""
 FOLDER = re.compile(r"(?i)^[-_.]*masks?[-_.]*(?:labels?)?$")
+
+
+CONDITION = re.compile(r"(?i)^.+[-_.]condlabel$")
+"""`dog-condlabel.png`, OneTrainer's: a picture that another kind of base is conditioned on."""
+
+
+def is_condition(path: Path) -> bool:
+    """Whether a picture by its name is no picture to train on, but one to condition on."""
+    return CONDITION.match(path.stem) is not None
 
 
 def is_mask_folder(name: str) -> bool:

@@ -17,15 +17,18 @@ from sdatoms.adapters.words import (
     list_encoders,
     start_embeddings,
 )
+from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
 from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
 from sdatoms.training.buckets import Size, list_buckets
-from sdatoms.training.class_pictures import find_class_folder, make_class_pictures
+from sdatoms.training.class_pictures import make_class_pictures
+from sdatoms.training.concepts import list_classes, list_concepts
 from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
 from sdatoms.training.data import TrainingData
 from sdatoms.training.denoising import Denoising
 from sdatoms.training.encodings import Encoded, encode_pictures
+from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
 from sdatoms.training.stopping import stop_together
@@ -33,18 +36,12 @@ from sdatoms.training.stopping import stop_together
 __all__ = [
     "add_tokens",
     "check_prompts",
-    "find_side",
     "inject_atoms",
     "make_buckets",
     "make_denoising",
     "make_run_optimizer",
     "prepare_data",
 ]
-
-
-def find_side(pipe: Any) -> int:
-    """Side in px of the pictures that the pipeline paints."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 def make_buckets(pipe: Any, config: TrainConfig) -> list[Size]:
@@ -206,7 +203,8 @@ def prepare_data(
         report: takes the name of what goes on, before each picture.
     """
     cache = Path(config.encoding_cache_dir) if config.encoding_cache_dir else None
-    prompts = [config.class_prompt] if config.class_prompt else []
+    concepts, faces = list_concepts(config), config.crop_style == "face"
+    prompts = [text for text in (config.class_prompt, *list_classes(config, concepts)) if text]
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
     instances: list[Encoded] = []
@@ -215,10 +213,9 @@ def prepare_data(
         for injection in injections.values():
             stack.enter_context(without_atoms(injection))
         if config.with_prior_preservation and config.prior_preservation_mode == "images":
-            class_folder = find_class_folder(config.class_data_dir, config.output_dir)
-            class_prompt = config.class_prompt or ""
+            folders = list_classes(config, concepts)
             with stop_together(wait):
-                if paints:
+                for class_prompt, class_folder in folders.items() if paints else ():
                     make_class_pictures(
                         pipe,
                         class_folder,
@@ -229,8 +226,11 @@ def prepare_data(
                         log=log,
                         report=lambda: report("class images"),
                     )
-            found = check_folder(class_folder, class_prompt)
-            class_sources = found.sources
+            class_sources = [
+                source
+                for class_prompt, class_folder in folders.items()
+                for source in check_folder(class_folder, class_prompt).sources
+            ]
         with stop_together(wait):
             if class_sources is not None:
                 classes = encode_pictures(
@@ -245,7 +245,10 @@ def prepare_data(
                 copies=config.color_copies,
                 seed=config.seed,
                 cache=cache,
+                crops=config.crop_copies if config.crop_style == "random" else 0,
+                find_face=load_detector(config.face_detector) if faces else None,
                 report=lambda: report("encoding"),
+                log=log,
             )
         return TrainingData(
             pipe,

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
-from sdatoms.training.buckets import cut_picture, fit_picture
+from sdatoms.training.buckets import Fit, Size, cut_picture, fit_picture
 
 __all__ = [
     "PictureCheck",
     "check_picture",
     "check_pictures",
+    "dim_unmasked",
     "find_twins",
 ]
 
@@ -49,6 +50,8 @@ class PictureCheck:
     frames: int = 1
     thumbnail: np.ndarray | None = None
     """`(16, 16, 3)` in grey levels."""
+    fit: Fit | None = None
+    """How the crop was cut."""
 
 
 class Twin(NamedTuple):
@@ -59,14 +62,17 @@ class Twin(NamedTuple):
     same_bytes: bool
 
 
-def check_pictures(paths: Sequence[Path], resolution: int) -> list[PictureCheck]:
+def check_pictures(
+    paths: Sequence[Path], resolution: int, sizes: list[Size] | None = None
+) -> list[PictureCheck]:
     """Check pictures in order; of two alike, the later one is the duplicate.
 
     Args:
         paths: files.
         resolution: side of the training pictures, px.
+        sizes: buckets that pictures are cut to; a square of that side when not given.
     """
-    checks = [check_picture(path, resolution) for path in paths]
+    checks = [check_picture(path, resolution, sizes) for path in paths]
     twins = find_twins(checks)
     return [
         replace(check, kind="duplicate", text=f"looks like {paths[twin.place].name}")
@@ -76,11 +82,14 @@ def check_pictures(paths: Sequence[Path], resolution: int) -> list[PictureCheck]
     ]
 
 
-def check_picture(path: Path, resolution: int | None = None) -> PictureCheck:
+def check_picture(
+    path: Path, resolution: int | None = None, sizes: list[Size] | None = None
+) -> PictureCheck:
     """Check one picture by itself; it is tiny where it must be enlarged more than twice.
 
     Args:
         resolution: side of the training pictures, px; without it, nothing is tiny or cut.
+        sizes: buckets that it is cut to; a square of that side when not given.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     try:
@@ -97,13 +106,26 @@ def check_picture(path: Path, resolution: int | None = None) -> PictureCheck:
     notes += ["transparency on white"] if clear else []
     notes += [f"first of {frames} frames"] if frames > 1 else []
     kind: Kind = "fine"
-    crop, side = None, min(picture.size)
+    crop, fit, side = None, None, min(picture.size)
     if resolution:
         notes += [f"enlarged {resolution / side:.1f} times"] if side < resolution else []
-        crop = cut_picture(picture, fit_picture(*picture.size, [(resolution, resolution)]))
+        fit = fit_picture(*picture.size, sizes or [(resolution, resolution)])
+        crop = cut_picture(picture, fit)
         kind = "tiny" if side < resolution // 2 else "fine"
     text, small = ", ".join(notes), shrink(picture)
-    return PictureCheck(path, kind, text, picture.size, crop, digest, frames, small)
+    return PictureCheck(path, kind, text, picture.size, crop, digest, frames, small, fit)
+
+
+def dim_unmasked(check: PictureCheck, mask: Image.Image) -> Image.Image | None:
+    """The crop with what a mask leaves out made dark; None where there is no crop.
+
+    Args:
+        mask: of the whole picture, white where it counts.
+    """
+    if check.crop is None or check.fit is None:
+        return check.crop
+    counts = cut_picture(mask.convert("L"), check.fit)
+    return Image.composite(check.crop, ImageEnhance.Brightness(check.crop).enhance(0.2), counts)
 
 
 def shrink(picture: Image.Image) -> np.ndarray:

@@ -40,33 +40,32 @@ SMALL_BLOCKS = {"atom_variant": "full", "block_size": 2, "learning_rate": 6e-3}
 """Small blocks learn fast, and take a constant rate better than a falling one."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
+LOOKS = {"validation_steps": 100, "checkpointing_steps": 100}
+"""Steps between two looks at samples, and between two checkpoints."""
 
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "A first look in a minute",
         SMALL_BLOCKS
+        | LOOKS
         | {
             "max_train_steps": 100,
-            "validation_steps": 100,
-            "checkpointing_steps": 100,
             "num_validation_images": 2,
             "num_drift_images": 2,
         },
     ),
     "balanced": Preset(
         "Enough for most subjects",
-        SMALL_BLOCKS
-        | {"max_train_steps": 300, "validation_steps": 100, "checkpointing_steps": 100},
+        SMALL_BLOCKS | LOOKS | {"max_train_steps": 300},
     ),
     "best": Preset(
         "Long, averaged, and the step that measures best is kept",
         SMALL_BLOCKS
+        | LOOKS
         | {
             "learning_rate": 4e-3,
             "max_train_steps": 600,
-            "validation_steps": 100,
-            "checkpointing_steps": 100,
             "use_ema": True,
             "best_metric": "auto",
             "early_stopping_patience": 3,
@@ -76,10 +75,9 @@ PRESETS: dict[str, Preset] = {
         "Faces and pets: the class stays what it was, pictures are mirrored too",
         SMALL_BLOCKS
         | KEEP_CLASS
+        | LOOKS
         | {
             "max_train_steps": 200,
-            "validation_steps": 100,
-            "checkpointing_steps": 100,
             "random_flip": True,
             "prior_loss_weight": 0.5,
             "use_ema": True,
@@ -89,20 +87,18 @@ PRESETS: dict[str, Preset] = {
         "Things: letters and logos are never mirrored, the class stays what it was",
         SMALL_BLOCKS
         | KEEP_CLASS
+        | LOOKS
         | {
             "max_train_steps": 200,
-            "validation_steps": 100,
-            "checkpointing_steps": 100,
             "prior_loss_weight": 0.3,
         },
     ),
     "style": Preset(
         "A way to draw: longer, mirrored, and every picture under its own caption",
         SMALL_BLOCKS
+        | LOOKS
         | {
             "max_train_steps": 400,
-            "validation_steps": 100,
-            "checkpointing_steps": 100,
             "random_flip": True,
         },
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ FIXED = (
 PLACES = (
     *("instance_data_dir", "pretrained_model_name_or_path", "revision", "variant"),
     *("output_dir", "resume_from_checkpoint", "mask_data_dir", "caption_column"),
-    *("class_data_dir", "encoding_cache_dir"),
+    *("class_data_dir", "encoding_cache_dir", "data_config", "dataset_name", "image_column"),
 )
 """Settings that only say where things are; the things themselves are compared."""
 RATE_SETTINGS = (
@@ -57,6 +57,8 @@ RATE_SETTINGS = (
 )
 """Settings that the optimizer's groups and the schedule hold."""
 SHOWN = 5
+HOW = ("alpha", "rules", "class_prompt", "share", "flip")
+"""What is said of a picture beside its prompt; `alpha` decides its mask."""
 
 
 def make_record(config: TrainConfig, folder: PictureFolder, pipe: Any) -> dict[str, Any]:
@@ -74,7 +76,13 @@ def make_record(config: TrainConfig, folder: PictureFolder, pipe: Any) -> dict[s
 
 def describe_source(source: Source) -> list[str]:
     mask = source.mask.read_bytes() if source.mask else b""
-    return [source.digest, source.prompt, sha256(mask).hexdigest() if mask else ""]
+    told = [source.digest, source.prompt, sha256(mask).hexdigest() if mask else ""]
+    further = {
+        f.name: getattr(source, f.name)
+        for f in fields(source)
+        if f.name in HOW and getattr(source, f.name) != f.default
+    }
+    return told + ([json.dumps(further, default=asdict, sort_keys=True)] if further else [])
 
 
 def read_record(checkpoint: Path) -> dict[str, Any] | None:
@@ -150,6 +158,10 @@ def compare_pictures(
         ("pictures were changed", [n for n in both if made[n][0] != now[n][0]]),
         ("prompts were changed", [n for n in both if made[n][1] != now[n][1]]),
         ("masks were changed", [n for n in both if made[n][2] != now[n][2]]),
+        (
+            "what is made of captions, classes or shares was changed",
+            [n for n in both if list(made[n][3:]) != list(now[n][3:])],
+        ),
     )
     return [
         f"{what} ({', '.join(clip(n, 60) for n in names[:SHOWN])}{'…' * (len(names) > SHOWN)})"

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sdatoms.errors import AtomError, clip
-from sdatoms.storage import write_whole
+from sdatoms.errors import AtomError, check_text
+from sdatoms.storage import locate, write_whole
 
 __all__ = [
     "RunDirectory",
@@ -97,7 +97,11 @@ class RunDirectory:
         """Drop rows after `step`, which a resumed run will write again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if read_step(line) <= step]
+            rows = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if read_step(line) <= step
+            ]
             write_whole(path, "".join(row + "\n" for row in rows).encode())
 
     def set_status(
@@ -176,8 +180,8 @@ class RunDirectory:
         match = STEP.match(named.name)
         path = self.checkpoints / named.name
         if len(named.parts) > 1:
-            places = {named.parent.resolve(), (self.path / named.parent).resolve()}
-            if self.checkpoints.resolve() not in places:
+            places = {locate(named.parent), locate(self.path / named.parent)}
+            if locate(self.checkpoints) not in places:
                 raise AtomError(
                     f"the checkpoint {wanted!r} is not one of this run, {str(self.path)!r}, which "
                     f"holds {held}; name the --output_dir it belongs to"
@@ -243,11 +247,5 @@ def write_value(key: str, value: Any) -> str:
     if isinstance(value, float):
         return "nan" if math.isnan(value) else repr(value)  # inf is inf in both
     text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise AtomError(
-            f"--{key} is {clip(str(value))!r}, which holds bytes that are no text; rename what it "
-            "names"
-        ) from None
+    check_text(str(value), f"--{key}")
     return text

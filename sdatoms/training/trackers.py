@@ -27,7 +27,7 @@ def check_tracker(report_to: str | None) -> list[str]:
     Raises:
         AtomError: it is unknown, or its package is missing.
     """
-    if report_to is None:
+    if report_to in (None, "", "none"):  # as other trainers say it
         return []
     if report_to != "all" and report_to not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)

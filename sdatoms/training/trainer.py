@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdatoms.adapters.words import TrainedTokens
+from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import without_atoms
 from sdatoms.training.batches import Batch, Draw, draw_batches, name_bad_rows
+from sdatoms.training.concepts import complete_config
 from sdatoms.training.conditions import Condition
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import check_gradients
@@ -37,7 +39,6 @@ from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
     check_prompts,
-    find_side,
     inject_atoms,
     make_buckets,
     make_denoising,
@@ -89,7 +90,7 @@ class Trainer:
         report: Callable[[str], None] = lambda phase: None,
         accept: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
-        self.config = config
+        self.config = config = complete_config(config)
         self.began = time.time()
         self.folder = folder or check_inputs(config)
         self.log, self.report = log, report
@@ -122,8 +123,9 @@ class Trainer:
         backend = config.dynamo_backend
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
-        prompts = [source.prompt for source in self.folder.sources]
-        self.notes = check_prompts(self.pipe, [*prompts, config.class_prompt or ""])
+        prompts = [text for s in self.folder.sources for text in s.captions or (s.prompt,)]
+        classes = [s.class_prompt or "" for s in self.folder.sources]
+        self.notes = check_prompts(self.pipe, [*prompts, config.class_prompt or "", *classes])
         """What a person should know of the prompts."""
         accept(self)
         self.data = prepare_data(
@@ -144,7 +146,7 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             process=self.accelerator.process_index,
             proportion_empty_prompts=config.proportion_empty_prompts,
-            class_prompt=config.class_prompt if config.with_prior_preservation else None,
+            class_prompt=(config.class_prompt or "") if config.with_prior_preservation else None,
         )
         self.torn = False
         """Whether an optimizer step began and has not ended."""

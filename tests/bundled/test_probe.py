@@ -8,8 +8,9 @@ import torch
 from bundled.base_followed import draw_prompts, score_followed
 from bundled.base_stages import Run
 from bundled.modifiers import KINDS, VALUES, Scene, holds_held_out_pair
-from bundled.probe import Probe, find_modifiers, label, load_probe, save_probe
-from bundled.probe_training import draw_examples, read_references, score_probe
+from bundled.probe_training import draw_examples, label, read_references, score_probe
+
+from sdatoms.evaluation.probe import Probe
 
 
 def test_labels_are_places_in_the_list_of_values_and_0_is_none():
@@ -18,25 +19,8 @@ def test_labels_are_places_in_the_list_of_values_and_0_is_none():
     assert labels["place"].tolist() == [0, 0]
 
 
-def test_a_probe_comes_back_from_its_file_below_a_megabyte(tmp_path):
-    torch.manual_seed(0)
-    probe, x = Probe(), torch.rand(2, 3, 64, 64)
-    save_probe(probe, tmp_path / "probe.safetensors")
-    assert (tmp_path / "probe.safetensors").stat().st_size < 1_000_000
-    again = load_probe(tmp_path / "probe.safetensors")
-    assert find_modifiers(again, x, x).keys() == set(KINDS)
-    for kind, logits in probe.eval()(x, x).items():
-        assert logits.shape == (2, len(VALUES[kind]) + 1)
-        torch.testing.assert_close(again(x, x)[kind], logits, rtol=0.02, atol=0.02)
-
-
-def test_the_probe_looks_at_its_reference():
-    probe, x = Probe().eval(), torch.rand(1, 3, 64, 64)
-    assert not torch.equal(probe(x, x)["relation"], probe(x, 1 - x)["relation"])
-
-
 def test_every_gradient_arrives():
-    probe, x = Probe(), torch.rand(2, 3, 64, 64)
+    probe, x = Probe(VALUES), torch.rand(2, 3, 64, 64)
     sum(logits.square().sum() for logits in probe(x, x).values()).backward()
     for name, parameter in probe.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
@@ -67,7 +51,7 @@ def test_a_picture_counts_as_right_when_all_that_was_asked_is_found(gallery, mon
     answers["colour"] = ["red"] * len(prompts)
     monkeypatch.setattr("bundled.base_followed.find_modifiers", lambda *_: answers)
     painted = [gallery.paint(p.example) for p in prompts]
-    scores = score_followed(Probe(), gallery, prompts, painted)
+    scores = score_followed(Probe(VALUES), gallery, prompts, painted)
     assert scores["place"]["painted"] == 1 and scores["place"]["true"] == 1
     asked = [p.example.scene.colour for p in prompts if p.group == "colour"]
     assert scores["colour"]["painted"] == asked.count("red") / 12
@@ -75,7 +59,7 @@ def test_a_picture_counts_as_right_when_all_that_was_asked_is_found(gallery, mon
 
 def test_scores_are_shares_a_kind(gallery):
     examples = draw_examples(gallery, 30, random.Random(0))
-    scores = score_probe(Probe(), gallery, examples)
+    scores = score_probe(Probe(VALUES), gallery, examples)
     assert set(scores) == {*KINDS, "none"} and all(0 <= s <= 1 for s in scores.values())
 
 

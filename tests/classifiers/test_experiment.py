@@ -16,8 +16,15 @@ from sdatoms import AtomConfig, AtomError, load_atoms
 from sdatoms.classifiers import experiment
 from sdatoms.classifiers.drawings import HUES, draw_plot, write_table
 from sdatoms.classifiers.experiment import Experiment, make_accelerator, next_rate, run_experiment
-from sdatoms.classifiers.fit import TrainSettings, augment, evaluate, fit, make_optimizer, schedule
-from sdatoms.classifiers.methods import attach, suggest_rates
+from sdatoms.classifiers.fit import (
+    TrainSettings,
+    augment,
+    evaluate_classifier,
+    fit,
+    make_optimizer,
+    schedule,
+)
+from sdatoms.classifiers.methods import attach_method, suggest_rates
 from sdatoms.classifiers.model import load_head, open_classifier, save_head
 from sdatoms.classifiers.pictures import draw_task
 from sdatoms.classifiers.sources import read_pool
@@ -77,7 +84,7 @@ def prepare(resnet):
 
     def make(method, config=None, model=resnet, resolution=8, **options):
         classifier = open_classifier(model, 3, resolution=resolution)
-        return attach(classifier, method, config, **options)
+        return attach_method(classifier, method, config, **options)
 
     return make
 
@@ -191,9 +198,9 @@ def test_choices_do_not_see_the_test_split(prepare, task, settings, tmp_path, mo
 
     def watch(classifier, split, device):
         seen.append(split)
-        return evaluate(classifier, split, device)
+        return evaluate_classifier(classifier, split, device)
 
-    monkeypatch.setattr(experiment, "evaluate", watch)
+    monkeypatch.setattr(experiment, "evaluate_classifier", watch)
     other = replace(task, test=replace(task.test, labels=(task.test.labels + 1) % 3))
     results = []
     for name, given in (("a", task), ("b", other)):
@@ -223,7 +230,7 @@ def test_the_best_rate_on_validation_is_kept_or_trained_on_both_splits(
     result = run_experiment(tuned, task, plan)
     best = max(result["trials"], key=lambda t: (t["accuracy"], -t["loss"]))
     assert result["learning_rate"] == best["rate"]
-    again = evaluate(tuned.classifier, task.validation)
+    again = evaluate_classifier(tuned.classifier, task.validation)
     assert again.accuracy == best["accuracy"] and again.loss == best["loss"]
     kept = show(tuned.classifier)
     run_experiment(tuned, task, replace(plan, train_on_validation=True))
@@ -275,7 +282,7 @@ def test_learning_lowers_the_loss_and_the_files_are_as_small_as_said(
 ):
     plan = Experiment((1e-2,), replace(settings, epochs=8), folder=tmp_path)
     tuned = prepare("overcomplete")
-    before = evaluate(tuned.classifier, task.test)
+    before = evaluate_classifier(tuned.classifier, task.test)
     result = run_experiment(tuned, task, plan)
     assert result["test_loss"] < before.loss
     assert np.sum(result["confusion"]) == len(task.test) == result["pictures"]["test"]

@@ -55,8 +55,22 @@ def test_the_command_prints_one_json_object(
             "--json",
         ]
     )
-    facts = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
     assert facts["prompts"] == ["a cat"] and facts["seeds"] == 2
     names = [row["name"] for row in facts["rows"]]
     assert names[:2] == ["dog", "base without atoms"]
     assert facts["parameters"]["dog"] > 0
+    assert not any("truth" in row for row in facts["rows"]) and "true pictures" not in err
+
+
+def test_absent_columns_are_said_in_one_line(
+    capsys, one_thread, pipe, evaluator_folder, make_file, subject, tmp_path
+):
+    pipe.save_pretrained(tmp_path / "base")
+    words = ["--pretrained_model_name_or_path", tmp_path / "base", "--subject", subject]
+    words += ["--evaluator", evaluator_folder, "--seeds", 1, "--num_inference_steps", 1]
+    words += ["--prompt", "a cat"]
+    main(["evaluate", *map(str, [make_file(variant="atoms"), *words])])
+    out, err = capsys.readouterr()
+    assert "truth" not in out and err.count("no true pictures are known of") == 1

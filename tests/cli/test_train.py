@@ -27,8 +27,11 @@ from safetensors.torch import load_file
 
 import sdatoms
 from sdatoms.cli.main import train_main
+from sdatoms.cli.train import find_measure
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
+from sdatoms.evaluation.truth import read_truth
+from sdatoms.storage import read_subject
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_dreambooth_atoms.py"
 
@@ -150,3 +153,17 @@ def test_dreambooth_prior_preservation(flags, tmp_path, kind):
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     for row in map(json.loads, rows):
         assert row["loss"] == pytest.approx(row["instance_loss"] + row["prior_loss"], rel=1e-5)
+
+
+def test_the_curves_of_a_subject_in_scenes_know_its_true_pictures(tmp_path, make_pictures):
+    folder, about = read_subject("robot")
+    plain, beach = read_truth("robot").wishes[:2]
+
+    def measure(pictures):
+        words = (str(pictures), about["instance_prompt"], str(tmp_path / "run"))
+        call = find_measure(sdatoms.TrainConfig(*words, validation_steps=1))
+        return call(None, [beach.picture], [beach.prompt], [plain.picture], [])
+
+    found = measure(folder)
+    assert found["truth"] == pytest.approx(1, abs=1e-5) and found["followed"] == 1
+    assert not {"truth", "error", "followed"} & measure(make_pictures()).keys()

@@ -91,7 +91,7 @@ def test_the_text_is_what_a1111_reads():
 def test_more_ways_of_painting_are_said_in_a1111s_words(tmp_path, changes, said):
     recipe = replace(RECIPE, **changes)
     text = format_parameters(recipe)
-    assert f"Denoising strength: 0.6, {said}," in text
+    assert "Denoising strength: 0.6," in text and f", {said}," in text
     back = parse_parameters(text)
     assert all(getattr(back, k) == v for k, v in changes.items() if "sha256" not in k)
     assert read_recipe(save_picture(PICTURE, tmp_path / "p.png", recipe)) == recipe

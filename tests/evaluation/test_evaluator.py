@@ -9,8 +9,10 @@ from tiny.pictures import draw_noise
 from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from sdatoms import AtomError
+from sdatoms.diffusion.prompts import clean_prompt
 from sdatoms.evaluation.evaluator import StyleHead, load_evaluator, save_evaluator
 from sdatoms.evaluation.scores import read_subject_pictures, score_subject
+from sdatoms.evaluation.truth import list_truths, read_truth
 from sdatoms.storage import find_assets
 
 BUNDLED = find_assets() / "emoji-clip"
@@ -131,3 +133,22 @@ def test_the_bundled_evaluator_puts_sanity_rows_in_order(name):
     assert others and all(row.name.startswith("wrong vendor") for row in others)
     assert all(row.fidelity + 0.05 < own.fidelity for row in others)
     assert shifted.name.startswith("wrong concept") and shifted.alignment < own.alignment
+
+
+def knows_scenes():
+    """Whether the bundled evaluator was trained on scenes, by its card."""
+    card = BUNDLED / "README.md"
+    return card.is_file() and "the caption of a scene" in card.read_text()
+
+
+@pytest.mark.skipif(not knows_scenes(), reason="the bundled evaluator is older than scenes")
+def test_the_bundled_evaluator_tells_a_followed_prompt_from_others():
+    """Of the prompts about a subject, the right one is nearest to its true picture."""
+    evaluator = load_evaluator()
+    right = []
+    for name in list_truths():
+        wishes = read_truth(name).wishes
+        texts = evaluator.embed_texts([clean_prompt(wish.prompt) for wish in wishes])
+        seen = evaluator.embed_concepts([wish.picture for wish in wishes])
+        right.append((seen @ texts.T).argmax(1) == torch.arange(len(wishes)))
+    assert torch.cat(right).float().mean() > 0.8

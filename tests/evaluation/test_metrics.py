@@ -3,13 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.evaluation.metrics import (
     measure_alignment,
     measure_diversity,
     measure_drift,
+    measure_error,
     measure_fidelity,
+    measure_followed,
+    measure_truth,
 )
 
 
@@ -25,6 +29,7 @@ def test_every_figure_stays_in_its_range(rows):
         (measure_fidelity(a), -1, 1),
         (measure_alignment(a, b), -1, 1),
         (measure_drift(a, b), 0, 2),
+        (measure_truth(a, b), -1, 1),
         (measure_diversity(rows(9, 5, 6)), 0, 2),
     ):
         assert values.ndim == 1
@@ -87,3 +92,20 @@ def test_what_cannot_be_measured_is_refused(rows, call, word):
     with pytest.raises(AtomError) as error:
         call(rows)
     assert word in str(error.value)
+
+
+def test_the_error_is_that_of_pictures_shrunk_to_16_px():
+    white, black = (Image.new("RGB", (64, 64), colour) for colour in ("white", "black"))
+    half = Image.new("RGB", (64, 64), "white")
+    half.paste("black", (0, 0, 32, 64))
+    found = measure_error([white, white, white], [white, half, black])
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 1.0]))
+    small = half.resize((16, 16), Image.Resampling.BOX)
+    assert float(measure_error([half], [small])) == 0
+
+
+def test_followed_is_the_share_of_what_was_asked_for():
+    found = {"place": ["snow", "snow", None], "number": [None, 2, 3]}
+    asked = [{"place": "snow"}, {"place": "beach", "number": 2}, {}]
+    assert measure_followed(found, asked).tolist()[:2] == [1, 0.5]
+    assert measure_followed(found, asked).isnan().tolist() == [False, False, True]

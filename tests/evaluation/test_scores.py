@@ -9,9 +9,12 @@ from tiny.pictures import draw_noise
 
 import sdatoms
 from sdatoms.cli.evaluate import write_table
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import evaluate, measure_samples
+from sdatoms.evaluation.scores import Scorer, evaluate, measure_samples
+from sdatoms.evaluation.truth import choose_prompts, read_truth
+from sdatoms.storage import find_assets, read_subject
 
 PAINTING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
@@ -42,7 +45,8 @@ def test_the_table_holds_every_row_and_figure(rows):
     tuned, base = rows["dog"], rows["base without atoms"]
     for row in (tuned, base):
         assert row.pictures == 4
-        assert None not in vars(row).values()
+        absent = {name for name, value in vars(row).items() if value is None}
+        assert absent == {"truth", "error", "followed"}
     assert base.drift == pytest.approx(0, abs=1e-6) and tuned.drift > 1e-6
     assert tuned.fidelity != base.fidelity
     given = rows["pictures given, among themselves"]
@@ -50,6 +54,7 @@ def test_the_table_holds_every_row_and_figure(rows):
     assert {name.split(":")[0] for name in rows} >= {"wrong vendor", "wrong concept"}
     text = write_table(list(rows.values()))
     assert len({len(line) for line in text.splitlines()}) == 1 and "drift" in text.splitlines()[0]
+    assert "truth" not in text
     json.dumps([vars(row) for row in rows.values()], allow_nan=False)
 
 
@@ -61,6 +66,56 @@ def test_without_subject_and_with_one_seed_two_figures_are_absent(
     )
     assert base.fidelity is base.likeness is base.diversity is None and base.alignment is not None
     assert other.name.startswith("wrong concept") and other.pictures == 10
+
+
+@pytest.fixture
+def scenes(one_thread, pipe, evaluator_folder, subject):
+    """A scorer of a subject whose true pictures are known, of two known prompts and a strange
+    one."""
+    (subject / "subject.json").write_text('{"package": "none", "truth": "robot"}')
+    plain, beach, *_ = read_truth("robot").wishes
+    return Scorer(
+        pipe,
+        load_evaluator(str(evaluator_folder)),
+        prompts=[plain.prompt, beach.prompt, "a sks robot, winking"],
+        seeds=[0],
+        subject=subject,
+        **PAINTING,
+    )
+
+
+def test_true_pictures_bring_three_figures_and_four_rows(scenes):
+    rows = {row.name: row for row in scenes.check()}
+    true = rows["true pictures"]
+    assert true.pictures == 2 and true.truth == pytest.approx(1, abs=1e-5) and true.followed == 1
+    for name in ("base without atoms", "ceiling: base, things it knows"):
+        assert rows[name].truth < 0.999 and rows[name].error > 0.001
+        assert 0 <= rows[name].followed <= 1
+    assert {"wrong subject: others, same settings", "wrong setting: the subject alone"} <= set(rows)
+    assert not any(name.startswith("wrong vendor") for name in rows)
+    head = write_table(list(rows.values())).splitlines()[0].split()
+    assert head[-3:] == ["truth", "error", "followed"]
+
+
+def count_latents():
+    """Latent channels of the bundled base; the one that was trained on scenes has 24."""
+    return json.loads((find_assets() / "emoji-sd" / "unet" / "config.json").read_text())[
+        "in_channels"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(count_latents() < 24, reason="the bundled base was not trained on scenes")
+def test_the_base_paints_what_it_knows_better_than_what_it_does_not():
+    folder, about = read_subject("robot")
+    prompts = choose_prompts(read_truth("robot"), about["instance_prompt"])
+    scorer = Scorer(load_base(), load_evaluator(), prompts=prompts, seeds=[0], subject=folder)
+    rows = {row.name: row for row in scorer.check()}
+    base, ceiling = rows["base without atoms"], rows["ceiling: base, things it knows"]
+    assert base.truth < ceiling.truth < rows["true pictures"].truth
+    assert ceiling.truth > rows["wrong subject: others, same settings"].truth
+    assert base.error > ceiling.error
+    assert ceiling.followed > 0.7 > rows["wrong setting: the subject alone"].followed
 
 
 def test_prompts_come_from_the_trigger_and_are_read_without_it():

@@ -163,7 +163,7 @@ def merge_lora(model):
 
 
 @pytest.mark.parametrize("first", ["atoms", "lora"])
-def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, first):
+def test_lora_on_attention_adds_to_injected_atoms(rng, perturb, tolerance, first):
     """PEFT merges into the weights of nn.MultiheadAttention on every call: the same law."""
     config = AtomConfig("coefficients", block_size=2)
     model = make_attending(lora=first == "lora")
@@ -173,15 +173,53 @@ def test_lora_on_attention_goes_through_injected_atoms(rng, perturb, tolerance, 
     merged = merge_lora(make_attending(lora=True))
     x = torch.randn(2, 5, 8, generator=rng)
     with torch.no_grad():
-        only_lora = merged(x)
+        only_lora, plain = merged(x), make_attending()
         for path, tuned in injection.weights.items():
-            weight = find_weight(merged, path).weight
-            weight += sum(delta(weight) for delta in tuned.views.values())
+            base = find_weight(plain, path).weight
+            find_weight(merged, path).weight.add_(sum(d(base) for d in tuned.views.values()))
         torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])
         torch.testing.assert_close(model(x), merged(x), **tolerance[torch.float32])  # unmerged well
     injection.eject()
     with torch.no_grad():
         torch.testing.assert_close(model(x), only_lora, **tolerance[torch.float32])
+
+
+@pytest.mark.filterwarnings("ignore:A.*lready")  # PEFT meets the inner layer of its own twice
+@pytest.mark.parametrize("variant", ["coefficients", "full"])
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+@pytest.mark.parametrize("safe", [False, True])
+def test_what_peft_merges_into_attention_changes_no_output(
+    rng, perturb, tolerance, variant, first, safe
+):
+    """As PEFT's own tests of merging: merged, unmerged, merged twice, and merged for good."""
+    config, x = AtomConfig(variant, block_size=2), torch.randn(2, 5, 8, generator=rng)
+    settings = {"target_modules": ["attn"], "r": 2, "init_lora_weights": False}
+    model = make_attending()
+    if first == "atoms":
+        perturb(inject(model, config), 0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        adapted = get_peft_model(model, LoraConfig(**settings))
+        adapted.add_adapter("other", LoraConfig(**settings))
+    if first == "lora":
+        perturb(inject(adapted.get_base_model(), config), 0.3)
+    adapted.eval()
+
+    def check(model, expected):
+        torch.testing.assert_close(model(x), expected, **tolerance[torch.float32])
+
+    with torch.no_grad():
+        apart = adapted(x)
+        for names in (["default"], None):
+            adapted.merge_adapter(names, safe_merge=safe)
+            check(adapted, apart)
+            assert len(list(adapted.modules())) > 1  # PEFT registers the merged weights anew
+            check(adapted, apart)
+            adapted.unmerge_adapter()
+            check(adapted, apart)
+        adapted.set_adapter("other")
+        apart = adapted(x)
+        check(adapted.merge_and_unload(safe_merge=safe), apart)
 
 
 def test_lora_on_attention_adds_to_a_loaded_file(rng, perturb, tolerance):

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "SECURITY.md"]
 PAGES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))
 PAGES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("assets/*/README.md"))
-OTHERS = {"--no-deps"}
+OTHERS = {"--no-deps", "--num_processes"}
 """Flags of other programs."""
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny.classifiers import save_resnet
-from tiny.scripts import SCRIPTS, run_script
+from tiny.scripts import SCRIPTS, call_script, run_script
 
 
 @pytest.fixture
@@ -22,9 +22,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_wrong_input_is_one_line(tmp_path):
-    done = run_script("compare_classifiers", tmp_path, "--output_dir", tmp_path / "out", code=2)
-    assert "holds no result.json" in done.stderr.splitlines()[-1]
+def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys):
+    script = SCRIPTS / "compare_classifiers.py"
+    with pytest.raises(SystemExit) as stop:
+        call_script(monkeypatch, script, tmp_path, "--output_dir", tmp_path / "out")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no result.json" in line
 
 
 @pytest.mark.slow

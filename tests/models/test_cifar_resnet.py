@@ -69,10 +69,10 @@ def test_depths_are_read_from_the_file_and_classify(depth, pictures):
 
 def test_resnet56_keeps_every_logit_in_every_variant(pictures):
     model = open_model(FOLDER / "resnet56.safetensors").model
-    x, labels = (t[::2] for t in pictures)
+    x, labels = (t[::5] for t in pictures)
     logits = classify(model, x)
-    assert accuracy(logits, labels) > 0.83
-    few = x[::10]
+    assert accuracy(logits, labels) > 0.8
+    few = x[::4]
     before = classify(model, few)
     for variant in VARIANTS:
         injection = inject(model, AtomConfig(variant))

@@ -15,13 +15,13 @@ from typing import Any
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
+from sdatoms.storage import read_table
 from sdatoms_app.queue.training import Training, read_request, read_training
 from sdatoms_app.queue.worker import (
     JOB,
     REQUEST,
     hold_lock,
     list_jobs,
-    read_json,
     update_job,
     wake,
     write_json,
@@ -29,6 +29,7 @@ from sdatoms_app.queue.worker import (
 from sdatoms_app.studio.library import slugify
 
 __all__ = [
+    "DESCRIPTION",
     "INSTANCES",
     "MAX_QUEUED",
     "Queue",
@@ -37,6 +38,8 @@ __all__ = [
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 INSTANCES = "instance_images"
 """Folder of a run's own copies of the pictures and captions."""
+DESCRIPTION = "data.toml"
+"""In that folder, what is said of several concepts."""
 MAX_QUEUED = 20
 MAX_STEPS = 20_000
 FREE_BYTES = 200 << 20
@@ -73,8 +76,11 @@ class Queue:
         try:
             folder.mkdir(parents=True)
             fill(folder)
+            described = (folder / DESCRIPTION).is_file()
+            place = run / INSTANCES
             request = settings | {
-                "instance_data_dir": str(run / INSTANCES),
+                "instance_data_dir": "" if described else str(place),
+                **({"data_config": str(place / DESCRIPTION)} if described else {}),
                 "output_dir": str(run),
             }
             write_json(staging / REQUEST, request)
@@ -136,7 +142,7 @@ class Queue:
         """
         training = self.find(id)
         with hold_lock(self.root):
-            stored = read_json(training.path / JOB)
+            stored = read_table(training.path / JOB, {})
             if stored.get("state") == "queued":
                 update_job(training.path, state="cancelled")
                 return self.find(id)
@@ -168,7 +174,7 @@ class Queue:
             write_json(
                 training.path / REQUEST, request | changes | {"output_dir": str(training.path)}
             )
-            stored = read_json(training.path / JOB)
+            stored = read_table(training.path / JOB, {})
             kept = {"title": stored.get("title", id), "state": "queued", "order": self._next()}
             write_json(training.path / JOB, kept)
         wake(self.root)
@@ -190,5 +196,5 @@ class Queue:
 
     def _next(self) -> int:
         """An order after every other's."""
-        orders = [read_json(run / JOB).get("order", 0) for run in list_jobs(self.root)]
+        orders = [read_table(run / JOB, {}).get("order", 0) for run in list_jobs(self.root)]
         return max([*orders, time.time_ns() - 1]) + 1

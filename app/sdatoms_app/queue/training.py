@@ -20,7 +20,8 @@ import psutil
 
 from sdatoms import AtomError
 from sdatoms.errors import clip
-from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST, read_json
+from sdatoms.storage import read_table
+from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST
 
 __all__ = [
     "Training",
@@ -80,7 +81,7 @@ class Training:
 
 def read_request(run: Path) -> dict[str, Any]:
     """The settings a run was started with; those of a run of a command are in `config.toml`."""
-    request = read_json(run / REQUEST)
+    request = read_table(run / REQUEST, {})
     if request:
         return request
     try:
@@ -91,7 +92,7 @@ def read_request(run: Path) -> dict[str, Any]:
 
 def read_training(run: Path) -> Training:
     """Where a run stands: what its files say, corrected by which processes live."""
-    stored, status = read_json(run / JOB), read_json(run / "status.json")
+    stored, status = read_table(run / JOB, {}), read_table(run / "status.json", {})
     pid = stored.get("pid") if stored else status.get("pid")
     beat = status.get("heartbeat")
     silent = time.time() - beat if isinstance(beat, int | float) else None
@@ -123,7 +124,7 @@ def read_training(run: Path) -> Training:
         state=shown,
         place=0,
         step=to_int(status.get("step")),
-        total=to_int(read_json(run / REQUEST).get("max_train_steps") or status.get("total")),
+        total=to_int(read_table(run / REQUEST, {}).get("max_train_steps") or status.get("total")),
         phase=clip(phase, 40) if shown == "running" else shown,
         eta_s=status.get("eta_s") if shown == "running" else None,
         silent_s=silent if shown == "running" else None,

@@ -6,8 +6,8 @@ kernel drops with their holders keep order: whoever holds `.training` trains, wh
 `.waiting` is next, and further workers leave at once, since the next one will find their job too.
 The trainer inherits `.training`, so that a killed worker cannot let two trainings run at a time.
 
-A job is a run directory with a `job.json`. Only the standard library is needed here: a worker that
-waits for hours takes a few megabytes.
+A job is a run directory with a `job.json`. All that is imported here needs the standard library
+alone: a worker that waits for hours takes a few megabytes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdatoms.storage import read_table
+
 __all__ = [
     "JOB",
     "OUTPUT",
@@ -32,7 +34,6 @@ __all__ = [
     "claim_job",
     "hold_lock",
     "list_jobs",
-    "read_json",
     "run_jobs",
     "update_job",
     "wake",
@@ -40,15 +41,6 @@ __all__ = [
 ]
 
 JOB, REQUEST, OUTPUT = "job.json", "request.json", "output.txt"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table; an empty one where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -71,14 +63,14 @@ def hold_lock(root: Path) -> Iterator[None]:
 
 def update_job(run: Path, **changes: Any) -> dict[str, Any]:
     """Change entries of a job; call while holding the lock. Returns the whole job."""
-    job = read_json(run / JOB) | changes
+    job = read_table(run / JOB, {}) | changes
     write_json(run / JOB, job)
     return job
 
 
 def list_jobs(root: Path) -> list[Path]:
     """Run directories with a job, oldest request first."""
-    found = [(read_json(path).get("order", 0), path.parent) for path in root.glob(f"*/{JOB}")]
+    found = [(read_table(path, {}).get("order", 0), path.parent) for path in root.glob(f"*/{JOB}")]
     return [run for _, run in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
 
 
@@ -86,7 +78,7 @@ def claim_job(root: Path) -> Path | None:
     """Mark the oldest queued job as started and return its directory; None when none is queued."""
     with hold_lock(root):
         for run in list_jobs(root):
-            if read_json(run / JOB).get("state") == "queued":
+            if read_table(run / JOB, {}).get("state") == "queued":
                 update_job(run, state="started", worker=os.getpid(), pid=None, started=time.time())
                 return run
     return None
@@ -111,7 +103,8 @@ def run_job(root: Path, run: Path, training: int) -> int:
             trainer.send_signal(signal.SIGTERM)
     code = trainer.wait()
     with hold_lock(root):
-        if read_json(run / JOB).get("pid") == trainer.pid:  # not deleted, not queued again since
+        # Not deleted, not queued again since.
+        if read_table(run / JOB, {}).get("pid") == trainer.pid:
             update_job(run, state="ended", exit_code=code, ended=time.time())
     return code
 

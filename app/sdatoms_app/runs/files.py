@@ -17,8 +17,8 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.pictures import read_picture
+from sdatoms.storage import read_table
 from sdatoms_app.queue.training import Training, read_tail
-from sdatoms_app.queue.worker import read_json
 
 __all__ = [
     "Curves",
@@ -148,7 +148,7 @@ def open_samples(run: Path) -> list[tuple[Image.Image, str]]:
 
 def read_memory(training: Training) -> str:
     """The most memory the trainer took, from its report, or what its process takes now."""
-    report = read_json(training.path / "report.json")
+    report = read_table(training.path / "report.json", {})
     peak = max(report.get("peak_memory_bytes", 0), report.get("peak_gpu_bytes", 0))
     if training.pid:
         import psutil

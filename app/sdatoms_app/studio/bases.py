@@ -18,7 +18,7 @@ from sdatoms.diffusion.family import (
     find_base,
     read_resolution,
 )
-from sdatoms.errors import clip
+from sdatoms.errors import clip, mark_bytes
 
 __all__ = [
     "BaseChoice",
@@ -53,7 +53,7 @@ class Bases:
 
     def list(self) -> list[BaseChoice]:
         """The default first, then the folder's in name order."""
-        name = Path(find_base(self.default)).name
+        name = mark_bytes(Path(find_base(self.default)).name)
         label = f"{name} (bundled)" if self.default is None else name
         choices = [BaseChoice(name, label, self.default, describe(Path(find_base(self.default))))]
         if self.default is not None and Path(find_base(None)).is_dir():
@@ -62,7 +62,8 @@ class Bases:
             choices.append(BaseChoice(bundled, f"{bundled} (bundled)", None, about))
         for path in sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []:
             if about := describe(path):
-                choices.append(BaseChoice(f"models/{path.name}", path.name, str(path), about))
+                shown = mark_bytes(path.name)
+                choices.append(BaseChoice(f"models/{shown}", shown, str(path), about))
         return choices[:MAX_LISTED]
 
     def find(self, id: str) -> BaseChoice:

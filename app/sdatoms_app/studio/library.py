@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.atoms.strengths import is_name, list_blocks
-from sdatoms.errors import clip
+from sdatoms.errors import clip, mark_bytes
 from sdatoms.files.lora_file import LoraFile, read_lora, read_lora_header
 from sdatoms.files.sources import read_adapter
 from sdatoms.storage import write_whole
@@ -233,11 +233,11 @@ def name_entry(inner: Path) -> tuple[str, int | None]:
     folder = inner.parent
     step = CHECKPOINT.fullmatch(folder.name)
     if step and folder.parent.name == "checkpoints":
-        run = folder.parent.parent.as_posix()
+        run = mark_bytes(folder.parent.parent.as_posix())
         return f"{'run' if run == '.' else run}@{int(step[1])}", int(step[1])
     if inner.name == "atoms.safetensors" and len(inner.parts) > 1:
-        return folder.as_posix(), None
-    return inner.with_suffix("").as_posix(), None
+        return mark_bytes(folder.as_posix()), None
+    return mark_bytes(inner.with_suffix("").as_posix()), None
 
 
 def slugify(text: str, otherwise: str = "run") -> str:

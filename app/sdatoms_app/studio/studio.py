@@ -62,10 +62,13 @@ class Studio:
         opening: Mapping[str, Any] | None = None,
         max_side: int = MAX_SIDE,
         handover: Handover | None = None,
+        labellers: Mapping[str, str] | None = None,
     ) -> None:
         self.base = base
         self.max_side = max_side
         """The longest side that may be asked for, px."""
+        self.labellers = dict(labellers or {})
+        """Models that label pictures, by hub name or folder: `captioner`, `segmenter`."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)

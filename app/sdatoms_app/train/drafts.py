@@ -7,12 +7,13 @@ a picture, adding it again, and reloading the page.
 
 from __future__ import annotations
 
+import io
 import re
 import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.errors import clip
+from sdatoms.errors import clip, mark_bytes
 from sdatoms.pictures import SIDECARS, read_picture
-from sdatoms.storage import decode_text, write_whole
+from sdatoms.settings import build_config
+from sdatoms.storage import decode_text, locate, read_table, write_whole
+from sdatoms.training.buckets import Size
+from sdatoms.training.captions import TABLES
+from sdatoms.training.concepts import Concept, read_data_config, write_data_config
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
-from sdatoms_app.queue.worker import read_json, write_json
+from sdatoms_app.queue.queue import DESCRIPTION
+from sdatoms_app.queue.worker import write_json
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
 
@@ -35,6 +41,7 @@ __all__ = [
     "drop_stray_captions",
     "list_files",
     "list_folders",
+    "list_passed",
 ]
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -48,6 +55,8 @@ MAX_PICTURE_BYTES = 64 << 20
 MAX_DRAFT_BYTES = 1 << 30
 MAX_CAPTION = 2000
 MAX_DRAFTS = 100
+MAX_NAME = 60
+"""Characters of a concept's name."""
 MASK = ".mask.png"
 """What a mask's file is called after its picture's."""
 LOCK = threading.RLock()
@@ -65,6 +74,10 @@ class Picture:
     """Its own prompt; empty: the prompt all share."""
     mask: Path | None = None
     """Where it counts: white where the loss does."""
+    note: str = ""
+    """What a person should know about its caption."""
+    concept: str = ""
+    """What it is a picture of, where a training learns several things."""
 
 
 class Draft:
@@ -81,8 +94,9 @@ class Draft:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"pictures": [], "captions": {}, "form": {}}
-        return empty | read_json(self.folder / "draft.json")
+        empty: dict[str, Any] = {"pictures": [], "captions": {}, "notes": {}, "form": {}}
+        empty |= {"concepts": {}, "described": []}
+        return empty | read_table(self.folder / "draft.json", {})
 
     def _write(self, state: dict[str, Any]) -> None:
         write_json(self.folder / "draft.json", state)
@@ -106,13 +120,28 @@ class Draft:
                 self.folder / p["file"],
                 state["captions"].get(p["id"], ""),
                 mask if (mask := self.folder / f"{p['id']}{MASK}").is_file() else None,
+                state["notes"].get(p["id"], ""),
+                state["concepts"].get(p["id"], ""),
             )
             for p in state["pictures"]
         ]
 
-    def add(self, paths: Sequence[Path]) -> list[str]:
+    def add(
+        self,
+        paths: Sequence[Path],
+        *,
+        concept: str = "",
+        captions: Mapping[Path, str] | None = None,
+        masks: Mapping[Path, Path] | None = None,
+    ) -> list[str]:
         """Keep copies of pictures; a `.txt` of a picture's name becomes its caption, a mask of its
         name its mask. Large photos are kept smaller, as large as any training needs.
+
+        Args:
+            paths: files of any kind.
+            concept: what the pictures show, where a training learns several things.
+            captions: picture → its caption, where it is known already.
+            masks: picture → its mask, likewise.
 
         Returns:
             One line for every file that was not taken.
@@ -124,10 +153,19 @@ class Draft:
             found = sort_files(paths, owners)
             for path in found.pictures:
                 refused += name_fault(path, self._add_picture(state, path, owners))
+                if id := owners.get(path.stem):
+                    text = (captions or {}).get(path, "")[:MAX_CAPTION]
+                    if text and not state["captions"].get(id):
+                        state["captions"][id] = text
+                    if concept:
+                        state["concepts"][id] = clip(concept, MAX_NAME)
+                if mask := (masks or {}).get(path):
+                    refused += name_fault(mask, self._add_mask(state, mask, owners.get(path.stem)))
             for path, stem in found.captions:
-                text = read_caption(path)
+                text, note = read_caption(path)
                 if stem in owners and text and not state["captions"].get(owners[stem]):
                     state["captions"][owners[stem]] = text
+                    state["notes"][owners[stem]] = note
             for path, stem in found.masks:
                 refused += name_fault(path, self._add_mask(state, path, owners.get(stem)))
             for path in found.strays:
@@ -206,8 +244,11 @@ class Draft:
                 (self.folder / picture["file"]).unlink(missing_ok=True)
                 (self.folder / f"{id}{MASK}").unlink(missing_ok=True)
 
-    def set_caption(self, id: str, text: str) -> None:
+    def set_caption(self, id: str, text: str, *, beside: bool = False) -> None:
         """Write a picture's own prompt; empty text gives it the prompt all share.
+
+        Args:
+            beside: whether a caption that is there by now stays as it is.
 
         Raises:
             AtomError: no such picture.
@@ -216,25 +257,89 @@ class Draft:
             state = self._read()
             if id not in {p["id"] for p in state["pictures"]}:
                 raise AtomError(f"there is no picture {clip(id)!r} in this draft")
-            state["captions"][id] = text.strip()[:MAX_CAPTION]
+            if beside and state["captions"].get(id):
+                return
+            state["captions"][id] = mark_bytes(text.strip()[:MAX_CAPTION])
+            state["notes"].pop(id, None)  # it was about what a file held
             self._write(state)
 
-    def check(self, resolution: int) -> list[PictureCheck]:
-        """What the trainer would make of every picture, in order."""
-        return check_pictures([p.path for p in self.list()], resolution)
-
-    def fill(self, folder: Path) -> None:
-        """Copy pictures, and captions and masks beside them, in the draft's order.
+    def set_mask(self, id: str, mask: Image.Image | None) -> None:
+        """Keep a picture's mask, white where it counts, in place of an earlier one; None takes it
+        away.
 
         Raises:
-            AtomError: there are no pictures.
+            AtomError: no such picture.
+        """
+        with LOCK:
+            if id not in {p["id"] for p in self._read()["pictures"]}:
+                raise AtomError(f"there is no picture {clip(str(id))!r} in this draft")
+            path = self.folder / f"{id}{MASK}"
+            if mask is None:
+                path.unlink(missing_ok=True)
+                return
+            buffer = io.BytesIO()
+            mask.convert("L").save(buffer, "PNG")
+            write_whole(path, buffer.getvalue())
+
+    def set_concept(self, id: str, name: str) -> None:
+        """Say what a picture shows, where a training learns several things; empty: what all show.
+
+        Raises:
+            AtomError: no such picture.
+        """
+        with LOCK:
+            state = self._read()
+            if id not in {p["id"] for p in state["pictures"]}:
+                raise AtomError(f"there is no picture {clip(str(id))!r} in this draft")
+            state["concepts"][id] = clip(name.strip(), MAX_NAME)
+            self._write(state)
+
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        """What is said of each concept that a picture has, in the order they came."""
+        state = self._read()
+        known = {row["name"]: row for row in state["described"]}
+        names = dict.fromkeys(p.concept for p in self.list() if p.concept)
+        return [known.get(name, {"name": name}) for name in names]
+
+    def describe(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep what is said of concepts: `name`, and what a `Concept` takes."""
+        with LOCK:
+            state = self._read()
+            known = {row["name"]: row for row in state["described"]}
+            state["described"] = list((known | {row["name"]: row for row in rows}).values())
+            self._write(state)
+
+    def check(self, resolution: int, sizes: list[Size] | None = None) -> list[PictureCheck]:
+        """What the trainer would make of every picture, in order."""
+        return check_pictures([p.path for p in self.list()], resolution, sizes)
+
+    def fill(self, folder: Path) -> None:
+        """Copy pictures, and captions and masks beside them, in the draft's order; with several
+        concepts, each below a folder of its own, and a description of all.
+
+        Raises:
+            AtomError: there are no pictures, or what is said of a concept does not fit.
         """
         pictures = self.list()
         if not pictures:
             raise AtomError("there are no pictures to train on; add at least one")
+        places = {"": folder}
+        if named := self.described:
+            rows = [*named, *([] if all(p.concept for p in pictures) else [{"name": ""}])]
+            concepts = []
+            for number, row in enumerate(rows):
+                place = folder / f"concept-{number:02d}"
+                place.mkdir()
+                places[row["name"]] = place
+                given = {"instance_data_dir": place.name, **row, "name": row["name"] or "others"}
+                concepts.append(build_config(Concept, given, f"the concept {row['name']!r}"))
+            text = write_data_config(concepts, absolute=False)
+            write_whole(folder / DESCRIPTION, text.encode(errors="replace"))
+            read_data_config(folder / DESCRIPTION)  # refuses what does not fit
         for number, picture in enumerate(pictures):
             words = re.sub(r"^\d{3}-", "", slugify(Path(picture.name).stem))
-            target = folder / f"{number:03d}-{words}{picture.path.suffix}"
+            target = places[picture.concept] / f"{number:03d}-{words}{picture.path.suffix}"
             shutil.copyfile(picture.path, target)
             if picture.caption:
                 write_whole(target.with_suffix(".txt"), picture.caption.encode())
@@ -249,10 +354,17 @@ def name_fault(path: Path, fault: str) -> list[str]:
     return [fault if path.name in fault else f"{clip(path.name, 80)}: {fault}"]
 
 
-def read_caption(path: Path) -> str:
+def read_caption(path: Path) -> tuple[str, str]:
+    """The caption a file holds, and what a person should know about it."""
     if path.stat().st_size > MAX_PICTURE_BYTES:
-        return ""
-    return decode_text(path.read_bytes())[0].strip()[:MAX_CAPTION]
+        return "", ""
+    text, encoding = decode_text(path.read_bytes())
+    text, notes = text.strip(), []
+    if not encoding.startswith("utf"):
+        notes.append(f"its caption is no Unicode and read as {encoding}")
+    if len(text) > MAX_CAPTION:
+        notes.append(f"its caption is cut to {MAX_CAPTION} characters")
+    return text[:MAX_CAPTION], "; ".join(notes)
 
 
 def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
@@ -262,12 +374,12 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in roots:
-        root = root.resolve()  # an operator may list a link
+        root = locate(root)  # an operator may list a link
         children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         for folder in [root, *children]:
             if folder.is_symlink() or folder.name.startswith("."):
                 continue
-            name = root.name if folder == root else f"{root.name}/{folder.name}"
+            name = mark_bytes(root.name if folder == root else f"{root.name}/{folder.name}")
             if holds_pictures(folder):
                 same = sum(other.partition(" (")[0] == name for other in found)
                 found[f"{name} ({same + 1})" if same else name] = folder
@@ -284,6 +396,15 @@ def list_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
     files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
     return drop_stray_captions(files)
+
+
+def list_passed(folder: Path) -> list[str]:
+    """What of a folder is not taken, though the trainer itself would read it."""
+    seen = sorted(p for p in folder.iterdir() if p.name[0] != "." and not p.is_symlink())
+    tables = [clip(p.name) for p in seen if p.is_file() and p.name.lower() in TABLES]
+    below = [clip(p.name) for p in seen if p.is_dir() and holds_pictures(p)]
+    found = [("tables of captions", tables), ("subfolders, which are folders of their own", below)]
+    return [f"{what}: {', '.join(names[:5])}" for what, names in found if names]
 
 
 def drop_stray_captions(files: Sequence[Path]) -> list[Path]:

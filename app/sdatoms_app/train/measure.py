@@ -17,9 +17,9 @@ from typing import Any
 import sdatoms
 from sdatoms import AtomError
 from sdatoms.errors import clip
-from sdatoms.storage import find_assets
+from sdatoms.storage import find_assets, read_table
 from sdatoms.training.presets import read_costs
-from sdatoms_app.queue.worker import read_json, write_json
+from sdatoms_app.queue.worker import write_json
 from sdatoms_app.train.drafts import Draft
 
 __all__ = [
@@ -47,7 +47,7 @@ class Measurements:
 
     def find(self, settings: dict[str, Any]) -> dict[str, str] | None:
         """What was measured for these settings, or None."""
-        return read_json(self.path).get(make_key(settings))
+        return read_table(self.path, {}).get(make_key(settings))
 
     def measure(self, settings: dict[str, Any], pictures: Path) -> dict[str, str]:
         """Measure in a process of its own, unless it was done before.
@@ -66,7 +66,7 @@ class Measurements:
             facts = run_dry(settings, pictures)
             facts["machine"] = name_machine()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, read_json(self.path) | {make_key(settings): facts})
+            write_json(self.path, read_table(self.path, {}) | {make_key(settings): facts})
             return facts
 
 

@@ -7,6 +7,8 @@ stands neither in `GROUPS` nor in `HIDDEN` fails a test.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 __all__ = [
     "CAPS",
     "CHOICES",
@@ -57,12 +59,24 @@ GROUPS = {
         "instance_prompt",
         "trigger",
         "resolution",
+        "aspect_ratio_buckets",
+        "crop_style",
+        "crop_copies",
         "random_flip",
         "color_jitter",
         "color_copies",
-        "proportion_empty_prompts",
+        "alpha_mask",
         "unmasked_weight",
         "normalize_masked_area_loss",
+    ),
+    "Captions": (
+        "caption_prefix",
+        "caption_suffix",
+        "shuffle_caption",
+        "keep_tokens",
+        "caption_tag_dropout_rate",
+        "enable_wildcard",
+        "proportion_empty_prompts",
     ),
     "Samples and checkpoints": (
         "validation_prompt",
@@ -129,6 +143,10 @@ HIDDEN = {
     "text_encoders": "a path of the server",
     "prediction_type": "told by the base's own file",
     "instance_data_dir": "the run's own copies of the pictures",
+    "data_config": "names folders of the server",
+    "face_detector": "a model of the operator's",
+    "dataset_name": "the hub, or a folder of the server",
+    "image_column": "of a data set",
     "class_data_dir": "a folder of the server",
     "mask_data_dir": "a folder of the server; masks come beside the pictures",
     "output_dir": "the run's own folder",
@@ -141,7 +159,6 @@ HIDDEN = {
     "optimizer_args": "any argument of any class",
     "lr_step_rules": "of a schedule that is not offered",
     "caption_column": "captions come as text files",
-    "aspect_ratio_buckets": "the crops that are shown are squares",
     "validation_prompts": "one prompt is asked for",
     "resume_from_checkpoint": "the Runs tab resumes",
     "report_to": "sends numbers elsewhere",
@@ -164,6 +181,8 @@ CAPS = {
     "sample_batch_size": 64,
     "resolution": 1024,
     "color_copies": 16,
+    "crop_copies": 16,
+    "keep_tokens": 1000,
     "validation_steps": 20_000,
     "num_validation_images": 16,
     "num_drift_images": 16,
@@ -176,6 +195,8 @@ CAPS = {
 }
 """Whole number → the most it takes."""
 CHOICES = {
+    "aspect_ratio_buckets": ("auto",),
+    "crop_style": ("center", "random", *(["face"] if find_spec("cv2") else [])),
     "lr_scheduler": (
         "constant_with_warmup",
         "constant",

@@ -9,10 +9,13 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
-from sdatoms.diffusion.family import read_resolution
+from sdatoms.diffusion.family import read_resolution, read_units
 from sdatoms.errors import clip
+from sdatoms.pictures import read_picture
 from sdatoms.storage import find_assets
+from sdatoms.training.buckets import Size, list_buckets
 from sdatoms.training.config import TrainConfig
+from sdatoms.training.labelling import put_trigger
 from sdatoms.training.picture_checks import PictureCheck
 from sdatoms.training.presets import expand_preset
 from sdatoms_app.queue.queue import INSTANCES, Queue
@@ -20,7 +23,15 @@ from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
 from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.studio import Studio
-from sdatoms_app.train.drafts import Draft, Picture, drop_stray_captions, list_files, list_folders
+from sdatoms_app.train.concept_table import describe_taken, list_rows, read_rows
+from sdatoms_app.train.drafts import (
+    Draft,
+    Picture,
+    drop_stray_captions,
+    list_files,
+    list_folders,
+    list_passed,
+)
 from sdatoms_app.train.form import (
     PRESETS,
     change_preset,
@@ -30,8 +41,11 @@ from sdatoms_app.train.form import (
     read_preset,
     show_value,
 )
+from sdatoms_app.train.labels import Labels
+from sdatoms_app.train.masking import cut_shown, read_drawn, show_editor
 from sdatoms_app.train.measure import Measurements, describe_facts, quote_cost, sample_folder
 from sdatoms_app.train.offered import CAPS, PLAIN
+from sdatoms_app.train.trees import add_tree, add_zip
 
 __all__ = [
     "TrainPage",
@@ -51,7 +65,7 @@ class TrainPage:
     """The tab's handlers; they keep nothing in memory, so a reload or a restart loses nothing.
 
     `show` and what builds on it return the pictures' part of the page: token, crops, checks,
-    picture to edit, its caption.
+    picture to edit, its caption, its concept, the table of concepts.
     """
 
     def __init__(self, studio: Studio, roots: Sequence[Path]) -> None:
@@ -59,6 +73,7 @@ class TrainPage:
         self.queue = open_queue(studio)
         self.measured = Measurements(self.queue.root / ".measured.json")
         self.drafts = self.queue.root / ".drafts"
+        self.labels = Labels(studio.labellers)
         self.places = [*roots, find_assets() / "subjects"]
         self.folded = [name for name in list_settings() if name not in PLAIN]
         self.names = [*PLAIN, *self.folded]
@@ -93,16 +108,21 @@ class TrainPage:
     ) -> list[Any]:
         """The pictures' part of the page."""
         pictures = draft.list()
-        checks = draft.check(self.find_side(draft))
+        checks = draft.check(self.find_side(draft), self.find_sizes(draft))
         pairs = list(zip(pictures, checks, strict=True))
-        crops = [(v.crop, mark(p, v)) for p, v in pairs if v.crop is not None]
+        clear = draft.form.get("alpha_mask") is True
+        crops = [(cut_shown(p, v, clear), mark(p, v)) for p, v in pairs if v.crop is not None]
         counts = {kind: sum(v.kind == kind for v in checks) for kind in MARKS}
         lines = [", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no pictures yet"]
+        lines += describe_taken(pictures)
+        if pictures and draft.form.get("crop_style") == "random":
+            lines.append("shown are the middles; parts are drawn at random")
         lines += [
-            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}"
+            f"{mark(p, v)} · {p.name}: {rename(v.text, pictures)}{p.note and f'; {p.note}'}"
             for p, v in pairs
-            if v.kind != "fine" or "," in v.text or p.mask
+            if v.kind != "fine" or "," in v.text or p.mask or p.note
         ]
+        lines += describe_extras(pictures)
         lines += [f"✗ left out · {line}" for line in refused]
         now = next((p for p in pictures if p.id == chosen), pictures[0] if pictures else None)
         choices = [(p.name, p.id) for p in pictures]
@@ -114,7 +134,20 @@ class TrainPage:
             "\n".join(lines),
             gr.Dropdown(choices=choices, value=now and now.id),
             gr.Textbox(value=caption, label=label),
+            gr.Textbox(value=now.concept if now else ""),
+            list_rows(draft.described),
         ]
+
+    def find_sizes(self, draft: Draft) -> list[Size] | None:
+        """Buckets that pictures are cut to; None for squares."""
+        text = draft.form.get("aspect_ratio_buckets")
+        if text != "auto":
+            return None
+        unit, grid = read_units(self.studio.base)
+        try:
+            return list_buckets(text, self.find_side(draft), grid, unit)
+        except AtomError:  # said when the training is queued
+            return None
 
     def find_side(self, draft: Draft) -> int:
         """Side in px of the training pictures: the form's, else the base's own."""
@@ -136,15 +169,25 @@ class TrainPage:
     def add_pictures(self, files: list[str] | None, token: str) -> list[Any]:
         """Check pictures and keep them in a draft; captions are .txt files of the same names."""
         draft = self.open(token)
-        refused = draft.add([Path(file) for file in files or []])
-        return [None, *self.show(draft, refused=refused)]
+        paths = [Path(file) for file in files or []]
+        zips = [path for path in paths if path.suffix.lower() == ".zip"]
+        refused = draft.add([path for path in paths if path not in zips])
+        for path in zips:
+            refused += add_zip(draft, path)
+        return [None, *self.show(draft, refused=refused)[:5]]
+
+    @show_errors
+    def see_concepts(self, id: str | None, token: str) -> list[Any]:
+        """The concept of a picture, and the table of all."""
+        return self.show(self.open(token), id)[5:]
 
     @show_errors
     def add_folder(self, name: str | None, token: str) -> list[Any]:
         """Copy the pictures of a listed folder of the server into a draft."""
         files = self.find_files(name)
         draft = self.open(token)
-        return self.show(draft, refused=draft.add(files))
+        passed = list_passed(list_folders(self.places)[name or ""])
+        return self.show(draft, refused=[*draft.add(files), *passed])
 
     def find_files(self, name: str | None) -> list[Path]:
         """Pictures and captions of a listed folder.
@@ -159,7 +202,7 @@ class TrainPage:
 
     @show_errors
     def choose(self, id: str | None, token: str) -> list[Any]:
-        return self.show(self.open(token), id)[4:]
+        return self.show(self.open(token), id)[4:6]
 
     @show_errors
     def choose_crop(self, token: str, event: gr.SelectData) -> list[Any]:
@@ -167,7 +210,7 @@ class TrainPage:
         pictures = draft.list()
         index = event.index if isinstance(event.index, int) else -1
         chosen = pictures[index].id if 0 <= index < len(pictures) else None
-        return self.show(draft, chosen)[3:]
+        return self.show(draft, chosen)[3:6]
 
     @show_errors
     def keep_caption(self, id: str | None, text: str, token: str) -> None:
@@ -175,6 +218,88 @@ class TrainPage:
         draft = self.open(token)
         if id in {picture.id for picture in draft.list()}:
             draft.set_caption(id, text)
+
+    @show_errors
+    def keep_concept(self, id: str | None, name: str, token: str) -> list[list[Any]]:
+        """Write what a picture shows; returns the table of concepts."""
+        draft = self.open(token)
+        if id in {picture.id for picture in draft.list()}:
+            draft.set_concept(id, name or "")
+        return list_rows(draft.described)
+
+    @show_errors
+    def keep_described(self, rows: list[list[Any]], token: str) -> None:
+        """Write what is said of the concepts."""
+        self.open(token).describe(read_rows(rows))
+
+    @show_errors
+    def see_crops(self, id: str | None, token: str, preset: str, *values: Any) -> list[Any]:
+        """The crops of settings that were just changed."""
+        draft = self.open(token)
+        draft.keep_form(dict(zip(self.names, values, strict=True)) | {"preset": preset})
+        return self.show(draft, id)
+
+    @show_errors
+    def open_mask(self, id: str | None, token: str) -> Any:
+        """The picture to draw a mask on, with the mask it has."""
+        return show_editor(self.find_picture(id, token))
+
+    @show_errors
+    def keep_mask(self, id: str | None, drawn: Any, token: str) -> list[Any]:
+        """Keep what was painted as the picture's mask; nothing painted takes the mask away."""
+        picture = self.find_picture(id, token)
+        draft = self.open(token)
+        draft.set_mask(picture.id, read_drawn(drawn))
+        return self.show(draft, picture.id)
+
+    @show_errors
+    def caption_all(
+        self,
+        id: str | None,
+        token: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """Caption the pictures that have no caption, with the operator's model; what a visitor
+        writes meanwhile stays."""
+        draft = self.open(token)
+        trigger = str(draft.form.get("trigger") or "")
+        caption = self.labels.load_captioner()
+        left = [picture for picture in draft.list() if not picture.caption]
+        for number, picture in enumerate(left):
+            progress((number, len(left)), desc=f"captioning {picture.name}", unit="pictures")
+            text = put_trigger(trigger, caption(read_picture(picture.path)))
+            draft.set_caption(picture.id, text, beside=True)
+        return self.show(draft, id)
+
+    @show_errors
+    def mask_all(
+        self,
+        id: str | None,
+        subject: str,
+        token: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """Mask the pictures that have no mask, with the operator's model."""
+        draft = self.open(token)
+        segment = self.labels.load_segmenter(subject)
+        left = [picture for picture in draft.list() if not picture.mask]
+        for number, picture in enumerate(left):
+            progress((number, len(left)), desc=f"masking {picture.name}", unit="pictures")
+            mask = segment(read_picture(picture.path))
+            if mask.getbbox():
+                draft.set_mask(picture.id, mask)
+        return self.show(draft, id)
+
+    def find_picture(self, id: str | None, token: str) -> Picture:
+        """A picture of the draft.
+
+        Raises:
+            AtomError: there is none.
+        """
+        found = [picture for picture in self.open(token).list() if picture.id == id]
+        if not found:
+            raise AtomError("choose a picture first")
+        return found[0]
 
     @show_errors
     def remove(self, id: str, token: str) -> list[Any]:
@@ -304,9 +429,21 @@ class TrainPage:
         if folder.is_dir():
             for picture in draft.list():
                 draft.remove(picture.id)
-            draft.add(sorted(folder.iterdir()))
+            add_tree(draft, folder)
         values = read_defaults() | request
         return [*self.show(draft), *(show_value(values[n]) for n in self.names)]
+
+
+def describe_extras(pictures: Sequence[Picture]) -> list[str]:
+    """How many pictures have a mask or a caption of their own."""
+    masks = sum(p.mask is not None for p in pictures)
+    captions = sum(bool(p.caption) for p in pictures)
+    found = []
+    if masks:
+        found.append(f"{count(masks, 'mask')}: where white, the picture counts; not trained on")
+    if captions:
+        found.append(f"{captions} of {count(len(pictures), 'picture')} with a caption of its own")
+    return found
 
 
 def mark(picture: Picture, found: PictureCheck) -> str:

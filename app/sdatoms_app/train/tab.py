@@ -14,6 +14,7 @@ from sdatoms.settings import read_field_help
 from sdatoms.training.config import TrainConfig
 from sdatoms_app.shared.events import PRIVATE, QUIET
 from sdatoms_app.studio.studio import Studio
+from sdatoms_app.train.concept_table import COLUMNS
 from sdatoms_app.train.form import build_fields
 from sdatoms_app.train.measure import describe_source, name_machine
 from sdatoms_app.train.page import TrainPage
@@ -23,6 +24,8 @@ __all__ = [
     "build_train_tab",
 ]
 
+PAINT = "rgba(255, 64, 64, 0.6)"
+"""Of masks; the picture shows through."""
 REMEMBER = """() => {
   const key = 'sdatoms-train-draft';
   let token = localStorage.getItem(key) || '';
@@ -67,6 +70,14 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
     wire_pictures(page, pictures, token)
     started = wire_settings(page, settings, fields, token)
     shown = [pictures[name] for name in SHOWN]
+    gr.on(
+        [settings[name].input for name in CUT_BY],
+        page.see_crops,
+        [pictures["picture"], token, settings["preset"], *fields],
+        shown,
+        trigger_mode="always_last",
+        **QUIET,
+    )
     root = Context.root_block
     assert root is not None
     # Known before anybody can add a picture: the browser sets it by itself, and asks afterwards.
@@ -76,15 +87,17 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
     return TrainForm(started, token, [*shown, *fields], page)
 
 
-SHOWN = ("token", "gallery", "verdict", "picture", "caption")
+SHOWN = ("token", "gallery", "verdict", "picture", "caption", "concept", "concepts")
 """The widgets that `TrainPage.show` fills."""
+CUT_BY = ("resolution", "aspect_ratio_buckets", "crop_style", "alpha_mask")
+"""Settings that change the crops."""
 
 
 def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
     upload = gr.File(
-        label="Drop pictures and their .txt captions",
+        label="Drop pictures, with captions (.txt) and masks (.mask.png, -masklabel.png), or a zip",
         file_count="multiple",
         height=150,
         elem_id="train-upload",
@@ -115,11 +128,49 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     picture = gr.Dropdown([], label="Picture", info="Or choose it above.", elem_id="train-picture")
     caption = gr.Textbox(
         label="Caption",
-        info="Its own prompt, kept as you type. Empty: the prompt of step 3.",
+        info="Its own prompt, kept as you type; of several lines one is drawn each time. Empty: "
+        "the prompt of its concept, or of step 3.",
         lines=2,
         max_length=2000,
         elem_id="train-caption",
     )
+    caption_all = gr.Button("Caption those without one", size="sm", elem_id="train-caption-all")
+    with gr.Accordion("Mask of this picture", open=False, elem_id="train-masking"):
+        gr.Markdown("Paint what counts; the rest is not learnt. Nothing painted: all of it counts.")
+        editor = gr.ImageEditor(
+            label="Mask",
+            type="pil",
+            sources=(),
+            transforms=(),
+            brush=gr.Brush(colors=[PAINT], color_mode="fixed", default_size=40),
+            elem_id="train-editor",
+        )
+        with gr.Row():
+            draw = gr.Button("Open the picture", size="sm", elem_id="train-draw")
+            keep = gr.Button("Keep the mask", size="sm", elem_id="train-keep-mask")
+        with gr.Row():
+            subject = gr.Textbox(
+                label="What to look for", placeholder="dog", max_length=200, elem_id="train-subject"
+            )
+            mask_all = gr.Button("Mask those without one", size="sm", elem_id="train-mask-all")
+    with gr.Accordion("Several concepts", open=False, elem_id="train-several"):
+        concept = gr.Textbox(
+            label="Concept of this picture",
+            info="Where one training learns several things; folders of a zip are concepts already.",
+            max_length=60,
+            elem_id="train-concept",
+        )
+        concepts = gr.Dataframe(
+            headers=list(COLUMNS),
+            datatype="str",
+            type="array",
+            column_count=(len(COLUMNS), "fixed"),
+            row_count=(0, "fixed"),
+            interactive=True,
+            static_columns=[0],
+            label="Concepts",
+            elem_id="train-concepts",
+        )
     with gr.Row():
         remove = gr.Button("Remove this picture", size="sm", elem_id="train-remove")
         empty = gr.Button("Remove all", size="sm", elem_id="train-empty")
@@ -132,6 +183,14 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         "gallery": gallery,
         "picture": picture,
         "caption": caption,
+        "editor": editor,
+        "draw": draw,
+        "keep": keep,
+        "caption_all": caption_all,
+        "subject": subject,
+        "mask_all": mask_all,
+        "concept": concept,
+        "concepts": concepts,
         "remove": remove,
         "empty": empty,
     }
@@ -202,30 +261,42 @@ def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None
     w["upload"].upload(
         page.add_pictures,
         [w["upload"], token],
-        [w["upload"], *shown],
+        [w["upload"], *shown[:5]],
         api_name="check_pictures",
         api_description=page.add_pictures.__doc__,
-    )
+    ).then(page.see_concepts, [w["picture"], token], shown[5:], **QUIET)
     w["take"].click(
         page.add_folder,
         [w["folder"], token],
         shown,
         **PRIVATE,
     )
-    edited = [w["picture"], w["caption"]]
+    edited = [w["picture"], w["caption"], w["concept"]]
     # Every change is sent by itself and in order, with the picture of that moment, and the caption
     # is covered while another picture's is fetched: no text reaches a picture it was not meant for.
     # (A text field's `input` event knows key presses alone, not what is pasted.)
-    w["picture"].input(page.choose, [w["picture"], token], w["caption"], **PRIVATE)
+    w["picture"].input(page.choose, [w["picture"], token], edited[1:], **PRIVATE)
     w["gallery"].select(page.choose_crop, token, edited, **PRIVATE)
     w["caption"].change(
         page.keep_caption,
-        [*edited, token],
+        [*edited[:2], token],
         None,
         trigger_mode="multiple",
         concurrency_limit=1,
         **QUIET,
     )
+    w["draw"].click(page.open_mask, [w["picture"], token], w["editor"], **PRIVATE)
+    w["keep"].click(page.keep_mask, [w["picture"], w["editor"], token], shown, **PRIVATE)
+    slow: dict[str, Any] = {"concurrency_id": "label", "concurrency_limit": 1}
+    w["caption_all"].click(page.caption_all, [w["picture"], token], shown, **PRIVATE, **slow)
+    w["mask_all"].click(
+        page.mask_all, [w["picture"], w["subject"], token], shown, **PRIVATE, **slow
+    )
+    one: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
+    w["concept"].input(
+        page.keep_concept, [w["picture"], w["concept"], token], w["concepts"], **one, **QUIET
+    )
+    w["concepts"].input(page.keep_described, [w["concepts"], token], None, **one, **QUIET)
     w["remove"].click(page.remove, [w["picture"], token], shown, **QUIET)
     w["empty"].click(page.remove_all, token, shown, **QUIET)
 

@@ -9,9 +9,10 @@ import time
 import pytest
 from PIL import Image
 from sdatoms_app.queue.queue import MAX_QUEUED, Queue
-from sdatoms_app.queue.worker import claim_job, hold_lock, read_json, update_job
+from sdatoms_app.queue.worker import claim_job, hold_lock, update_job
 
 import sdatoms
+from sdatoms.storage import read_table
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_dead_process_is_shown_as_stopped_and_can_go_on(queue):
     assert (found.state, found.step, found.live) == ("stopped", 4, False)
     assert "gone" in found.error
     assert queue.resume(job.id).state == "queued"
-    request = read_json(job.path / "request.json")
+    request = read_table(job.path / "request.json")
     assert request["resume_from_checkpoint"] == "latest" and request["max_train_steps"] == 9
 
 

@@ -30,6 +30,14 @@ def fill(folder):
         Image.new("RGB", (64, 64), (80 * k, 40, 200)).save(folder / f"{k}.png")
 
 
+def test_a_worker_that_waits_is_small():
+    code = (
+        "import sys, sdatoms_app.queue.worker\n"
+        "assert not {'torch', 'numpy', 'PIL', 'gradio'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_two_trainings_one_after_the_other(tmp_path):
     """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
     base = str(save_base(tmp_path / "base"))
@@ -60,10 +68,9 @@ def test_two_trainings_one_after_the_other(tmp_path):
     assert [job.id for job in queue.list()] == [first.id]
 
 
-@pytest.mark.parametrize("painted", [0, 1])
-def test_a_stop_is_heard_while_class_pictures_are_painted(tmp_path, painted):
-    """Asked as soon as the process stands, or after a class picture; twice, as impatient people do.
-    What was painted is kept, and the training goes on from there."""
+def test_a_stop_is_heard_while_class_pictures_are_painted(tmp_path):
+    """Asked as soon as the process stands, then after a class picture; twice, as impatient people
+    do. What was painted is kept, and the training goes on from there."""
     queue = Queue(tmp_path / "runs")
     settings = {
         "instance_prompt": "sks",
@@ -78,18 +85,22 @@ def test_a_stop_is_heard_while_class_pictures_are_painted(tmp_path, painted):
     run = queue.add("dog", settings, fill)
     classes = run.path / "class_images"
     count = lambda: len(list(classes.glob("*.png")))
-    wait_for(lambda: queue.find(run.id).pid and count() >= painted)
-    queue.stop(run.id)
-    try:
-        again = queue.stop(run.id)
-        assert again.stopping or again.state == "stopped"
-    except AtomError as error:  # it has ended by now
-        assert str(error).endswith("is not running; it is stopped")
-    stopped = wait_for(lambda: (j := queue.find(run.id)).state not in ("running", "starting") and j)
-    assert (stopped.state, stopped.error) == ("stopped", "")
-    kept = count()
-    assert painted <= kept < 200 and not list(run.path.glob("checkpoints/*"))
-    queue.resume(run.id)
+    kept = 0
+    for painted in (0, 1):
+        least = kept + painted
+        wait_for(lambda least=least: queue.find(run.id).pid and count() >= least)
+        queue.stop(run.id)
+        try:
+            again = queue.stop(run.id)
+            assert again.stopping or again.state == "stopped"
+        except AtomError as error:  # it has ended by now
+            assert str(error).endswith("is not running; it is stopped")
+        ended = lambda: (j := queue.find(run.id)).state not in ("running", "starting") and j
+        stopped = wait_for(ended)
+        assert (stopped.state, stopped.error) == ("stopped", "")
+        kept = count()
+        assert least <= kept < 200 and not list(run.path.glob("checkpoints/*"))
+        queue.resume(run.id)
     wait_for(lambda: queue.find(run.id).state == "failed" or count() > kept)
     assert queue.stop(run.id).stopping
     wait_for(lambda: queue.find(run.id).state == "stopped")

@@ -2,7 +2,9 @@
 
 import pytest
 from gradio_client import handle_file
+from PIL import Image
 from sdatoms_app.train.page import TrainPage
+from tiny.pictures import save_pictures
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
 
@@ -20,6 +22,29 @@ def test_listed_folders_are_offered(studio):
     assert all(picture.caption for picture in page.open(token).list())
     with pytest.raises(Exception, match="no folder"):
         page.add_folder("../../etc", token)
+
+
+def test_what_the_trainer_notes_is_shown_before_training(studio, tmp_path):
+    folder = save_pictures(tmp_path / "mine", ((70, 70),) * 3)
+    (folder / "0.txt").write_bytes("caf\u00e9".encode("cp1252"))
+    (folder / "1.caption").write_text("a " * 2000)
+    Image.new("L", (70, 70), 255).save(folder / "2-masklabel.png")
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    save_pictures(folder / "10_sks dog", ((70, 70),))
+    page = TrainPage(studio, [folder])
+    token, _, verdict, *_ = page.add_folder("mine", "")
+    for words in (
+        "its caption is no Unicode and read as Windows-1252",
+        "its caption is cut to 2000 characters",
+        "✓ fine · masked · 2.png",
+        "1 mask: where white",
+        "2 of 3 pictures with a caption of its own",
+        "tables of captions: metadata.csv",
+        "subfolders, which are folders of their own: 10_sks dog",
+    ):
+        assert any(words in line for line in verdict.splitlines()), (words, verdict)
+    page.keep_caption(page.open(token).list()[0].id, "a cup", token)
+    assert "no Unicode" not in page.show(page.open(token))[2]
 
 
 def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):

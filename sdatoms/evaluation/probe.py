@@ -1,26 +1,29 @@
-"""The probe: a small net that says which modifiers a picture shows, trained on true scenes alone.
+"""The probe: a small net that says which modifiers a picture of a subject shows.
 
 It sees the picture and, beside it, the plain subject: whether a thing is upside down, dyed, or
 above another cannot be told without knowing the thing. The same convolutions look at the picture
 and at the subject, whole and at half its size, upright and turned; how alike each patch of the
 picture is to each of theirs is what the heads read beside the picture's own features. Each kind of
-modifier has a head, with "none" first.
+modifier has a head, with "none" first. It was trained on true scenes alone, by
+`scripts/train_probe.py`, and its file says which kinds and values it knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from bundled.modifiers import KINDS, VALUES, Scene
+from sdatoms.errors import AtomError, first_line
+from sdatoms.storage import find_assets, write_whole
 
-__all__ = ["Probe", "find_modifiers", "label", "load_probe", "save_probe", "show_on_white"]
+__all__ = ["Probe", "find_modifiers", "load_probe", "save_probe"]
 
 LOOK, WIDTH = 64, 80
 
@@ -42,8 +45,10 @@ class Residual(nn.Module):
 class Probe(nn.Module):
     """Pictures and references `(n, 3, 64, 64)` on [-1, 1] → kind → logits `(n, values + 1)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Mapping[str, Sequence[str | int]]) -> None:
+        """`values`: kind of modifier → the values it may have."""
         super().__init__()
+        self.values = {kind: tuple(own) for kind, own in values.items()}
         self.look = nn.Sequential(
             nn.Conv2d(3, 32, 4, stride=4),
             Residual(32),
@@ -63,7 +68,7 @@ class Probe(nn.Module):
         pooled = 5 * WIDTH + LOOK
         self.norm = nn.LayerNorm(pooled)
         self.heads = nn.ModuleDict(
-            {kind: nn.Linear(pooled, len(VALUES[kind]) + 1) for kind in KINDS}
+            {kind: nn.Linear(pooled, len(own) + 1) for kind, own in self.values.items()}
         )
 
     def forward(self, pictures: Tensor, references: Tensor) -> dict[str, Tensor]:
@@ -86,40 +91,40 @@ def compare(seen: Tensor, known: Tensor) -> Tensor:
     return (b.transpose(1, 2) @ a).unflatten(2, seen.shape[2:])
 
 
-def label(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Kind → class of each scene, 0 where it adds nothing of the kind."""
-    labels = {kind: torch.zeros(len(scenes), dtype=torch.long) for kind in KINDS}
-    for i, scene in enumerate(scenes):
-        for kind, value in scene.modifiers:
-            labels[kind][i] = VALUES[kind].index(value) + 1
-    return labels
-
-
 @torch.no_grad()
 def find_modifiers(
     probe: Probe, pictures: Tensor, references: Tensor, batch_size: int = 64
 ) -> dict[str, list]:
-    """Kind → the value that each picture shows, None where it shows none of the kind."""
-    found: dict[str, list] = {kind: [] for kind in KINDS}
+    """Kind → the value that each picture shows, None where it shows none of the kind.
+
+    Args:
+        pictures: `(n, 3, 64, 64)` on [-1, 1].
+        references: the plain subject of each, on white, of the same shape.
+    """
+    found: dict[str, list] = {kind: [] for kind in probe.values}
     for x, y in zip(pictures.split(batch_size), references.split(batch_size), strict=True):
         for kind, logits in probe.eval()(x, y).items():
-            found[kind] += [(None, *VALUES[kind])[i] for i in logits.argmax(1).tolist()]
+            found[kind] += [(None, *probe.values[kind])[i] for i in logits.argmax(1).tolist()]
     return found
 
 
 def save_probe(probe: Probe, path: Path) -> None:
-    """Write the weights in float16."""
-    save_file({name: tensor.half() for name, tensor in probe.state_dict().items()}, path)
+    """Write the weights in float16, and the values beside them."""
+    tensors = {name: tensor.half() for name, tensor in probe.state_dict().items()}
+    write_whole(path, save(tensors, metadata={"values": json.dumps(probe.values)}))
 
 
-def load_probe(path: Path) -> Probe:
-    probe = Probe()
-    probe.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+def load_probe(path: Path | None = None) -> Probe:
+    """Open a probe's file; None: the bundled one.
+
+    Raises:
+        AtomError: the file is missing or is no probe's.
+    """
+    path = path or find_assets() / "emoji-probe" / "probe.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            probe = Probe(json.loads((file.metadata() or {})["values"]))
+            probe.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})
+    except Exception as error:  # safetensors has an error class of its own for broken files
+        raise AtomError(f"the probe {str(path)!r} cannot be read: {first_line(error)}") from None
     return probe.eval()
-
-
-def show_on_white(picture: Image.Image) -> Image.Image:
-    """The reference of a subject: its own picture (RGBA) on white."""
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
-    return canvas.convert("RGB")

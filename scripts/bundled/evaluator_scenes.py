@@ -1,0 +1,152 @@
+"""Scenes for the bundled evaluator: what makes it tell a followed prompt from an ignored one.
+
+The hard negatives are captions, and pictures, that differ from a scene in one modifier: another
+value of the same kind, one fewer, or one more. A batch holds groups of such scenes of one thing;
+the figure is how often the right caption is found among twenty.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bundled.base_diet import paint_examples, tokenize
+from bundled.captions import describe
+from bundled.gallery import Example, Gallery, choose_name
+from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
+from sdatoms.evaluation.evaluator import Evaluator
+
+__all__ = ["SceneDiet", "draw_lookalikes", "score_captions", "vary_scene"]
+
+CANDIDATES = 20
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A scene that differs from another in one modifier, and the kind of that modifier."""
+
+    kind: str
+    scene: Scene
+
+
+def vary_scene(
+    gallery: Gallery, concept: int, scene: Scene, count: int, rng: random.Random
+) -> list[Variant]:
+    """Up to `count` different scenes of the same thing that differ in one modifier and can be told
+    from `scene`; up to a half change or drop one, the others add one.
+
+    Scenes with a held-out pair are left out unless `scene` itself has one.
+    """
+    own = dict(scene.modifiers)
+    second = scene.second or gallery.concepts[gallery.choose_subject(rng)].key
+    if second == gallery.concepts[concept].key:
+        second = None
+    hidden = holds_held_out_pair(scene.modifiers)
+    changed, added = [], []
+    for kind in KINDS:
+        if kind not in own and kind not in gallery.open_to[concept]:
+            continue
+        for value in (None, *VALUES[kind]):
+            if value == own.get(kind) or (kind, value) in gallery.unseen[concept]:
+                continue
+            if kind == "relation" and value and second is None:
+                continue
+            found = {k: v for k, v in (own | {kind: value}).items() if v is not None}
+            modifiers = tuple((k, found[k]) for k in KINDS if k in found)
+            if find_conflict(modifiers) or (holds_held_out_pair(modifiers) and not hidden):
+                continue
+            other = Scene(**found, second=second if "relation" in found else None)
+            (changed if kind in own else added).append(Variant(kind, other))
+    picked = rng.sample(changed, min(len(changed), -(-count // 2)))
+    return picked + rng.sample(added, min(len(added), count - len(picked)))
+
+
+@dataclass(frozen=True)
+class SceneDiet:
+    """Groups of scenes that differ from their first one in one modifier, with captions."""
+
+    gallery: Gallery
+    tokenizer: object
+    groups: int = 8
+    size: int = 8
+
+    def draw(self, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Pictures `(n, 3, 64, 64)` uint8 and the ids `(n, 32)` of their captions."""
+        examples = [e for _ in range(self.groups) for e in self.draw_group(rng)]
+        captions = [example.caption for example in examples]
+        return paint_examples(self.gallery, examples), tokenize(self.tokenizer, captions)
+
+    def draw_group(self, rng: random.Random) -> list[Example]:
+        gallery, first = self.gallery, self.gallery.draw_example(rng)
+        variants = vary_scene(gallery, first.concept, first.scene, self.size - 1, rng)
+        name = choose_name(gallery.concepts[first.concept], rng)
+        return [
+            Example(first.concept, scene, rng.randrange(1 << 16), caption)
+            for scene in (first.scene, *(variant.scene for variant in variants))
+            for caption in [describe(name, scene, rng, name_second(gallery, scene, rng))]
+        ]
+
+
+def name_second(gallery: Gallery, scene: Scene, rng: random.Random | None = None) -> str:
+    if scene.second is None:
+        return ""
+    concept = gallery.concepts[gallery.find(scene.second)]
+    return choose_name(concept, rng) if rng else concept.name
+
+
+def draw_lookalikes(gallery: Gallery, count: int = 8) -> Callable[[random.Random], Tensor]:
+    """Draws `3 · count` pictures `(n, 3, 64, 64)` uint8: a scene, another thing in the same scene,
+    and the same thing in a scene that differs in one modifier."""
+
+    def draw(rng: random.Random) -> Tensor:
+        examples: list[Example] = []
+        while len(examples) < 3 * count:
+            first, other = gallery.draw_example(rng), gallery.choose_subject(rng)
+            variants = vary_scene(gallery, first.concept, first.scene, 2, rng)
+            if other == first.concept or not variants:
+                continue
+            seed = first.seed
+            examples += [first, Example(other, first.scene, seed, "")]
+            examples.append(Example(first.concept, rng.choice(variants).scene, seed, ""))
+        return paint_examples(gallery, examples)
+
+    return draw
+
+
+def score_captions(
+    evaluator: Evaluator, gallery: Gallery, count: int = 500, seed: int = 0
+) -> dict[str, float | dict[str, float]]:
+    """How often the right caption is nearest to a true scene, among twenty that differ from it in
+    one modifier; and by kind, how often it is nearer than one that differs in that kind.
+
+    In the plainest wording; `gallery` holds things that nothing was trained on.
+    """
+    rng = random.Random(f"captions {seed}")
+    examples, texts, kinds = [], [], []
+    while len(examples) < count:
+        example = gallery.draw_example(rng)
+        variants = vary_scene(gallery, example.concept, example.scene, CANDIDATES - 1, rng)
+        if len(variants) < CANDIDATES - 1:
+            continue
+        name = gallery.concepts[example.concept].name
+        examples.append(example)
+        kinds.append([variant.kind for variant in variants])
+        for scene in (example.scene, *(variant.scene for variant in variants)):
+            texts.append(describe(name, scene, second=name_second(gallery, scene)))
+    pictures = evaluator.embed_concepts([gallery.paint(example) for example in examples])
+    rows = evaluator.embed_texts(texts).unflatten(0, (count, CANDIDATES))
+    cosines = torch.einsum("nd,nkd->nk", pictures, rows)
+    beaten = cosines[:, :1] > cosines[:, 1:]
+    return {
+        "caption_of_20": float(beaten.all(1).float().mean()),
+        "caption_by_kind": {kind: share_beaten(beaten, kinds, kind) for kind in KINDS},
+    }
+
+
+def share_beaten(beaten: Tensor, kinds: Sequence[Sequence[str]], kind: str) -> float:
+    own = torch.tensor([[k == kind for k in row] for row in kinds])
+    return float(beaten[own].float().mean())
