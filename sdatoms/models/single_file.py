@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
-from sdatoms.models.original_layout import lay_out
+from sdatoms.models.original_layout import lay_out, remember_file
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
 
@@ -235,6 +235,8 @@ def open_part(checkpoint: Checkpoint, part: str, folder: Path, dtype: torch.dtyp
         raise AtomError(
             f"{WORDS[part]} of {checkpoint.path.name!r} cannot be opened: {reason}"
         ) from None
+    if part != "vae":
+        remember_file(model, checkpoint.path, checkpoint.family.key, part, names)
     return model.eval()
 
 
