@@ -45,9 +45,9 @@ class Precision(NamedTuple):
         return str(self.base).removeprefix("torch.")
 
     def describe(self) -> str:
-        """One line for the log."""
+        """One line for the log; atoms are float32 whatever it says."""
         computes = "" if self.mixed == "no" else f", computing in {self.mixed}"
-        return f"the base is held in {self.base_name}{computes}; atoms in float32"
+        return f"the base is held in {self.base_name}{computes}"
 
 
 def choose_precision(
