@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundled.base_diet import paint_examples, tokenize
 from bundled.captions import describe
-from bundled.gallery import Example, Gallery, choose_name
+from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
 from sdatoms.evaluation.evaluator import Evaluator
 
@@ -34,15 +34,23 @@ class Variant:
 
 
 def vary_scene(
-    gallery: Gallery, concept: int, scene: Scene, count: int, rng: random.Random
+    gallery: Gallery,
+    concept: int,
+    scene: Scene,
+    count: int,
+    rng: random.Random,
+    second: str | None = None,
 ) -> list[Variant]:
     """Up to `count` different scenes of the same thing that differ in one modifier and can be told
     from `scene`; up to a half change or drop one, the others add one.
 
     Scenes with a held-out pair are left out unless `scene` itself has one.
+
+    Args:
+        second: key of a second thing, where `scene` has none; drawn when not given.
     """
     own = dict(scene.modifiers)
-    second = scene.second or gallery.concepts[gallery.choose_subject(rng)].key
+    second = scene.second or second or gallery.concepts[gallery.choose_subject(rng)].key
     if second == gallery.concepts[concept].key:
         second = None
     hidden = holds_held_out_pair(scene.modifiers)
@@ -123,15 +131,25 @@ def score_captions(
     """How often the right caption is nearest to a true scene, among twenty that differ from it in
     one modifier; and by kind, how often it is nearer than one that differs in that kind.
 
-    In the plainest wording; `gallery` holds things that nothing was trained on.
+    In the plainest wording. The things are the held-out ones of `gallery`, where it has any, and
+    the second thing of a scene is one of the others: of two unknown things nobody could say which
+    is above.
     """
     rng = random.Random(f"captions {seed}")
+    strange = [i for i in gallery.subjects if gallery.concepts[i].held_out] or gallery.subjects
+    known = [i for i in gallery.subjects if not gallery.concepts[i].held_out]
     examples, texts, kinds = [], [], []
     while len(examples) < count:
-        example = gallery.draw_example(rng)
-        variants = vary_scene(gallery, example.concept, example.scene, CANDIDATES - 1, rng)
+        concept, second = rng.choice(strange), gallery.concepts[rng.choice(known)].key
+        if second == gallery.concepts[concept].key:
+            continue
+        scene = draw_scene(rng, allowed=gallery.open_to[concept], second=second)
+        if scene is None or gallery.unseen[concept] & set(scene.modifiers):
+            continue
+        variants = vary_scene(gallery, concept, scene, CANDIDATES - 1, rng, second)
         if len(variants) < CANDIDATES - 1:
             continue
+        example = Example(concept, scene, rng.randrange(1 << 16), "")
         name = gallery.concepts[example.concept].name
         examples.append(example)
         kinds.append([variant.kind for variant in variants])

@@ -1,11 +1,13 @@
 """Scenes for the evaluator: hard negatives differ in one modifier, and the figure counts them."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from bundled import evaluator_models, evaluator_scenes, evaluator_styles
 from bundled.evaluator_scenes import SceneDiet, draw_lookalikes, score_captions, vary_scene
+from bundled.gallery import Gallery
 from bundled.modifiers import KINDS, Scene, holds_held_out_pair
 from diffusers.training_utils import EMAModel
 from tiny.pipelines import build_tokenizer
@@ -82,6 +84,15 @@ def test_the_figure_is_the_share_of_right_captions_among_twenty(gallery):
     assert right["caption_of_20"] == 1
     assert all(share == 1 for share in right["caption_by_kind"].values() if share == share)
     assert score_captions(Placed([1.0, 0.0]), gallery, 6)["caption_of_20"] == 0
+
+
+def test_the_figure_is_taken_on_held_out_things_beside_known_ones(gallery, monkeypatch):
+    concepts = [replace(c, held_out=c.name == "tent") for c in gallery.concepts]
+    monkeypatch.setattr(Gallery, "paint", lambda self, example: shown.append(example))
+    shown = []
+    score_captions(Placed([0.0, 1.0]), replace(gallery, concepts=tuple(concepts)), 20)
+    assert {e.concept for e in shown} == {1}
+    assert {e.scene.second for e in shown} - {None} <= {"0", "2"}
 
 
 def test_each_scene_has_its_own_caption(rng):
