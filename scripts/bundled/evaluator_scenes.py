@@ -8,6 +8,7 @@ the figure is how often the right caption is found among twenty.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ def vary_scene(
     count: int,
     rng: random.Random,
     second: str | None = None,
+    evenly: bool = False,
 ) -> list[Variant]:
     """Up to `count` different scenes of the same thing that differ in one modifier and can be told
     from `scene`; up to a half change or drop one, the others add one.
@@ -48,6 +50,7 @@ def vary_scene(
 
     Args:
         second: key of a second thing, where `scene` has none; drawn when not given.
+        evenly: take every kind of modifier as often, where by chance those of many values come.
     """
     own = dict(scene.modifiers)
     second = scene.second or second or gallery.concepts[gallery.choose_subject(rng)].key
@@ -69,8 +72,22 @@ def vary_scene(
                 continue
             other = Scene(**found, second=second if "relation" in found else None)
             (changed if kind in own else added).append(Variant(kind, other))
-    picked = rng.sample(changed, min(len(changed), -(-count // 2)))
-    return picked + rng.sample(added, min(len(added), count - len(picked)))
+    for variants in (changed, added):
+        rng.shuffle(variants)
+        if evenly:
+            variants[:] = take_turns(variants)
+    picked = changed[: -(-count // 2)]
+    return picked + added[: count - len(picked)]
+
+
+def take_turns(variants: Sequence[Variant]) -> list[Variant]:
+    """The first of every kind, then the second of every kind, …"""
+    seen: Counter[str] = Counter()
+    turns = []
+    for variant in variants:
+        turns.append((seen[variant.kind], variant))
+        seen[variant.kind] += 1
+    return [variant for _, variant in sorted(turns, key=lambda turn: turn[0])]
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class SceneDiet:
 
     def draw_group(self, rng: random.Random) -> list[Example]:
         gallery, first = self.gallery, self.gallery.draw_example(rng)
-        variants = vary_scene(gallery, first.concept, first.scene, self.size - 1, rng)
+        variants = vary_scene(gallery, first.concept, first.scene, self.size - 1, rng, evenly=True)
         name = choose_name(gallery.concepts[first.concept], rng)
         return [
             Example(first.concept, scene, rng.randrange(1 << 16), caption)

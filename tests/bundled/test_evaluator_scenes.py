@@ -40,6 +40,16 @@ def test_some_variants_change_some_drop_and_some_add(gallery):
     assert any(len(v.modifiers) == 3 for v in variants)
 
 
+def test_evenly_every_kind_comes_as_often(gallery):
+    scene, rng = Scene(place="beach"), random.Random(0)
+    added = [
+        v.kind
+        for v in vary_scene(gallery, 0, scene, 40, rng, "2", evenly=True)
+        if v.kind != "place"
+    ]
+    assert len(set(added[:7])) == 7  # of all kinds but place and background
+
+
 def test_a_group_is_one_thing_under_one_name(gallery):
     rng = random.Random(1)
     for _ in range(20):
@@ -120,11 +130,12 @@ def take_step(part, loop):
     return sum(moved) / len(moved)
 
 
-SETTINGS = {"steps": 1, "concepts_per_batch": 2, "precision": torch.float32}
+SETTINGS = {"steps": 1, "concepts_per_batch": 2, "precision": torch.float32, "learning_rate": 50.0}
 
 
 def test_a_step_on_drawings_and_scenes_moves_both_towers(gallery, drawings):
     tokenizer = build_tokenizer()
+    torch.manual_seed(0)
     clip = evaluator_models.build_clip(len(tokenizer))
     diet = SceneDiet(gallery, tokenizer, groups=2, size=3)
     write = lambda numbers, _: torch.zeros(len(numbers), 32, dtype=torch.long)
@@ -135,6 +146,7 @@ def test_a_step_on_drawings_and_scenes_moves_both_towers(gallery, drawings):
 
 
 def test_a_step_on_drawings_and_lookalikes_moves_the_instance_net(gallery, drawings):
+    torch.manual_seed(0)
     net = StyleHead().instance
     loop = lambda optimizer, ema: evaluator_styles.train_instance(
         net, optimizer, ema, drawings, draw_lookalikes(gallery, 1), **SETTINGS
