@@ -1,8 +1,8 @@
 """Results of the personalization benchmark, a file a cell, written whole.
 
-A cell is a method with its settings, a rate, a task, a seed, and how it was trained and painted. Its
-file is found by a hash of all that, and says which base and evaluator it was made with: those of
-others are refused.
+A cell is a method with its settings, a rate, a task, a seed, and how it was trained and painted.
+Its file is found by a hash of all that, and says which base and evaluator it was made with: those
+of others are refused.
 """
 
 from __future__ import annotations

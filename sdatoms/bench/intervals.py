@@ -1,8 +1,8 @@
 """95 % intervals of paired differences over subjects × prompts × seeds.
 
-A pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007): each of
-the three is drawn anew with replacement, independently, so that a method that wins on one subject
-alone, or by one seed alone, does not pass for one that wins everywhere.
+A pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007): each
+of the three is drawn anew with replacement, independently, so that a method that wins on one
+subject alone, or by one seed alone, does not pass for one that wins everywhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The methods that personalization is compared by: atoms, their peers, and ablations, as a table."""
+"""The methods that personalization is compared by, as a table: atoms, peers and ablations."""
 
 from __future__ import annotations
 
@@ -182,8 +182,21 @@ def list_peers() -> list[Method]:
     rows += use_peft("DoRA r4", "LoraConfig", 3e-3, r=4, lora_alpha=4, use_dora=True)
     rows += use_peft("LoHa r4", "LoHaConfig", 3e-3, r=4, alpha=4)
     rows += use_peft("LoKr r4", "LoKrConfig", 3e-3, r=4, alpha=4)
-    rows += use_peft("OFT b4", "OFTConfig", 3e-3, r=0, oft_block_size=4)
-    rows += use_peft("BOFT b4", "BOFTConfig", 3e-3, boft_block_size=4)
+    rows += use_peft(
+        "OFT b4",
+        "OFTConfig",
+        3e-3,
+        "PEFT unfolds convolutions without padding, which fails on maps of 2×2",
+        r=0,
+        oft_block_size=4,
+    )
+    rows += use_peft(
+        "BOFT b4",
+        "BOFTConfig",
+        3e-3,
+        "without its CUDA kernel PEFT takes one butterfly factor",
+        boft_block_size=4,
+    )
     return [
         *rows,
         Method("BitFit", "biases", rates_around(3e-3)),
@@ -192,8 +205,7 @@ def list_peers() -> list[Method]:
             "textual inversion",
             "word",
             rates_around(1e-2),
-            {"count": 4},
-            {"train_text_encoder_ti": True, "token_abstraction": WORD},
+            training={"train_text_encoder_ti": True, "token_abstraction": WORD},
         ),
     ]
 
@@ -278,7 +290,7 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
     if method.tuner == "singular values":
         return tune_singular_values(pipe.unet, method.options["targets"])
     if method.tuner == "word":
-        return tune_word(pipe, TRIGGER, WORD, method.options["count"])
+        return tune_word(pipe, TRIGGER, WORD)
     import peft
 
     return tune_peft(pipe.unet, getattr(peft, method.tuner)(**method.options))

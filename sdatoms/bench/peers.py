@@ -136,13 +136,13 @@ def tune_singular_values(model: nn.Module, targets: str) -> Peer:
     return hold_named(shifts)
 
 
-def tune_word(pipe: Any, known: str, word: str, count: int) -> Peer:
-    """Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618): `count` vectors of a
-    new word, which start as those of the word `known` and stand in its place in every prompt."""
+def tune_word(pipe: Any, known: str, word: str) -> Peer:
+    """Textual inversion (Gal et al., 2022, https://arxiv.org/abs/2208.01618): the vectors of a new
+    word, which start as those of the word `known` and stand in its place in every prompt."""
     pipe.unet.requires_grad_(False)
     pipe.text_encoder.requires_grad_(False)
     encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
-    count = max(count, len(tokenizer(known, add_special_tokens=False).input_ids))
+    count = len(tokenizer(known, add_special_tokens=False).input_ids)
     start = {"text_encoder": start_embeddings(encoder, tokenizer, count, known)}
     check_word(pipe, word, start)
     add_word(pipe, "training", word, start)

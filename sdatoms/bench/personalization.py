@@ -24,7 +24,7 @@ from torch import nn
 from sdatoms.bench.cells import Cell, CellStore
 from sdatoms.bench.judge import Judge, Painting
 from sdatoms.bench.methods import METHODS, Method
-from sdatoms.bench.runs import make_config, run_cell
+from sdatoms.bench.runs import make_config, read_versions, run_cell
 from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
@@ -200,13 +200,14 @@ class Bench:
         return Cell(method, rate, task, seed, tuple(steps), plan.batch_size, plan.painting, digest)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """A cell's result, trained now where it is not there.
+        """A cell's result, trained now where it is not there, or where a library of another version
+        refused it.
 
         Raises:
             AtomError: it is there, made with another base.
         """
         found = self.store.read(cell)
-        if found is not None:
+        if found is not None and found.get("versions") in (None, read_versions()):
             return found
         task = self.open(cell.task)
         if cell.task not in self.judges:

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def find_matches(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return found
 
 
+def clean(value: Any) -> Any:
+    """Figures as JSON takes them: intervals by name, None for what is not a number."""
+    if isinstance(value, Interval):
+        return clean(value._asdict())
+    if isinstance(value, dict):
+        return {key: clean(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [clean(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def show_row(row: dict[str, Any]) -> list[str]:
     shown = [row["method"] + (f" ({row['diverged']} diverged)" if row["diverged"] else "")]
     shown += [f"{row['numbers']:,}", show_bytes(row["bytes"]), str(row["layers"])]
@@ -207,6 +219,7 @@ def write_report(
     bench: Bench, entries: Sequence[Entry], refused: dict[str, str], folder: Path
 ) -> str:
     """Write `report.json`, `report.md` and `report.html`; returns the markdown."""
+    names = {entry.cell.method.name for entry in entries}
     tested, chosen = bench.list_tasks("test"), bench.list_tasks("validation")
     notes = [
         f"Rates and steps chosen on {', '.join(chosen) or 'no task'}; reported on "
@@ -215,6 +228,7 @@ def write_report(
         "Seconds are processor time, medians of a training.",
     ]
     missing = [f"{name} does not run here: {why}" for name, why in refused.items()]
+    missing += [f"{name}: {m.note}" for name, m in METHODS.items() if m.note and name in names]
     kinds = sorted({entry.kind for entry in entries})
     facts: dict[str, Any] = {"split": bench.split, "refused": refused, "kinds": {}}
     text, page = (
@@ -236,7 +250,7 @@ def write_report(
     head = f"<meta charset=utf-8><title>Personalization</title><style>{STYLE}</style>"
     document = f"<!doctype html><html lang=en><head>{head}</head><body><h1>Personalization</h1>"
     document += "".join(page) + "</body></html>"
-    write_whole(folder / "report.json", (json.dumps(facts, indent=1) + "\n").encode())
+    write_whole(folder / "report.json", (json.dumps(clean(facts), indent=1) + "\n").encode())
     write_whole(folder / "report.md", markdown.encode())
     write_whole(folder / "report.html", document.encode())
     return markdown

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import make_buckets, make_denoising, make_run_optimizer, prepare_data
 from sdatoms.training.trainer import choose_attention
 
-__all__ = ["Run", "make_config", "run_cell"]
+__all__ = ["Run", "make_config", "read_versions", "run_cell"]
 
 
 def make_config(cell: Cell, task: Task, base: str | None) -> TrainConfig:
@@ -148,6 +149,11 @@ class Run:
             yield
 
 
+def read_versions() -> str:
+    """Of what may refuse a method."""
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "peft"))
+
+
 @contextmanager
 def hold(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
     """Other values for the time of a `with` block."""
@@ -175,9 +181,10 @@ def run_cell(
         began = time.process_time()
         losses, seconds = [run.take_step()], [time.process_time() - began]
     except Exception as error:
-        if not cell.method.is_foreign:
+        if not cell.method.is_foreign:  # another library's refusals are of every class
             raise
-        return {"refused": f"{type(error).__name__}: {first_line(error)}"}, []
+        why = f"{type(error).__name__}: {first_line(error)}"
+        return {"refused": why, "versions": read_versions()}, []
     facts: dict[str, Any] = {**count_method(run.peer), "marks": {}}
     pictures: list[Image.Image] = []
     for step in range(1, max(cell.steps) + 1):
