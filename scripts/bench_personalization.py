@@ -48,7 +48,7 @@ def main() -> None:
     whole = args.choose or args.report or args.fast
     plan = Plan(
         args.output_dir,
-        methods=tuple(args.methods or (METHODS if whole else SHOWN)),
+        methods=tuple(args.methods or (Plan.methods if whole else SHOWN)),
         tasks=tuple(args.tasks) if args.tasks else None,
         photographs=args.photographs,
         base=args.base,

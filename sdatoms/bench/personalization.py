@@ -23,7 +23,7 @@ from torch import nn
 
 from sdatoms.bench.cells import Cell, CellStore
 from sdatoms.bench.judge import Judge, Painting
-from sdatoms.bench.methods import METHODS, Method
+from sdatoms.bench.methods import BASE, METHODS, Method
 from sdatoms.bench.runs import make_config, read_versions, run_cell
 from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base
@@ -69,7 +69,7 @@ class Plan:
     """What is compared, and how much of it."""
 
     output_dir: Path
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(n for n, m in METHODS.items() if not m.left_out)
     tasks: tuple[str, ...] | None = None
     """None: all that there are."""
     photographs: Path | None = None
@@ -95,7 +95,7 @@ def shrink(plan: Plan) -> Plan:
     scenes = {part: [n for n in split[part] if find_truth(find_folder(n))] for part in split}
     return replace(
         plan,
-        methods=FAST if plan.methods == tuple(METHODS) else plan.methods,
+        methods=FAST if plan.methods == Plan.methods else plan.methods,
         tasks=plan.tasks or tuple(name for names in scenes.values() for name in names[:1]),
         seeds=(0,),
         steps=(2, 4),
@@ -212,6 +212,12 @@ class Bench:
         task = self.open(cell.task)
         if cell.task not in self.judges:
             self.judges[cell.task] = Judge(task, self.evaluator, self.plan.painting, self.pipe)
+        if cell.method is BASE:
+            values, pictures = self.judges[cell.task].measure(self.pipe)
+            facts = dict.fromkeys(("numbers", "bytes", "layers"), 0)
+            result: dict[str, Any] = {**facts, "marks": {"0": values}}
+            self.store.write(cell, result, pictures)
+            return result
         config = make_config(cell, task, self.plan.base)
         fresh = load_base(self.plan.base)
         result, pictures = run_cell(fresh, cell, config, self.judges[cell.task])
@@ -286,9 +292,14 @@ class Bench:
                 )
         return {steps: statistics.mean(r[steps] for r in rows) for steps in self.plan.steps}
 
+    def measure_base(self, task: str) -> Entry:
+        """What the base paints, untrained."""
+        cell = self.make_cell(BASE, 0.0, task, 0, [0])
+        return Entry(cell, self.kinds[task], self.run(cell))
+
     def test(self) -> tuple[list[Entry], dict[str, str]]:
-        """Train every method by its choice on every test task and seed. Returns the entries, and
-        of each method that another library refuses, why.
+        """Train every method by its choice on every test task and seed. Returns the entries,
+        the base's among them, and of each method that another library refuses, why.
 
         Raises:
             AtomError: nothing was chosen for a method yet.
@@ -297,6 +308,7 @@ class Bench:
         entries, refused = [], {}
         for task in self.list_tasks("test"):
             kind = self.kinds[task]
+            entries.append(self.measure_base(task))
             for name in self.plan.methods:
                 chosen = choices.get(kind, {}).get(name)
                 if chosen is None:
@@ -342,7 +354,8 @@ def show_subject(
     if strip and missing:
         raise AtomError(f"--strip_methods has {missing[0]!r}, which --methods leaves out")
     best = [e for name in bench.plan.methods if (e := find_best(bench, subject, METHODS[name]))]
-    rows = [{"method": e.cell.method.name, "rate": e.cell.rate} | e.facts for e in best]
+    shown = [bench.measure_base(subject), *best]
+    rows = [{"method": e.cell.method.name, "rate": e.cell.rate} | e.facts for e in shown]
     stem = bench.plan.output_dir / subject.replace("/", "-")
     write_whole(stem.with_suffix(".json"), json.dumps({"rows": rows}).encode())
     draw_entries(bench, subject, best).save(stem.with_suffix(".png"))

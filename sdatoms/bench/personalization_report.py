@@ -18,7 +18,7 @@ import numpy as np
 
 from sdatoms.bench.intervals import Interval, measure_interval
 from sdatoms.bench.judge import BETTER_DOWN, MEASURES
-from sdatoms.bench.methods import METHODS
+from sdatoms.bench.methods import BASE, METHODS
 from sdatoms.bench.personalization import Bench, Entry, average, show_bytes
 from sdatoms.bench.plots import Point, draw_pareto
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
@@ -46,7 +46,7 @@ def group_entries(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         found.setdefault(entry.cell.method.name, []).append(entry)
-    return {name: found[name] for name in METHODS if name in found}
+    return {name: found[name] for name in (BASE.name, *METHODS) if name in found}
 
 
 def stack_values(entries: Sequence[Entry], measure: str) -> dict[tuple[str, int], list[float]]:
@@ -96,12 +96,12 @@ def find_matches(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     groups, rows = group_entries(entries), {row["method"]: row for row in list_rows(entries)}
     goals = GOALS if any("truth" in e.values for e in entries) else GOALS_WITHOUT_TRUTH
     found = []
-    for peer in (name for name in groups if METHODS[name].group == "peers"):
+    for peer in (name for name in groups if rows[name]["group"] == "peers"):
         numbers = rows[peer]["numbers"]
         most = numbers / SHARE if numbers > LARGE else numbers
         tried = []
         for name, own in groups.items():
-            if METHODS[name].group == "peers" or rows[name]["numbers"] > most:
+            if rows[name]["group"] in ("base", "peers") or rows[name]["numbers"] > most:
                 continue
             gains = {goal: compare_methods(own, groups[peer], goal) for goal in goals}
             known = [gain for gain in gains.values() if gain.mean == gain.mean]
@@ -228,6 +228,8 @@ def write_report(
         "Seconds are processor time, medians of a training.",
     ]
     missing = [f"{name} does not run here: {why}" for name, why in refused.items()]
+    left = {name: m.left_out for name, m in METHODS.items() if m.left_out and name not in names}
+    missing += [f"{name} is left out: {why}" for name, why in left.items()]
     missing += [f"{name}: {m.note}" for name, m in METHODS.items() if m.note and name in names]
     kinds = sorted({entry.kind for entry in entries})
     facts: dict[str, Any] = {"split": bench.split, "refused": refused, "kinds": {}}

@@ -16,6 +16,7 @@ TRIED = [
     name
     for name, method in METHODS.items()
     if name not in REFUSED
+    and not method.left_out
     and (method.group != "ablations" or method.targets or "train_text_encoder" in method.training)
 ]
 """Other ablations change the training of a row that is among these."""

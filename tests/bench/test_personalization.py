@@ -12,7 +12,14 @@ from tiny.pipelines import build_pipeline, save_base
 from sdatoms import AtomError
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
-from sdatoms.bench.personalization import Bench, Plan, grow_rates, score_values, show_subject
+from sdatoms.bench.personalization import (
+    Bench,
+    Plan,
+    average,
+    grow_rates,
+    score_values,
+    show_subject,
+)
 from sdatoms.bench.personalization_report import compare_methods, list_rows, write_report
 from sdatoms.bench.runs import Run, make_config
 from sdatoms.bench.tasks import list_tasks, open_task, split_tasks
@@ -116,8 +123,9 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
     Bench(torn).test()
     assert read_cells(torn.output_dir) == read_cells(whole.output_dir)
 
+    assert average(entries[0].values["drift"]) == 0
     own, peer = ([e for e in entries if e.cell.method.name == name] for name in NAMES)
-    assert [row["method"] for row in list_rows(entries)] == list(NAMES)
+    assert [row["method"] for row in list_rows(entries)] == ["base", *NAMES]
     gain, loss = compare_methods(own, peer, "drift"), compare_methods(peer, own, "drift")
     assert gain.mean == pytest.approx(-loss.mean)
     assert "LoRA r1 attention" in markdown
@@ -138,7 +146,9 @@ def test_a_peer_that_does_not_run_here_is_named_with_the_reason(plan, monkeypatc
     bench = Bench(replace(plan, methods=("broken",)))
     bench.choose()
     entries, refused = bench.test()
-    assert not entries and "Target modules" in refused["broken"]
+    assert {e.cell.method.name for e in entries} == {"base"} and "Target modules" in refused[
+        "broken"
+    ]
     assert "broken does not run here" in write_report(bench, entries, refused, plan.output_dir)
 
 
