@@ -17,7 +17,8 @@ import argparse
 from pathlib import Path
 
 from sdatoms.bench.methods import METHODS
-from sdatoms.bench.personalization import SHOWN, Bench, Plan, show_subject, shrink
+from sdatoms.bench.one_subject import SHOWN, show_subject
+from sdatoms.bench.personalization import Bench, Plan, shrink
 from sdatoms.bench.personalization_report import write_report
 from sdatoms.errors import AtomError
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--strip", type=Path, default=None)
-    parser.add_argument("--strip_methods", nargs="*", default=list(STRIP), choices=list(METHODS))
+    parser.add_argument("--strip_methods", nargs="*", default=list(STRIP), metavar="METHOD")
     args = parser.parse_args()
     whole = args.choose or args.report or args.fast
     plan = Plan(

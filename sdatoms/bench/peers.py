@@ -99,7 +99,9 @@ def tune_biases(model: nn.Module) -> Peer:
     https://arxiv.org/abs/2106.10199)."""
     model.requires_grad_(False)
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "bias"}
-    return hold_named({name: bias.requires_grad_() for name, bias in biases.items()})
+    for bias in biases.values():
+        bias.requires_grad_()
+    return hold_named(biases)
 
 
 class SingularShift(nn.Module):

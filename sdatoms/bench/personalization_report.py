@@ -32,7 +32,16 @@ LARGE, SHARE, LOSS = 50_000, 10, 0.01
 none."""
 GOALS = ("truth", "followed", "diversity", "drift")
 GOALS_WITHOUT_TRUTH = ("fidelity", "alignment", "diversity", "drift")
-COLUMNS = ("method", "numbers", "file", "layers", "rate", "steps", "s a step", *MEASURES)
+COLUMNS: tuple[str, ...] = (
+    "method",
+    "numbers",
+    "file",
+    "layers",
+    "rate",
+    "steps",
+    "s a step",
+    *MEASURES,
+)
 STYLE = (
     "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
     "table{border-collapse:collapse;font-size:13px}td,th{padding:.2em .6em;border:1px solid #ccc;"
@@ -144,7 +153,9 @@ def show_gain(gain: Interval | None) -> str:
 def list_tables(kind: str, own: Sequence[Entry]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, head and rows of each table of one kind of task."""
     rows, groups = list_rows(own), group_entries(own)
-    tables = [(f"{kind}: means", list(COLUMNS), [show_row(row) for row in rows])]
+    tables: list[tuple[str, list[str], list[list[str]]]] = [
+        (f"{kind}: means", list(COLUMNS), [show_row(row) for row in rows])
+    ]
     if REFERENCE in groups:
         measures = [m for m in MEASURES if any(row[m] is not None for row in rows)]
         lines = [

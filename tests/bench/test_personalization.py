@@ -12,13 +12,13 @@ from tiny.pipelines import build_pipeline, save_base
 from sdatoms import AtomError
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
+from sdatoms.bench.one_subject import show_subject
 from sdatoms.bench.personalization import (
     Bench,
     Plan,
     average,
     grow_rates,
     score_values,
-    show_subject,
 )
 from sdatoms.bench.personalization_report import compare_methods, list_rows, write_report
 from sdatoms.bench.runs import Run, make_config
@@ -162,6 +162,7 @@ def test_nothing_is_reported_before_it_was_chosen(plan):
 def test_one_subject_is_put_side_by_side(plan, monkeypatch):
     few = {"atoms": replace(METHODS["atoms"], rates=(1e-3, 1e-2, 1e-1))}
     monkeypatch.setattr("sdatoms.bench.personalization.METHODS", few)
+    monkeypatch.setattr("sdatoms.bench.one_subject.METHODS", few)
     own = replace(plan, methods=("atoms",), tasks=None, steps=(1,))
     strip = plan.output_dir / "strip.png"
     (entry,) = show_subject(Bench(own), "octopus", strip, ["atoms"])
