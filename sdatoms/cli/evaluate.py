@@ -57,10 +57,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     add_base_flags(parser)
     parser.add_argument(
-        "--evaluator", default=None, help="a CLIP model, folder or hub id (default: the bundled)"
+        "--evaluator",
+        default=None,
+        help="clip or dinov2, from the hub's local cache or the hub, or a CLIP model, folder or "
+        "hub id (default: the bundled)",
     )
     parser.add_argument(
-        "--style_evaluator", default=None, help="a DINOv2 model for fidelity, diversity and drift"
+        "--style_evaluator",
+        default=None,
+        help="dinov2, clip, or a vision model, folder or hub id, for fidelity, diversity and drift",
     )
     add_sampling_flags(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (default: 8)")

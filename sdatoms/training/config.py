@@ -276,10 +276,11 @@ class TrainConfig:
     """In place of pictures held back, a folder or zip of others to measure the validation loss
     on."""
     evaluator: str | None = None
-    """CLIP model, folder or hub id, that measures the samples; for the bundled base, the bundled
-    one."""
+    """What measures the samples: clip or dinov2, from the hub's local cache or the hub, or a CLIP
+    model, folder or hub id; for the bundled base, the bundled one."""
     style_evaluator: str | None = None
-    """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
+    """What measures fidelity beside a CLIP model that is not ours: dinov2, clip, or a vision model,
+    folder or hub id."""
     best_metric: str | None = None
     """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance, of
     bundled subjects in scenes also truth, error, followed; validation_loss, whose least is best; or

@@ -97,8 +97,10 @@ class TrainPage:
         return found
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
-        base = self.studio.base
-        return settings | ({"pretrained_model_name_or_path": base} if base else {})
+        """The settings with the operator's base and evaluators."""
+        base, models = self.studio.base, self.studio.labellers
+        measured = {n: models[n] for n in ("evaluator", "style_evaluator") if n in models}
+        return settings | measured | ({"pretrained_model_name_or_path": base} if base else {})
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
         return check_settings(dict(zip(self.names, values, strict=True)))
