@@ -32,7 +32,7 @@ from sdatoms.training.results import write_results
 from sdatoms.training.run_folder import RunDirectory, write_toml
 from sdatoms.training.samples import Best, Evaluate
 from sdatoms.training.sampling import Sampler
-from sdatoms.training.stopping import StopRequest, TrainingStopped
+from sdatoms.training.stopping import WISHES, StopRequest, TrainingStopped
 from sdatoms.training.trackers import Trackers, check_tracker
 from sdatoms.training.trainer import Trainer, TrainStep
 from sdatoms.training.validation_loss import ValidationLoss
@@ -269,6 +269,8 @@ class Run:
         if trainer.main:
             self.directory.create()
         self.claim()
+        for name in WISHES if trainer.main else ():
+            self.directory.take_wish(name)  # of a run that is over
         self.step = trainer.step
         if trainer.main:
             write_whole(self.directory.path / "config.toml", text.encode())
@@ -358,7 +360,10 @@ class Run:
                 raise TrainingStopped(trainer.step, saved=True)
             step = trainer.take_step()
             self.step = step.step
+            wishes = self.take_wishes()
             metrics = self.validate() if self.is_due(step.step) else {}
+            if "samples" in wishes and not self.is_due(step.step):
+                metrics = self.validate(asked=True)
             row = {**step._asdict(), **metrics}
             eta = (time.time() - began) / (step.step - start) * (total - step.step)
             if trainer.main:
@@ -368,6 +373,9 @@ class Run:
                 self.trackers.log(row, step.step)
             if step.step % self.config.checkpointing_steps == 0 and step.step < total:
                 self.save()
+            elif "checkpoint" in wishes:
+                self.save()
+                self.note(f"saved step {step.step} as asked")
             yield step
         if trainer.step < total:
             self.log(f"stopped early at step {trainer.step}")
@@ -395,9 +403,27 @@ class Run:
             save_checkpoint(self.trainer, self.directory, self.record, further, limit)
         self.saved = self.trainer.step
 
-    def validate(self, base: bool = False) -> dict[str, float]:
-        """Paint and measure samples; the best so far is kept. Nothing where a stop is asked for
-        meanwhile, which is then heard before the next step."""
+    def take_wishes(self) -> set[str]:
+        """What was asked for since the last step, by a signal or a file; each is done once."""
+        if not self.trainer.main:
+            return set()
+        wishes = {name for name in WISHES if self.directory.take_wish(name)} | self.stop.wishes
+        self.stop.wishes.clear()
+        if "samples" in wishes and not self.trainer.data.paints:
+            self.note(
+                "no samples are painted in this run: what paints them was freed; --validation_steps"
+                " and --num_validation_images above 0 keep it"
+            )
+        return wishes
+
+    def validate(self, base: bool = False, asked: bool = False) -> dict[str, float]:
+        """Paint and measure samples; the best so far is kept. No samples where a stop is asked for
+        meanwhile, which is then heard before the next step.
+
+        Args:
+            asked: by hand, between the steps that are due: the best step and the patience are left
+                as they are, so that looking changes nothing.
+        """
         trainer = self.trainer
         if not trainer.main:
             return {}
@@ -407,7 +433,7 @@ class Run:
             self.report("validation", force=True)
             loss = self.validation.measure(base)
             metrics = {LOSS: loss}
-            self.keep(name, metrics)
+            self.keep(name, metrics, offer=not asked)
         if not trainer.data.paints:
             return metrics
         try:
@@ -416,13 +442,15 @@ class Run:
             return metrics
         if self.trackers:
             self.trackers.show(name, pictures, self.sampler.prompts, trainer.step)
-        self.keep(name, found)
+        self.keep(name, found, offer=not asked)
+        if asked:
+            self.note(f"painted samples of step {trainer.step} as asked")
         if self.best and not base and self.best.metric not in metrics | found:
             self.best.offer(trainer.step, metrics | found, {})  # says what is measured
         return metrics | found
 
-    def keep(self, name: str, metrics: dict[str, float]) -> None:
-        """Note what was measured; the step whose measure is the best so far is kept."""
+    def keep(self, name: str, metrics: dict[str, float], *, offer: bool = True) -> None:
+        """Note what was measured; with `offer`, the step is kept where it is the best so far."""
         trainer = self.trainer
         before = self.measured.get(name, {})
         if metrics:
@@ -430,7 +458,7 @@ class Run:
             self.log(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         metric = self.best.metric if self.best else ""
         # A step whose samples were cut short is measured again; its loss was offered already.
-        if not self.best or name == "base" or metric not in metrics:
+        if not self.best or name == "base" or metric not in metrics or not offer:
             return
         if metric == LOSS and LOSS in before:
             return

@@ -16,6 +16,7 @@ from typing import Any
 from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.storage import read_table
+from sdatoms.training.stopping import WISHES
 from sdatoms_app.queue.training import Training, read_request, read_training
 from sdatoms_app.queue.worker import (
     JOB,
@@ -152,6 +153,21 @@ class Queue:
                 update_job(training.path, stop_requested=True)
                 if training.pid:
                     os.kill(training.pid, signal.SIGTERM)
+        return self.find(id)
+
+    def ask(self, id: str, wish: str) -> Training:
+        """Ask a training for `samples` or a `checkpoint` after the step that is under way.
+
+        It is asked by a file in its directory, as anybody may: a signal would end a trainer that
+        does not listen yet.
+
+        Raises:
+            AtomError: no such run, or it is not under way.
+        """
+        training = self.find(id)
+        if training.state != "running" or wish not in WISHES:
+            raise AtomError(f"the run {id!r} is not running; it is {training.state}")
+        (training.path / f"{wish}.now").touch()
         return self.find(id)
 
     def resume(self, id: str, more_steps: int = 0) -> Training:

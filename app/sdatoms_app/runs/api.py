@@ -34,6 +34,14 @@ def build_runs_api(page: TrainPage) -> None:
         """Ask a training to save its state and stop; a queued one leaves the queue."""
         return summarize(queue.stop(run))
 
+    def sample_training(run: str) -> dict:
+        """Ask a running training to paint and measure samples after this step."""
+        return summarize(queue.ask(run, "samples"))
+
+    def save_training(run: str) -> dict:
+        """Ask a running training to save a checkpoint after this step."""
+        return summarize(queue.ask(run, "checkpoint"))
+
     def resume_training(run: str) -> dict:
         """Queue a stopped or failed training again from its last checkpoint."""
         return summarize(queue.resume(run))
@@ -110,6 +118,8 @@ def build_runs_api(page: TrainPage) -> None:
         list_trainings,
         get_training,
         stop_training,
+        sample_training,
+        save_training,
         resume_training,
         extend_training,
         delete_training,

@@ -39,6 +39,8 @@ class Page:
 
     status: gr.HTML
     stop: gr.Button
+    sample: gr.Button
+    save: gr.Button
     resume: gr.Button
     send: gr.Button
     again: gr.Button
@@ -103,6 +105,8 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
     )
     with gr.Row():
         stop = gr.Button("Stop and save", variant="stop", elem_id="run-stop", min_width=120)
+        sample = gr.Button("Sample now", elem_id="run-sample", min_width=120)
+        save = gr.Button("Save now", elem_id="run-save", min_width=120)
         resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
         send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
         again = gr.Button("Train again with these settings", elem_id="run-again", min_width=320)
@@ -156,7 +160,9 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
                 label="Delete this run, its pictures and its atoms", elem_id="run-sure"
             )
             delete = gr.Button("Delete", variant="stop", elem_id="run-delete", min_width=120)
-    page = Page(status, stop, resume, send, again, samples, loss, more, log, config, download)
+    page = Page(
+        status, stop, sample, save, resume, send, again, samples, loss, more, log, config, download
+    )
     return page, Controls(runs, log_scale, smoothing, steps, extend, pack, sure, delete)
 
 
@@ -198,6 +204,16 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
         queue.stop(id or "")
 
     @show_errors
+    def press_sample(id: str | None) -> None:
+        queue.ask(id or "", "samples")
+        gr.Info("Samples are painted after this step.")
+
+    @show_errors
+    def press_save(id: str | None) -> None:
+        queue.ask(id or "", "checkpoint")
+        gr.Info("A checkpoint is saved after this step.")
+
+    @show_errors
     def press_resume(id: str | None) -> None:
         queue.resume(id or "")
 
@@ -222,6 +238,8 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
     runs = controls.runs
     for button, press, given, filled in (
         (page.stop, press_stop, [runs], None),
+        (page.sample, press_sample, [runs], None),
+        (page.save, press_save, [runs], None),
         (page.resume, press_resume, [runs], None),
         (controls.extend, press_extend, [runs, controls.steps], None),
         (controls.delete, press_delete, [runs, controls.sure], controls.sure),

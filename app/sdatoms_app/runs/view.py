@@ -95,6 +95,7 @@ def offer_buttons(training: Training) -> list[Any]:
             value="Leave the queue" if training.state == "queued" else "Stop and save",
             interactive=training.live and not training.stopping,
         ),
+        *[gr.Button(interactive=training.state == "running" and not training.stopping)] * 2,
         gr.Button(interactive=training.state in ("stopped", "failed")),
         gr.Button(interactive=training.newest is not None),
         gr.Button(interactive=True),

@@ -1,5 +1,6 @@
 """The training queue on disk: order, dead processes, and names that are no paths."""
 
+import functools
 import json
 import os
 import subprocess
@@ -66,6 +67,27 @@ def test_a_refused_job_leaves_nothing(queue):
         queue.add("one more", {}, fill)
 
 
+def test_a_running_training_is_asked_by_a_file_and_no_other_is(queue):
+    job = queue.add("x", {}, fill)
+    with pytest.raises(sdatoms.AtomError, match="is not running; it is queued"):
+        queue.ask(job.id, "samples")
+    claim_job(queue.root)
+    words = [sys.executable, "-c", "input()", "train", str(job.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        with hold_lock(queue.root):
+            update_job(job.path, pid=process.pid)
+        status = {"phase": "training", "pid": process.pid, "heartbeat": time.time()}
+        (job.path / "status.json").write_text(json.dumps(status))
+        for wish in ("samples", "checkpoint"):
+            queue.ask(job.id, wish)
+            assert (job.path / f"{wish}.now").is_file()
+        with pytest.raises(sdatoms.AtomError):
+            queue.ask(job.id, "../x")
+        process.communicate(b"\n")
+    with pytest.raises(sdatoms.AtomError, match="is not running"):
+        queue.ask(job.id, "samples")
+
+
 def test_a_full_disk_takes_no_training(queue, monkeypatch):
     monkeypatch.setattr("sdatoms_app.queue.queue.FREE_BYTES", 1 << 60)
     with pytest.raises(sdatoms.AtomError, match="of the disk are free"):
@@ -78,7 +100,8 @@ def test_a_full_disk_takes_no_training(queue, monkeypatch):
 )
 def test_ids_that_are_not_listed_are_refused(queue, id):
     queue.add("x", {}, fill)
-    for ask in (queue.find, queue.stop, queue.resume, queue.delete):
+    sample = functools.partial(queue.ask, wish="samples")
+    for ask in (queue.find, queue.stop, queue.resume, queue.delete, sample):
         with pytest.raises(sdatoms.AtomError, match="is listed; refresh"):
             ask(id)
 
