@@ -276,16 +276,14 @@ class TrainConfig:
     """In place of pictures held back, a folder or zip of others to measure the validation loss
     on."""
     evaluator: str | None = None
-    """What measures the samples: clip or dinov2, from the hub's local cache or the hub, or a CLIP
-    model, folder or hub id; for the bundled base, the bundled one."""
+    """What measures the samples: clip, dinov2, or a CLIP model, folder or hub id; the bundled base
+    has its own."""
     style_evaluator: str | None = None
     """What measures fidelity beside a CLIP model that is not ours: dinov2, clip, or a vision model,
     folder or hub id."""
     best_metric: str | None = None
-    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance, of
-    bundled subjects in scenes also truth, error, followed; validation_loss, whose least is best; or
-    auto: fidelity where samples are measured, else validation_loss, holding back one picture in
-    eight."""
+    """Measured name that chooses the final file: auto, fidelity, alignment, diversity, drift,
+    balance, truth, validation_loss."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None

@@ -1,5 +1,7 @@
-"""What a training is asked meanwhile: to stop, heard between pictures and steps, whatever goes on;
-to paint samples or save a checkpoint now, heard after the step that is under way."""
+"""What a training is asked meanwhile: to stop, and to paint samples or save a checkpoint now.
+
+A stop is heard between pictures and steps, whatever goes on; the others after the step under way.
+"""
 
 from __future__ import annotations
 

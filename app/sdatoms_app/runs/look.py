@@ -34,7 +34,7 @@ WATCHED = {
     "config": "config.toml",
 }
 """Part of the page → the file or folder of a run that it is drawn from."""
-BUTTONS = 6
+BUTTONS = 9
 PARTS = 7 + BUTTONS
 """Widgets of the page: the status, buttons, samples, two plots, log, settings, download."""
 
@@ -70,7 +70,8 @@ def show_none(before: dict[str, Any]) -> list[Any]:
     if before.get("id", "") is None:
         return [gr.skip()] * PARTS
     empty = "<p>No training was started yet; the Train tab starts one.</p>"
-    return [empty, *[gr.Button(interactive=False)] * BUTTONS, *[gr.skip()] * 6]
+    buttons = [gr.Button(interactive=False)] * (BUTTONS - 3) + [gr.Button(visible=False)] * 3
+    return [empty, *buttons, *[gr.skip()] * 6]
 
 
 def show_training(

@@ -18,6 +18,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.labelling import put_trigger
 from sdatoms.training.picture_checks import PictureCheck
 from sdatoms.training.presets import expand_preset
+from sdatoms.training.real_presets import REAL_PRESETS
 from sdatoms_app.queue.queue import INSTANCES, Queue
 from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
@@ -85,10 +86,16 @@ class TrainPage:
     def list_folders(self) -> list[str]:
         return list(list_folders(self.places))
 
+    def name_presets(self) -> list[str]:
+        """Presets that are meant for the operator's base, or for any."""
+        side = read_resolution(self.studio.base) if self.studio.base else 0
+        real = {name: REAL_PRESETS.get(name.lower()) for name in PRESETS}
+        return [name for name, preset in real.items() if preset is None or preset.side == side]
+
     def list_presets(self) -> list[tuple[str, str]]:
         """Presets with their steps and what was measured for them."""
         found = []
-        for name in PRESETS:
+        for name in self.name_presets():
             settings = self.with_base(read_preset(name))
             facts = self.measured.find(settings)
             quoted = "" if self.studio.base else quote_cost(name)
