@@ -365,8 +365,9 @@ class TrainPage:
         """Measure every preset on this machine; each is done once."""
         draft = self.open(token)
         self.check_idle()
-        for number, name in enumerate(PRESETS):
-            progress((number, len(PRESETS)), desc=f"measuring {name}")
+        names = self.name_presets()
+        for number, name in enumerate(names):
+            progress((number, len(names)), desc=f"measuring {name}")
             settings = self.with_base(read_preset(name))
             with self.studio.lend(MEASURING):
                 self.measured.measure(settings, sample_folder(draft))
