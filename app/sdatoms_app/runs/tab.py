@@ -154,7 +154,8 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
     if len(gpus) > 1:
         named = [(f"GPU {k}: {name}", k) for k, name in enumerate(gpus)]
         gpu = gr.Dropdown(
-            [("the trainer's choice", None), *named],
+            [("the trainer's choice", -1), *named],
+            value=-1,
             label="GPU of the chosen run, while it waits",
             elem_id="run-gpu",
         )
@@ -229,7 +230,7 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
 
     @show_errors
     def press_gpu(id: str | None, gpu: int | None) -> None:
-        queue.choose_gpu(id or "", gpu)
+        queue.choose_gpu(id or "", None if gpu == -1 else gpu)
 
     @show_errors
     def press_sample(id: str | None) -> None:
