@@ -24,7 +24,7 @@ from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lokr, tune_lora
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer
-from sdatoms.evaluation.truth import choose_prompts, find_truth
+from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.batches import Draw, draw_batches
@@ -87,7 +87,7 @@ def measure_methods(
     folder, about = read_subject(subject)
     results, pictures_dir = output_dir / f"{subject}.json", output_dir / subject
     pictures_dir.mkdir(parents=True, exist_ok=True)
-    prompts = choose_prompts(find_truth(folder), about["instance_prompt"])
+    prompts = choose_prompts(find_truth(folder), about["instance_prompt"], FIVE_KINDS)
     pipe = load_base()
     config = TrainConfig(
         instance_data_dir=str(folder),

@@ -161,6 +161,21 @@ def test_no_event_fetches_an_address(address):
     assert hits == []
 
 
+def test_no_event_fetches_a_public_address(address, monkeypatch):
+    asked = []
+
+    async def get(url, *rest, **more):
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("safehttpx.get", get)
+    harden(local=True, offline=False)
+    file = {"path": "http://93.184.216.34/x.png", "meta": {"_type": "gradio.FileData"}}
+    for number, inputs in list_file_events(address):
+        assert not run_event(address, number, fill_inputs(inputs, file))["success"]
+    assert asked == []
+
+
 def test_files_outside_the_outputs_are_not_served(address, studio, adapters_dir):
     inside = studio.outputs / "x.txt"
     inside.write_text("mine")
