@@ -9,9 +9,11 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.diffusion.family import read_resolution
 from sdatoms.storage import find_assets
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset
+from sdatoms.training.real_presets import REAL_PRESETS
 from sdatoms_app.queue.queue import INSTANCES, Queue
 from sdatoms_app.queue.training import Training, read_request
 from sdatoms_app.shared.html import count
@@ -58,10 +60,16 @@ class TrainPage(PicturesPart):
         self.names = [*PLAIN, *self.folded]
         """Every setting of the form, in the order its values come in."""
 
+    def name_presets(self) -> list[str]:
+        """Presets that are meant for the operator's base, or for any."""
+        side = read_resolution(self.studio.base) if self.studio.base else 0
+        real = {name: REAL_PRESETS.get(name.lower()) for name in PRESETS}
+        return [name for name, preset in real.items() if preset is None or preset.side == side]
+
     def list_presets(self) -> list[tuple[str, str]]:
         """Presets with their steps and what was measured for them."""
         found = []
-        for name in PRESETS:
+        for name in self.name_presets():
             settings = self.with_base(read_preset(name))
             facts = self.measured.find(settings)
             quoted = "" if self.studio.base else quote_cost(name)
@@ -70,8 +78,10 @@ class TrainPage(PicturesPart):
         return found
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
-        base = self.studio.base
-        return settings | ({"pretrained_model_name_or_path": base} if base else {})
+        """The settings with the operator's base and evaluators."""
+        base, models = self.studio.base, self.studio.labellers
+        measured = {n: models[n] for n in ("evaluator", "style_evaluator") if n in models}
+        return settings | measured | ({"pretrained_model_name_or_path": base} if base else {})
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
         return check_settings(dict(zip(self.names, values, strict=True)))
@@ -135,8 +145,9 @@ class TrainPage(PicturesPart):
         """Measure every preset on this machine; each is done once."""
         draft = self.open(token)
         self.check_idle()
-        for number, name in enumerate(PRESETS):
-            progress((number, len(PRESETS)), desc=f"measuring {name}")
+        names = self.name_presets()
+        for number, name in enumerate(names):
+            progress((number, len(names)), desc=f"measuring {name}")
             settings = self.with_base(read_preset(name))
             with self.studio.lend(MEASURING):
                 self.measured.measure(settings, sample_folder(draft))
