@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from sdatoms.bench.base_dtype import CONFIGS, measure_config
-from sdatoms.bench.process import call_apart, name_device
+from sdatoms.bench.process import call_apart
 from sdatoms.storage import write_whole
+from sdatoms.training.report import name_device
 
 
 def main() -> None:

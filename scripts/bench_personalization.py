@@ -1,16 +1,14 @@
-"""Personalize the bundled base by filter atoms and by their peers, side by side, in one run.
+"""Personalize a base by filter atoms and by their peers, side by side.
 
-    python scripts/bench_personalization.py --subject octopus --output_dir outputs/bench
+    python scripts/bench_personalization.py --choose --output_dir outputs/bench
+    python scripts/bench_personalization.py --report --output_dir outputs/bench
 
-Every method sees the same batches, noise and timesteps, the same number of steps and AdamW; each
-takes its learning rates from a list, since rates do not carry over between methods. JSON tells for
-every method and rate the trained numbers, the bytes of the file, seconds a step, loss, and what
-`sdatoms evaluate` measures, on prompts not trained on; a method's best rate is the one with the
-largest sum of fidelity and likeness: of a thing that the base has never seen, alignment is no
-guide. Run again, it goes on where it was stopped.
+`--choose` finds every method's rate and number of steps on validation tasks, `--report` trains by
+them on test tasks and writes report.json, report.md and report.html. `--fast` does both with a few
+methods and steps. Every training is kept in the folder; run again, it goes on where it was stopped.
 
-A PNG shows the pictures given and one row a method at its best rate; `--strip FILE` writes a
-smaller one, for the methods named by `--strip_methods`.
+Without any of them the methods are put side by side on one `--subject`, as a PNG beside
+`--output_dir`'s cells; `--strip FILE` writes a smaller one, of `--strip_methods`.
 """
 
 from __future__ import annotations
@@ -18,7 +16,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdatoms.bench.personalization import METHODS, SEEDS, draw_methods, measure_methods
+from sdatoms.bench.methods import METHODS
+from sdatoms.bench.one_subject import SHOWN, show_subject
+from sdatoms.bench.personalization import Bench, Plan, shrink
+from sdatoms.bench.personalization_report import write_report
+from sdatoms.errors import AtomError
 
 STRIP = ("LoRA r4 attention", "LoRA r4 attention + conv", "overcomplete")
 
@@ -27,29 +29,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    for name in ("choose", "report", "fast"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--tasks", nargs="*", default=None)
+    parser.add_argument("--photographs", type=Path, help="folder of DreamBooth subjects")
+    parser.add_argument("--base", help="base model; the bundled one when not given")
+    parser.add_argument("--evaluator")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", nargs="*", type=int, default=[200, 400])
     parser.add_argument("--subject", default="octopus")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--max_train_steps", type=int, default=300)
     parser.add_argument("--train_batch_size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--strip", type=Path, default=None)
-    parser.add_argument("--strip_methods", nargs="*", default=list(STRIP), choices=list(METHODS))
+    parser.add_argument("--strip_methods", nargs="*", default=list(STRIP), metavar="METHOD")
     args = parser.parse_args()
-    best = measure_methods(
-        args.subject,
-        args.methods,
+    whole = args.choose or args.report or args.fast
+    plan = Plan(
         args.output_dir,
-        max_train_steps=args.max_train_steps,
-        train_batch_size=args.train_batch_size,
-        seed=args.seed,
+        methods=tuple(args.methods or (Plan.methods if whole else SHOWN)),
+        tasks=tuple(args.tasks) if args.tasks else None,
+        photographs=args.photographs,
+        base=args.base,
+        evaluator=args.evaluator,
+        seeds=tuple(args.seeds) if whole else (args.seed,),
+        steps=tuple(sorted(args.steps)) if whole else (args.max_train_steps,),
+        batch_size=args.train_batch_size,
     )
-    grid = draw_methods(args.subject, best.values(), args.output_dir)
-    grid.save(args.output_dir / f"{args.subject}.png")
-    if args.strip:
-        shown = [best[name] for name in args.strip_methods]
-        strip = draw_methods(args.subject, shown, args.output_dir, every=len(SEEDS) + 1)
-        strip.save(args.strip)
+    try:
+        bench = Bench(shrink(plan) if args.fast else plan)
+        if args.choose or args.fast:
+            bench.choose()
+        if args.report or args.fast:
+            print(write_report(bench, *bench.test(), args.output_dir))
+        if not whole:
+            show_subject(bench, args.subject, args.strip, args.strip_methods)
+    except AtomError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 
 from sdatoms.bench.presets import measure_presets, read_presets
-from sdatoms.bench.process import call_apart, name_device
+from sdatoms.bench.process import call_apart
 from sdatoms.bench.training import CASES, METHODS, list_cases, measure_beside, measure_cases
 from sdatoms.storage import write_whole
 from sdatoms.training.presets import PRESETS
+from sdatoms.training.real_presets import REAL_PRESETS
+from sdatoms.training.report import name_device
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     facts |= {"device": name_device()}
     if args.presets is not None:
         known = facts["presets"] = read_presets(facts, args.output)
-        names = args.presets or list(PRESETS)
+        names = args.presets or [name for name in PRESETS if name not in REAL_PRESETS]
         for name, row in measure_presets(names, args.steps, args.evaluator, args.threads):
             known[name] = row
             write(facts, args.output)

@@ -160,7 +160,8 @@ def serve(
         max_side: the longest side of a picture that may be asked for, px.
         while_training: what becomes of pictures while a training has the GPU, see
             `sdatoms_app.studio.handover`.
-        labellers: models that label pictures on the Train tab: `captioner`, `segmenter`.
+        labellers: models that label pictures on the Train tab, `captioner` and `segmenter`, or
+            measure trainings, `evaluator` and `style_evaluator`.
 
     Raises:
         AtomError: flags that do not go together, a missing folder or package, or the port is taken.

@@ -200,9 +200,22 @@ def read_auth(entries: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+async def refuse_address(url: str) -> Any:
+    """Stands in for Gradio's download of what a visitor gives in place of a file.
+
+    Raises:
+        AtomError: always.
+    """
+    raise AtomError(f"the address {clip(url)!r} is not fetched; upload the file itself")
+
+
 def harden(*, local: bool, offline: bool) -> None:
-    """Settings of the process: pixel limits, no hub token where strangers may come, no hub at all
-    when offline."""
+    """Settings of the process: pixel limits, nothing fetched for visitors, no hub token where
+    strangers may come, no hub at all when offline."""
+    from gradio import processing_utils
+
+    # every download of Gradio's goes through here
+    processing_utils.async_ssrf_protected_get = refuse_address
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # else twice as many pass
     if not local:

@@ -8,6 +8,7 @@ the figure is how often the right caption is found among twenty.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from bundled.base_diet import paint_examples, tokenize
 from bundled.captions import describe
-from bundled.gallery import Example, Gallery, choose_name
+from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
 from sdatoms.evaluation.evaluator import Evaluator
 
@@ -34,15 +35,25 @@ class Variant:
 
 
 def vary_scene(
-    gallery: Gallery, concept: int, scene: Scene, count: int, rng: random.Random
+    gallery: Gallery,
+    concept: int,
+    scene: Scene,
+    count: int,
+    rng: random.Random,
+    second: str | None = None,
+    evenly: bool = False,
 ) -> list[Variant]:
     """Up to `count` different scenes of the same thing that differ in one modifier and can be told
     from `scene`; up to a half change or drop one, the others add one.
 
     Scenes with a held-out pair are left out unless `scene` itself has one.
+
+    Args:
+        second: key of a second thing, where `scene` has none; drawn when not given.
+        evenly: take every kind of modifier as often, where by chance those of many values come.
     """
     own = dict(scene.modifiers)
-    second = scene.second or gallery.concepts[gallery.choose_subject(rng)].key
+    second = scene.second or second or gallery.concepts[gallery.choose_subject(rng)].key
     if second == gallery.concepts[concept].key:
         second = None
     hidden = holds_held_out_pair(scene.modifiers)
@@ -61,8 +72,22 @@ def vary_scene(
                 continue
             other = Scene(**found, second=second if "relation" in found else None)
             (changed if kind in own else added).append(Variant(kind, other))
-    picked = rng.sample(changed, min(len(changed), -(-count // 2)))
-    return picked + rng.sample(added, min(len(added), count - len(picked)))
+    for variants in (changed, added):
+        rng.shuffle(variants)
+        if evenly:
+            variants[:] = take_turns(variants)
+    picked = changed[: -(-count // 2)]
+    return picked + added[: count - len(picked)]
+
+
+def take_turns(variants: Sequence[Variant]) -> list[Variant]:
+    """The first of every kind, then the second of every kind, …"""
+    seen: Counter[str] = Counter()
+    turns = []
+    for variant in variants:
+        turns.append((seen[variant.kind], variant))
+        seen[variant.kind] += 1
+    return [variant for _, variant in sorted(turns, key=lambda turn: turn[0])]
 
 
 @dataclass(frozen=True)
@@ -82,7 +107,7 @@ class SceneDiet:
 
     def draw_group(self, rng: random.Random) -> list[Example]:
         gallery, first = self.gallery, self.gallery.draw_example(rng)
-        variants = vary_scene(gallery, first.concept, first.scene, self.size - 1, rng)
+        variants = vary_scene(gallery, first.concept, first.scene, self.size - 1, rng, evenly=True)
         name = choose_name(gallery.concepts[first.concept], rng)
         return [
             Example(first.concept, scene, rng.randrange(1 << 16), caption)
@@ -123,15 +148,25 @@ def score_captions(
     """How often the right caption is nearest to a true scene, among twenty that differ from it in
     one modifier; and by kind, how often it is nearer than one that differs in that kind.
 
-    In the plainest wording; `gallery` holds things that nothing was trained on.
+    In the plainest wording. The things are the held-out ones of `gallery`, where it has any, and
+    the second thing of a scene is one of the others: of two unknown things nobody could say which
+    is above.
     """
     rng = random.Random(f"captions {seed}")
+    strange = [i for i in gallery.subjects if gallery.concepts[i].held_out] or gallery.subjects
+    known = [i for i in gallery.subjects if not gallery.concepts[i].held_out]
     examples, texts, kinds = [], [], []
     while len(examples) < count:
-        example = gallery.draw_example(rng)
-        variants = vary_scene(gallery, example.concept, example.scene, CANDIDATES - 1, rng)
+        concept, second = rng.choice(strange), gallery.concepts[rng.choice(known)].key
+        if second == gallery.concepts[concept].key:
+            continue
+        scene = draw_scene(rng, allowed=gallery.open_to[concept], second=second)
+        if scene is None or gallery.unseen[concept] & set(scene.modifiers):
+            continue
+        variants = vary_scene(gallery, concept, scene, CANDIDATES - 1, rng, second)
         if len(variants) < CANDIDATES - 1:
             continue
+        example = Example(concept, scene, rng.randrange(1 << 16), "")
         name = gallery.concepts[example.concept].name
         examples.append(example)
         kinds.append([variant.kind for variant in variants])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,13 @@ from diffusers.training_utils import EMAModel
 
 from bundled import evaluator_models as models
 from bundled import evaluator_styles as styles
-from bundled.base_data import fetch_packages, load_concepts, read_held_out, write_caption
+from bundled.base_data import (
+    Concept,
+    fetch_packages,
+    load_concepts,
+    read_held_out,
+    write_caption,
+)
 from bundled.base_diet import tokenize
 from bundled.base_export import load_ema
 from bundled.base_stages import settle_precision
@@ -78,18 +85,18 @@ class Run:
 
     @cached_property
     def gallery(self) -> Gallery:
-        """What scenes are made of."""
-        return self.load_gallery(held_out=False)
+        """What scenes are made of, without the held-out concepts."""
+        return self.load_gallery(lambda concept: not concept.held_out)
 
     @cached_property
-    def hidden(self) -> Gallery:
-        """The concepts in `held_out.txt`."""
-        return self.load_gallery(held_out=True)
+    def whole(self) -> Gallery:
+        """The same with them."""
+        return self.load_gallery(lambda concept: True)
 
-    def load_gallery(self, *, held_out: bool) -> Gallery:
+    def load_gallery(self, wanted: Callable[[Concept], bool]) -> Gallery:
         packages = fetch_packages(self.packages)
         concepts = load_concepts(packages, read_held_out())
-        return load_gallery(packages, [c for c in concepts if c.held_out == held_out])
+        return load_gallery(packages, [c for c in concepts if wanted(c)])
 
 
 def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
@@ -124,7 +131,7 @@ def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
     def show() -> dict:
         evaluator = make_evaluator(model, StyleHead(), tokenizer, run.run_dir)
         found = score_concepts(evaluator, held, everything)
-        found |= score_captions(evaluator, run.hidden, 200)
+        found |= score_captions(evaluator, run.whole, 200)
         model.requires_grad_(True).train()
         return found
 
@@ -231,7 +238,7 @@ def open_trained(run: Run, everything: Collection, tokenizer) -> tuple[torch.nn.
 def judge_captions(run: Run, everything: Collection, tokenizer) -> dict:
     """How often the right caption of a held-out scene is found, as the weights are now."""
     clip, head = open_trained(run, everything, tokenizer)
-    return score_captions(make_evaluator(clip, head, tokenizer, run.run_dir), run.hidden)
+    return score_captions(make_evaluator(clip, head, tokenizer, run.run_dir), run.whole)
 
 
 def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:
@@ -243,7 +250,7 @@ def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:
     figures = score_concepts(evaluator, held, everything) | {
         "vendor": score_vendors(evaluator, held, everything),
         "same_picture": score_pictures(evaluator, held),
-        **score_captions(evaluator, run.hidden),
+        **score_captions(evaluator, run.whole),
     }
     (staging / "README.md").write_text(write_card(figures, everything))
     shutil.rmtree(run.output_dir, ignore_errors=True)

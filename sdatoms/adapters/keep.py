@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.weights import LayerWeight
+from sdatoms.models.original_layout import FileNames, find_file_names
 
 __all__ = [
     "KEEPS",
@@ -51,8 +52,9 @@ class StoredWeight:
 
     path: Path
     key: str
+    shape: torch.Size
+    """Of the live weight, as is the dtype; the file's may be others of the same numbers."""
     dtype: torch.dtype
-    """Of the live weight; the file's may be another that casts to the same bits."""
     origin: int
     """Checksum of the pristine weight."""
 
@@ -73,8 +75,8 @@ class StoredWeight:
         self.check()
         try:
             with safe_open(self.path, framework="pt") as file:
-                weight = file.get_tensor(self.key).to(self.dtype)
-        except (OSError, SafetensorError) as error:
+                weight = file.get_tensor(self.key).to(self.dtype).reshape(self.shape)
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise AtomError(
                 f"the base's file {str(self.path)!r} cannot be read while adapters are baked in "
                 f"({error}); put it back, or reload the base model"
@@ -136,27 +138,35 @@ def can_attach(base: LayerWeight) -> bool:
 
 
 def find_stored(root: nn.Module, weights: dict[str, LayerWeight]) -> dict[str, StoredWeight]:
-    """Module path → the same bits in the files that a diffusers or transformers model was loaded
-    from, for those of `weights` that are there."""
+    """Module path → the same bits in the files that a model was opened from, a folder of diffusers
+    or transformers or a single file, for those of `weights` that are there."""
     found: dict[str, StoredWeight] = {}
-    for file in list_files(root):
+    single = find_file_names(root)
+    for file in [single.path] if single else list_files(root):
         try:
             with safe_open(file, framework="pt") as held:
                 names = set(held.keys())
                 for path, base in weights.items():
-                    keys = [f"{prefix}{path}.weight" for prefix in PREFIXES]
-                    keys += [key.removeprefix("text_model.") for key in keys]
+                    keys = list_keys(path, single)
                     key = next((key for key in keys if key in names), None)
                     if key is None or path in found or base.parameter != "weight":
                         continue
-                    live, dtype = base.weight, base.weight.dtype
-                    stored = held.get_tensor(key).to(dtype)
+                    live = base.weight
+                    stored = held.get_tensor(key)
                     own = checksum(live)
-                    if stored.shape == live.shape and checksum(stored) == own:
-                        found[path] = StoredWeight(file, key, dtype, own)
+                    if stored.numel() == live.numel() and checksum(stored.to(live.dtype)) == own:
+                        found[path] = StoredWeight(file, key, live.shape, live.dtype, own)
         except (OSError, SafetensorError):
             continue
     return found
+
+
+def list_keys(path: str, single: FileNames | None) -> list[str]:
+    """What the weight at a module path may be called in a file."""
+    name = f"{path}.weight"
+    if single:
+        return [single.keys[name]] if name in single.keys else []
+    return [*(prefix + name for prefix in PREFIXES), name.removeprefix("text_model.")]
 
 
 def list_files(root: nn.Module) -> Iterable[Path]:

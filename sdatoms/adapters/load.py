@@ -378,7 +378,7 @@ def settle_keep(module: nn.Module, state: BakedModule, adapter: Adapter, keep: K
         state.stored |= find_stored(module, plain)
     if keep == "file" and plain and not any(path in state.stored for path in plain):
         raise AtomError(
-            "keep_weights 'file' needs a base loaded from a folder of safetensors, whose weights "
+            "keep_weights 'file' needs a base opened from safetensors, whose weights "
             "are as they were loaded; take 'memory' or 'attach'"
         )
     stored = all(path in state.stored for path in plain)

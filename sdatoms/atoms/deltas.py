@@ -167,7 +167,7 @@ def form_once(deltas: Iterable[Delta]) -> Iterator[None]:
         pairs = [(t, d.held.grad) for d, t in formed if d.held is not None]
         pairs = [(t, grad) for t, grad in pairs if grad is not None]
         if pairs:
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
     finally:
         for delta, _ in formed:
             delta.held = None

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sdatoms.bench.process import name_device
+from sdatoms.training.report import name_device
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,200 +1,323 @@
-"""The bundled base personalized by filter atoms and by their peers, side by side, in one run.
+"""A base personalized by filter atoms and by their peers, side by side.
 
-Every method sees the same batches, noise and timesteps, the same number of steps and AdamW; each
-takes its learning rates from a list, since rates do not carry over between methods. A method's best
-rate is the one with the largest sum of fidelity and likeness: of a thing that the base has never
-seen, alignment is no guide.
+Every method sees the same batches, noise and timesteps, the same number of steps and the same
+optimizer, and paints by the same sampler. Rates and steps are chosen on validation tasks: from five
+rates a method, and further ones while the best stands at an edge. Every training is kept as a cell,
+so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sdatoms.atoms.config import AtomConfig
-from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lokr, tune_lora, tune_oft
+from sdatoms.bench.cells import Cell, CellStore
+from sdatoms.bench.judge import Judge, Painting
+from sdatoms.bench.methods import BASE, METHODS, Method
+from sdatoms.bench.runs import make_config, read_versions, run_cell
+from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base
+from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import Scorer
-from sdatoms.evaluation.truth import choose_prompts, find_truth
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.storage import read_subject, write_whole
-from sdatoms.training.batches import Draw, draw_batches
-from sdatoms.training.config import TrainConfig
-from sdatoms.training.data import TrainingData
-from sdatoms.training.inputs import check_inputs
-from sdatoms.training.parts import make_buckets, make_denoising, prepare_data
-from sdatoms.training.trainer import choose_attention
+from sdatoms.evaluation.truth import find_truth
+from sdatoms.fingerprint import hash_tensors
+from sdatoms.storage import list_subjects, read_subject, read_table, write_whole
 
-__all__ = ["METHODS", "SEEDS", "draw_methods", "measure_methods"]
+__all__ = [
+    "Bench",
+    "Entry",
+    "Plan",
+    "average",
+    "grow_rates",
+    "score_values",
+    "show_bytes",
+    "shrink",
+]
 
-ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
-CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
-MEASURED = ("fidelity", "likeness", "alignment", "diversity", "drift")
-TRUE = ("truth", "error", "followed")
-SEEDS = (0, 1, 2, 3)
-"""Of the pictures of every prompt, as in `sdatoms demo`."""
+FAST = ("product b16", "atoms", "LoRA r4 attention")
 
 
 @dataclass(frozen=True)
-class Method:
-    """How a method is put into a UNet, and the learning rates it is tried at."""
+class Plan:
+    """What is compared, and how much of it."""
 
-    attach: Callable[[nn.Module], Peer]
-    rates: tuple[float, ...]
-
-
-def use_atoms(**settings: Any) -> Callable[[nn.Module], Peer]:
-    return lambda unet: tune_atoms(unet, AtomConfig(**settings), "sdatoms/emoji-sd")
-
-
-METHODS = {
-    "full fine-tuning": Method(tune_all, (3e-5, 1e-4)),
-    "LoRA r4 attention": Method(lambda unet: tune_lora(unet, ATTENTION), (1e-3, 3e-3)),
-    "LoRA r4 attention + conv": Method(lambda unet: tune_lora(unet, CONVOLUTIONS), (1e-3, 3e-3)),
-    "LoKr r4 attention + conv": Method(lambda unet: tune_lokr(unet, CONVOLUTIONS), (1e-3, 3e-3)),
-    # Its convolutions (PEFT 0.21) unfold without padding, which fails on maps of 2×2.
-    "OFT b4 attention": Method(lambda unet: tune_oft(unet, ATTENTION), (1e-3, 3e-3)),
-    "atoms": Method(use_atoms(variant="atoms"), (1e-2, 3e-2)),
-    "overcomplete": Method(use_atoms(variant="overcomplete"), (3e-3, 1e-2)),
-    "coefficients b2": Method(use_atoms(variant="coefficients", block_size=2), (3e-3, 1e-2)),
-    "full atoms b2": Method(use_atoms(variant="full", block_size=2), (3e-3, 6e-3)),
-}
+    output_dir: Path
+    methods: tuple[str, ...] = tuple(n for n, m in METHODS.items() if not m.left_out)
+    tasks: tuple[str, ...] | None = None
+    """None: all that there are."""
+    photographs: Path | None = None
+    """A folder of DreamBooth subjects, which are tasks too."""
+    base: str | None = None
+    evaluator: str | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    choice_seeds: tuple[int, ...] = (0,)
+    steps: tuple[int, ...] = (200, 400)
+    """Numbers of steps that are chosen from."""
+    batch_size: int = 4
+    painting: Painting = field(default_factory=Painting)
+    growth: int = 4
+    """How many rates may be tried beyond a method's own."""
 
 
-def measure_methods(
-    subject: str,
-    methods: Sequence[str],
-    output_dir: Path,
-    *,
-    max_train_steps: int = 300,
-    train_batch_size: int = 4,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Method → its row at its best rate.
+def shrink(plan: Plan) -> Plan:
+    """The plan in minutes: a few methods, steps, prompts and pictures, on two subjects in scenes.
 
-    `<subject>.json` in `output_dir` holds the rows of all rates, `<subject>/` their pictures; what
-    it holds already is not trained again.
+    It shows that all of it runs; its figures mean nothing.
     """
-    folder, about = read_subject(subject)
-    results, pictures_dir = output_dir / f"{subject}.json", output_dir / subject
-    pictures_dir.mkdir(parents=True, exist_ok=True)
-    prompts = choose_prompts(find_truth(folder), about["instance_prompt"])
-    pipe = load_base()
-    config = TrainConfig(
-        instance_data_dir=str(folder),
-        instance_prompt=about["instance_prompt"],
-        train_batch_size=train_batch_size,
-        seed=seed,
+    split = split_tasks(list_tasks(plan.photographs), plan.output_dir / "split.json")
+    scenes = {part: [n for n in split[part] if find_truth(find_folder(n))] for part in split}
+    return replace(
+        plan,
+        methods=FAST if plan.methods == Plan.methods else plan.methods,
+        tasks=plan.tasks or tuple(name for names in scenes.values() for name in names[:1]),
+        seeds=(0,),
+        steps=(2, 4),
+        batch_size=2,
+        painting=Painting((0, 1), prompts=3, unrelated=2, num_inference_steps=4),
+        growth=0,
     )
-    data = encode_subject(pipe, config)
-    scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
-    save_pictures(pictures_dir / "base", scorer.pictures)
-    asked = {"subject": subject, "steps": max_train_steps, "seed": seed}
-    asked |= {"train_batch_size": train_batch_size, "prompts": prompts}
-    found = json.loads(results.read_text()) if results.is_file() else {}
-    rows = found["rows"] if {k: found.get(k) for k in asked} == asked else []
-    checks = [asdict(row) for row in scorer.check()]
-    for name in methods:
-        for rate in METHODS[name].rates:
-            if any((row["method"], row["rate"]) == (name, rate) for row in rows):
-                continue
-            fresh = load_base()
-            facts = run_method(fresh, METHODS[name], rate, data, config, max_train_steps)
-            measured = asdict(scorer.score(name, fresh))
-            folder_name = f"{name} {rate:g}".replace(" ", "-")
-            save_pictures(pictures_dir / folder_name, scorer.pictures)
-            rows.append({"method": name, "rate": rate, "pictures_dir": folder_name} | facts)
-            rows[-1] |= {key: measured[key] for key in MEASURED}
-            rows[-1] |= {key: measured[key] for key in TRUE if measured[key] is not None}
-            print(json.dumps(rows[-1]), flush=True)
-            write_whole(results, json.dumps(asked | {"rows": rows, "checks": checks}).encode())
-    return {name: pick_best(rows, name) for name in methods}
 
 
-def encode_subject(pipe: Any, config: TrainConfig) -> TrainingData:
-    """The pictures of a subject, encoded as the trainer encodes them."""
-    return prepare_data(pipe, {}, check_inputs(config), make_buckets(pipe, config), config)
+def find_folder(name: str) -> Path | None:
+    return read_subject(name)[0] if name in list_subjects() else None
 
 
-def draw_methods(
-    subject: str, rows: Iterable[dict[str, Any]], output_dir: Path, every: int = 2
-) -> Any:
-    """The pictures given, the base's, and a row a method with the size of its file; one of `every`
-    pictures is shown."""
-    instances = [read_picture(path) for path in find_pictures(read_subject(subject)[0])[0]]
-    read = lambda name: [
-        read_picture(p) for p in sorted((output_dir / subject / name).glob("*.png"))
-    ]
-    groups, labels = [instances[:10], read("base")[::every]], ["pictures given", "base"]
-    for row in rows:
-        groups.append(read(row["pictures_dir"])[::every])
-        size = row["bytes"]
-        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-        labels.append(f"{row['method']}, {shown}")
-    return draw_grid(groups, labels, cell=96)
+@dataclass(frozen=True)
+class Entry:
+    """One test training."""
+
+    cell: Cell
+    kind: str
+    facts: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, list[float | None]]:
+        """Figure → a value a prompt; none of a training that diverged."""
+        return self.facts["marks"].get(str(max(self.cell.steps)), {})
 
 
-def pick_best(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    own = [row for row in rows if row["method"] == name]
-    return max(own, key=lambda row: row["fidelity"] + row["likeness"])
+def score_values(values: dict[str, list[float | None]]) -> float:
+    """What rates and steps are chosen by: truth less drift where truth is known, and else fidelity
+    and alignment less drift."""
+    means = {k: average(v) for k, v in values.items()}
+    gained = means["truth"] if "truth" in means else means["fidelity"] + means["alignment"]
+    return gained - means["drift"]
 
 
-def save_pictures(folder: Path, pictures: list[Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    for k, picture in enumerate(pictures):
-        picture.save(folder / f"{k:02d}.png")
+def average(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else float("nan")
 
 
-def run_method(
-    pipe: Any, method: Method, rate: float, data: TrainingData, config: TrainConfig, steps: int
-) -> dict[str, Any]:
-    """Train one method at one rate on the pipeline's UNet, in place; returns what was measured."""
-    peer = method.attach(pipe.unet)
-    optimizer = torch.optim.AdamW(peer.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    denoising = make_denoising(pipe, config)
-    draw = Draw(denoising, config.seed, config.train_batch_size)
-    losses, seconds = [], []
-    pipe.unet.train()
-    for step in range(steps):
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 20)
-        losses.append(take_step(pipe.unet, data, step, draw))
-        nn.utils.clip_grad_norm_(peer.parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    pipe.unet.eval()
-    return {
-        "parameters": sum(p.numel() for p in peer.parameters),
-        "bytes": len(peer.save()),
-        "seconds_per_step": statistics.median(seconds),
-        "loss": statistics.mean(losses[-50:]),
-    }
+def grow_rates(rates: Sequence[float], best: float) -> float | None:
+    """The next rate beyond the edge at which the best one stands; None where it is inside."""
+    if min(rates) < best < max(rates):
+        return None
+    steps = [float(f"{m * 10.0**e:g}") for e in range(-9, 3) for m in (1, 3)]
+    if best == max(rates):
+        return min((s for s in steps if s > best * 1.01), default=None)
+    return max((s for s in steps if s < best / 1.01), default=None)
 
 
-def take_step(unet: nn.Module, data: TrainingData, step: int, draw: Draw) -> float:
-    (batch,) = draw_batches(data.instances, None, step, draw)
-    noisy = draw.denoising.mix(batch.latents, batch.input_noise, batch.timesteps)
-    target = draw.denoising.target(batch.latents, batch.noise, batch.timesteps)
-    with choose_attention(torch.device("cpu")):
-        condition = data.condition(batch)
-        predicted = unet(
-            noisy,
-            batch.timesteps,
-            condition.context,
-            encoder_attention_mask=condition.mask,
-            return_dict=False,
-        )[0]
-    loss: Tensor = draw.denoising.error(predicted, target, batch.timesteps).mean()
-    loss.backward()
-    return float(loss.detach())
+class Bench:
+    """The trainings of one plan, kept in its folder.
+
+    Raises:
+        AtomError: a method or task is unknown.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.kinds = list_tasks(plan.photographs)
+        unknown = [m for m in plan.methods if m not in METHODS]
+        unknown += [t for t in plan.tasks or () if t not in self.kinds]
+        if unknown:
+            raise AtomError(
+                f"there is no method or task {unknown[0]!r}; tasks are {', '.join(self.kinds)}"
+            )
+        self.split = split_tasks(self.kinds, plan.output_dir / "split.json")
+        self.tasks: dict[str, Task] = {}
+        self.judges: dict[str, Judge] = {}
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The base, never trained."""
+        return load_base(self.plan.base)
+
+    @cached_property
+    def evaluator(self) -> Any:
+        return load_evaluator(self.plan.evaluator)
+
+    @cached_property
+    def store(self) -> CellStore:
+        parts = [self.pipe.unet, self.pipe.vae, self.pipe.text_encoder]
+        own = [part for part in vars(self.evaluator).values() if isinstance(part, nn.Module)]
+        digests = ["".join(hash_tensors(m.state_dict()) for m in group) for group in (parts, own)]
+        names = [hash_text(digest) for digest in digests]
+        return CellStore(self.plan.output_dir / "cells", " ".join(names))
+
+    def list_tasks(self, part: str) -> list[str]:
+        """Names of the validation or test tasks of the plan."""
+        return [n for n in self.split[part] if not self.plan.tasks or n in self.plan.tasks]
+
+    def open(self, name: str) -> Task:
+        if name not in self.tasks:
+            self.tasks[name] = open_task(name, self.plan.output_dir, self.plan.photographs)
+        return self.tasks[name]
+
+    def make_cell(
+        self, method: Method, rate: float, task: str, seed: int, steps: Sequence[int]
+    ) -> Cell:
+        plan = self.plan
+        digest = self.open(task).digest()
+        return Cell(method, rate, task, seed, tuple(steps), plan.batch_size, plan.painting, digest)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """A cell's result, trained now where it is not there, or where a library of another version
+        refused it.
+
+        Raises:
+            AtomError: it is there, made with another base.
+        """
+        found = self.store.read(cell)
+        if found is not None and found.get("versions") in (None, read_versions()):
+            return found
+        task = self.open(cell.task)
+        if cell.task not in self.judges:
+            self.judges[cell.task] = Judge(task, self.evaluator, self.plan.painting, self.pipe)
+        if cell.method is BASE:
+            values, pictures = self.judges[cell.task].measure(self.pipe)
+            facts = dict.fromkeys(("numbers", "bytes", "layers"), 0)
+            result: dict[str, Any] = {**facts, "marks": {"0": values}}
+            self.store.write(cell, result, pictures)
+            return result
+        config = make_config(cell, task, self.plan.base)
+        fresh = load_base(self.plan.base)
+        result, pictures = run_cell(fresh, cell, config, self.judges[cell.task])
+        self.store.write(cell, result, pictures)
+        facts = {k: v for k, v in result.items() if k != "marks"}
+        named = {"method": cell.method.name, "rate": cell.rate, "task": cell.task}
+        print(json.dumps(named | {"seed": cell.seed} | facts), flush=True)
+        return result
+
+    def choose(self) -> dict[str, dict[str, Any]]:
+        """Choose rate and steps of every method for every kind of task, and write `choices.json`:
+        kind → method → what was chosen, whether its rate is inside the grid, and all scores.
+
+        Raises:
+            AtomError: the plan has no validation task.
+        """
+        names = self.list_tasks("validation")
+        if not names:
+            raise AtomError("no task of the plan is a validation task; see split.json for those")
+        path = self.plan.output_dir / "choices.json"
+        choices = read_table(path, {})
+        kinds = {self.kinds[n] for n in (*names, *self.list_tasks("test"))}
+        for kind in sorted(kinds):
+            own = [n for n in names if self.kinds[n] == kind] or names
+            for method in self.plan.methods:
+                chosen = self.choose_rate(METHODS[method], own)
+                choices.setdefault(kind, {})[method] = chosen
+                write_whole(path, (json.dumps(choices, indent=1) + "\n").encode())
+        return choices
+
+    def choose_rate(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
+        """The best rate and number of steps of one method."""
+        plan, scores = self.plan, {}
+        rates, todo = list(method.rates), list(method.rates)
+        most = len(rates) + plan.growth
+        best, steps = rates[0], plan.steps[0]
+        while todo:
+            for rate in todo:
+                found = self.score_rate(method, rate, tasks)
+                if isinstance(found, str):
+                    return {"refused": found}
+                scores |= {(rate, steps): score for steps, score in found.items()}
+            best, steps = max(scores, key=lambda key: scores[key])
+            further = grow_rates(rates, best) if len(rates) < most else None
+            todo = [] if further is None else [further]
+            rates += todo
+        tried = {f"{r:g}, {s} steps": finite(v) for (r, s), v in sorted(scores.items())}
+        inside = min(rates) < best < max(rates)
+        return {
+            "rate": best,
+            "steps": steps,
+            "inside": inside,
+            "tasks": list(tasks),
+            "tried": tried,
+        }
+
+    def score_rate(
+        self, method: Method, rate: float, tasks: Sequence[str]
+    ) -> dict[int, float] | str:
+        """Steps → mean score at one rate, −∞ after it diverged; or why another library refuses."""
+        rows: list[dict[int, float]] = []
+        for task in tasks:
+            for seed in self.plan.choice_seeds:
+                result = self.run(self.make_cell(method, rate, task, seed, self.plan.steps))
+                if "refused" in result:
+                    return str(result["refused"])
+                marks = result["marks"]
+                rows.append(
+                    {
+                        steps: score_values(marks[str(steps)]) if str(steps) in marks else -math.inf
+                        for steps in self.plan.steps
+                    }
+                )
+        return {steps: statistics.mean(r[steps] for r in rows) for steps in self.plan.steps}
+
+    def measure_base(self, task: str) -> Entry:
+        """What the base paints, untrained."""
+        cell = self.make_cell(BASE, 0.0, task, 0, [0])
+        return Entry(cell, self.kinds[task], self.run(cell))
+
+    def test(self) -> tuple[list[Entry], dict[str, str]]:
+        """Train every method by its choice on every test task and seed. Returns the entries,
+        the base's among them, and of each method that another library refuses, why.
+
+        Raises:
+            AtomError: nothing was chosen for a method yet.
+        """
+        choices = read_table(self.plan.output_dir / "choices.json", {})
+        entries, refused = [], {}
+        for task in self.list_tasks("test"):
+            kind = self.kinds[task]
+            entries.append(self.measure_base(task))
+            for name in self.plan.methods:
+                chosen = choices.get(kind, {}).get(name)
+                if chosen is None:
+                    raise AtomError(
+                        f"no rate of {name!r} is chosen for {kind} yet; run with --choose first"
+                    )
+                if "refused" in chosen:
+                    refused[name] = chosen["refused"]
+                    continue
+                for seed in self.plan.seeds:
+                    cell = self.make_cell(
+                        METHODS[name], chosen["rate"], task, seed, [chosen["steps"]]
+                    )
+                    result = self.run(cell)
+                    if "refused" not in result:
+                        entries.append(Entry(cell, kind, result))
+        return entries, refused
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def show_bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,4 +1,4 @@
-"""A figure in a process of its own, and what a process has taken: memory, machine, processor."""
+"""A figure in a process of its own, and what a process has taken: memory, processor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ __all__ = [
     "call_apart",
     "forget_peak",
     "limit_memory",
-    "name_device",
     "read_children_seconds",
     "read_memory",
     "read_peak",
@@ -85,14 +84,6 @@ def read_children_seconds() -> float:
     """Processor seconds of all processes that this one started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def name_device() -> str:
-    """The GPU's name, or the processor's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return found[1] if found else "CPU"
 
 
 if __name__ == "__main__":

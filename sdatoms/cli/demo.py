@@ -21,7 +21,7 @@ from sdatoms.adapters.load import load_atoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Row, Scorer
-from sdatoms.evaluation.truth import Truth, choose_prompts, find_truth
+from sdatoms.evaluation.truth import FIVE_KINDS, Truth, choose_prompts, find_truth
 from sdatoms.files.reader import read_atoms
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject
@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 SUBJECT = "unicorn"
-ASKED = ("place", "colour", "worn", "number", "style")
-"""What the five prompts about a subject in scenes ask for."""
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
     "overcomplete": {"learning_rate": 1e-2},
@@ -105,7 +103,7 @@ def personalize(
     run = Path(output_dir)
     atoms = run / "atoms.safetensors"
     truth = find_truth(folder)
-    prompts = choose_prompts(truth, about["instance_prompt"], ASKED)
+    prompts = choose_prompts(truth, about["instance_prompt"], FIVE_KINDS)
     report(f"painting {len(prompts)} prompts that it was not trained on, before and after")
     pipe = load_base()
     scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdatoms.cli.base import add_base_flags, open_base
+from sdatoms.cli.report import check_report, write_report
 from sdatoms.cli.sampling import add_sampling_flags, read_sampling
 from sdatoms.errors import AtomError
 
@@ -57,13 +58,25 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     add_base_flags(parser)
     parser.add_argument(
-        "--evaluator", default=None, help="a CLIP model, folder or hub id (default: the bundled)"
+        "--evaluator",
+        default=None,
+        help="clip or dinov2, from the hub's local cache or the hub, or a CLIP model, folder or "
+        "hub id (default: the bundled)",
     )
     parser.add_argument(
-        "--style_evaluator", default=None, help="a DINOv2 model for fidelity, diversity and drift"
+        "--style_evaluator",
+        default=None,
+        help="dinov2, clip, or a vision model, folder or hub id, for fidelity, diversity and drift",
     )
     add_sampling_flags(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (default: 8)")
+    parser.add_argument(
+        "--report",
+        default=None,
+        metavar="FILE",
+        help="also write a row to send back, as FILE.md and FILE.json: base, settings, measures, "
+        "card, minutes; no prompts, pictures or folders",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -74,11 +87,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from sdatoms.evaluation.scores import evaluate
     from sdatoms.evaluation.truth import choose_prompts, find_truth
     from sdatoms.files.reader import read_atoms
+    from sdatoms.training.report import name_device
 
     for flag in ("seeds", "batch_size"):
         count = getattr(args, flag)
         if count is not None and count < 1:
             raise AtomError(f"--{flag} is {count}; it takes at least 1")
+    places = check_report(args.report) if args.report else None
     painting = read_sampling(args)
     files = name_files([(path, read_atoms(path)) for path in args.files])
     subject = find_subject(args.subject) if args.subject else None
@@ -107,6 +122,17 @@ def run_evaluate(args: argparse.Namespace) -> None:
         **painting,
         report=report,
     )
+    if places:
+        write_report(
+            places,
+            list(zip(map(Path, args.files), (file for _, file in files), strict=True)),
+            rows,
+            evaluator=evaluator.name,
+            prompts=len(prompts),
+            seeds=seeds,
+            card=name_device(),
+        )
+        report(f"a row to send back is in {places[0]} and {places[1]}")
     if args.json:
         facts = {
             "evaluator": evaluator.name,

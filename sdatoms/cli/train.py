@@ -65,7 +65,7 @@ def run_train(args: argparse.Namespace) -> None:
             print(f"{name:<12} {value}")
         return
     progress = Progress(shown=is_main_process())
-    for note in describe_move(args, config):
+    for note in (*describe_move(args, config), *describe_preset(args)):
         progress.note(note)
     steps = train(config, evaluate=find_measure(config), stop=stop, notify=progress.note)
     try:
@@ -152,6 +152,20 @@ def describe_move(args: argparse.Namespace, config: TrainConfig) -> list[str]:
     if not find_moved_run(args, values | {"resume_from_checkpoint": config.resume_from_checkpoint}):
         return []
     return [f"the run was moved: going on in {config.output_dir!r}"]
+
+
+def describe_preset(args: argparse.Namespace) -> list[str]:
+    """A line where the preset's settings are not measured, and how to send back what they gave."""
+    from sdatoms.training.real_presets import REAL_PRESETS, UNMEASURED
+
+    values = read_config_file(Path(args.config)) if args.config else {}
+    name = args.preset or values.get("preset")
+    if name not in REAL_PRESETS:
+        return []
+    return [
+        f"the preset {name} is {UNMEASURED}; sdatoms evaluate ATOMS --report FILE writes what it "
+        "gave, to be sent back"
+    ]
 
 
 def find_measure(config: TrainConfig) -> Evaluate | None:

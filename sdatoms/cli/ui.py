@@ -9,6 +9,9 @@ from sdatoms.cli.base import FLAGS, add_base_flags
 
 __all__ = ["add_ui", "run_ui"]
 
+MODELS = ("captioner", "segmenter", "evaluator", "style_evaluator")
+"""Further models of the app, by their flags."""
+
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -86,6 +89,19 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="segmentation model that masks them, such as CIDAS/clipseg-rd64-refined",
     )
+    parser.add_argument(
+        "--evaluator",
+        default=None,
+        metavar="NAME",
+        help="what measures the samples of trainings: clip, dinov2, or a CLIP model, folder or hub "
+        "id (default: the bundled one, for the bundled base alone)",
+    )
+    parser.add_argument(
+        "--style_evaluator",
+        default=None,
+        metavar="NAME",
+        help="what measures their fidelity: dinov2, clip, or a vision model, folder or hub id",
+    )
     add_base_flags(parser)
 
 
@@ -109,7 +125,5 @@ def run_ui(args: argparse.Namespace) -> None:
         root_path=args.root_path,
         max_side=args.max_side,
         while_training=args.while_training,
-        labellers={
-            name: getattr(args, name) for name in ("captioner", "segmenter") if getattr(args, name)
-        },
+        labellers={name: getattr(args, name) for name in MODELS if getattr(args, name)},
     )

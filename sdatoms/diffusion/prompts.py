@@ -283,7 +283,7 @@ class LayerReader(EmbeddingsProvider):
         if getattr(encoder.config, "use_attention_mask", False):
             end: Any = self.tokenizer.eos_token_id
             ends = token_ids.eq(end).long()
-            attention_mask = (ends.cumsum(-1) - ends == 0).long()
+            attention_mask = (ends.cumsum(-1) - ends).eq(0).long()
         output = encoder(
             token_ids, attention_mask=attention_mask, output_hidden_states=self.layer > 1
         )

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.evaluation.named_models import advise_on_absence, choose_models
 from sdatoms.models.header import UNOPENED
 from sdatoms.storage import check_place, find_assets
 
@@ -187,6 +188,8 @@ class Evaluator:
     def read_styles(self, pixels: Tensor) -> Tensor:
         if isinstance(self.style, StyleHead):
             return self.style(pixels)
+        if hasattr(self.style, "get_image_features"):  # a CLIP model
+            return self.style.get_image_features(pixel_values=pixels).pooler_output
         return self.style(pixel_values=pixels).pooler_output
 
 
@@ -215,14 +218,16 @@ def load_evaluator(
 ) -> Evaluator:
     """Open the bundled evaluator (None), or a CLIP model by folder or hub name.
 
-    A CLIP model that has no style head of ours takes a DINOv2 model, or another vision model with a
-    pooled output, as `style_name_or_path`; named beside the bundled one it replaces the head.
+    A CLIP model that has no style head of ours takes a DINOv2 model, another vision model with a
+    pooled output, or a CLIP model as `style_name_or_path`; named beside the bundled one it replaces
+    the head. `clip` and `dinov2` are short names for both, see `sdatoms.evaluation.named_models`.
 
     Raises:
         AtomError: a model cannot be opened, or there is nothing to see style with.
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
+    name_or_path, style_name_or_path = choose_models(name_or_path, style_name_or_path)
     where = name_or_path or str(find_assets() / "emoji-clip")
     check_place(name_or_path, "evaluator")
     check_place(style_name_or_path, "style evaluator")
@@ -232,7 +237,7 @@ def load_evaluator(
     if style_name_or_path is None and not head.is_file():
         raise AtomError(
             f"the evaluator {where!r} has no {HEAD_FILE}, so nothing sees style; name a DINOv2 "
-            "model beside it"
+            "model beside it, --style_evaluator dinov2 or a folder or hub id"
         )
     tokenizer, processor, model = open_parts(where, AutoTokenizer, AutoImageProcessor, CLIPModel)
     if style_name_or_path is None:
@@ -248,13 +253,14 @@ def load_evaluator(
 def open_parts(where: str, *classes: Any) -> list[Any]:
     found = []
     for cls in classes:
-        options = {"dtype": torch.float32} if "Processor" not in cls.__name__ else {}
-        options = {} if "Tokenizer" in cls.__name__ else options
+        is_model = not cls.__name__.endswith(("Processor", "Tokenizer"))
+        options = {"dtype": torch.float32, "use_safetensors": True} if is_model else {}
         try:
             found.append(cls.from_pretrained(where, **options))
         except UNOPENED as error:
             raise AtomError(
                 f"the evaluator {where!r} cannot be opened: {first_line(error)}"
+                f"{advise_on_absence(where)}"
             ) from None
     return found
 

@@ -22,6 +22,7 @@ from sdatoms.errors import AtomError
 from sdatoms.storage import find_assets
 
 __all__ = [
+    "FIVE_KINDS",
     "KNOWN",
     "Truth",
     "Wish",
@@ -34,6 +35,8 @@ __all__ = [
 
 SIDE, COLUMNS = 64, 6
 KNOWN = "known"
+FIVE_KINDS = ("place", "colour", "worn", "number", "style")
+"""Groups of prompts that a person sees to be followed or not at a glance."""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdatoms.models.recognize import TEXT_PREFIXES, UNET, VAE_PREFIXES
 
 __all__ = [
+    "FileNames",
     "OriginalTensor",
+    "find_file_names",
     "join",
     "lay_out",
+    "remember_file",
 ]
 
 Shape = tuple[int, ...]
@@ -100,6 +104,42 @@ def lay_out(family: str, part: str, shapes: Mapping[str, Shape]) -> list[Origina
         OriginalTensor(f"{prefix}text_model.{n.removeprefix('text_model.')}", (n,), s)
         for n, s in own.items()
     ]
+
+
+class FileNames(NamedTuple):
+    """Where a model's tensors lie in the single file that it was opened from."""
+
+    path: Path
+    keys: dict[str, str]
+    """The model's name of a tensor → the file's, for tensors that are one in both."""
+
+
+OPENED_FROM = "_sdatoms_opened_from"
+"""Key of a model's `__dict__` under which `remember_file` keeps its `FileNames`."""
+
+
+def remember_file(
+    model: nn.Module, path: Path, family: str, part: str, names: Mapping[str, str]
+) -> None:
+    """Note in a model which file its tensors came from.
+
+    Args:
+        names: name in the file → name in the original layout.
+    """
+    own = {new: old for old, new in names.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    keys = {
+        tensor.sources[0]: own[tensor.name]
+        for tensor in lay_out(family, part, shapes)
+        if tensor.name in own and len(tensor.sources) == 1 and not tensor.transposed
+    }
+    model.__dict__[OPENED_FROM] = FileNames(path.absolute(), keys)
+
+
+def find_file_names(model: nn.Module) -> FileNames | None:
+    """What `remember_file` noted; None for models that are of no single file."""
+    found = model.__dict__.get(OPENED_FROM)
+    return found if isinstance(found, FileNames) else None
 
 
 def join(tensor: OriginalTensor, held: Mapping[str, Tensor]) -> Tensor:

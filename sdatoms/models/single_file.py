@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, first_line
 from sdatoms.models.header import UNOPENED
-from sdatoms.models.original_layout import lay_out
+from sdatoms.models.original_layout import lay_out, remember_file
 from sdatoms.models.recognize import UNET, Checkpoint, find_part, read_checkpoint
 from sdatoms.models.vocabulary import build_tokenizer
 from sdatoms.storage import read_table
@@ -236,6 +236,8 @@ def open_part(checkpoint: Checkpoint, part: str, folder: Path, dtype: torch.dtyp
         raise AtomError(
             f"{WORDS[part]} of {checkpoint.path.name!r} cannot be opened: {reason}"
         ) from None
+    if part != "vae":
+        remember_file(model, checkpoint.path, checkpoint.family.key, part, names)
     return model.eval()
 
 

@@ -26,6 +26,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoints_total_limit": (1, inf),
     "validation_steps": (0, inf),
     "num_validation_images": (0, inf),
+    "num_validation_pictures": (0, inf),
+    "validation_split": (0, 0.9),
     "num_drift_images": (0, len(UNRELATED_PROMPTS)),
     "early_stopping_patience": (1, inf),
     "lr_warmup_steps": (0, inf),
@@ -152,10 +154,25 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         "--early_stopping_patience needs --best_metric, the measured name it watches",
     )
     yield (
-        config.best_metric not in (None, "auto")
+        config.best_metric not in (None, "auto", "validation_loss")
         and not (config.validation_steps and config.num_validation_images),
         "--best_metric is measured on samples; it needs --validation_steps and "
         "--num_validation_images above 0",
+    )
+    held = ("validation_split", "num_validation_pictures", "validation_data_dir")
+    given = [f"--{name}" for name in held if getattr(config, name)]
+    yield (
+        len(given) > 1,
+        f"{' and '.join(given)} all say which pictures are held back; leave all but one out",
+    )
+    yield (
+        bool(given) and not config.validation_steps,
+        f"{', '.join(given)} is measured every --validation_steps, which is 0; it takes at least 1",
+    )
+    yield (
+        config.best_metric == "validation_loss" and not given,
+        "--best_metric validation_loss needs pictures that are not trained on: "
+        "--num_validation_pictures, --validation_split or --validation_data_dir",
     )
     yield (
         bool(config.validation_prompt and config.validation_prompts),

@@ -266,15 +266,24 @@ class TrainConfig:
     """Pictures of unrelated prompts whose way from the base's is the drift, where samples are
     measured."""
     validation_steps: int = 100
-    """Steps between samples; 0 paints none."""
+    """Steps between samples, and between measurements of the validation loss; 0 for neither."""
+    validation_split: float | None = None
+    """Share of the pictures that is held back, by the seed, and only measured: the validation
+    loss."""
+    num_validation_pictures: int | None = None
+    """In place of a share, how many pictures are held back; 0 holds none back."""
+    validation_data_dir: str | None = None
+    """In place of pictures held back, a folder or zip of others to measure the validation loss
+    on."""
     evaluator: str | None = None
-    """CLIP model, folder or hub id, that measures the samples; for the bundled base, the bundled
-    one."""
+    """What measures the samples: clip, dinov2, or a CLIP model, folder or hub id; the bundled base
+    has its own."""
     style_evaluator: str | None = None
-    """DINOv2 model that measures fidelity; needed beside a CLIP model that is not ours."""
+    """What measures fidelity beside a CLIP model that is not ours: dinov2, clip, or a vision model,
+    folder or hub id."""
     best_metric: str | None = None
-    """Measured name that chooses the final file: fidelity, alignment, diversity, drift, balance, of
-    bundled subjects in scenes also truth, error, followed; or auto."""
+    """Measured name that chooses the final file: auto, fidelity, alignment, diversity, drift,
+    balance, truth, validation_loss."""
     best_metric_goal: Literal["max", "min"] = "max"
     """Whether more or less of `--best_metric` is better."""
     early_stopping_patience: int | None = None

@@ -25,6 +25,7 @@ class TrainingData:
         pipe: the base.
         instances: encoded instance pictures.
         classes: encoded class pictures, where there are any.
+        held: encoded pictures that are measured on and not trained on.
         prompts: further prompts than the pictures' own, such as the class's.
         trains_text: whether prompts must be encoded anew in every step.
         paints: whether samples are painted while training.
@@ -38,6 +39,7 @@ class TrainingData:
         instances: Sequence[Encoded],
         classes: Sequence[Encoded] | None = None,
         *,
+        held: Sequence[Encoded] = (),
         prompts: Sequence[str] = (),
         trains_text: bool = False,
         paints: bool = False,
@@ -46,7 +48,7 @@ class TrainingData:
     ) -> None:
         self.pipe, self.device = pipe, pipe.device
         self.parks = parks and self.device.type != "cpu"
-        self.instances, self.classes = instances, classes
+        self.instances, self.classes, self.held = instances, classes, held
         self.trains_text, self.paints = trains_text, paints
         self.text = TextStack(pipe)
         self.prompts = PromptTable(self.text, cache)
@@ -60,6 +62,7 @@ class TrainingData:
                 self.varied = True
             else:
                 self.prompts.add(texts)
+        self.prompts.add(row.prompt for row in (() if trains_text else held))
         self.prompts.add(row.class_prompt for row in instances if row.class_prompt)
         self.park()
 

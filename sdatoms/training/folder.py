@@ -69,6 +69,8 @@ class PictureFolder:
     notes: tuple[str, ...]
     taken: tuple[str, ...] = ()
     """What the pictures are taken for, one line for each concept."""
+    held: tuple[Source, ...] = ()
+    """Pictures that are measured on and not trained on."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.folder_tree import share_repeats
+from sdatoms.training.held_back import choose_held, count_held, refuse_shared, take_as_held
 from sdatoms.training.stored_data import open_pictures
 
 __all__ = [
@@ -71,6 +72,14 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
     sources = [source for folder in found for source in folder.sources]
     repeats = share_repeats([source.repeats for source in sources])
     sources = [replace(s, repeats=n) for s, n in zip(sources, repeats, strict=True)]
+    count = count_held(config, len(sources))
+    sources, held = choose_held(sources, count, config.seed) if count else (sources, [])
+    if config.validation_data_dir:
+        held = read_held(config, concepts[0], side)
+        refuse_shared(sources, held)
+    if held:
+        repeats = share_repeats([source.repeats for source in sources])
+        sources = [replace(s, repeats=n) for s, n in zip(sources, repeats, strict=True)]
     if config.with_prior_preservation and config.prior_preservation_mode == "images":
         for prompt, folder in list_classes(config, concepts).items():
             check_classes(folder, prompt)
@@ -78,8 +87,37 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
     return PictureFolder(
         tuple(replace(s, share=s.share / whole) if s.share else s for s in sources),
         (*list_passed(config), *(note for folder in found for note in folder.notes)),
-        tuple(describe_concept(c, sources, config) for c in concepts),
+        (
+            *(describe_concept(c, sources, config) for c in concepts),
+            *([describe_held(held)] if held else []),
+        ),
+        tuple(take_as_held(source) for source in held),
     )
+
+
+def read_held(config: TrainConfig, concept: Concept, side: int) -> list[Source]:
+    """The pictures of `--validation_data_dir`, read as the first concept's are.
+
+    Raises:
+        AtomError: it lies among the pictures to train on, or its pictures cannot be used.
+    """
+    where = str(config.validation_data_dir)
+    place = locate(where)
+    given = concept.instance_data_dir
+    if given and (place == locate(given) or place.is_relative_to(locate(given))):
+        raise AtomError(
+            f"--validation_data_dir {where!r} lies in --instance_data_dir {given!r}, whose "
+            "subfolders are trained on; move it beside it"
+        )
+    other = replace(
+        concept, instance_data_dir=where, dataset_name=None, mask_data_dir=None, repeats=1
+    )
+    return list(check_concept_pictures(config, other, side).sources)
+
+
+def describe_held(held: Sequence[Source]) -> str:
+    names = ", ".join(clip(source.name, 60) for source in held[:5]) + "…" * (len(held) > 5)
+    return f"validation: {len(held)} not trained on ({names})"
 
 
 def list_passed(config: TrainConfig) -> list[str]:

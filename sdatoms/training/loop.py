@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,32 @@ from sdatoms.training.checkpoints import resume, save_checkpoint
 from sdatoms.training.concepts import complete_config, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
+from sdatoms.training.folder import PictureFolder
+from sdatoms.training.held_back import FEWEST, suggest_held
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.lock import RunLock
 from sdatoms.training.processes import agree
-from sdatoms.training.record import make_record
+from sdatoms.training.record import make_record, read_record
 from sdatoms.training.report import push_run
 from sdatoms.training.results import write_results
 from sdatoms.training.run_folder import RunDirectory, write_toml
 from sdatoms.training.samples import Best, Evaluate
 from sdatoms.training.sampling import Sampler
-from sdatoms.training.stopping import StopRequest, TrainingStopped
+from sdatoms.training.stopping import WISHES, StopRequest, TrainingStopped
 from sdatoms.training.trackers import Trackers, check_tracker
 from sdatoms.training.trainer import Trainer, TrainStep
+from sdatoms.training.validation_loss import ValidationLoss
 
 __all__ = [
     "Run",
     "train",
 ]
+
+LOSS = "validation_loss"
+NEEDED = (
+    "--evaluator clip measures samples, --num_validation_pictures or --validation_data_dir the "
+    "loss on pictures not trained on"
+)
 
 
 def train(
@@ -62,7 +71,7 @@ def train(
             no longer finite, memory or disk is full, and what is on disk is whole.
         TrainingStopped: it was asked to stop; what it had is saved.
     """
-    if config.best_metric not in (None, "auto") and evaluate is None:
+    if config.best_metric not in (None, "auto", LOSS) and evaluate is None:
         raise AtomError(
             f"--best_metric {config.best_metric} needs something that measures the samples; none "
             "was given to train()"
@@ -128,14 +137,9 @@ class Run:
         self.measured: dict[str, dict[str, float]] = {}
         """Name of the samples (`base`, `step-…`) → what was measured on them."""
         self.best: Best | None = None
-        metric = config.best_metric
-        if metric == "auto":
-            metric = "fidelity" if evaluate else None
-            if metric is None:
-                self.log("nothing measures the samples: --best_metric auto keeps the last step")
-        if metric:
-            patience = config.early_stopping_patience
-            self.best = Best(metric, config.best_metric_goal, patience)
+        self.validation: ValidationLoss | None = None
+        self.compared: dict[str, Any] | None = None
+        """What the validation losses so far were measured on."""
 
     def prepare(self, trackers: Sequence[Any] = ()) -> None:
         """Open the base, make the parts of the run, paint class pictures, encode.
@@ -143,12 +147,13 @@ class Run:
         Raises:
             AtomError: pictures, flags or base cannot be used.
         """
-        config = self.config
-        folder = check_inputs(config)
-        check_tracker(config.report_to)
+        folder = check_inputs(self.config)
+        check_tracker(self.config.report_to)
         for note in folder.notes:
             self.note(note)
         self.claim()
+        folder = self.choose_rule(folder)
+        config = self.config
         self.trainer = Trainer(
             config, folder=folder, log=self.log, report=self.report, accept=self.accept
         )
@@ -171,6 +176,63 @@ class Run:
             batch_size=min(config.sample_batch_size, config.train_batch_size),
             report=self.report,
         )
+        if self.trainer.data.held:
+            self.validation = ValidationLoss(self.trainer, self.trainer.data.held, config.seed)
+            self.compare_best()
+
+    def choose_rule(self, folder: PictureFolder) -> PictureFolder:
+        """Settle which measure chooses the file's step; where it is the validation loss and nobody
+        said on what, hold pictures back. Says so where nothing is measured."""
+        config, count = self.config, len(folder.sources)
+        metric, few = config.best_metric, ""
+        if metric == "auto" and self.evaluate:
+            metric = "fidelity"
+        elif metric == "auto" and config.validation_steps:
+            if not folder.held and config.num_validation_pictures is None:
+                few = f"pictures are held back unasked of {FEWEST} or more, and there are {count}"
+                if held := self.suggest_held(count):
+                    config = replace(config, num_validation_pictures=held)
+                    folder = check_inputs(config)
+            metric = LOSS if folder.held else None
+        elif metric == "auto":
+            metric = None
+        self.config = config
+        if metric:
+            goal = "min" if metric == LOSS else config.best_metric_goal
+            self.best = Best(metric, goal, config.early_stopping_patience)
+        elif config.best_metric:
+            why = f"; {few}" if few else ""
+            self.note(
+                f"nothing measures the samples: --best_metric auto keeps the last step{why}; "
+                f"{NEEDED}"
+            )
+        elif not self.evaluate and not folder.held and config.validation_steps:
+            self.note(f"nothing is measured while this trains, the samples are to see; {NEEDED}")
+        if metric == LOSS:
+            self.note(
+                f"the step with the least loss on {len(folder.held)} held-back "
+                f"{'picture' if len(folder.held) == 1 else 'pictures'} is kept, of those measured "
+                f"every {config.validation_steps} steps"
+            )
+        return folder
+
+    def suggest_held(self, count: int) -> int:
+        """How many pictures are held back unasked; in a resumed run as many as before."""
+        wanted = self.config.resume_from_checkpoint
+        found = self.directory.find_checkpoint(wanted) if wanted else None
+        if found is None:
+            return suggest_held(count)
+        settings = (read_record(found[1]) or {}).get("settings", {})
+        return settings.get("num_validation_pictures") or 0
+
+    def compare_best(self) -> None:
+        """Forget a best step that was measured on other held-back pictures."""
+        assert self.validation is not None
+        described = self.validation.describe()
+        if self.compared not in (None, described) and self.best and self.best.metric == LOSS:
+            self.note("other pictures are held back than before: the best step is looked for anew")
+            self.best = Best(LOSS, "min", self.config.early_stopping_patience)
+        self.compared = described
 
     def claim(self) -> None:
         """Own the run directory, where there is one; what a killed save left is put right.
@@ -207,6 +269,8 @@ class Run:
         if trainer.main:
             self.directory.create()
         self.claim()
+        for name in WISHES if trainer.main else ():
+            self.directory.take_wish(name)  # of a run that is over
         self.step = trainer.step
         if trainer.main:
             write_whole(self.directory.path / "config.toml", text.encode())
@@ -235,6 +299,7 @@ class Run:
             self.measured = resumed.state["measured"]
             if self.best and resumed.state["best"]:
                 self.best.load(resumed.state["best"])
+            self.compared = resumed.state.get("validation")
         self.report("loading", force=True)
 
     def note(self, text: str) -> None:
@@ -282,7 +347,10 @@ class Run:
             f"{len(trainer.data.instances)} pictures for {total} steps"
         )
         if trainer.step == 0:
-            self.validate(base=True)
+            metrics = self.validate(base=True)
+            if LOSS in metrics:  # where its curve begins
+                row = {"step": 0, "total": total, LOSS: metrics[LOSS]}
+                self.directory.add_metrics(row)
         elif self.is_due(trainer.step) and self.misses_samples():
             self.validate()
         start, began = trainer.step, time.time()
@@ -292,7 +360,10 @@ class Run:
                 raise TrainingStopped(trainer.step, saved=True)
             step = trainer.take_step()
             self.step = step.step
+            wishes = self.take_wishes()
             metrics = self.validate() if self.is_due(step.step) else {}
+            if "samples" in wishes and not self.is_due(step.step):
+                metrics = self.validate(asked=True)
             row = {**step._asdict(), **metrics}
             eta = (time.time() - began) / (step.step - start) * (total - step.step)
             if trainer.main:
@@ -302,6 +373,9 @@ class Run:
                 self.trackers.log(row, step.step)
             if step.step % self.config.checkpointing_steps == 0 and step.step < total:
                 self.save()
+            elif "checkpoint" in wishes:
+                self.save()
+                self.note(f"saved step {step.step} as asked")
             yield step
         if trainer.step < total:
             self.log(f"stopped early at step {trainer.step}")
@@ -324,29 +398,72 @@ class Run:
             return
         best = self.best.state() if self.best else None
         if self.trainer.main:
-            further = {"best": best, "measured": self.measured}
+            further = {"best": best, "measured": self.measured, "validation": self.compared}
             limit = self.config.checkpoints_total_limit
             save_checkpoint(self.trainer, self.directory, self.record, further, limit)
         self.saved = self.trainer.step
 
-    def validate(self, base: bool = False) -> dict[str, float]:
-        """Paint and measure samples; the best so far is kept. Nothing where a stop is asked for
-        meanwhile, which is then heard before the next step."""
+    def take_wishes(self) -> set[str]:
+        """What was asked for since the last step, by a signal or a file; each is done once."""
+        if not self.trainer.main:
+            return set()
+        wishes = {name for name in WISHES if self.directory.take_wish(name)} | self.stop.wishes
+        self.stop.wishes.clear()
+        if "samples" in wishes and not self.trainer.data.paints:
+            self.note(
+                "no samples are painted in this run: what paints them was freed; --validation_steps"
+                " and --num_validation_images above 0 keep it"
+            )
+        return wishes
+
+    def validate(self, base: bool = False, asked: bool = False) -> dict[str, float]:
+        """Paint and measure samples; the best so far is kept. No samples where a stop is asked for
+        meanwhile, which is then heard before the next step.
+
+        Args:
+            asked: by hand, between the steps that are due: the best step and the patience are left
+                as they are, so that looking changes nothing.
+        """
         trainer = self.trainer
-        if not trainer.main or not trainer.data.paints:
+        if not trainer.main:
             return {}
+        name = "base" if base else f"step-{trainer.step:06d}"
+        metrics: dict[str, float] = {}
+        if self.validation:
+            self.report("validation", force=True)
+            loss = self.validation.measure(base)
+            metrics = {LOSS: loss}
+            self.keep(name, metrics, offer=not asked)
+        if not trainer.data.paints:
+            return metrics
         try:
-            name, pictures, metrics = self.sampler.paint(base)
+            _, pictures, found = self.sampler.paint(base)
         except TrainingStopped:
-            return {}
+            return metrics
         if self.trackers:
             self.trackers.show(name, pictures, self.sampler.prompts, trainer.step)
+        self.keep(name, found, offer=not asked)
+        if asked:
+            self.note(f"painted samples of step {trainer.step} as asked")
+        if self.best and not base and self.best.metric not in metrics | found:
+            self.best.offer(trainer.step, metrics | found, {})  # says what is measured
+        return metrics | found
+
+    def keep(self, name: str, metrics: dict[str, float], *, offer: bool = True) -> None:
+        """Note what was measured; with `offer`, the step is kept where it is the best so far."""
+        trainer = self.trainer
+        before = self.measured.get(name, {})
         if metrics:
-            self.measured[name] = metrics
+            self.measured[name] = before | metrics
             self.log(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        if self.best and not base and self.best.offer(trainer.step, metrics, trainer.output()):
-            self.log(f"best {self.best.metric} so far at step {trainer.step}")
-        return metrics
+        metric = self.best.metric if self.best else ""
+        # A step whose samples were cut short is measured again; its loss was offered already.
+        if not self.best or name == "base" or metric not in metrics or not offer:
+            return
+        if metric == LOSS and LOSS in before:
+            return
+        if self.best.offer(trainer.step, metrics, trainer.output()):
+            self.log(f"best {metric} so far at step {trainer.step}")
 
     def finish(self) -> None:
         """Write the results, and upload them where that is asked for."""

@@ -208,6 +208,7 @@ def prepare_data(
     prompts += [""] if config.proportion_empty_prompts and not config.trains_text else []
     classes: list[Encoded] | None = None
     instances: list[Encoded] = []
+    held: list[Encoded] = []
     class_sources: Sequence[Source] | None = None
     with ExitStack() as stack:
         for injection in injections.values():
@@ -231,6 +232,7 @@ def prepare_data(
                 for class_prompt, class_folder in folders.items()
                 for source in check_folder(class_folder, class_prompt).sources
             ]
+        find_face = load_detector(config.face_detector) if faces else None
         with stop_together(wait):
             if class_sources is not None:
                 classes = encode_pictures(
@@ -246,7 +248,16 @@ def prepare_data(
                 seed=config.seed,
                 cache=cache,
                 crops=config.crop_copies if config.crop_style == "random" else 0,
-                find_face=load_detector(config.face_detector) if faces else None,
+                find_face=find_face,
+                report=lambda: report("encoding"),
+                log=log,
+            )
+            held = encode_pictures(
+                pipe,
+                folder.held,
+                buckets,
+                cache=cache,
+                find_face=find_face,
                 report=lambda: report("encoding"),
                 log=log,
             )
@@ -254,6 +265,7 @@ def prepare_data(
             pipe,
             instances,
             classes,
+            held=held,
             prompts=prompts,
             trains_text=config.trains_text,
             paints=bool(config.validation_steps and config.num_validation_images),

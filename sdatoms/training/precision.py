@@ -45,9 +45,9 @@ class Precision(NamedTuple):
         return str(self.base).removeprefix("torch.")
 
     def describe(self) -> str:
-        """One line for the log."""
+        """One line for the log; atoms are float32 whatever it says."""
         computes = "" if self.mixed == "no" else f", computing in {self.mixed}"
-        return f"the base is held in {self.base_name}{computes}; atoms in float32"
+        return f"the base is held in {self.base_name}{computes}"
 
 
 def choose_precision(
@@ -56,9 +56,9 @@ def choose_precision(
     """The dtype of the base, and the precision its layers need to compute with it.
 
     A 16-bit base computes in its own dtype where no precision is asked for. "auto" takes 16 bits on
-    a GPU alone: those of the precision, else the file's own, else bfloat16 where the GPU has it. On
-    a CPU with bfloat16 arithmetic they save 5 % of a step's time, too little for other pictures
-    than those the same base paints there in float32.
+    a GPU alone: those of the precision, else the file's own, else bfloat16 where the GPU has it.
+    Even on a CPU with bfloat16 arithmetic they save too little time for other pictures than those
+    the same base paints there in float32.
 
     Args:
         wanted: one of `BASE_DTYPES`.

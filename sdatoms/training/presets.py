@@ -17,6 +17,7 @@ from typing import Any
 
 from sdatoms.diffusion.prompts import clean_prompt
 from sdatoms.errors import AtomError
+from sdatoms.training.real_presets import REAL_PRESETS, count_pictures
 
 __all__ = [
     "PRESETS",
@@ -102,14 +103,15 @@ PRESETS: dict[str, Preset] = {
             "random_flip": True,
         },
     ),
-}
+} | {name: Preset(preset.about, preset.settings) for name, preset in REAL_PRESETS.items()}
 
 
 def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A preset's settings, under those given.
 
     Where it keeps the class and none is named, the class is the instance prompt without its rare
-    words; where that leaves nothing new, nothing is kept.
+    words; where that leaves nothing new, nothing is kept. For real bases, steps go by the number of
+    pictures in the folder given.
 
     Raises:
         AtomError: there is no such preset.
@@ -119,6 +121,9 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
         raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
     settings = {**PRESETS[name].settings, **given}
+    if name in REAL_PRESETS and "max_train_steps" not in given:
+        count = count_pictures(given.get("instance_data_dir"))
+        settings["max_train_steps"] = REAL_PRESETS[name].pace.count_steps(count)
     if given.get("optimizer") == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
     plain = clean_prompt(words := str(settings.get("instance_prompt") or ""))

@@ -47,7 +47,7 @@ PLACES = (
     *("instance_data_dir", "pretrained_model_name_or_path", "revision", "variant"),
     *("output_dir", "resume_from_checkpoint", "mask_data_dir", "caption_column"),
     *("class_data_dir", "encoding_cache_dir", "data_config", "dataset_name", "image_column"),
-    *("dtype", "offload"),
+    *("dtype", "offload", "validation_data_dir"),
 )
 """Settings that only say where things are; the things themselves are compared."""
 RATE_SETTINGS = (

@@ -21,6 +21,7 @@ from sdatoms.version import __version__
 
 __all__ = [
     "describe_run",
+    "name_device",
     "push_run",
     "write_card",
 ]
@@ -57,6 +58,7 @@ def describe_run(
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if platform.system() == "Darwin" else 1024),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "device": name_device(),
         "base_model": base,
         "instance_pictures": list(dict.fromkeys(instances)),
         "picture_notes": list(notes),
@@ -69,6 +71,18 @@ def describe_run(
             "python": platform.python_version(),
         },
     }
+
+
+def name_device() -> str:
+    """The GPU's name, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        told = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", told, re.M)
+    return found[1] if found else platform.machine() or "CPU"
 
 
 PUSHED = ("README.md", "atoms.safetensors", "samples.png", "report.json", "config.toml")

@@ -48,6 +48,8 @@ def write_results(
     if grid:
         grid.save(directory.path / "samples.png")
     facts = describe_trainer(trainer, path) | {"chosen_step": step, "metrics": measured}
+    if trainer.folder.held:
+        facts["validation_pictures"] = [source.name for source in trainer.folder.held]
     directory.write_json("report.json", facts)
     card = write_card(
         facts,

@@ -7,6 +7,7 @@ at all.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -81,6 +82,17 @@ class RunDirectory:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
         self._stale = self.list_checkpoints()
+
+    def take_wish(self, name: str) -> bool:
+        """Whether there is a file `<name>.now`, by which anybody asks for something; it is gone
+        afterwards."""
+        path = self.path / f"{name}.now"
+        if not os.path.lexists(path):
+            return False
+        with contextlib.suppress(OSError):  # a folder of that name asks for nothing
+            path.unlink()
+            return True
+        return False
 
     def log(self, text: str) -> None:
         """Append one line with the time to `log.txt`."""

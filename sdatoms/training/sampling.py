@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sdatoms.adapters.bake import bake_injection
 from sdatoms.diffusion.pipeline import paint
@@ -20,6 +21,7 @@ from sdatoms.training.trainer import Trainer
 
 __all__ = [
     "Sampler",
+    "hold_output",
 ]
 
 
@@ -68,18 +70,10 @@ class Sampler:
         name = "base" if base else f"step-{trainer.step:06d}"
         tensors = {} if base else trainer.pack(trainer.output()).tensors
         self.report("samples")
-        rng, modes = read_rng(), read_modes(trainer)
+        rng = read_rng()
         trainer.data.fetch()
         try:
-            with ExitStack() as stack:
-                for component, injection in trainer.injections.items():
-                    trainer.pipe.components[component].eval()
-                    if tensors:
-                        stack.enter_context(bake_injection(injection, tensors, component))
-                for component, tokens in trainer.tokens.items():
-                    if tensors:
-                        rows = tensors[f"{component}.tokens.embeddings"]
-                        stack.enter_context(tokens.hold(rows))
+            with hold_output(trainer, tensors):
                 pictures = paint(
                     trainer.pipe,
                     self.prompts,
@@ -89,8 +83,6 @@ class Sampler:
                 metrics = self.measure(name, pictures)
         finally:
             trainer.data.park()
-            for module, mode in modes:
-                module.training = mode
             restore_rng(rng)
         save_samples(self.folder, name, pictures)
         return name, pictures, metrics
@@ -125,6 +117,30 @@ class Sampler:
             )
             return []
         return list(zip(pictures, base, strict=True))
+
+
+@contextmanager
+def hold_output(trainer: Trainer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The base as the saved file would make it, in evaluation mode, for the time of a `with` block.
+
+    Args:
+        tensors: of the file; without any, the base and live atoms as they are.
+    """
+    modes = read_modes(trainer)
+    try:
+        with ExitStack() as stack:
+            for component, injection in trainer.injections.items():
+                trainer.pipe.components[component].eval()
+                if tensors:
+                    stack.enter_context(bake_injection(injection, tensors, component))
+            for component, tokens in trainer.tokens.items():
+                if tensors:
+                    rows = tensors[f"{component}.tokens.embeddings"]
+                    stack.enter_context(tokens.hold(rows))
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def read_modes(trainer: Trainer) -> list[tuple[torch.nn.Module, bool]]:

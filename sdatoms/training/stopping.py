@@ -1,4 +1,7 @@
-"""The wish to stop a training: heard between pictures and steps, whatever goes on."""
+"""What a training is asked meanwhile: to stop, and to paint samples or save a checkpoint now.
+
+A stop is heard between pictures and steps, whatever goes on; the others after the step under way.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ from types import FrameType
 from sdatoms.training.processes import agree
 
 __all__ = [
+    "WISHES",
     "StopRequest",
     "TrainingStopped",
     "stop_together",
 ]
+
+WISHES = {"samples": "SIGUSR1", "checkpoint": "SIGUSR2"}
+"""What can be asked for now → its signal, on systems that have it; a file of the name with `.now`
+in the run directory asks as well."""
 
 
 class TrainingStopped(Exception):
@@ -30,11 +38,13 @@ class StopRequest:
     """Whether a training was asked to stop.
 
     With `listen`, Ctrl-C, SIGTERM and SIGHUP ask; a second one stops at once. While nothing is
-    written, the first one does.
+    written, the first one does. SIGUSR1 and SIGUSR2 ask for what `WISHES` says.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.wishes: set[str] = set()
+        """Names of `WISHES` that were asked for and not yet done."""
         self.writing = False
         """Whether there is something to save, so that a stop must be waited for."""
 
@@ -43,6 +53,9 @@ class StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.ask)
+        for wish, name in WISHES.items():
+            if number := getattr(signal, name, None):
+                signal.signal(number, lambda *_, wish=wish: self.wishes.add(wish))
 
     def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask; the second time, or while nothing is written, stop at once."""

@@ -97,10 +97,11 @@ class Trainer:
         self.folder = folder or check_inputs(config)
         self.log, self.report = log, report
         AcceleratorState._reset_state()  # one process may train twice, with another precision
+        place = PartialState().device or torch.device("cpu")
         self.precision = choose_precision(
             config.dtype if config.base_dtype == "auto" else config.base_dtype,
             config.mixed_precision,
-            PartialState().device,
+            place,
             read_own_dtype(config.pretrained_model_name_or_path, config.variant),
         )
         self.accelerator = Accelerator(mixed_precision=self.precision.mixed)

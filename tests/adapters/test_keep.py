@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from tiny.modules import copy_weights, same_weights
+from tiny.single_files import build_parts, save_single
 
 from sdatoms import AtomConfig, AtomError, load_atoms
-from sdatoms.adapters.keep import StoredWeight, choose_keep, describe_keep
+from sdatoms.adapters.keep import StoredWeight, choose_keep, describe_keep, find_stored
 from sdatoms.adapters.state import AttachedLayer, find_state
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.files.writer import pack_atoms
 from sdatoms.layers.inject import inject
+from sdatoms.layers.weights import LayerWeight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WAYS = ("memory", "file", "attach")
@@ -37,6 +39,7 @@ def draw(pipe):
 
 def read_kinds(pipe):
     state = find_state(pipe.unet)
+    assert state is not None
     return {type(getattr(layer, "kept", layer)) for layer in state.layers.values()}
 
 
@@ -90,13 +93,31 @@ def test_a_base_that_is_in_no_file_is_refused_or_kept_in_memory(open_tiny, file)
         for parameter in pipe.unet.parameters():
             parameter.mul_(1.001)
     before = copy_weights(pipe.unet)
-    with pytest.raises(AtomError, match="needs a base loaded from a folder of safetensors"):
+    with pytest.raises(AtomError, match="needs a base opened from safetensors"):
         load_atoms(pipe, file, keep_weights="file")
     assert same_weights(pipe.unet, before)
     with pytest.raises(AtomError, match=r"it takes auto \| memory \| file \| attach"):
         load_atoms(pipe, file, keep_weights="disk")  # pyright: ignore
     load_atoms(pipe, file)
     assert read_kinds(pipe) == {torch.Tensor}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_single_file_is_read_anew_too(tmp_path, family):
+    parts = build_parts(family, dtype=torch.float16)
+    path = save_single(tmp_path / "one.safetensors", family, parts, dtype=torch.float16)
+    pipe = load_base(str(path), device="cpu")
+    for component in ("unet", "text_encoder"):
+        model = getattr(pipe, component)
+        layers = {
+            name: LayerWeight(module)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        stored = find_stored(model, layers)
+        assert stored.keys() == layers.keys()
+        for path, held in stored.items():
+            assert torch.equal(held.read(), layers[path].weight)
 
 
 def test_auto_keeps_copies_while_half_of_the_free_memory_stays():

@@ -9,6 +9,9 @@ pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own
 TABS = ("Generate", "Compare", "Atoms", "Train", "Runs")
 GRAVE = ("serious", "critical")
 GRADIOS = {
+    ("aria-prohibited-attr", "div.wrapper[aria-label='Static column']"): (
+        "the mark of a Dataframe's column that is not edited carries a label and no role"
+    ),
     ("aria-prohibited-attr", "div.empty[aria-label='Empty value']"): (
         "the placeholder of an empty Gallery or ImageSlider carries a label and no role"
     ),

@@ -1,11 +1,13 @@
 """Scenes for the evaluator: hard negatives differ in one modifier, and the figure counts them."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from bundled import evaluator_models, evaluator_scenes, evaluator_styles
 from bundled.evaluator_scenes import SceneDiet, draw_lookalikes, score_captions, vary_scene
+from bundled.gallery import Gallery
 from bundled.modifiers import KINDS, Scene, holds_held_out_pair
 from diffusers.training_utils import EMAModel
 from tiny.pipelines import build_tokenizer
@@ -36,6 +38,16 @@ def test_some_variants_change_some_drop_and_some_add(gallery):
     variants = [v.scene for v in vary_scene(gallery, 0, scene, 400, rng)]
     assert Scene(place="beach") in variants and Scene(place="snow", worn="cap") in variants
     assert any(len(v.modifiers) == 3 for v in variants)
+
+
+def test_evenly_every_kind_comes_as_often(gallery):
+    scene, rng = Scene(place="beach"), random.Random(0)
+    added = [
+        v.kind
+        for v in vary_scene(gallery, 0, scene, 40, rng, "2", evenly=True)
+        if v.kind != "place"
+    ]
+    assert len(set(added[:7])) == 7  # of all kinds but place and background
 
 
 def test_a_group_is_one_thing_under_one_name(gallery):
@@ -84,6 +96,15 @@ def test_the_figure_is_the_share_of_right_captions_among_twenty(gallery):
     assert score_captions(Placed([1.0, 0.0]), gallery, 6)["caption_of_20"] == 0
 
 
+def test_the_figure_is_taken_on_held_out_things_beside_known_ones(gallery, monkeypatch):
+    concepts = [replace(c, held_out=c.name == "tent") for c in gallery.concepts]
+    monkeypatch.setattr(Gallery, "paint", lambda self, example: shown.append(example))
+    shown = []
+    score_captions(Placed([0.0, 1.0]), replace(gallery, concepts=tuple(concepts)), 20)
+    assert {e.concept for e in shown} == {1}
+    assert {e.scene.second for e in shown} - {None} <= {"0", "2"}
+
+
 def test_each_scene_has_its_own_caption(rng):
     rows = torch.nn.functional.normalize(torch.randn(6, 4, generator=rng), dim=1)
     scale = torch.tensor(3.0)
@@ -109,11 +130,12 @@ def take_step(part, loop):
     return sum(moved) / len(moved)
 
 
-SETTINGS = {"steps": 1, "concepts_per_batch": 2, "precision": torch.float32}
+SETTINGS = {"steps": 1, "concepts_per_batch": 2, "precision": torch.float32, "learning_rate": 50.0}
 
 
 def test_a_step_on_drawings_and_scenes_moves_both_towers(gallery, drawings):
     tokenizer = build_tokenizer()
+    torch.manual_seed(0)
     clip = evaluator_models.build_clip(len(tokenizer))
     diet = SceneDiet(gallery, tokenizer, groups=2, size=3)
     write = lambda numbers, _: torch.zeros(len(numbers), 32, dtype=torch.long)
@@ -124,6 +146,7 @@ def test_a_step_on_drawings_and_scenes_moves_both_towers(gallery, drawings):
 
 
 def test_a_step_on_drawings_and_lookalikes_moves_the_instance_net(gallery, drawings):
+    torch.manual_seed(0)
     net = StyleHead().instance
     loop = lambda optimizer, ema: evaluator_styles.train_instance(
         net, optimizer, ema, drawings, draw_lookalikes(gallery, 1), **SETTINGS

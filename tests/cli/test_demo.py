@@ -4,19 +4,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdatoms.cli.demo import ASKED, SEEDS, SUBJECT, DemoResult, describe_result, draw_truth
+from sdatoms.cli.demo import SEEDS, SUBJECT, DemoResult, describe_result, draw_truth
 from sdatoms.evaluation.scores import Row
-from sdatoms.evaluation.truth import choose_prompts, find_truth
+from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.storage import read_subject
 
 FOLDER, ABOUT = read_subject(SUBJECT)
 TRUTH = find_truth(FOLDER)
-PROMPTS = choose_prompts(TRUTH, ABOUT["instance_prompt"], ASKED)
+PROMPTS = choose_prompts(TRUTH, ABOUT["instance_prompt"], FIVE_KINDS)
 
 
 def test_five_prompts_differ_in_kind():
     groups = {wish.prompt: wish.group for wish in TRUTH.wishes}
-    assert [groups[prompt] for prompt in PROMPTS] == list(ASKED) and len(set(PROMPTS)) == 5
+    assert [groups[prompt] for prompt in PROMPTS] == list(FIVE_KINDS) and len(set(PROMPTS)) == 5
 
 
 def test_the_grid_shows_truth_before_after_and_what_was_given():

@@ -179,7 +179,7 @@ def test_wrong_atom_files_are_refused(refuse, tmp_path):
     (tmp_path / "old.ckpt").write_bytes(b"\x80\x04K\x01.")
     generate = ["generate", "cat", "--output_dir", str(tmp_path / "out"), "--atoms"]
     for name, words in (
-        ("lora.safetensors", ["not an atom file"]),
+        ("lora.safetensors", ["no half of a pair"]),
         ("old.ckpt", ["no safetensors file"]),
         ("none.safetensors", ["there is no file"]),
     ):

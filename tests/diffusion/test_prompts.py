@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compel import CompelForSD, CompelForSDXL
+from tiny.pipelines import build_pipeline
 
 from sdatoms import AtomError
 from sdatoms.diffusion.open import load_base
@@ -98,3 +99,13 @@ def test_brackets_are_a1111s_and_embeddings_are_compels(tiny_pipeline, kind, our
     pipe = load_base(str(tiny_pipeline(kind)))
     own = (CompelForSDXL if kind == "sdxl" else CompelForSD)(pipe)(compels)
     torch.testing.assert_close(embed_prompt(pipe, ours).context, own.embeds)
+
+
+@pytest.mark.parametrize("text", ["", "a", "a cat"])
+def test_encoders_that_mask_their_padding_read_as_their_pipeline_does(text):
+    pipe = build_pipeline()
+    pipe.text_encoder.config.use_attention_mask = True
+    own = pipe.encode_prompt(text, "cpu", 1, False)[0]
+    assert torch.equal(embed_prompt(pipe, text).context, own)
+    pipe.text_encoder.config.use_attention_mask = False
+    assert not torch.equal(embed_prompt(pipe, text).context, own)

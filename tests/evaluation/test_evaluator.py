@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Mode
 from sdatoms import AtomError
 from sdatoms.diffusion.prompts import clean_prompt
 from sdatoms.evaluation.evaluator import StyleHead, load_evaluator, save_evaluator
+from sdatoms.evaluation.named_models import NAMED, choose_models, find_cached
 from sdatoms.evaluation.scores import read_subject_pictures, score_subject
 from sdatoms.evaluation.truth import list_truths, read_truth
 from sdatoms.storage import find_assets
@@ -90,15 +91,79 @@ def test_clip_itself_opens_the_folder(evaluator_folder, pictures):
     )
 
 
-def test_a_dino_model_takes_the_place_of_the_head(evaluator_folder, dino, pictures, tmp_path):
-    bare = shutil.copytree(evaluator_folder, tmp_path / "bare")
-    (bare / "style_head.safetensors").unlink()
+def test_a_dino_model_takes_the_place_of_the_head(bare, dino, pictures):
     with pytest.raises(AtomError, match="nothing sees style"):
         load_evaluator(str(bare))
     evaluator = load_evaluator(str(bare), str(dino))
     assert evaluator.embed_styles(pictures).shape == (3, 16)
     assert evaluator.embed_concepts(pictures).shape == (3, 8)
     assert str(dino) in evaluator.name
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty local cache of the hub's; gives what puts a model there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(id, folder):
+        place = tmp_path / "hub" / f"models--{id.replace('/', '--')}"
+        shutil.copytree(folder, place / "snapshots" / "abc")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("abc")
+        return place / "snapshots" / "abc"
+
+    return put
+
+
+@pytest.fixture
+def bare(evaluator_folder, tmp_path):
+    """A CLIP model without a style head of ours."""
+    folder = shutil.copytree(evaluator_folder, tmp_path / "bare")
+    (folder / "style_head.safetensors").unlink()
+    return folder
+
+
+def test_short_names_find_models_in_the_hubs_cache(bare, dino, pictures, hub_cache):
+    clip = hub_cache(NAMED["clip"][1], bare)
+    alone = load_evaluator("clip")
+    assert torch.equal(alone.embed_styles(pictures), alone.embed_concepts(pictures))
+    small = hub_cache(NAMED["dinov2"][1], dino)
+    both = load_evaluator("clip")
+    named = load_evaluator(str(clip), str(dino))
+    for found in (both, load_evaluator("dinov2"), load_evaluator("clip", "dinov2")):
+        assert torch.equal(found.embed_styles(pictures), named.embed_styles(pictures))
+        assert torch.equal(found.embed_concepts(pictures), named.embed_concepts(pictures))
+        assert str(clip) in found.name and str(small) in found.name
+
+
+def test_a_model_that_is_not_whole_in_the_cache_is_passed_over(bare, hub_cache):
+    (hub_cache(NAMED["clip"][0], bare) / "model.safetensors").unlink()
+    assert find_cached(NAMED["clip"]) is None
+    assert find_cached(NAMED["clip"][1:]) is None
+    whole = hub_cache(NAMED["clip"][2], bare)
+    assert find_cached(NAMED["clip"]) == whole
+    assert choose_models("clip", None) == (str(whole), str(whole))
+
+
+def test_a_folder_comes_before_a_short_name(evaluator_folder, hub_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(evaluator_folder, tmp_path / "clip")
+    assert choose_models("clip", None) == ("clip", None)
+    assert load_evaluator("clip").name == "clip"
+
+
+def test_a_short_name_without_a_network_says_how_to_get_the_model(hub_cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AtomError, match="run `hf download openai/clip-vit-large-patch14` where"):
+        load_evaluator("clip")
+
+
+def test_weights_in_a_pickle_are_not_opened(bare, dino):
+    weights = bare / "model.safetensors"
+    torch.save({"a": torch.zeros(1)}, bare / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(AtomError, match="cannot be opened"):
+        load_evaluator(str(bare), str(dino))
 
 
 def test_pictures_do_not_depend_on_their_neighbours(evaluator_folder, pictures):

@@ -87,7 +87,7 @@ BAD = {
     ),
     "lora": (
         lambda p: save_file({"unet.conv_in.lora_A.weight": torch.ones(4, 4)}, p, {"format": "pt"}),
-        "its format is 'pt' where 'sdatoms/1' fits",
+        r"'unet\.conv_in\.lora_A\.weight', which is no half of a pair",
     ),
     "lora in our format": (
         spoil_tensors(lambda t, m: t.update({"unet.conv_in.lora_A.weight": torch.ones(4, 4)})),

@@ -129,7 +129,8 @@ def test_a_stop_while_a_command_imports_is_said_in_a_line(command, module, numbe
     words = [sys.executable, "-c", SIGNALLED, module, str(int(number)), command]
     words += {"generate": ["x"], "evaluate": ["x"]}.get(command, [])
     done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "sdatoms: stopped\n")
+    assert "Traceback" not in done.stderr  # libraries may have warned of something
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "sdatoms: stopped")
 
 
 SWALLOWED = """

@@ -256,7 +256,7 @@ def test_yaml_is_read_as_its_newest_form(tmp_path, ending, line, value):
         ("train", "--save_steps", "--checkpointing_steps"),
         ("train", "--learning-rate", "--learning_rate"),
         ("train", "--root-path", "sdatoms train --help"),
-        ("generate", "--strength_", "sdatoms generate --help"),
+        ("generate", "--strength_", "--strength_schedule"),
     ],
 )
 def test_hints_come_from_the_flags_of_the_same_command(capsys, command, flag, hint):

@@ -284,7 +284,7 @@ def test_inner_coefficients_differ_between_layers_and_follow_the_seed(make_unet,
         state = inject(make_unet(), AtomConfig(variant, num_inner_atoms=1, seed=seed)).state_dict()
         return {k: v for k, v in state.items() if k.endswith("inner_coefficients")}
 
-    a, b, c = betas(0), betas(0), betas(2**64 + 1)
+    a, b, c = betas(0), betas(0), betas(2**64 - 1)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not any(torch.equal(a[k], c[k]) for k in a)
     same_shape = [v for v in a.values() if v.shape == (32, 9, 1)]

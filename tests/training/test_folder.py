@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny.pictures import save_pictures
 
 from sdatoms import AtomError
 from sdatoms.training.folder import check_folder
@@ -91,3 +92,46 @@ def test_metadata_that_cannot_be_read_is_refused_by_its_line(make_pictures, line
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n' + line)
     with pytest.raises(AtomError, match="line 2 of"):
         check_folder(folder, "x")
+
+
+def lay_diffusers(folder):
+    rows = [{"file_name": "train/0.png", "text": ["a dog", "a dog asleep"]}]
+    (folder / "metadata.jsonl").write_text(json.dumps(rows[0]))
+    return save_pictures(folder / "train", ((20, 20),) * 2)
+
+
+def lay_kohya(folder):
+    place = save_pictures(folder / "10_sks dog", ((20, 20),) * 2)
+    (place / "0.caption").write_text("a dog\na dog asleep\n")
+    (place / "0.npz").write_bytes(b"latents")
+    return place
+
+
+def lay_onetrainer(folder):
+    place = save_pictures(folder / "dog", ((20, 20),) * 2)
+    (place / "0.txt").write_text("a dog\r\n\r\na dog asleep")
+    Image.new("L", (20, 20), 255).save(place / "1-masklabel.png")
+    Image.new("RGB", (20, 20)).save(place / "1-condlabel.png")
+    return place
+
+
+def lay_ai_toolkit(folder):
+    place = save_pictures(folder / "dog", ((20, 20),) * 2)
+    (place / "0.json").write_text(json.dumps({"caption": "a dog\na dog asleep"}))
+    (place / "_latent_cache").mkdir()
+    (place / ".aitk_size.json").write_text("{}")
+    (place / "masks").mkdir()
+    Image.new("L", (20, 20), 255).save(place / "masks" / "1.png")
+    return place
+
+
+@pytest.mark.parametrize("lay", [lay_diffusers, lay_kohya, lay_onetrainer, lay_ai_toolkit])
+def test_other_trainers_folders_are_read_as_they_lie(tmp_path, lay):
+    place = lay(tmp_path)
+    first, second = check_folder(tmp_path, "a pet").sources
+    assert (first.path, first.captions, first.own) == (
+        *(place / "0.png", ("a dog", "a dog asleep"), True),
+    )
+    assert (second.prompt, second.captions, second.own) == ("a pet", (), False)
+    masked = lay in (lay_onetrainer, lay_ai_toolkit)
+    assert [s.mask is not None for s in (first, second)] == [False, masked]

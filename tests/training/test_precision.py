@@ -70,8 +70,7 @@ def test_a_16_bit_base_gives_atoms_the_gradients_of_a_wide_one(train_config, set
 
 
 def test_a_module_held_in_float32_has_its_own_bits_again():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(BRAIN)
-    module[0].weight.data = module[0].weight.data.half()
+    module = nn.Sequential(nn.Conv2d(3, 4, 3).half(), nn.BatchNorm2d(4).to(BRAIN))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(KeyboardInterrupt), hold_float32(module):
         assert {p.dtype for p in module.parameters()} == {WIDE}

@@ -45,7 +45,9 @@ def test_the_class_is_the_prompt_without_its_rare_words():
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(AtomError, match="no preset 'quik'; did you mean quick"):
         expand_preset("quik", {})
-    with pytest.raises(AtomError, match="there are quick, balanced, best, pet, object, style"):
+    with pytest.raises(
+        AtomError, match="there are quick, balanced, best, pet, object, style, sd15-"
+    ):
         expand_preset("zzz", {})
 
 

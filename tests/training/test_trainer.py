@@ -176,7 +176,8 @@ def test_a_single_silent_layer_is_named_in_the_log(train_config, tmp_path):
     lines = []
     trainer = Trainer(change_base(train_config(), tmp_path / "half", **{dead: 0}), log=lines.append)
     trainer.take_step()
-    (line,) = lines
+    held, line = lines
+    assert held == "the base is held in float32"
     assert "no gradient reaches 1 tensors of atoms, first mid_block.resnets.0.conv1" in line
 
 

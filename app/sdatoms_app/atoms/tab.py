@@ -6,9 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from sdatoms import AtomError
 from sdatoms_app.atoms.api import build_atoms_api
 from sdatoms_app.atoms.drawing import HEAT_STYLE
 from sdatoms_app.atoms.exports import FORMATS, MAX_RANK
+from sdatoms_app.atoms.following import Follower
 from sdatoms_app.atoms.page import (
     EVERYWHERE,
     HERE,
@@ -19,6 +21,8 @@ from sdatoms_app.atoms.page import (
     AtomsPage,
 )
 from sdatoms_app.shared.events import PRIVATE, QUIET
+from sdatoms_app.shared.messages import draw_error, show_errors
+from sdatoms_app.shared.plots import PLOT_STYLE
 from sdatoms_app.studio.orders import MAX_SEED
 from sdatoms_app.studio.studio import Studio
 
@@ -26,6 +30,8 @@ __all__ = [
     "build_atoms_tab",
 ]
 
+SECONDS = 5.0
+"""Between two looks for a new checkpoint of the run that is followed."""
 SHEETS = (
     (("before", "Atoms before"), ("after", "Atoms after")),
     (("difference", "Difference, on its own scale"), ("response", "Frequencies let through")),
@@ -46,6 +52,7 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
             page.list_files(),
             value=None,
             label="Atom file",
+            allow_custom_value=True,  # a followed run's checkpoint is not in the list
             elem_id="anatomy-file",
             scale=4,
             min_width=260,
@@ -53,6 +60,18 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
         refresh = gr.Button(
             "Refresh list", size="sm", elem_id="anatomy-refresh", scale=1, min_width=120
         )
+    follower = Follower(studio)
+    with gr.Accordion("Follow a training", open=False, elem_id="anatomy-follow"):
+        run = gr.Dropdown(
+            [("nothing", "")],
+            value="",
+            label="Run",
+            info="Its newest checkpoint is opened below as soon as it is saved.",
+            allow_custom_value=True,  # runs come and go between two looks
+            elem_id="anatomy-run",
+        )
+        course = gr.HTML(css_template=PLOT_STYLE, js_on_load=None, elem_id="anatomy-course")
+        seen, timer = gr.State(""), gr.Timer(SECONDS)
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             heat = gr.HTML(
@@ -172,6 +191,30 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
     )
     for event in (refresh.click, load):
         event(page.relist, None, [chosen, several], **QUIET)
+        event(follower.relist, None, run, **QUIET)
+
+    @show_errors
+    def follow(run: str | None, seen: str) -> list[Any]:
+        """Open the newest checkpoint of the chosen run, where it is another than was seen."""
+        nothing = [gr.skip()] * (4 + len(view))
+        newest = follower.find_newest(run)
+        if newest is None or newest == seen:
+            return [gr.skip(), gr.skip(), gr.skip(), *nothing]
+        try:
+            return [newest, newest, follower.show(run or ""), *page.open_file(newest)]
+        except AtomError as error:  # once, and not at every look
+            return [newest, gr.skip(), draw_error(error), *nothing]
+
+    followed = [seen, chosen, course, heat, budget, layer, atoms, *view]
+    gr.on(
+        [timer.tick, run.input],
+        follow,
+        [run, seen],
+        followed,
+        trigger_mode="always_last",
+        **QUIET,
+        **alone,
+    )
     layer.input(
         page.show_layer,
         [chosen, layer, channel],

@@ -219,8 +219,9 @@ class AdapterRows:
     def wire_blocks(self, row: Row, number: int) -> None:
         """Sliders of the table write into the text, and the text moves the sliders."""
 
-        def look(order: list[str], text: str) -> str:
-            return draw_blocks(self.find_blocks(order[number]), text)
+        def look(order: list[str], text: str) -> Any:
+            held = number < len(order or [])  # a row that was just taken away asks too
+            return draw_blocks(self.find_blocks(order[number]), text) if held else gr.skip()
 
         @show_errors
         def move(order: list[str], text: str, event: gr.EventData) -> list[str]:
@@ -230,7 +231,13 @@ class AdapterRows:
             return [text, draw_blocks(blocks, text)]
 
         row.table.click(move, [self.order, row.by_block], [row.by_block, row.table], **QUIET)
-        row.by_block.input(look, [self.order, row.by_block], row.table, **QUIET)
+        row.by_block.change(  # `input` knows key presses alone, not what is pasted
+            look,
+            [self.order, row.by_block],
+            row.table,
+            trigger_mode="always_last",
+            **QUIET,
+        )
 
 
 def insert_words(text: str, words: str) -> str:

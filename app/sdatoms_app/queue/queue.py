@@ -1,4 +1,4 @@
-"""The trainings of the app: a queue on disk, trained one at a time in the order they came."""
+"""The trainings of the app: a queue on disk, trained one at a time, as they came unless moved."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from typing import Any
 from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.storage import read_table
+from sdatoms.training.stopping import WISHES
 from sdatoms_app.queue.training import Training, read_request, read_training
 from sdatoms_app.queue.worker import (
     JOB,
     REQUEST,
     hold_lock,
     list_jobs,
+    rank_job,
     update_job,
     wake,
     write_json,
@@ -32,7 +34,9 @@ __all__ = [
     "DESCRIPTION",
     "INSTANCES",
     "MAX_QUEUED",
+    "MOVES",
     "Queue",
+    "list_gpus",
 ]
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -41,13 +45,22 @@ INSTANCES = "instance_images"
 DESCRIPTION = "data.toml"
 """In that folder, what is said of several concepts."""
 MAX_QUEUED = 20
+MOVES = ("first", "up", "down")
+"""Where a training that waits can be moved."""
 MAX_STEPS = 20_000
 FREE_BYTES = 200 << 20
 """A training is only taken while this much of the disk is free."""
 
 
+def list_gpus() -> list[str]:
+    """Names of the GPUs that a training may have, by their numbers."""
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
 class Queue:
-    """Runs below `root`, trained one at a time in the order they came."""
+    """Runs below `root`, trained one at a time in the order they came, unless they are moved."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -106,7 +119,9 @@ class Queue:
             if (run / JOB).is_file() or (run / "status.json").is_file():
                 found.append(read_training(run))
         busy = sum(run.state in ("starting", "running") for run in found)
-        queued = sorted((run for run in found if run.state == "queued"), key=lambda run: run.order)
+        queued = sorted(
+            (run for run in found if run.state == "queued"), key=lambda run: (run.rank, run.id)
+        )
         places = {run.id: place + busy for place, run in enumerate(queued)}
         found = [replace(run, place=places.get(run.id, 0)) for run in found]
         return sorted(found, key=lambda run: (-run.order, run.id))
@@ -154,6 +169,61 @@ class Queue:
                     os.kill(training.pid, signal.SIGTERM)
         return self.find(id)
 
+    def move(self, id: str, to: str) -> Training:
+        """Give a queued training another place: `up` or `down` by one, or `first`.
+
+        Raises:
+            AtomError: no such run, it is not queued, or there is no such move.
+        """
+        if to not in MOVES:
+            raise AtomError(f"a training moves {', '.join(MOVES)}, not {clip(str(to), 40)!r}")
+        self.find(id)
+        with hold_lock(self.root):
+            jobs = [(run, read_table(run / JOB, {})) for run in list_jobs(self.root)]
+            queued = [(run, rank_job(job)) for run, job in jobs if job.get("state") == "queued"]
+            runs = [run for run, _ in queued]
+            place = next((k for k, run in enumerate(runs) if run.name == id), None)
+            if place is None:
+                raise AtomError(f"the run {id!r} does not wait; only one that does can be moved")
+            other = {"first": 0, "up": max(0, place - 1), "down": place + 1}[to]
+            runs.insert(other, runs.pop(place))
+            for run, (was, rank) in zip(runs, queued, strict=True):
+                if run != was:
+                    update_job(run, rank=rank)
+        return self.find(id)
+
+    def choose_gpu(self, id: str, gpu: int | None) -> Training:
+        """Choose the GPU of a queued training by its number; None leaves it to the trainer.
+
+        Raises:
+            AtomError: no such run, it is not queued, or there is no such GPU.
+        """
+        count = len(list_gpus())
+        if gpu is not None and not 0 <= gpu < count:
+            raise AtomError(f"there is no GPU {gpu} here; GPUs found: {count}")
+        self.find(id)
+        with hold_lock(self.root):
+            run = self.root / id
+            if read_table(run / JOB, {}).get("state") != "queued":
+                raise AtomError(f"the run {id!r} does not wait; its GPU is chosen while it does")
+            update_job(run, gpu=gpu)
+        return self.find(id)
+
+    def ask(self, id: str, wish: str) -> Training:
+        """Ask a training for `samples` or a `checkpoint` after the step that is under way.
+
+        It is asked by a file in its directory, as anybody may: a signal would end a trainer that
+        does not listen yet.
+
+        Raises:
+            AtomError: no such run, or it is not under way.
+        """
+        training = self.find(id)
+        if training.state != "running" or wish not in WISHES:
+            raise AtomError(f"the run {id!r} is not running; it is {training.state}")
+        (training.path / f"{wish}.now").touch()
+        return self.find(id)
+
     def resume(self, id: str, more_steps: int = 0) -> Training:
         """Queue a run again from its last checkpoint, `more_steps` further than it was to go.
 
@@ -176,6 +246,7 @@ class Queue:
             )
             stored = read_table(training.path / JOB, {})
             kept = {"title": stored.get("title", id), "state": "queued", "order": self._next()}
+            kept |= {"gpu": stored["gpu"]} if "gpu" in stored else {}
             write_json(training.path / JOB, kept)
         wake(self.root)
         return self.find(id)
@@ -195,6 +266,7 @@ class Queue:
         shutil.rmtree(trash)
 
     def _next(self) -> int:
-        """An order after every other's."""
-        orders = [read_table(run / JOB, {}).get("order", 0) for run in list_jobs(self.root)]
+        """An order after every other's, and after every place in the queue."""
+        jobs = [read_table(run / JOB, {}) for run in list_jobs(self.root)]
+        orders = [max(job.get("order", 0), rank_job(job)) for job in jobs]
         return max([*orders, time.time_ns() - 1]) + 1

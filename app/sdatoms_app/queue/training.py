@@ -21,7 +21,7 @@ import psutil
 from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.storage import read_table
-from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST
+from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST, rank_job
 
 __all__ = [
     "Training",
@@ -60,6 +60,12 @@ class Training:
     """Why it ended, where that was not its own decision."""
     order: int
     """When it was queued last, in ns; rising."""
+    rank: int = 0
+    """Where it stands in the queue; less comes first."""
+    gpu: int | None = None
+    """The GPU chosen for it; None leaves the choice to the trainer."""
+    reason: str = ""
+    """Why it ended, in a sentence; empty while it has not."""
 
     @property
     def live(self) -> bool:
@@ -117,14 +123,16 @@ def read_training(run: Path) -> Training:
         error = f"its process was ended by signal {-code}"
     elif shown == "stopped" and state == "started" and not is_worker(stored.get("worker")):
         error = "its process is gone"
+    step, total = to_int(status.get("step")), read_total(run, status)
+    gpu = stored.get("gpu")
     return Training(
         id=run.name,
         path=run,
         title=clip(str(stored.get("title", run.name)), 80),
         state=shown,
         place=0,
-        step=to_int(status.get("step")),
-        total=to_int(read_table(run / REQUEST, {}).get("max_train_steps") or status.get("total")),
+        step=step,
+        total=total,
         phase=clip(phase, 40) if shown == "running" else shown,
         eta_s=status.get("eta_s") if shown == "running" else None,
         silent_s=silent if shown == "running" else None,
@@ -132,7 +140,36 @@ def read_training(run: Path) -> Training:
         pid=pid if alive else None,
         error=error,
         order=to_int(stored.get("order")) or (run / "status.json").stat().st_mtime_ns,
+        rank=rank_job(stored),
+        gpu=gpu if isinstance(gpu, int) else None,
+        reason=explain_end(shown, state == "cancelled", error, step, total),
     )
+
+
+def read_total(run: Path, status: dict[str, Any]) -> int:
+    return to_int(read_table(run / REQUEST, {}).get("max_train_steps") or status.get("total"))
+
+
+def explain_end(state: str, cancelled: bool, error: str, step: int, total: int) -> str:
+    """Why a run ended, in a sentence; empty while it has not.
+
+    Args:
+        error: the trainer's last words, or what became of its process.
+    """
+    if state == "done" and step < total:
+        return f"It ended at step {step} of {total}, since no measure was better for a while."
+    if state == "done":
+        return f"All {total} steps are done."
+    if state == "failed":
+        last = [line for line in error.splitlines() if line.strip()]
+        return f"It failed at step {step}: {clip(last[-1].strip(), 300)}" if last else "It failed."
+    if state != "stopped":
+        return ""
+    if cancelled:
+        return "It was taken out of the queue before it began."
+    if error:
+        return f"It ended at step {step}, {error}; Resume goes on from the last checkpoint."
+    return f"It was asked to stop and saved step {step}; Resume goes on there."
 
 
 def to_int(value: Any) -> int:

@@ -31,9 +31,11 @@ __all__ = [
     "JOB",
     "OUTPUT",
     "REQUEST",
+    "choose_environment",
     "claim_job",
     "hold_lock",
     "list_jobs",
+    "rank_job",
     "run_jobs",
     "update_job",
     "wake",
@@ -69,13 +71,33 @@ def update_job(run: Path, **changes: Any) -> dict[str, Any]:
 
 
 def list_jobs(root: Path) -> list[Path]:
-    """Run directories with a job, oldest request first."""
-    found = [(read_table(path, {}).get("order", 0), path.parent) for path in root.glob(f"*/{JOB}")]
+    """Run directories with a job, in the order they are trained: as they came, unless moved."""
+    found = [(rank_job(read_table(path, {})), path.parent) for path in root.glob(f"*/{JOB}")]
     return [run for _, run in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
 
 
+def rank_job(job: dict[str, Any]) -> int:
+    """Where a job stands among the others; less comes first."""
+    rank = job.get("rank", job.get("order", 0))
+    return rank if isinstance(rank, int) else 0
+
+
+def choose_environment(job: dict[str, Any]) -> dict[str, str]:
+    """The trainer's environment: it sees the GPU that was chosen for it, where one was.
+
+    The number counts among the GPUs that this process may see itself.
+    """
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    gpu = job.get("gpu")
+    if not isinstance(gpu, int) or isinstance(gpu, bool):
+        return environment
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = seen[gpu] if gpu < len(seen) else str(gpu)
+    return environment | {"CUDA_VISIBLE_DEVICES": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
 def claim_job(root: Path) -> Path | None:
-    """Mark the oldest queued job as started and return its directory; None when none is queued."""
+    """Mark the first queued job as started and return its directory; None when none is queued."""
     with hold_lock(root):
         for run in list_jobs(root):
             if read_table(run / JOB, {}).get("state") == "queued":
@@ -95,7 +117,7 @@ def run_job(root: Path, run: Path, training: int) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(training,),
-            env=os.environ | {"TQDM_DISABLE": "1"},
+            env=choose_environment(read_table(run / JOB, {})),
         )
     with hold_lock(root):
         job = update_job(run, pid=trainer.pid)

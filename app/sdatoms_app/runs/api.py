@@ -34,6 +34,22 @@ def build_runs_api(page: TrainPage) -> None:
         """Ask a training to save its state and stop; a queued one leaves the queue."""
         return summarize(queue.stop(run))
 
+    def move_training(run: str, to: str = "first") -> dict:
+        """Move a training that waits: first, up or down by one."""
+        return summarize(queue.move(run, to))
+
+    def set_training_gpu(run: str, gpu: int = -1) -> dict:
+        """Choose the GPU of a training that waits, by its number; -1 leaves it open."""
+        return summarize(queue.choose_gpu(run, None if gpu == -1 else gpu))
+
+    def sample_training(run: str) -> dict:
+        """Ask a running training to paint and measure samples after this step."""
+        return summarize(queue.ask(run, "samples"))
+
+    def save_training(run: str) -> dict:
+        """Ask a running training to save a checkpoint after this step."""
+        return summarize(queue.ask(run, "checkpoint"))
+
     def resume_training(run: str) -> dict:
         """Queue a stopped or failed training again from its last checkpoint."""
         return summarize(queue.resume(run))
@@ -110,6 +126,10 @@ def build_runs_api(page: TrainPage) -> None:
         list_trainings,
         get_training,
         stop_training,
+        move_training,
+        set_training_gpu,
+        sample_training,
+        save_training,
         resume_training,
         extend_training,
         delete_training,
@@ -134,5 +154,7 @@ def summarize(training: Training) -> dict[str, Any]:
         "eta_s": training.eta_s,
         "stopping": training.stopping,
         "error": training.error,
+        "reason": training.reason,
+        "gpu": training.gpu,
         "atoms": training.atoms is not None,
     }

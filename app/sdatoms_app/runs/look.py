@@ -34,8 +34,9 @@ WATCHED = {
     "config": "config.toml",
 }
 """Part of the page → the file or folder of a run that it is drawn from."""
-PARTS = 11
-"""Widgets of the page: the status, four buttons, samples, two plots, log, settings, download."""
+BUTTONS = 9
+PARTS = 7 + BUTTONS
+"""Widgets of the page: the status, buttons, samples, two plots, log, settings, download."""
 
 
 def look_at_runs(
@@ -69,7 +70,8 @@ def show_none(before: dict[str, Any]) -> list[Any]:
     if before.get("id", "") is None:
         return [gr.skip()] * PARTS
     empty = "<p>No training was started yet; the Train tab starts one.</p>"
-    return [empty, *[gr.Button(interactive=False)] * 4, *[gr.skip()] * (PARTS - 5)]
+    buttons = [gr.Button(interactive=False)] * (BUTTONS - 3) + [gr.Button(visible=False)] * 3
+    return [empty, *buttons, *[gr.skip()] * 6]
 
 
 def show_training(
@@ -96,7 +98,7 @@ def show_training(
     now["shown"] = describe_training(training, now["pace"])
     return [
         now["shown"] if changed("shown") else gr.skip(),
-        *(offer_buttons(training) if changed("state") else [gr.skip()] * 4),
+        *(offer_buttons(training) if changed("state") else [gr.skip()] * BUTTONS),
         open_samples(training.path) if changed("samples") else gr.skip(),
         *plots,
         read_log(training) if changed("log", "state") else gr.skip(),

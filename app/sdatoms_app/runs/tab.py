@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gradio.context import Context
 
 from sdatoms import AtomError
 from sdatoms_app.generate.tab import GenerateTab
-from sdatoms_app.queue.queue import Queue
+from sdatoms_app.queue.queue import MOVES, Queue, list_gpus
 from sdatoms_app.runs.api import build_runs_api
 from sdatoms_app.runs.files import pack_run
 from sdatoms_app.runs.look import look_at_runs
@@ -39,9 +40,14 @@ class Page:
 
     status: gr.HTML
     stop: gr.Button
+    sample: gr.Button
+    save: gr.Button
     resume: gr.Button
     send: gr.Button
     again: gr.Button
+    first: gr.Button
+    up: gr.Button
+    down: gr.Button
     samples: gr.Gallery
     loss: gr.HTML
     more: gr.HTML
@@ -66,6 +72,8 @@ class Controls:
     pack: gr.Button
     sure: gr.Checkbox
     delete: gr.Button
+    gpu: gr.Dropdown | None
+    """Where there are several GPUs."""
 
 
 def build_runs_tab(studio: Studio, form: TrainForm, generate: GenerateTab) -> None:
@@ -103,9 +111,16 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
     )
     with gr.Row():
         stop = gr.Button("Stop and save", variant="stop", elem_id="run-stop", min_width=120)
+        sample = gr.Button("Sample now", elem_id="run-sample", min_width=120)
+        save = gr.Button("Save now", elem_id="run-save", min_width=120)
         resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
         send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
         again = gr.Button("Train again with these settings", elem_id="run-again", min_width=320)
+    with gr.Row():
+        first, up, down = (
+            gr.Button(label, visible=False, elem_id=f"run-{to}", min_width=120)
+            for label, to in (("To the front", "first"), ("Up", "up"), ("Down", "down"))
+        )
     samples = gr.Gallery(
         label="Samples by step",
         columns=8,
@@ -135,6 +150,15 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
             wrap_lines=True,  # a box that scrolls takes no keyboard focus
             elem_id="run-config",
         )
+    gpus, gpu = list_gpus(), None
+    if len(gpus) > 1:
+        named = [(f"GPU {k}: {name}", k) for k, name in enumerate(gpus)]
+        gpu = gr.Dropdown(
+            [("the trainer's choice", -1), *named],
+            value=-1,
+            label="GPU of the chosen run, while it waits",
+            elem_id="run-gpu",
+        )
     with gr.Accordion("Extend, download, delete", open=False, elem_id="run-more"):
         with gr.Row():
             steps = gr.Number(
@@ -156,8 +180,11 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
                 label="Delete this run, its pictures and its atoms", elem_id="run-sure"
             )
             delete = gr.Button("Delete", variant="stop", elem_id="run-delete", min_width=120)
-    page = Page(status, stop, resume, send, again, samples, loss, more, log, config, download)
-    return page, Controls(runs, log_scale, smoothing, steps, extend, pack, sure, delete)
+    page = Page(
+        *(status, stop, sample, save, resume, send, again, first, up, down),
+        *(samples, loss, more, log, config, download),
+    )
+    return page, Controls(runs, log_scale, smoothing, steps, extend, pack, sure, delete, gpu)
 
 
 def wire_looks(queue: Queue, page: Page, controls: Controls) -> dict[str, Any]:
@@ -198,6 +225,24 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
         queue.stop(id or "")
 
     @show_errors
+    def press_move(id: str | None, to: str) -> None:
+        queue.move(id or "", to)
+
+    @show_errors
+    def press_gpu(id: str | None, gpu: int | None) -> None:
+        queue.choose_gpu(id or "", None if gpu == -1 else gpu)
+
+    @show_errors
+    def press_sample(id: str | None) -> None:
+        queue.ask(id or "", "samples")
+        gr.Info("Samples are painted after this step.")
+
+    @show_errors
+    def press_save(id: str | None) -> None:
+        queue.ask(id or "", "checkpoint")
+        gr.Info("A checkpoint is saved after this step.")
+
+    @show_errors
     def press_resume(id: str | None) -> None:
         queue.resume(id or "")
 
@@ -222,11 +267,16 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
     runs = controls.runs
     for button, press, given, filled in (
         (page.stop, press_stop, [runs], None),
+        (page.sample, press_sample, [runs], None),
+        (page.save, press_save, [runs], None),
+        *((getattr(page, to), partial(press_move, to=to), [runs], None) for to in MOVES),
         (page.resume, press_resume, [runs], None),
         (controls.extend, press_extend, [runs, controls.steps], None),
         (controls.delete, press_delete, [runs, controls.sure], controls.sure),
     ):
         button.click(press, given, filled, **QUIET).then(**look)
+    if controls.gpu:
+        controls.gpu.input(press_gpu, [runs, controls.gpu], None, **QUIET).then(**look)
     controls.pack.click(press_pack, runs, page.download, **QUIET)
 
 

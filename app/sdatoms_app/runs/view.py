@@ -51,6 +51,8 @@ def list_runs(queue: Queue) -> list[tuple[str, str]]:
     for training in queue.list()[:MAX_SHOWN]:
         under_way = training.total and training.state != "done"
         share = f" {100 * training.step // training.total} %" if under_way else ""
+        if training.state == "queued":
+            share = f", behind {training.place}" if training.place else ", next"
         found.append((f"{training.id} · {STATES[training.state]}{share}", training.id))
     return found
 
@@ -78,14 +80,17 @@ def describe_training(training: Training, seconds_per_step: float | None) -> str
         facts.append(f"{training.atoms.stat().st_size / 1000:.0f} kB of atoms")
     if training.silent_s and training.silent_s > 30:
         facts.append(f"silent for {describe_seconds(training.silent_s)}")
+    if training.gpu is not None:
+        facts.append(f"GPU {training.gpu}")
     spans = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    reason = f'<div class="reason">{html.escape(training.reason)}</div>' if training.reason else ""
     error = f"<pre>{html.escape(training.error[-4000:])}</pre>" if training.error else ""
     return (
         f'<div class="run"><div class="name">{html.escape(clip(training.title, 80))}</div>'
         f'<div class="track" role="progressbar" aria-label="Progress of the run" '
         f'aria-valuemin="0" aria-valuemax="{training.total}" aria-valuenow="{training.step}">'
         f'<div class="fill" style="width:{min(100.0, share):.1f}%"></div></div>'
-        f'<div class="line">{spans}</div>{error}</div>'
+        f'<div class="line">{spans}</div>{reason}{error}</div>'
     )
 
 
@@ -95,9 +100,11 @@ def offer_buttons(training: Training) -> list[Any]:
             value="Leave the queue" if training.state == "queued" else "Stop and save",
             interactive=training.live and not training.stopping,
         ),
+        *[gr.Button(interactive=training.state == "running" and not training.stopping)] * 2,
         gr.Button(interactive=training.state in ("stopped", "failed")),
         gr.Button(interactive=training.newest is not None),
         gr.Button(interactive=True),
+        *[gr.Button(visible=training.state == "queued")] * 3,
     ]
 
 

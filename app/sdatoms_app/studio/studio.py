@@ -68,7 +68,8 @@ class Studio:
         self.max_side = max_side
         """The longest side that may be asked for, px."""
         self.labellers = dict(labellers or {})
-        """Models that label pictures, by hub name or folder: `captioner`, `segmenter`."""
+        """Models that label pictures or measure trainings, by hub name or folder: `captioner`,
+        `segmenter`, `evaluator`, `style_evaluator`."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)

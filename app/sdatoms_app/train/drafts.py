@@ -22,11 +22,10 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.errors import clip, mark_bytes
-from sdatoms.pictures import SIDECARS, read_picture
+from sdatoms.pictures import read_picture
 from sdatoms.settings import build_config
-from sdatoms.storage import decode_text, locate, read_table, write_whole
+from sdatoms.storage import decode_text, read_table, write_whole
 from sdatoms.training.buckets import Size
-from sdatoms.training.captions import TABLES
 from sdatoms.training.concepts import Concept, read_data_config, write_data_config
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.queue import DESCRIPTION
@@ -38,18 +37,11 @@ __all__ = [
     "MAX_DRAFTS",
     "Draft",
     "Picture",
-    "drop_stray_captions",
-    "list_files",
-    "list_folders",
-    "list_passed",
 ]
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Formats kept byte for byte; others are kept as the PNG of what the trainer would see."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ALONGSIDE = (".json", ".jsonl", ".md", "")
-"""Suffixes of files that lie beside pictures and are none."""
 MAX_PICTURES = 200
 MAX_PICTURE_BYTES = 64 << 20
 MAX_DRAFT_BYTES = 1 << 30
@@ -365,49 +357,3 @@ def read_caption(path: Path) -> tuple[str, str]:
     if len(text) > MAX_CAPTION:
         notes.append(f"its caption is cut to {MAX_CAPTION} characters")
     return text[:MAX_CAPTION], "; ".join(notes)
-
-
-def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
-    """Folders with pictures at or directly below the roots an operator listed, by a name to show.
-
-    Links and hidden folders are passed over; visitors choose among the names.
-    """
-    found: dict[str, Path] = {}
-    for root in roots:
-        root = locate(root)  # an operator may list a link
-        children = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        for folder in [root, *children]:
-            if folder.is_symlink() or folder.name.startswith("."):
-                continue
-            name = mark_bytes(root.name if folder == root else f"{root.name}/{folder.name}")
-            if holds_pictures(folder):
-                same = sum(other.partition(" (")[0] == name for other in found)
-                found[f"{name} ({same + 1})" if same else name] = folder
-    return found
-
-
-def holds_pictures(folder: Path) -> bool:
-    """Whether a file is called like a picture; whether it is one is checked when it is added."""
-    return any(p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
-
-
-def list_files(folder: Path) -> list[Path]:
-    """The pictures of a folder, with their captions and masks; links are passed over."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
-    files = [p for p in files if p.suffix.lower() not in ALONGSIDE and p.name[0] != "."]
-    return drop_stray_captions(files)
-
-
-def list_passed(folder: Path) -> list[str]:
-    """What of a folder is not taken, though the trainer itself would read it."""
-    seen = sorted(p for p in folder.iterdir() if p.name[0] != "." and not p.is_symlink())
-    tables = [clip(p.name) for p in seen if p.is_file() and p.name.lower() in TABLES]
-    below = [clip(p.name) for p in seen if p.is_dir() and holds_pictures(p)]
-    found = [("tables of captions", tables), ("subfolders, which are folders of their own", below)]
-    return [f"{what}: {', '.join(names[:5])}" for what, names in found if names]
-
-
-def drop_stray_captions(files: Sequence[Path]) -> list[Path]:
-    """The files without the texts that are no picture's caption."""
-    strays = sort_files(files).strays
-    return [p for p in files if p not in strays or p.suffix.lower() not in SIDECARS]

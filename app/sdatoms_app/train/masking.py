@@ -49,9 +49,10 @@ def show_editor(picture: Picture) -> Any:
     if picture.mask:
         mask = read_picture(picture.mask).convert("L").resize(shown.size)
         layer = Image.new("RGBA", shown.size, (*PAINT, 0))
-        layer.putalpha(mask.point(lambda level: COVER if level > 127 else 0))
+        layer.putalpha(mask.point([COVER if level > 127 else 0 for level in range(256)]))
         layers = [layer]
-    return gr.ImageEditor({"background": shown, "layers": layers, "composite": None})
+    value: Any = {"background": shown, "layers": layers, "composite": None}
+    return gr.ImageEditor(value)
 
 
 def read_drawn(drawn: Any) -> Image.Image | None:
@@ -66,5 +67,5 @@ def read_drawn(drawn: Any) -> Image.Image | None:
     mask = Image.new("L", background.size, 0)
     for layer in drawn.get("layers") or ():
         opaque = layer.convert("RGBA").getchannel("A").resize(mask.size)
-        mask.paste(255, mask=opaque.point(lambda level: 255 if level > PAINTED else 0))
+        mask.paste(255, mask=opaque.point([255 if level > PAINTED else 0 for level in range(256)]))
     return mask if mask.getbbox() else None

@@ -83,6 +83,8 @@ GROUPS = {
         "validation_steps",
         "num_validation_images",
         "num_drift_images",
+        "num_validation_pictures",
+        "validation_split",
         "best_metric",
         "best_metric_goal",
         "early_stopping_patience",
@@ -161,6 +163,7 @@ HIDDEN = {
     "optimizer_args": "any argument of any class",
     "lr_step_rules": "of a schedule that is not offered",
     "caption_column": "captions come as text files",
+    "validation_data_dir": "a folder of the server",
     "validation_prompts": "one prompt is asked for",
     "resume_from_checkpoint": "the Runs tab resumes",
     "report_to": "sends numbers elsewhere",
@@ -188,6 +191,7 @@ CAPS = {
     "validation_steps": 20_000,
     "num_validation_images": 16,
     "num_drift_images": 16,
+    "num_validation_pictures": 100,
     "early_stopping_patience": 1000,
     "checkpointing_steps": 20_000,
     "checkpoints_total_limit": 20,
@@ -208,6 +212,9 @@ CHOICES = {
         "polynomial",
     ),
     "optimizer": ("adamw", "prodigy", "adafactor"),
-    "best_metric": ("auto", "fidelity", "alignment", "diversity", "drift", "balance"),
+    "best_metric": (
+        *("auto", "fidelity", "alignment", "diversity", "drift", "balance"),
+        "validation_loss",
+    ),
 }
 """Setting that takes free words elsewhere, and which of them are offered here."""

@@ -37,6 +37,32 @@ def test_a_file_made_after_the_server_started_is_in_a_new_page_s_list(open_page,
         made.unlink()
 
 
+def test_a_followed_run_opens_every_new_checkpoint(open_page, studio):
+    from playwright.sync_api import expect
+
+    run = studio.library.folder / "live"
+
+    def save(step):
+        folder = run / "checkpoints" / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        shutil.copy(studio.library.folder / "ink.safetensors", folder / "atoms.safetensors")
+
+    save(100)
+    try:
+        page = open_page()
+        open_tab(page, "Atoms")
+        page.get_by_text("Follow a training").click()
+        page.locator("#anatomy-run input").click()
+        page.get_by_role("option", name="live").click()
+        expect(page.locator("#anatomy-file input")).to_have_value("live@100")
+        expect(page.locator("#anatomy-course")).to_contain_text("Change of the weights")
+        expect(page.locator("#anatomy-after img")).to_be_visible()
+        save(200)
+        expect(page.locator("#anatomy-file input")).to_have_value("live@200", timeout=60_000)
+    finally:
+        shutil.rmtree(run)
+
+
 def test_files_picked_in_a_row_are_all_taken(open_page):
     """The second is picked before the server has answered to the first."""
     from playwright.sync_api import expect

@@ -208,6 +208,8 @@ def test_a_part_that_is_drawn_over_is_painted_anew(open_page, studio, tmp_path):
     page.locator("#mask-blur input[type=number]").fill("0")
     canvas = page.locator("#mask-drawing canvas").first
     expect(canvas).to_be_visible()
+    # the photo has arrived below what is drawn
+    expect(page.locator("#mask-drawing button[aria-label='Undo']")).to_be_enabled()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)

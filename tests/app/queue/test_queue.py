@@ -1,5 +1,6 @@
 """The training queue on disk: order, dead processes, and names that are no paths."""
 
+import functools
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 from sdatoms_app.queue.queue import MAX_QUEUED, Queue
-from sdatoms_app.queue.worker import claim_job, hold_lock, update_job
+from sdatoms_app.queue.worker import choose_environment, claim_job, hold_lock, update_job
 
 import sdatoms
 from sdatoms.storage import read_table
@@ -66,6 +67,88 @@ def test_a_refused_job_leaves_nothing(queue):
         queue.add("one more", {}, fill)
 
 
+def test_trainings_that_wait_can_be_moved_and_the_list_stays_newest_first(queue):
+    a, b, c = (queue.add(name, {}, fill).id for name in "abc")
+
+    def read_order():
+        queued = [run for run in queue.list() if run.state == "queued"]
+        return [run.id for run in sorted(queued, key=lambda run: run.place)]
+
+    for id, to, order in (
+        *((c, "first", [c, a, b]), (c, "up", [c, a, b]), (c, "down", [a, c, b])),
+        *((b, "down", [a, c, b]), (b, "up", [a, b, c]), (b, "first", [b, a, c])),
+    ):
+        queue.move(id, to)
+        assert read_order() == order
+    assert [run.id for run in queue.list()] == [c, b, a]
+    last = queue.add("d", {}, fill).id
+    assert read_order() == [b, a, c, last]
+    assert [claim_job(queue.root).name for _ in range(4)] == [b, a, c, last]
+    for id, to in ((b, "first"), (a, "sideways"), ("../x", "up")):
+        with pytest.raises(sdatoms.AtomError):
+            queue.move(id, to)
+
+
+def test_a_training_sees_the_gpu_chosen_for_it(queue, monkeypatch):
+    monkeypatch.setattr("sdatoms_app.queue.queue.list_gpus", lambda: ["one", "two"])
+    job = queue.add("x", {"max_train_steps": 9}, fill)
+    assert "CUDA_DEVICE_ORDER" not in choose_environment(read_table(job.path / "job.json"))
+    assert queue.choose_gpu(job.id, 1).gpu == 1
+    stored = read_table(job.path / "job.json")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert choose_environment(stored)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc")
+    assert choose_environment(stored)["CUDA_VISIBLE_DEVICES"] == "GPU-abc"
+    with pytest.raises(sdatoms.AtomError, match="there is no GPU 2"):
+        queue.choose_gpu(job.id, 2)
+    queue.stop(job.id)
+    with pytest.raises(sdatoms.AtomError, match="does not wait"):
+        queue.choose_gpu(job.id, 0)
+    assert queue.resume(job.id).gpu == 1
+
+
+def test_every_end_has_its_reason(queue):
+    job = queue.add("x", {"max_train_steps": 9}, fill)
+    assert job.reason == ""
+    assert "taken out of the queue" in queue.stop(job.id).reason
+    gone = end_process()
+    status = {"pid": gone, "heartbeat": time.time(), "step": 4, "total": 9}
+
+    def end(phase, code, output="", **changes):
+        with hold_lock(queue.root):
+            update_job(job.path, state="ended", pid=gone, exit_code=code)
+        (job.path / "status.json").write_text(json.dumps(status | {"phase": phase} | changes))
+        (job.path / "output.txt").write_text(output)
+        return queue.find(job.id).reason
+
+    assert end("done", 0, step=9) == "All 9 steps are done."
+    assert "no measure was better" in end("done", 0)
+    assert "asked to stop and saved step 4" in end("stopped", 130)
+    assert "ended by signal 9" in end("training", -9)
+    assert end("failed", 2, "bar\nthe disk is full\n") == "It failed at step 4: the disk is full"
+
+
+def test_a_running_training_is_asked_by_a_file_and_no_other_is(queue):
+    job = queue.add("x", {}, fill)
+    with pytest.raises(sdatoms.AtomError, match="is not running; it is queued"):
+        queue.ask(job.id, "samples")
+    claim_job(queue.root)
+    words = [sys.executable, "-c", "input()", "train", str(job.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        with hold_lock(queue.root):
+            update_job(job.path, pid=process.pid)
+        status = {"phase": "training", "pid": process.pid, "heartbeat": time.time()}
+        (job.path / "status.json").write_text(json.dumps(status))
+        for wish in ("samples", "checkpoint"):
+            queue.ask(job.id, wish)
+            assert (job.path / f"{wish}.now").is_file()
+        with pytest.raises(sdatoms.AtomError):
+            queue.ask(job.id, "../x")
+        process.communicate(b"\n")
+    with pytest.raises(sdatoms.AtomError, match="is not running"):
+        queue.ask(job.id, "samples")
+
+
 def test_a_full_disk_takes_no_training(queue, monkeypatch):
     monkeypatch.setattr("sdatoms_app.queue.queue.FREE_BYTES", 1 << 60)
     with pytest.raises(sdatoms.AtomError, match="of the disk are free"):
@@ -78,7 +161,8 @@ def test_a_full_disk_takes_no_training(queue, monkeypatch):
 )
 def test_ids_that_are_not_listed_are_refused(queue, id):
     queue.add("x", {}, fill)
-    for ask in (queue.find, queue.stop, queue.resume, queue.delete):
+    sample = functools.partial(queue.ask, wish="samples")
+    for ask in (queue.find, queue.stop, queue.resume, queue.delete, sample):
         with pytest.raises(sdatoms.AtomError, match="is listed; refresh"):
             ask(id)
 

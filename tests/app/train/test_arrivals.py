@@ -8,7 +8,8 @@ from PIL import Image
 from sdatoms_app.security import harden
 from sdatoms_app.train import arrivals
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
-from sdatoms_app.train.drafts import Draft, list_files
+from sdatoms_app.train.drafts import Draft
+from sdatoms_app.train.listed import list_files
 from tiny.pictures import draw
 
 from sdatoms.training.folder import check_folder

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from sdatoms_app.train import drafts
-from sdatoms_app.train.drafts import MAX_DRAFTS, Draft, list_folders
+from sdatoms_app.train.drafts import MAX_DRAFTS, Draft
+from sdatoms_app.train.listed import list_folders
 from tiny.pictures import draw
 from tiny.pipelines import save_base
 

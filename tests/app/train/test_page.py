@@ -24,6 +24,18 @@ def test_listed_folders_are_offered(studio):
         page.add_folder("../../etc", token)
 
 
+def test_the_operators_evaluator_measures_every_training(studio, monkeypatch):
+    page = TrainPage(studio, [])
+    assert "evaluator" not in page.with_base({})
+    monkeypatch.setitem(studio.labellers, "evaluator", "clip")
+    assert page.with_base({"seed": 1})["evaluator"] == "clip"
+
+
+def test_presets_of_another_base_are_not_offered(studio):
+    names = TrainPage(studio, []).name_presets()
+    assert "Pet" in names and not any("-" in name for name in names)
+
+
 def test_what_the_trainer_notes_is_shown_before_training(studio, tmp_path):
     folder = save_pictures(tmp_path / "mine", ((70, 70),) * 3)
     (folder / "0.txt").write_bytes("caf\u00e9".encode("cp1252"))

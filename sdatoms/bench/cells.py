@@ -1,0 +1,119 @@
+"""Results of the personalization benchmark, a file a cell, written whole.
+
+A cell is a method with its settings, a rate, a task, a seed, and how it was trained and painted.
+Its file is found by a hash of all that, and says which base and evaluator it was made with: those
+of others are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdatoms.bench.judge import Painting
+from sdatoms.bench.methods import Method
+from sdatoms.errors import AtomError
+from sdatoms.storage import read_table, write_whole
+
+__all__ = ["Cell", "CellStore"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one training is told."""
+
+    method: Method
+    rate: float
+    task: str
+    seed: int
+    steps: tuple[int, ...]
+    """Optimizer steps after which it is measured, ascending."""
+    batch_size: int
+    painting: Painting
+    pictures: str
+    """Digest of the task's pictures."""
+
+    def key(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "method": self.method.name,
+            "settings": self.method.describe(),
+            "rate": self.rate,
+            "task": self.task,
+            "seed": self.seed,
+            "steps": list(self.steps),
+            "batch_size": self.batch_size,
+            "painting": json.loads(json.dumps(asdict(self.painting))),
+            "pictures": self.pictures,
+        }
+
+    def name(self) -> str:
+        """Name of its file, without suffix."""
+        digest = hashlib.sha256(json.dumps(self.key(), sort_keys=True).encode()).hexdigest()
+        words = f"{self.method.name} {self.task}"
+        return f"{re.sub('[^a-z0-9]+', '-', words.lower())[:60]}-{digest[:16]}"
+
+
+class CellStore:
+    """The cells in one folder.
+
+    Args:
+        base: names the base and the evaluator.
+    """
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self.folder, self.base = folder, base
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """The result of a cell; None where it has to be trained.
+
+        Raises:
+            AtomError: the result was made with another base or evaluator.
+        """
+        path = self.folder / f"{cell.name()}.json"
+        table = read_table(path, {})
+        if table.get("key") != json.loads(json.dumps(cell.key())):
+            return None
+        if table.get("base") != self.base:
+            raise AtomError(
+                f"{str(path)!r} was made with the base and evaluator {table.get('base')!r}, not "
+                f"{self.base!r}; give another --output_dir"
+            )
+        return table["result"]
+
+    def write(
+        self, cell: Cell, result: dict[str, Any], pictures: Sequence[Image.Image] = ()
+    ) -> None:
+        """Keep a result and, before it, its pictures as one strip."""
+        if pictures:
+            buffer = io.BytesIO()
+            join(pictures).save(buffer, "PNG")
+            write_whole(self.folder / f"{cell.name()}.png", buffer.getvalue())
+        table = {"base": self.base, "key": cell.key(), "result": result}
+        write_whole(self.folder / f"{cell.name()}.json", json.dumps(table).encode())
+
+    def read_pictures(self, cell: Cell) -> list[Image.Image]:
+        """The first picture of every prompt after the last step; none where they are gone."""
+        path = self.folder / f"{cell.name()}.png"
+        if not path.is_file():
+            return []
+        with Image.open(path) as opened:
+            strip = opened.convert("RGB")
+        side = strip.height
+        return [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+
+
+def join(pictures: Sequence[Image.Image]) -> Image.Image:
+    side = pictures[0].height
+    strip = Image.new("RGB", (side * len(pictures), side))
+    for place, picture in enumerate(pictures):
+        strip.paste(picture.resize((side, side)), (side * place, 0))
+    return strip

@@ -1,0 +1,143 @@
+"""Paints a task's prompts by a trained method, and measures every prompt for itself.
+
+Figures of one prompt are means over its picture seeds. They stay apart by prompt, so that methods
+can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdatoms.bench.tasks import Task
+from sdatoms.diffusion.pipeline import paint
+from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
+from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.metrics import (
+    measure_alignment,
+    measure_diversity,
+    measure_drift,
+    measure_error,
+    measure_fidelity,
+    measure_followed,
+    measure_truth,
+)
+from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
+from sdatoms.pictures import find_pictures, read_picture, to_tensor
+
+__all__ = ["BETTER_DOWN", "MEASURES", "Judge", "Painting"]
+
+MEASURES = (
+    "truth",
+    "error",
+    "followed",
+    "fidelity",
+    "likeness",
+    "alignment",
+    "diversity",
+    "drift",
+)
+BETTER_DOWN = ("error", "drift")
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The one way that all methods paint in."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """Of the pictures of every prompt."""
+    prompts: int | None = None
+    """At most so many of a task, spread over its list."""
+    unrelated: int = len(UNRELATED_PROMPTS)
+    """Prompts that drift is measured on."""
+    num_inference_steps: int = 25
+    guidance_scale: float = 5.0
+    batch_size: int = 8
+
+    def choose(self, count: int) -> list[int]:
+        """Numbers of the prompts that are painted, of `count`."""
+        most = min(self.prompts or count, count)
+        return [k * count // most for k in range(most)]
+
+
+class Judge:
+    """Knows one task's pictures and what the base paints of unrelated things."""
+
+    def __init__(self, task: Task, evaluator: Evaluator, painting: Painting, base: Any) -> None:
+        """`base` paints the unrelated prompts once."""
+        self.evaluator, self.painting = evaluator, painting
+        numbers = painting.choose(len(task.prompts))
+        self.prompts = [task.prompts[n] for n in numbers]
+        self.wishes = [task.wishes[n] for n in numbers] if task.wishes else []
+        self.probe: Probe | None = load_probe() if self.wishes else None
+        pictures = [read_picture(path) for path in find_pictures(task.folder)[0]]
+        self.styles = evaluator.embed_styles(pictures)
+        self.concepts = evaluator.embed_concepts(pictures)
+        self.texts = evaluator.embed_texts([clean_prompt(p) for p in self.prompts])
+        self.true = [task.true[n] for n in numbers] if task.true else []
+        self.true_instances = evaluator.embed_instances(self.true) if self.true else None
+        self.unrelated = UNRELATED_PROMPTS[: painting.unrelated]
+        self.base = evaluator.embed_styles(
+            self.paint(base, self.unrelated, range(len(self.unrelated)))
+        )
+
+    def paint(self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        asked = self.painting
+        return paint(
+            pipe,
+            prompts,
+            seeds,
+            num_inference_steps=asked.num_inference_steps,
+            guidance_scale=asked.guidance_scale,
+            batch_size=asked.batch_size,
+        )
+
+    def measure(
+        self, pipe: Any, rewrite: Callable[[str], str] = str
+    ) -> tuple[dict[str, list[float | None]], list[Image.Image]]:
+        """Figure → a value a prompt, of drift one an unrelated prompt, None where it has none; and
+        the first picture of every prompt."""
+        seeds, count = self.painting.seeds, len(self.prompts)
+        asked = [(rewrite(prompt), seed) for prompt in self.prompts for seed in seeds]
+        pictures = self.paint(pipe, [p for p, _ in asked], [s for _, s in asked])
+        others = self.paint(pipe, self.unrelated, range(len(self.unrelated)))
+        evaluator = self.evaluator
+        styles, concepts = evaluator.embed_styles(pictures), evaluator.embed_concepts(pictures)
+        each = len(seeds)
+        found = {
+            "fidelity": measure_fidelity(styles, self.styles),
+            "likeness": measure_fidelity(concepts, self.concepts),
+            "alignment": measure_alignment(concepts, self.texts.repeat_interleave(each, 0)),
+        }
+        if self.true_instances is not None:
+            true = [picture for picture in self.true for _ in seeds]
+            instances = evaluator.embed_instances(pictures)
+            known = self.true_instances.repeat_interleave(each, 0)
+            found |= {
+                "truth": measure_truth(instances, known),
+                "error": measure_error(pictures, true),
+            }
+        if self.probe:
+            wishes = [wish for wish in self.wishes for _ in seeds]
+            shown = find_modifiers(self.probe, stack(pictures), stack([w.plain for w in wishes]))
+            found["followed"] = measure_followed(shown, [wish.modifiers for wish in wishes])
+        values = {name: found[name].view(count, each).mean(1) for name in found}
+        if each > 1:
+            values["diversity"] = measure_diversity(styles.unflatten(0, (count, each)))
+        values["drift"] = measure_drift(evaluator.embed_styles(others), self.base)
+        rounded = {name: round_values(values[name]) for name in MEASURES if name in values}
+        return rounded, pictures[::each]
+
+
+def round_values(values: Tensor) -> list[float | None]:
+    return [None if value != value else round(value, 6) for value in values.tolist()]
+
+
+def stack(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures as the probe reads them, `(n, 3, 64, 64)` on [-1, 1]."""
+    return torch.stack([to_tensor(p.convert("RGB").resize((64, 64))) for p in pictures])

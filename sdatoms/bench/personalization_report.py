@@ -1,0 +1,269 @@
+"""The report of the personalization benchmark: JSON, a markdown table and one HTML page.
+
+Means are over tasks, prompts and seeds; intervals are of paired differences, see `intervals.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdatoms.bench.intervals import Interval, measure_interval
+from sdatoms.bench.judge import BETTER_DOWN, MEASURES
+from sdatoms.bench.methods import BASE, METHODS
+from sdatoms.bench.personalization import Bench, Entry, average, show_bytes
+from sdatoms.bench.plots import Point, draw_pareto
+from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.storage import write_whole
+
+__all__ = ["compare_methods", "find_matches", "list_rows", "write_report"]
+
+REFERENCE = "LoRA r4 attention + conv"
+LARGE, SHARE, LOSS = 50_000, 10, 0.01
+"""A peer above so many numbers is held against atoms with a tenth of them; a loss up to `LOSS` is
+none."""
+GOALS = ("truth", "followed", "diversity", "drift")
+GOALS_WITHOUT_TRUTH = ("fidelity", "alignment", "diversity", "drift")
+COLUMNS: tuple[str, ...] = (
+    "method",
+    "numbers",
+    "file",
+    "layers",
+    "rate",
+    "steps",
+    "s a step",
+    *MEASURES,
+)
+STYLE = (
+    "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
+    "table{border-collapse:collapse;font-size:13px}td,th{padding:.2em .6em;border:1px solid #ccc;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}.t{overflow-x:auto}"
+    "svg{max-width:640px}img{max-width:100%}"
+)
+
+
+def group_entries(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Method → its entries, in the table's order."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.cell.method.name, []).append(entry)
+    return {name: found[name] for name in (BASE.name, *METHODS) if name in found}
+
+
+def stack_values(entries: Sequence[Entry], measure: str) -> dict[tuple[str, int], list[float]]:
+    """Task and seed → a value a prompt, NaN where there is none."""
+    return {
+        (e.cell.task, e.cell.seed): [float("nan") if v is None else v for v in e.values[measure]]
+        for e in entries
+        if measure in e.values
+    }
+
+
+def compare_methods(first: Sequence[Entry], second: Sequence[Entry], measure: str) -> Interval:
+    """By how much the first method is better, over the tasks and seeds that both have; positive is
+    better also of figures that are to be low."""
+    own, other = stack_values(first, measure), stack_values(second, measure)
+    both = [key for key in own if key in other]
+    tasks, seeds = sorted({t for t, _ in both}), sorted({s for _, s in both})
+    prompts = max((len(own[key]) for key in both), default=0)
+    values = np.full((len(tasks), prompts, len(seeds)), np.nan)
+    for task, seed in both:
+        a, b = own[task, seed], other[task, seed]
+        values[tasks.index(task), : len(a), seeds.index(seed)] = np.subtract(a, b)
+    return measure_interval(-values if measure in BETTER_DOWN else values)
+
+
+def list_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """A row a method: its size, what was chosen, and mean figures."""
+    rows = []
+    for name, own in group_entries(entries).items():
+        facts, cell = own[0].facts, own[0].cell
+        timed = [e.facts["seconds_per_step"] for e in own if "seconds_per_step" in e.facts]
+        row: dict[str, Any] = {"method": name, "group": cell.method.group}
+        row |= {key: facts[key] for key in ("numbers", "bytes", "layers")}
+        row |= {"rate": cell.rate, "steps": max(cell.steps), "seconds_per_step": average(timed)}
+        row["diverged"] = sum("diverged" in e.facts for e in own)
+        for measure in MEASURES:
+            values = [v for rows in stack_values(own, measure).values() for v in rows if v == v]
+            row[measure] = average(values) if values else None
+        rows.append(row)
+    return rows
+
+
+def find_matches(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Of every peer the atoms that come closest with a tenth of its numbers, or with as many where
+    it is small: by how much they are better on each goal, and whether none loses more than
+    `LOSS`."""
+    groups, rows = group_entries(entries), {row["method"]: row for row in list_rows(entries)}
+    goals = GOALS if any("truth" in e.values for e in entries) else GOALS_WITHOUT_TRUTH
+    found = []
+    for peer in (name for name in groups if rows[name]["group"] == "peers"):
+        numbers = rows[peer]["numbers"]
+        most = numbers / SHARE if numbers > LARGE else numbers
+        tried = []
+        for name, own in groups.items():
+            if rows[name]["group"] in ("base", "peers") or rows[name]["numbers"] > most:
+                continue
+            gains = {goal: compare_methods(own, groups[peer], goal) for goal in goals}
+            known = [gain for gain in gains.values() if gain.mean == gain.mean]
+            if known:
+                tried.append((min(gain.low for gain in known), name, gains))
+        worst, name, gains = max(tried, default=(float("nan"), "", {}))
+        row = {"peer": peer, "numbers": numbers, "most": int(most), "atoms": name}
+        found.append(row | {"gains": gains, "holds": bool(tried) and worst > -LOSS})
+    return found
+
+
+def clean(value: Any) -> Any:
+    """Figures as JSON takes them: intervals by name, None for what is not a number."""
+    if isinstance(value, Interval):
+        return clean(value._asdict())
+    if isinstance(value, dict):
+        return {key: clean(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [clean(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_row(row: dict[str, Any]) -> list[str]:
+    shown = [row["method"] + (f" ({row['diverged']} diverged)" if row["diverged"] else "")]
+    shown += [f"{row['numbers']:,}", show_bytes(row["bytes"]), str(row["layers"])]
+    shown += [f"{row['rate']:g}", str(row["steps"]), show(row["seconds_per_step"])]
+    return shown + [show(row[measure]) for measure in MEASURES]
+
+
+def show(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"
+
+
+def show_gain(gain: Interval | None) -> str:
+    if gain is None or gain.mean != gain.mean:
+        return ""
+    return f"{gain.mean:+.3f} ({gain.low:+.3f} … {gain.high:+.3f})"
+
+
+def list_tables(kind: str, own: Sequence[Entry]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of each table of one kind of task."""
+    rows, groups = list_rows(own), group_entries(own)
+    tables: list[tuple[str, list[str], list[list[str]]]] = [
+        (f"{kind}: means", list(COLUMNS), [show_row(row) for row in rows])
+    ]
+    if REFERENCE in groups:
+        measures = [m for m in MEASURES if any(row[m] is not None for row in rows)]
+        lines = [
+            [name, *(show_gain(compare_methods(e, groups[REFERENCE], m)) for m in measures)]
+            for name, e in groups.items()
+            if name != REFERENCE
+        ]
+        title = f"{kind}: better than {REFERENCE} by (95 % interval; positive is better)"
+        tables.append((title, ["method", *measures], lines))
+    matches = find_matches(own)
+    if matches:
+        goals = list(next((m["gains"] for m in matches if m["gains"]), {}))
+        lines = [
+            [m["peer"], f"{m['numbers']:,}", m["atoms"] or f"none below {m['most']:,} numbers"]
+            + [show_gain(m["gains"].get(goal)) for goal in goals]
+            + ["yes" if m["holds"] else "no"]
+            for m in matches
+        ]
+        head = ["peer", "its numbers", "atoms", *goals, f"no loss above {LOSS:g}"]
+        tables.append((f"{kind}: atoms held against each peer", head, lines))
+    return tables
+
+
+def write_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def write_html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    line = lambda cells, tag: "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f'<div class="t"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
+
+
+def draw_task(bench: Bench, task: str, entries: Sequence[Entry], most: int = 10) -> str:
+    """A task's pictures as a data URI: those given, the true ones, and a row a method."""
+    opened = bench.open(task)
+    given = [read_picture(path) for path in find_pictures(opened.folder)[0]][:most]
+    groups, labels = [given], ["given"]
+    if opened.true:
+        numbers = bench.plan.painting.choose(len(opened.prompts))
+        groups.append([opened.true[n] for n in numbers][:most])
+        labels.append("true")
+    for name, own in group_entries(entries).items():
+        first = next((e for e in own if e.cell.task == task), None)
+        pictures = bench.store.read_pictures(first.cell)[:most] if first else []
+        if pictures:
+            groups.append(pictures)
+            labels.append(name)
+    buffer = io.BytesIO()
+    draw_grid(groups, labels, cell=64).save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_plots(rows: Sequence[dict[str, Any]]) -> str:
+    """Truth, or fidelity where no truth is known, against numbers, drift and seconds."""
+    measure = "truth" if any(row["truth"] is not None for row in rows) else "fidelity"
+    shown = [row for row in rows if row[measure] is not None]
+    plots = []
+    for key, label, logarithmic in (
+        ("numbers", "trained numbers", True),
+        ("drift", "drift", False),
+        ("seconds_per_step", "processor seconds a step", False),
+    ):
+        points = [Point(r["method"], r["group"], r[key], r[measure]) for r in shown]
+        plots.append(draw_pareto(points, label, measure, logarithmic=logarithmic))
+    return "".join(plots)
+
+
+def write_report(
+    bench: Bench, entries: Sequence[Entry], refused: dict[str, str], folder: Path
+) -> str:
+    """Write `report.json`, `report.md` and `report.html`; returns the markdown."""
+    names = {entry.cell.method.name for entry in entries}
+    tested, chosen = bench.list_tasks("test"), bench.list_tasks("validation")
+    notes = [
+        f"Rates and steps chosen on {', '.join(chosen) or 'no task'}; reported on "
+        f"{', '.join(tested)}; seeds {', '.join(map(str, bench.plan.seeds))}.",
+        "Intervals: 95 %, pigeonhole bootstrap of paired differences over tasks × prompts × seeds. "
+        "Seconds are processor time, medians of a training.",
+    ]
+    missing = [f"{name} does not run here: {why}" for name, why in refused.items()]
+    left = {name: m.left_out for name, m in METHODS.items() if m.left_out and name not in names}
+    missing += [f"{name} is left out: {why}" for name, why in left.items()]
+    missing += [f"{name}: {m.note}" for name, m in METHODS.items() if m.note and name in names]
+    kinds = sorted({entry.kind for entry in entries})
+    facts: dict[str, Any] = {"split": bench.split, "refused": refused, "kinds": {}}
+    text, page = (
+        ["# Personalization", *notes, *missing],
+        [f"<p>{html.escape(line)}</p>" for line in (*notes, *missing)],
+    )
+    for kind in kinds:
+        own = [entry for entry in entries if entry.kind == kind]
+        facts["kinds"][kind] = {"rows": list_rows(own), "matches": find_matches(own)}
+        page.append(f"<h2>{html.escape(kind)}</h2>")
+        for title, head, rows in list_tables(kind, own):
+            text += [f"## {title}", write_markdown(head, rows)]
+            page += [f"<h3>{html.escape(title)}</h3>", write_html_table(head, rows)]
+        page.append(draw_plots(list_rows(own)))
+        for task in sorted({entry.cell.task for entry in own}):
+            uri = draw_task(bench, task, own)
+            page.append(f'<h3>{html.escape(task)}</h3><img alt="{html.escape(task)}" src="{uri}">')
+    markdown = "\n\n".join(text) + "\n"
+    head = f"<meta charset=utf-8><title>Personalization</title><style>{STYLE}</style>"
+    document = f"<!doctype html><html lang=en><head>{head}</head><body><h1>Personalization</h1>"
+    document += "".join(page) + "</body></html>"
+    write_whole(folder / "report.json", (json.dumps(clean(facts), indent=1) + "\n").encode())
+    write_whole(folder / "report.md", markdown.encode())
+    write_whole(folder / "report.html", document.encode())
+    return markdown

@@ -1,0 +1,211 @@
+"""The benchmark of personalization: one order of batches, cells that are kept, rates that grow."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from tiny.evaluator import save_tiny_evaluator
+from tiny.pipelines import build_pipeline, save_base
+
+from sdatoms import AtomError
+from sdatoms.bench.judge import Painting
+from sdatoms.bench.methods import METHODS
+from sdatoms.bench.one_subject import show_subject
+from sdatoms.bench.personalization import (
+    Bench,
+    Plan,
+    average,
+    grow_rates,
+    score_values,
+)
+from sdatoms.bench.personalization_report import compare_methods, list_rows, write_report
+from sdatoms.bench.runs import Run, make_config
+from sdatoms.bench.tasks import list_tasks, open_task, split_tasks
+from sdatoms.training.batches import draw_batches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = Painting((0, 1), prompts=2, unrelated=1, num_inference_steps=1)
+NAMES = ("atoms", "LoRA r1 attention")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory):
+    return save_tiny_evaluator(tmp_path_factory.mktemp("evaluator"))
+
+
+@pytest.fixture
+def plan(base, evaluator, tmp_path):
+    return Plan(
+        tmp_path / "bench",
+        methods=NAMES,
+        tasks=("hedgehog", "koala"),
+        base=str(base),
+        evaluator=str(evaluator),
+        seeds=(0,),
+        steps=(1, 2),
+        batch_size=1,
+        painting=TINY,
+        growth=0,
+    )
+
+
+def read_cells(folder):
+    """Every kept result, without what depends on the machine."""
+    tables = {path.name: json.loads(path.read_text()) for path in folder.glob("cells/*.json")}
+    for table in tables.values():
+        table["result"].pop("seconds_per_step", None)
+    return tables
+
+
+def make_run(plan, name, pipe=None):
+    bench = Bench(plan)
+    cell = bench.make_cell(METHODS[name], 1e-3, "koala", 0, [2])
+    pipe = pipe or build_pipeline(size=64, width=12, tokens=16, text_layers=1, seed=7)
+    return Run(pipe, cell, make_config(cell, bench.open("koala"), None))
+
+
+def test_all_methods_see_the_same_batches(plan):
+    names = ("product b16", "full fine-tuning", "LoRA r1 attention", "textual inversion")
+    runs = [make_run(plan, name) for name in names]
+    for step in range(2):
+        batches = [draw_batches(r.data.instances, None, step, r.draw)[0] for r in runs]
+        for batch in batches[1:]:
+            assert batch.names == batches[0].names and batch.prompts == batches[0].prompts
+            for field in ("latents", "noise", "timesteps"):
+                assert torch.equal(getattr(batch, field), getattr(batches[0], field))
+
+
+def test_a_prior_by_prediction_is_the_base_s_own_and_leaves_no_trace(plan):
+    run = make_run(plan, "product b16: prior by prediction")
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.add_(0.05)
+    kept = [p.detach().clone() for p in run.parameters]
+    own, prior = draw_batches(run.data.instances, None, 0, run.draw)
+    assert prior.from_base and run.measure(prior) > 0
+    assert all(torch.equal(p, k) for p, k in zip(run.parameters, kept, strict=True))
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.zero_()
+    assert run.measure(prior) == 0 < run.measure(own)
+
+
+def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch):
+    whole, torn = (replace(plan, output_dir=plan.output_dir / name) for name in ("whole", "torn"))
+    short = {name: replace(METHODS[name], rates=METHODS[name].rates[2:3]) for name in NAMES}
+    monkeypatch.setattr("sdatoms.bench.personalization.METHODS", METHODS | short)
+    choices = Bench(whole).choose()
+    entries, refused = Bench(whole).test()
+    markdown = write_report(Bench(whole), entries, refused, whole.output_dir)
+
+    stopped, left = Bench(torn), 1
+    run = stopped.run
+
+    def stop(cell):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        return run(cell)
+
+    stopped.run = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.choose()
+    assert len(read_cells(torn.output_dir)) == 1
+    assert Bench(torn).choose() == choices
+    Bench(torn).test()
+    assert read_cells(torn.output_dir) == read_cells(whole.output_dir)
+
+    assert average(entries[0].values["drift"]) == 0
+    own, peer = ([e for e in entries if e.cell.method.name == name] for name in NAMES)
+    assert [row["method"] for row in list_rows(entries)] == ["base", *NAMES]
+    gain, loss = compare_methods(own, peer, "drift"), compare_methods(peer, own, "drift")
+    assert gain.mean == pytest.approx(-loss.mean)
+    assert "LoRA r1 attention" in markdown
+    page = (whole.output_dir / "report.html").read_text()
+    assert "data:image/webp;base64," in page and "http" not in page.replace("http://www.w3", "")
+    json.loads((whole.output_dir / "report.json").read_text(), parse_constant=pytest.fail)
+
+    other = replace(whole, base=str(save_base(plan.output_dir / "other", seed=8)))
+    with pytest.raises(AtomError, match="was made with the base"):
+        Bench(other).choose()
+
+
+def test_a_peer_that_does_not_run_here_is_named_with_the_reason(plan, monkeypatch):
+    broken = replace(METHODS["LoRA r1 attention"], name="broken", options={"target_modules": "no"})
+    known = METHODS | {"broken": broken}
+    for module in ("personalization", "personalization_report"):
+        monkeypatch.setattr(f"sdatoms.bench.{module}.METHODS", known)
+    bench = Bench(replace(plan, methods=("broken",)))
+    bench.choose()
+    entries, refused = bench.test()
+    assert {e.cell.method.name for e in entries} == {"base"} and "Target modules" in refused[
+        "broken"
+    ]
+    assert "broken does not run here" in write_report(bench, entries, refused, plan.output_dir)
+
+
+def test_nothing_is_reported_before_it_was_chosen(plan):
+    with pytest.raises(AtomError, match="--choose"):
+        Bench(plan).test()
+    with pytest.raises(AtomError, match="no method or task"):
+        Bench(replace(plan, tasks=("nobody",)))
+
+
+def test_one_subject_is_put_side_by_side(plan, monkeypatch):
+    few = {"atoms": replace(METHODS["atoms"], rates=(1e-3, 1e-2, 1e-1))}
+    monkeypatch.setattr("sdatoms.bench.personalization.METHODS", few)
+    monkeypatch.setattr("sdatoms.bench.one_subject.METHODS", few)
+    own = replace(plan, methods=("atoms",), tasks=None, steps=(1,))
+    strip = plan.output_dir / "strip.png"
+    (entry,) = show_subject(Bench(own), "octopus", strip, ["atoms"])
+    assert entry.cell.rate == 1e-2
+    assert strip.is_file() and (plan.output_dir / "octopus.png").is_file()
+
+
+def test_the_split_is_written_once(tmp_path):
+    tasks, path = list_tasks(), tmp_path / "split.json"
+    split = split_tasks(tasks, path)
+    assert sorted(split["validation"] + split["test"]) == sorted(tasks)
+    kinds = [tasks[name] for name in split["validation"]]
+    assert kinds.count("scenes") == 2 and kinds.count("drawings") == 1
+    assert split_tasks(tasks | {"new": "scenes"}, path)["test"] == [*split["test"], "new"]
+    assert split_tasks(tasks, tmp_path / "again.json") == split
+
+
+def test_a_style_is_asked_for_drawings_that_it_was_not_shown(tmp_path):
+    task = open_task("ink", tmp_path)
+    shown = {path.read_text() for path in task.folder.glob("*.txt")}
+    assert len(shown) == 5 and len(task.true) == 3
+    assert not shown & set(task.prompts)
+
+
+def test_photographs_are_tasks_of_their_classes(tmp_path):
+    folder = tmp_path / "photographs" / "dog2"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "00.png")
+    (folder.parent / "prompts_and_classes.txt").write_text(
+        "Classes\n\nsubject_name,class\ndog2,dog\n\nPrompts\n"
+    )
+    task = open_task("photographs/dog2", tmp_path, folder.parent)
+    assert task.instance_prompt == "a sks dog" and not task.true
+
+
+def test_the_grid_grows_until_the_best_is_inside():
+    assert grow_rates((1e-3, 3e-3, 1e-2), 3e-3) is None
+    assert grow_rates((1e-3, 3e-3, 1e-2), 1e-2) == 3e-2
+    assert grow_rates((1e-3, 3e-3, 1e-2), 1e-3) == 3e-4
+
+
+def test_truth_less_drift_is_what_counts_where_truth_is_known():
+    values = {"truth": [0.5, None], "fidelity": [9.0], "alignment": [9.0], "drift": [0.25]}
+    assert score_values(values) == 0.25
+    del values["truth"]
+    assert score_values(values) == 17.75
