@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sdatoms.diffusion.family import find_side
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -123,7 +124,7 @@ def choose_size(pipe: Any, width: int | None, height: int | None) -> tuple[int |
     for name, side in (("width", width), ("height", height)):
         if side is not None:
             check_side(name, side, step)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = find_side(pipe)
     return complete_size(width, height, side, step)
 
 
@@ -158,7 +159,7 @@ def fit_size(
         AtomError: as `choose_size`.
     """
     chosen = choose_size(pipe, width, height)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = find_side(pipe)
     if chosen[0] is None or chosen[1] is None:
         return fit_proportions(side, shape or (1, 1), math.lcm(STEP, pipe.vae_scale_factor))
     return chosen[0], chosen[1]
