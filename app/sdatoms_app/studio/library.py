@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.atoms.strengths import is_name, list_blocks
@@ -177,38 +178,36 @@ class Library:
             file = read_atoms(path)
         except AtomError:
             return None
-        id, step = self._name_entry(path)
         return Entry(
-            id=id,
-            path=path,
-            trigger=clip(file.trigger or "", 60),
-            parameters=file.num_parameters,
-            bytes=path.stat().st_size,
+            **self._describe(path, file),
             known_sha256=file.sha256,
             base_model=clip(file.metadata.get("base_model", ""), 60),
-            thumbnail=file.metadata.get("modelspec.thumbnail", ""),
-            step=step,
-            blocks=list_parts(file.layers),
         )
+
+    def _describe(self, path: Path, file: AtomFile | LoraFile) -> dict[str, Any]:
+        """What an entry says of either kind of file."""
+        id, step = self._name_entry(path)
+        return {
+            "id": id,
+            "path": path,
+            "trigger": clip(file.trigger or "", 60),
+            "parameters": file.num_parameters,
+            "bytes": path.stat().st_size,
+            "thumbnail": file.metadata.get("modelspec.thumbnail", ""),
+            "step": step,
+            "blocks": list_parts(file.layers),
+        }
 
     def _read_lora(self, path: Path) -> Entry | None:
         """From the header alone: LoRAs may be large."""
         file = read_lora_header(path)
         if file is None:
             return None
-        id, step = self._name_entry(path)
         least, most = file.ranks
         return Entry(
-            id=id,
-            path=path,
-            trigger=clip(file.trigger or "", 60),
-            parameters=file.num_parameters,
-            bytes=path.stat().st_size,
+            **self._describe(path, file),
             known_sha256="",
             base_model=clip(file.base, 60),
-            thumbnail=file.metadata.get("modelspec.thumbnail", ""),
-            step=step,
-            blocks=list_parts(file.layers),
             rank=str(most) if least == most else f"{least} to {most}",
         )
 

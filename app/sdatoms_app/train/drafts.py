@@ -247,8 +247,7 @@ class Draft:
         """
         with LOCK:
             state = self._read()
-            if id not in {p["id"] for p in state["pictures"]}:
-                raise AtomError(f"there is no picture {clip(id)!r} in this draft")
+            check_listed(state, id)
             if beside and state["captions"].get(id):
                 return
             state["captions"][id] = mark_bytes(text.strip()[:MAX_CAPTION])
@@ -263,8 +262,7 @@ class Draft:
             AtomError: no such picture.
         """
         with LOCK:
-            if id not in {p["id"] for p in self._read()["pictures"]}:
-                raise AtomError(f"there is no picture {clip(str(id))!r} in this draft")
+            check_listed(self._read(), id)
             path = self.folder / f"{id}{MASK}"
             if mask is None:
                 path.unlink(missing_ok=True)
@@ -281,8 +279,7 @@ class Draft:
         """
         with LOCK:
             state = self._read()
-            if id not in {p["id"] for p in state["pictures"]}:
-                raise AtomError(f"there is no picture {clip(str(id))!r} in this draft")
+            check_listed(state, id)
             state["concepts"][id] = clip(name.strip(), MAX_NAME)
             self._write(state)
 
@@ -337,6 +334,12 @@ class Draft:
                 write_whole(target.with_suffix(".txt"), picture.caption.encode())
             if picture.mask:
                 shutil.copyfile(picture.mask, target.with_name(f"{target.stem}{MASK}"))
+
+
+def check_listed(state: dict[str, Any], id: str) -> None:
+    """Refuse the id of a picture that a draft does not hold."""
+    if id not in {p["id"] for p in state["pictures"]}:
+        raise AtomError(f"there is no picture {clip(str(id))!r} in this draft")
 
 
 def name_fault(path: Path, fault: str) -> list[str]:
