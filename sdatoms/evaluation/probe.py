@@ -76,16 +76,16 @@ class Probe(nn.Module):
         )
 
     def forward(self, pictures: Tensor, references: Tensor) -> dict[str, Tensor]:
-        turned = references.flip(-1, -2)
-        fine = self.glance(torch.cat([pictures, references, turned]))
+        fine = self.glance(torch.cat([pictures, references, references.flip(-1, -2)]))
         seen, known, over = self.look(fine).chunk(3)
         alike = [compare(seen, other) for other in (known, over)]
-        fits = fit(*self.mark(fine).chunk(3), find_outline(references))
+        drawn, upright, turned = self.mark(fine).chunk(3)
+        fits = fit(drawn, upright, turned, find_outline(references))
         x = self.read(torch.cat([seen, known, *alike, F.adaptive_max_pool2d(fits, 8)], 1))
         quarters = F.adaptive_avg_pool2d(x, 2).flatten(1)
         pooled = self.norm(torch.cat([quarters, x.amax((2, 3)), known.mean((2, 3))], -1))
-        upright, other = best = fits.amax((2, 3)).chunk(2, -1)
-        better = upright.amax(-1, keepdim=True) - other.amax(-1, keepdim=True)
+        best = fits.amax((2, 3)).chunk(2, -1)
+        better = best[0].amax(-1, keepdim=True) - best[1].amax(-1, keepdim=True)
         judged = self.judge(torch.cat([pooled, *(4 * b for b in best), 10 * better], -1))
         return {kind: head(judged) for kind, head in self.heads.items()}
 
