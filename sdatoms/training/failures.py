@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from sdatoms.training.run_folder import RunDirectory
 __all__ = [
     "check_gradients",
     "explain_failures",
-    "is_closed_disk",
+    "explain_opening",
     "is_full_memory",
 ]
 
@@ -32,6 +33,31 @@ def is_closed_disk(error: BaseException) -> bool:
     """Whether a file could not be written for want of room, of a quota's share or of permission."""
     closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
     return isinstance(error, OSError) and error.errno in closed
+
+
+@contextmanager
+def explain_opening(run: Path) -> Iterator[None]:
+    """Turn a full memory or a file that cannot be opened, before the first step, into one sentence.
+
+    Args:
+        run: the run directory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_full_memory(error):
+            raise
+        raise AtomError(
+            "out of memory before the first step; try a smaller --resolution or --variant fp16"
+        ) from None
+    except OSError as error:
+        if not is_closed_disk(error):
+            raise
+        if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(run):
+            said = f"{error.filename!r} cannot be opened: {error.strerror}"
+        else:
+            said = f"the run directory {str(run)!r} cannot be written: {error}"
+        raise AtomError(said) from None
 
 
 @contextmanager

@@ -9,44 +9,35 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from accelerate import PartialState
 
 from sdatoms.errors import AtomError
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import resume, save_checkpoint
 from sdatoms.training.concepts import complete_config, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
-from sdatoms.training.folder import PictureFolder
-from sdatoms.training.held_back import FEWEST, suggest_held
+from sdatoms.training.failures import explain_failures, explain_opening
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.lock import RunLock
-from sdatoms.training.processes import agree
+from sdatoms.training.processes import agree, is_main
 from sdatoms.training.record import make_record, read_record
 from sdatoms.training.report import push_run
 from sdatoms.training.results import write_results
 from sdatoms.training.run_folder import RunDirectory, write_toml
-from sdatoms.training.samples import Best, Evaluate
+from sdatoms.training.run_log import RunLog
+from sdatoms.training.samples import Evaluate
 from sdatoms.training.sampling import Sampler
 from sdatoms.training.stopping import WISHES, StopRequest, TrainingStopped
 from sdatoms.training.trackers import Trackers, check_tracker
 from sdatoms.training.trainer import Trainer, TrainStep
-from sdatoms.training.validation_loss import ValidationLoss
+from sdatoms.training.validation import LOSS, Validation, choose_rule
 
 __all__ = [
     "Run",
     "train",
 ]
-
-LOSS = "validation_loss"
-NEEDED = (
-    "--evaluator clip measures samples, --num_validation_pictures or --validation_data_dir the "
-    "loss on pictures not trained on"
-)
 
 
 def train(
@@ -79,17 +70,8 @@ def train(
     run = Run(config, evaluate, stop=stop, notify=notify)
     phase = "failed"
     try:
-        try:
+        with explain_opening(run.directory.path):
             run.prepare(trackers)
-        except (MemoryError, RuntimeError, OSError) as error:
-            if is_full_memory(error):
-                raise AtomError(
-                    "out of memory before the first step; try a smaller --resolution or --variant "
-                    "fp16"
-                ) from None
-            if is_closed_disk(error):
-                raise AtomError(blame_path(error, run.directory.path)) from None
-            raise
         with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
             try:
                 yield from run.walk()
@@ -122,24 +104,15 @@ class Run:
     ) -> None:
         self.config = config = complete_config(config)
         self.evaluate = evaluate
-        self.stop, self.notify = stop or StopRequest(), notify
+        self.stop = stop or StopRequest()
         self.directory = RunDirectory(Path(config.output_dir))
         self.lock = RunLock(self.directory.path)
         self.record: dict[str, Any] = {}
-        self.accepted = False
-        """Whether the call was found good; nothing is written before."""
+        lines = RunLog(self.directory, notify)
+        self.lines, self.log, self.note = lines, lines.log, lines.note
         self.step = 0
         self.saved = -1
-        self.waiting: list[str] = []
-        """Lines for the log from before."""
-        self.unsaid: list[str] = []
-        """Notes from before; a call that is refused says why, and nothing else."""
-        self.measured: dict[str, dict[str, float]] = {}
-        """Name of the samples (`base`, `step-…`) → what was measured on them."""
-        self.best: Best | None = None
-        self.validation: ValidationLoss | None = None
-        self.compared: dict[str, Any] | None = None
-        """What the validation losses so far were measured on."""
+        self.validation = Validation(None, log=self.log, note=self.note, report=self.report)
 
     def prepare(self, trackers: Sequence[Any] = ()) -> None:
         """Open the base, make the parts of the run, paint class pictures, encode.
@@ -152,7 +125,13 @@ class Run:
         for note in folder.notes:
             self.note(note)
         self.claim()
-        folder = self.choose_rule(folder)
+        self.config, folder, self.validation.best = choose_rule(
+            self.config,
+            folder,
+            evaluates=bool(self.evaluate),
+            held=self.count_held(),
+            note=self.note,
+        )
         config = self.config
         self.trainer = Trainer(
             config, folder=folder, log=self.log, report=self.report, accept=self.accept
@@ -176,63 +155,16 @@ class Run:
             batch_size=min(config.sample_batch_size, config.train_batch_size),
             report=self.report,
         )
-        if self.trainer.data.held:
-            self.validation = ValidationLoss(self.trainer, self.trainer.data.held, config.seed)
-            self.compare_best()
+        self.validation.attach(self.trainer, self.sampler, self.trackers)
 
-    def choose_rule(self, folder: PictureFolder) -> PictureFolder:
-        """Settle which measure chooses the file's step; where it is the validation loss and nobody
-        said on what, hold pictures back. Says so where nothing is measured."""
-        config, count = self.config, len(folder.sources)
-        metric, few = config.best_metric, ""
-        if metric == "auto" and self.evaluate:
-            metric = "fidelity"
-        elif metric == "auto" and config.validation_steps:
-            if not folder.held and config.num_validation_pictures is None:
-                few = f"pictures are held back unasked of {FEWEST} or more, and there are {count}"
-                if held := self.suggest_held(count):
-                    config = replace(config, num_validation_pictures=held)
-                    folder = check_inputs(config)
-            metric = LOSS if folder.held else None
-        elif metric == "auto":
-            metric = None
-        self.config = config
-        if metric:
-            goal = "min" if metric == LOSS else config.best_metric_goal
-            self.best = Best(metric, goal, config.early_stopping_patience)
-        elif config.best_metric:
-            why = f"; {few}" if few else ""
-            self.note(
-                f"nothing measures the samples: --best_metric auto keeps the last step{why}; "
-                f"{NEEDED}"
-            )
-        elif not self.evaluate and not folder.held and config.validation_steps:
-            self.note(f"nothing is measured while this trains, the samples are to see; {NEEDED}")
-        if metric == LOSS:
-            self.note(
-                f"the step with the least loss on {len(folder.held)} held-back "
-                f"{'picture' if len(folder.held) == 1 else 'pictures'} is kept, of those measured "
-                f"every {config.validation_steps} steps"
-            )
-        return folder
-
-    def suggest_held(self, count: int) -> int:
-        """How many pictures are held back unasked; in a resumed run as many as before."""
+    def count_held(self) -> int | None:
+        """How many pictures a run that is resumed held back; None where none is."""
         wanted = self.config.resume_from_checkpoint
         found = self.directory.find_checkpoint(wanted) if wanted else None
         if found is None:
-            return suggest_held(count)
+            return None
         settings = (read_record(found[1]) or {}).get("settings", {})
         return settings.get("num_validation_pictures") or 0
-
-    def compare_best(self) -> None:
-        """Forget a best step that was measured on other held-back pictures."""
-        assert self.validation is not None
-        described = self.validation.describe()
-        if self.compared not in (None, described) and self.best and self.best.metric == LOSS:
-            self.note("other pictures are held back than before: the best step is looked for anew")
-            self.best = Best(LOSS, "min", self.config.early_stopping_patience)
-        self.compared = described
 
     def claim(self) -> None:
         """Own the run directory, where there is one; what a killed save left is put right.
@@ -281,11 +213,8 @@ class Run:
                 self.directory.trim_metrics(trainer.step)
             else:
                 self.directory.start_afresh()
-        self.accepted = self.stop.writing = True
-        for line in self.waiting:
-            self.log(line)
-        for note in self.unsaid:
-            self.notify(note)
+        self.stop.writing = True
+        self.lines.begin()
         for line in trainer.folder.taken:
             self.note(line)
         if resumed:
@@ -296,26 +225,8 @@ class Run:
                     "trains on"
                 )
             self.saved = trainer.step
-            self.measured = resumed.state["measured"]
-            if self.best and resumed.state["best"]:
-                self.best.load(resumed.state["best"])
-            self.compared = resumed.state.get("validation")
+            self.validation.load(resumed.state)
         self.report("loading", force=True)
-
-    def note(self, text: str) -> None:
-        """A line for the log and for whoever looks on."""
-        self.log(text)
-        if is_main() and self.accepted:
-            self.notify(text)
-        elif is_main():
-            self.unsaid.append(text)
-
-    def log(self, text: str) -> None:
-        """Append a line to the log."""
-        if not self.accepted:
-            self.waiting.append(text)
-        elif is_main():
-            self.directory.log(text)
 
     def report(self, phase: str, eta_s: float | None = None, *, force: bool = False) -> None:
         """Show in status.json what goes on; without `force` at most once a second.
@@ -325,7 +236,7 @@ class Run:
         """
         if self.stop.asked and not force:
             raise TrainingStopped(self.step)
-        if self.accepted and is_main():
+        if self.lines.begun and is_main():
             total = self.config.max_train_steps
             self.directory.set_status(phase, self.step, total, eta_s, force=force)
 
@@ -347,23 +258,23 @@ class Run:
             f"{len(trainer.data.instances)} pictures for {total} steps"
         )
         if trainer.step == 0:
-            metrics = self.validate(base=True)
+            metrics = self.validation.measure(base=True)
             if LOSS in metrics:  # where its curve begins
                 row = {"step": 0, "total": total, LOSS: metrics[LOSS]}
                 self.directory.add_metrics(row)
-        elif self.is_due(trainer.step) and self.misses_samples():
-            self.validate()
+        elif self.is_due(trainer.step) and self.validation.misses_samples():
+            self.validation.measure()
         start, began = trainer.step, time.time()
-        while trainer.step < total and not agree(bool(self.best and self.best.exhausted)):
+        while trainer.step < total and not agree(self.validation.exhausted):
             if agree(self.stop.asked):
                 self.save()
                 raise TrainingStopped(trainer.step, saved=True)
             step = trainer.take_step()
             self.step = step.step
             wishes = self.take_wishes()
-            metrics = self.validate() if self.is_due(step.step) else {}
+            metrics = self.validation.measure() if self.is_due(step.step) else {}
             if "samples" in wishes and not self.is_due(step.step):
-                metrics = self.validate(asked=True)
+                metrics = self.validation.measure(asked=True)
             row = {**step._asdict(), **metrics}
             eta = (time.time() - began) / (step.step - start) * (total - step.step)
             if trainer.main:
@@ -386,20 +297,12 @@ class Run:
         every = self.config.validation_steps
         return bool(every) and (step % every == 0 or step == self.config.max_train_steps)
 
-    def misses_samples(self) -> bool:
-        """Whether the samples of the step resumed from were not painted to their end."""
-        count = len(self.sampler.jobs)
-        name = f"step-{self.trainer.step:06d}-{count - 1}.png"
-        return bool(count) and not (self.directory.samples / name).is_file()
-
     def save(self) -> None:
         """A checkpoint of this step, unless there is one."""
         if self.saved == self.trainer.step:
             return
-        best = self.best.state() if self.best else None
         if self.trainer.main:
-            further = {"best": best, "measured": self.measured, "validation": self.compared}
-            limit = self.config.checkpoints_total_limit
+            further, limit = self.validation.state(), self.config.checkpoints_total_limit
             save_checkpoint(self.trainer, self.directory, self.record, further, limit)
         self.saved = self.trainer.step
 
@@ -416,69 +319,18 @@ class Run:
             )
         return wishes
 
-    def validate(self, base: bool = False, asked: bool = False) -> dict[str, float]:
-        """Paint and measure samples; the best so far is kept. No samples where a stop is asked for
-        meanwhile, which is then heard before the next step.
-
-        Args:
-            asked: by hand, between the steps that are due: the best step and the patience are left
-                as they are, so that looking changes nothing.
-        """
-        trainer = self.trainer
-        if not trainer.main:
-            return {}
-        name = "base" if base else f"step-{trainer.step:06d}"
-        metrics: dict[str, float] = {}
-        if self.validation:
-            self.report("validation", force=True)
-            loss = self.validation.measure(base)
-            metrics = {LOSS: loss}
-            self.keep(name, metrics, offer=not asked)
-        if not trainer.data.paints:
-            return metrics
-        try:
-            _, pictures, found = self.sampler.paint(base)
-        except TrainingStopped:
-            return metrics
-        if self.trackers:
-            self.trackers.show(name, pictures, self.sampler.prompts, trainer.step)
-        self.keep(name, found, offer=not asked)
-        if asked:
-            self.note(f"painted samples of step {trainer.step} as asked")
-        if self.best and not base and self.best.metric not in metrics | found:
-            self.best.offer(trainer.step, metrics | found, {})  # says what is measured
-        return metrics | found
-
-    def keep(self, name: str, metrics: dict[str, float], *, offer: bool = True) -> None:
-        """Note what was measured; with `offer`, the step is kept where it is the best so far."""
-        trainer = self.trainer
-        before = self.measured.get(name, {})
-        if metrics:
-            self.measured[name] = before | metrics
-            self.log(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        metric = self.best.metric if self.best else ""
-        # A step whose samples were cut short is measured again; its loss was offered already.
-        if not self.best or name == "base" or metric not in metrics or not offer:
-            return
-        if metric == LOSS and LOSS in before:
-            return
-        if self.best.offer(trainer.step, metrics, trainer.output()):
-            self.log(f"best {metric} so far at step {trainer.step}")
-
     def finish(self) -> None:
         """Write the results, and upload them where that is asked for."""
         if not self.trainer.main:
             return
-        chosen, step = self.trainer.output(), self.trainer.step
-        if self.best and self.best.tensors:
-            chosen, step = self.best.tensors, self.best.step
+        chosen, step = self.validation.choose()
         write_results(
             self.trainer,
             self.directory,
             chosen,
             step=step,
             jobs=self.sampler.jobs,
-            measured=self.measured,
+            measured=self.validation.measured,
         )
         if self.config.push_to_hub:
             self.log(f"pushed to {push_run(self.directory.path, self.config.hub_model_id)}")
@@ -489,15 +341,3 @@ class Run:
         if not self.trainer.torn:
             self.save()
         return self.saved
-
-
-def blame_path(error: Any, run: Path) -> str:
-    """One sentence for a file that cannot be read or written: of the run directory, or another."""
-    named = error.filename
-    if isinstance(named, str) and not Path(named).is_relative_to(run):
-        return f"{named!r} cannot be opened: {error.strerror}"
-    return f"the run directory {str(run)!r} cannot be written: {error}"
-
-
-def is_main() -> bool:
-    return PartialState().is_main_process

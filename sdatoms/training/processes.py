@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
 __all__ = [
     "agree",
     "average",
+    "is_main",
 ]
 
 
@@ -37,3 +39,8 @@ def agree(flag: bool) -> bool:
     said = torch.tensor([float(flag)], device=device)
     dist.all_reduce(said, dist.ReduceOp.MAX)
     return bool(said.item())
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return PartialState().is_main_process

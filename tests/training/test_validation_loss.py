@@ -92,15 +92,15 @@ def test_a_run_that_holds_pictures_back_is_the_run_on_the_others(train_config, t
 def test_a_measurement_is_the_same_again_and_that_of_the_file(train_config):
     run = Run(train_config(**QUIET, num_validation_pictures=2, learning_rate=5e-2))
     run.prepare()
-    first = run.validation.measure()
-    assert run.validation.measure() == first == run.validation.measure(base=True)
+    first = run.validation.loss.measure()
+    assert run.validation.loss.measure() == first == run.validation.loss.measure(base=True)
     list(run.walk())
     run.close("done")
     losses = read_losses(run.directory.path)
-    assert losses[0] == first and losses[4] == run.validation.measure() != first
+    assert losses[0] == first and losses[4] == run.validation.loss.measure() != first
     # Atoms live or baked in are one model.
     run.trainer.pipe.unet.eval()
-    assert run.validation.measure(base=True) == pytest.approx(losses[4], rel=1e-4)
+    assert run.validation.loss.measure(base=True) == pytest.approx(losses[4], rel=1e-4)
 
 
 def test_a_resumed_run_measures_and_chooses_to_the_bit(train_config, tmp_path):
