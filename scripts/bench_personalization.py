@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="folder of DreamBooth subjects")
     parser.add_argument("--base", help="base model; the bundled one when not given")
     parser.add_argument("--evaluator")
+    parser.add_argument("--eye", type=Path, help="EfficientNet-Lite0's weights, for `imagenet`")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="*", type=int, default=[200, 400])
     parser.add_argument("--subject", default="octopus")
@@ -54,6 +55,7 @@ def main() -> None:
         photographs=args.photographs,
         base=args.base,
         evaluator=args.evaluator,
+        eye=args.eye,
         seeds=tuple(args.seeds) if whole else (args.seed,),
         steps=tuple(sorted(args.steps)) if whole else (args.max_train_steps,),
         batch_size=args.train_batch_size,

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_train", type=int, default=1000)
     parser.add_argument("--num_test", type=int, default=1000)
+    parser.add_argument("--resolution", type=int, default=32, help="px")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--subject_epochs", type=int, default=60, help="of the few pictures there")
     parser.add_argument(

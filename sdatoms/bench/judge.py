@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdatoms.bench.eye import Eye
 from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
@@ -38,10 +39,13 @@ MEASURES = (
     "followed",
     "fidelity",
     "likeness",
+    "imagenet",
     "alignment",
     "diversity",
     "drift",
 )
+"""As `sdatoms.evaluation.metrics` defines them; `imagenet` is likeness by another network, see
+`eye.py`, where one is given."""
 BETTER_DOWN = ("error", "drift")
 
 
@@ -68,14 +72,22 @@ class Painting:
 class Judge:
     """Knows one task's pictures and what the base paints of unrelated things."""
 
-    def __init__(self, task: Task, evaluator: Evaluator, painting: Painting, base: Any) -> None:
+    def __init__(
+        self,
+        task: Task,
+        evaluator: Evaluator,
+        painting: Painting,
+        base: Any,
+        eye: Eye | None = None,
+    ) -> None:
         """`base` paints the unrelated prompts once."""
-        self.evaluator, self.painting = evaluator, painting
+        self.evaluator, self.painting, self.eye = evaluator, painting, eye
         numbers = painting.choose(len(task.prompts))
         self.prompts = [task.prompts[n] for n in numbers]
         self.wishes = [task.wishes[n] for n in numbers] if task.wishes else []
         self.probe: Probe | None = load_probe() if self.wishes else None
         pictures = [read_picture(path) for path in find_pictures(task.folder)[0]]
+        self.seen = eye.embed(pictures) if eye else None
         self.styles = evaluator.embed_styles(pictures)
         self.concepts = evaluator.embed_concepts(pictures)
         self.texts = evaluator.embed_texts([clean_prompt(p) for p in self.prompts])
@@ -114,6 +126,8 @@ class Judge:
             "likeness": measure_fidelity(concepts, self.concepts),
             "alignment": measure_alignment(concepts, self.texts.repeat_interleave(each, 0)),
         }
+        if self.eye:
+            found["imagenet"] = measure_fidelity(self.eye.embed(pictures), self.seen)
         if self.true_instances is not None:
             true = [picture for picture in self.true for _ in seeds]
             instances = evaluator.embed_instances(pictures)

@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from sdatoms.bench.cells import Cell, CellStore
+from sdatoms.bench.eye import Eye, open_eye
 from sdatoms.bench.judge import Judge, Painting
 from sdatoms.bench.methods import BASE, METHODS, Method
 from sdatoms.bench.runs import make_config, read_versions, run_cell
@@ -58,6 +59,8 @@ class Plan:
     """A folder of DreamBooth subjects, which are tasks too."""
     base: str | None = None
     evaluator: str | None = None
+    eye: Path | None = None
+    """EfficientNet-Lite0's weights, for likeness by a network that was not trained here."""
     seeds: tuple[int, ...] = (0, 1, 2)
     choice_seeds: tuple[int, ...] = (0,)
     steps: tuple[int, ...] = (200, 400)
@@ -158,11 +161,17 @@ class Bench:
         return load_evaluator(self.plan.evaluator)
 
     @cached_property
+    def eye(self) -> Eye | None:
+        return open_eye(self.plan.eye) if self.plan.eye else None
+
+    @cached_property
     def store(self) -> CellStore:
         parts = [self.pipe.unet, self.pipe.vae, self.pipe.text_encoder]
         own = [part for part in vars(self.evaluator).values() if isinstance(part, nn.Module)]
         digests = ["".join(hash_tensors(m.state_dict()) for m in group) for group in (parts, own)]
         names = [hash_text(digest) for digest in digests]
+        if self.eye:
+            names.append(hash_text("".join(hash_tensors(self.eye.model.state_dict()))))
         return CellStore(self.plan.output_dir / "cells", " ".join(names))
 
     def list_tasks(self, part: str) -> list[str]:
@@ -193,7 +202,9 @@ class Bench:
             return found
         task = self.open(cell.task)
         if cell.task not in self.judges:
-            self.judges[cell.task] = Judge(task, self.evaluator, self.plan.painting, self.pipe)
+            self.judges[cell.task] = Judge(
+                task, self.evaluator, self.plan.painting, self.pipe, self.eye
+            )
         if cell.method is BASE:
             values, pictures = self.judges[cell.task].measure(self.pipe)
             facts = dict.fromkeys(("numbers", "bytes", "layers"), 0)

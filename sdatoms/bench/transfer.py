@@ -86,6 +86,8 @@ class TransferPlan:
     """Of the few pictures there."""
     subject_draws: int = 3
     """Splits of the subjects a seed, of which 30 pictures are tested; their mean counts."""
+    resolution: int = 32
+    """px; runs of one folder share it."""
     batch_norm: Literal["frozen", "tuned"] = "frozen"
     """`tuned` goes on averaging, by every method, and trains the gains and shifts beside LoRA and
     atoms, counted with them."""
@@ -131,7 +133,7 @@ def run_transfer(plan: TransferPlan, read: Callable[[str], Pool]) -> None:
             if (name, again) not in tasks:
                 tasks[name, again] = draw_task(
                     pools[name],
-                    32,
+                    plan.resolution,
                     num_train=plan.num_train,
                     num_test=plan.num_test,
                     seed=seed + 1000 * again,
@@ -153,6 +155,11 @@ def check_epochs(rows: list[dict[str, Any]], plan: TransferPlan, path: Path) -> 
         asked = row["model"] in models and row["task"] in plan.tasks
         if not asked or row["batch_norm"] != plan.batch_norm:
             continue
+        if (side := row.get("resolution", 32)) != plan.resolution:
+            raise AtomError(
+                f"{str(path)!r} holds runs of {row['method']} on {row['task']} at {side} px, not "
+                f"{plan.resolution}; give another --output_dir"
+            )
         if row["epochs"] != (epochs := plan.count_epochs(row["task"])):
             raise AtomError(
                 f"{str(path)!r} holds runs of {row['method']} on {row['task']} over "
@@ -170,7 +177,7 @@ def run_cell(
     plan: TransferPlan,
 ) -> dict[str, Any]:
     """One run of one method; of its result, what the table and those who check it need."""
-    classifier = open_classifier(model, len(task.classes), seed=seed, resolution=32)
+    classifier = open_classifier(model, len(task.classes), seed=seed, resolution=plan.resolution)
     options = dict(method.options)
     if plan.batch_norm == "tuned":
         options["statistics"] = True
@@ -186,6 +193,7 @@ def run_cell(
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
     return {key: result[key] for key in kept} | {
         "epochs": settings.epochs,
+        "resolution": plan.resolution,
         "mixed_precision": plan.mixed_precision,
         "batch_norm": plan.batch_norm,
     }

@@ -79,8 +79,8 @@ def open_classifier(
 
     Args:
         where: a transformers image classifier's folder or hub name; `timm/NAME` or
-            `torchvision/NAME`; a `.safetensors` file of a CIFAR ResNet or of a known model; a known
-            name such as `vit-base`, which has random weights.
+            `torchvision/NAME`; a `.safetensors` file of a CIFAR ResNet, of EfficientNet-Lite0
+            or of a known model; a known name such as `vit-base`, which has random weights.
         resolution: px; None for what the model was trained at.
 
     Raises:
@@ -95,6 +95,7 @@ def open_classifier(
         size, mean, spread = read_timm(getattr(model, "pretrained_cfg", None) or {})
     elif path.is_file():
         model = open_model(path).model
+        mean, spread = getattr(model, "mean", MEAN), getattr(model, "spread", SPREAD)
     else:
         model, processor = open_transformers(where)
         size, mean, spread = read_processor(processor)
@@ -182,7 +183,7 @@ def find_head(model: nn.Module, where: str) -> tuple[str, nn.Linear]:
     follows."""
     linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
     last = linear[-1][0] if linear else ""
-    if last.partition(".")[0] not in ("classifier", "head", "heads", "fc", "linear"):
+    if last.partition(".")[0] not in ("classifier", "head", "heads", "fc", "linear", "_fc"):
         raise AtomError(f"{clip(where)!r}, a {type(model).__name__}, has no linear head to replace")
     return linear[-1]
 

@@ -298,6 +298,7 @@ FAMILY_EXCLUDES = {
     "ResNetForImageClassification": ("classifier.*",),
     "SwinForImageClassification": ("classifier",),
     "CifarResNet": ("linear",),
+    "EfficientNetLite": ("_fc",),
     # The same class names in timm and torchvision, whose heads are called differently.
     "ConvNeXt": ("head.*", "classifier.*"),
     "VisionTransformer": ("head", "heads.*"),

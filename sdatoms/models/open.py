@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
+from sdatoms.models.efficientnet import EfficientNetLite
 from sdatoms.models.families import MODELS, Blueprint
 from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import read_checkpoint
@@ -156,8 +157,8 @@ def open_model(
     Args:
         where: one of `list_names()`; a diffusers pipeline's folder, whose UNet or transformer is
             taken; a diffusers or transformers model's folder; a `.safetensors` file with a base in
-            its original layout, whose UNet is taken, or with the weights of a CIFAR ResNet or of a
-            named model.
+            its original layout, whose UNet is taken, or with the weights of a CIFAR ResNet, of
+            EfficientNet-Lite0 or of a named model.
         dtype: of named models; weights from disk keep theirs.
         seed: of named models.
 
@@ -223,8 +224,8 @@ def open_weights(path: Path) -> OpenedModel:
     model, component = find_architecture(shapes)
     if model is None:
         raise AtomError(
-            f"the tensors in {str(path)!r} are those of no known model: no CIFAR ResNet, and none "
-            f"of {', '.join(MODELS)}"
+            f"the tensors in {str(path)!r} are those of no known model: no CIFAR ResNet, no "
+            f"EfficientNet-Lite0, and none of {', '.join(MODELS)}"
         )
     model.load_state_dict(load_file(path), strict=False, assign=True)
     return OpenedModel(model.eval(), component, str(path))
@@ -236,6 +237,11 @@ def find_architecture(shapes: Mapping[str, tuple[int, ...]]) -> tuple[nn.Module 
         blocks = sum(name.startswith("layer1.") for name in shapes) // 10
         with init_empty_weights(include_buffers=False):
             model = CifarResNet(max(1, blocks), shapes["linear.weight"][0])
+        if same_shapes(model, shapes):
+            return model, "model"
+    if "_conv_stem.weight" in shapes and "_fc.weight" in shapes:
+        with init_empty_weights(include_buffers=False):
+            model = EfficientNetLite(shapes["_fc.weight"][0])
         if same_shapes(model, shapes):
             return model, "model"
     for blueprint in MODELS.values():
