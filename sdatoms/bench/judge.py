@@ -6,7 +6,7 @@ can be compared pair by pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdatoms.atoms.schedules import Schedule
 from sdatoms.bench.eye import Eye
 from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.pipeline import paint
@@ -98,7 +99,13 @@ class Judge:
             self.paint(base, self.unrelated, range(len(self.unrelated)))
         )
 
-    def paint(self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def paint(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        strengths: Mapping[str, Schedule] | None = None,
+    ) -> list[Image.Image]:
         asked = self.painting
         return paint(
             pipe,
@@ -107,17 +114,26 @@ class Judge:
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.guidance_scale,
             batch_size=asked.batch_size,
+            strength_schedules=strengths,
         )
 
     def measure(
-        self, pipe: Any, rewrite: Callable[[str], str] = str
+        self,
+        pipe: Any,
+        rewrite: Callable[[str], str] = str,
+        strengths: Mapping[str, Schedule] | None = None,
     ) -> tuple[dict[str, list[float | None]], list[Image.Image]]:
         """Figure → a value a prompt, of drift one an unrelated prompt, None where it has none; and
-        the first picture of every prompt."""
+        the first picture of every prompt.
+
+        Args:
+            rewrite: a prompt as it has to be said.
+            strengths: how those of loaded adapters go over the steps.
+        """
         seeds, count = self.painting.seeds, len(self.prompts)
         asked = [(rewrite(prompt), seed) for prompt in self.prompts for seed in seeds]
-        pictures = self.paint(pipe, [p for p, _ in asked], [s for _, s in asked])
-        others = self.paint(pipe, self.unrelated, range(len(self.unrelated)))
+        pictures = self.paint(pipe, [p for p, _ in asked], [s for _, s in asked], strengths)
+        others = self.paint(pipe, self.unrelated, range(len(self.unrelated)), strengths)
         evaluator = self.evaluator
         styles, concepts = evaluator.embed_styles(pictures), evaluator.embed_concepts(pictures)
         each = len(seeds)

@@ -44,6 +44,8 @@ class Method:
     """Patterns on the paths of layers that get atoms; None: the default."""
     spatial: float = 1.0
     """Rate of spatial atoms, as a multiple of the rate."""
+    strength: str = ""
+    """How the saved atoms are painted with, as `sdatoms.atoms.schedules` spells it; empty: at 1."""
     group: Literal["base", "atoms", "peers", "ablations"] = "peers"
     note: str = ""
     """What one has to know of the row."""
@@ -63,6 +65,7 @@ class Method:
             "training": dict(self.training),
             "targets": list(self.targets) if self.targets else None,
             "spatial": self.spatial,
+            "strength": self.strength,
         }
 
 
@@ -244,6 +247,14 @@ PARTS = {
     "middle alone": ("mid_block.*",),
     "up alone": ("up_blocks.*",),
 }
+STRENGTHS = {
+    "strength 0.8": "0.8",
+    "strength 1.2": "1.2",
+    "half over the first 0.3 of the steps": "0.5 until 0.3, then 1",
+    "half over the last 0.3 of the steps": "1 until 0.7, then 0.5",
+    "falling from 1.2 to 0.6": "1.2 to 0.6",
+}
+"""What is painted with, by the noise level; the training is the same."""
 
 
 def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
@@ -258,6 +269,9 @@ def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     changed += [
         replace(beside, name=f"{beside.name}: spatial rate x {ratio:g}", spatial=ratio)
         for ratio in (0.3, 3.0, 10.0)
+    ]
+    changed += [
+        replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
     ]
     return [replace(row, group="ablations") for row in changed]
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sdatoms.adapters.load import load_atoms
+from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.bench.cells import Cell
 from sdatoms.bench.judge import Judge
 from sdatoms.bench.methods import attach_method, count_method
 from sdatoms.bench.peers import Peer
 from sdatoms.bench.tasks import Task
+from sdatoms.diffusion.open import load_base
 from sdatoms.errors import first_line
+from sdatoms.storage import write_whole
 from sdatoms.training.batches import Batch, Draw, draw_batches
 from sdatoms.training.conditions import Condition
 from sdatoms.training.config import TrainConfig
@@ -196,8 +202,22 @@ def run_cell(
             return facts | {"diverged": step}, []
         if step in cell.steps:
             with run.finish():
-                values, pictures = judge.measure(run.pipe, run.peer.rewrite)
+                if cell.method.strength:
+                    values, pictures = measure_file(run, judge, cell.method.strength)
+                else:
+                    values, pictures = judge.measure(run.pipe, run.peer.rewrite)
             facts["marks"][str(step)] = values
     facts["seconds_per_step"] = round(statistics.median(seconds), 4)
     facts["loss"] = round(statistics.mean(losses[-50:]), 6)
     return facts, pictures
+
+
+def measure_file(
+    run: Run, judge: Judge, strength: str
+) -> tuple[dict[str, list[float | None]], list[Image.Image]]:
+    """What a run's file gives on a fresh base, at a strength that goes over the steps."""
+    pipe = load_base(run.config.pretrained_model_name_or_path)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_whole(Path(folder) / "atoms.safetensors", run.peer.save())
+        load_atoms(pipe, path, name="atoms")
+    return judge.measure(pipe, run.peer.rewrite, {"atoms": parse_schedule(strength)})

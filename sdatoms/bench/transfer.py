@@ -63,6 +63,12 @@ METHODS = {
     ),
     "coefficients, 8x8, sparse": Method("coefficients", {**BLOCKS, "decomposition": "sparse"}),
     "full, 8x8": Method("full", BLOCKS),
+    **{
+        f"coefficients, product b{side}": Method(
+            "coefficients", {"block_form": "product", "block_size": side}
+        )
+        for side in (8, 16)
+    },
     "full, 8x8, spatial x 0.3": Method("full", BLOCKS, ratios={"spatial": 0.3}),
 }
 

@@ -97,6 +97,17 @@ def test_a_prior_by_prediction_is_the_base_s_own_and_leaves_no_trace(plan):
     assert run.measure(prior) == 0 < run.measure(own)
 
 
+def test_a_strength_over_the_steps_is_painted_with_from_the_file(plan):
+    bench = Bench(plan)
+    rows = [replace(METHODS["product b16"], strength=text) for text in ("", "1", "0")]
+    cells = [bench.make_cell(row, 3e-2, "koala", 0, [3]) for row in rows]
+    one, same, none = (bench.run(cell)["marks"]["3"] for cell in cells)
+    base = bench.measure_base("koala").values
+    assert none == base and average(none["drift"]) == 0 < average(one["drift"])
+    for name in ("likeness", "drift"):
+        assert same[name] == pytest.approx(one[name], abs=1e-3)
+
+
 def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch):
     whole, torn = (replace(plan, output_dir=plan.output_dir / name) for name in ("whole", "torn"))
     short = {name: replace(METHODS[name], rates=METHODS[name].rates[2:3]) for name in NAMES}
