@@ -128,6 +128,7 @@ def guarding(
     Args:
         args: the flags, which may be filled meanwhile.
     """
+    silence_imports()
     with lasting_console():
         try:
             with stopping_at_signals(*signals):
@@ -166,10 +167,16 @@ def explain_failure(error: OSError) -> str:
     return f"{where} cannot be opened or written: {error.strerror}"
 
 
+def silence_imports() -> None:
+    """Keep what libraries say while they are imported, of optional packages that are missing, out
+    of a command's output; a verbosity that the user has set stays."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def silence_libraries() -> None:
     """Keep the loading bars and advice of diffusers and transformers out of a command's output."""
-    # bitsandbytes tells of an optional kernel while diffusers imports it.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers
     import transformers
 
