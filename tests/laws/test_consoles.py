@@ -88,7 +88,9 @@ def test_a_full_disk_under_standard_output_is_one_line(forge, tmp_path, commands
     assert errors == b"sdatoms: standard output cannot be written: No space left on device\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["inspect", "--help"], ["train", "--help"], ["--version"]]
+)
 def test_help_into_a_closed_pipe_says_nothing_more(words):
     read, write = os.pipe()
     os.close(read)
