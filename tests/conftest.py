@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import atoms, pictures, pipelines, runs
+from tiny.consoles import Forge
 from tiny.evaluator import save_tiny_evaluator
 from tiny.modules import ConvNet, build
 
@@ -212,6 +213,14 @@ def tiny_pipeline(tmp_path_factory):
 def tiny_base(tmp_path_factory):
     """Directory of a tiny base of 64 px pictures."""
     return pipelines.save_base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def forge():
+    """Commands as processes of their own that have imported everything already."""
+    made = Forge()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
