@@ -28,7 +28,7 @@ KINDS = {
     "E a stop is heard only between steps": (
         "reports/test_stopping.test_a_stop_is_heard_in_every_phase",
         "laws/test_consoles.test_a_stop_while_a_command_imports_is_said_in_a_line",
-        "app/queue/test_worker.test_a_stop_is_heard_while_class_pictures_are_painted",
+        "app/queue/test_worker.test_two_trainings_one_after_the_other",
     ),
     "F no owner, no lock": (
         "reports/test_owners.test_locks_of_dead_processes_are_taken_over",
