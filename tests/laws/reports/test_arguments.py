@@ -1,6 +1,7 @@
 """H. Arguments are looked at before anything is done with them."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -10,6 +11,7 @@ import sdatoms
 from sdatoms.cli.generate import claim_name, slugify
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
+from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
 
 
@@ -26,6 +28,24 @@ def test_other_seeds_are_refused_by_name(train_config, tiny_base, capsys, seed):
     pipe = load_base(str(tiny_base), device="cpu")
     with pytest.raises(sdatoms.AtomError, match="seeds go from"):
         paint(pipe, ["a"], [seed if seed > 0 else -(2**64)])
+
+
+@pytest.mark.parametrize("side", [-8, 0, 4, 63, 8200, 100_000, 2**40])
+def test_resolutions_no_memory_holds_are_refused(side):
+    with pytest.raises(sdatoms.AtomError, match=r"--resolution is .* a multiple of 8 up to 8192"):
+        TrainConfig(resolution=side)
+
+
+NAMED = [f.name for f in fields(TrainConfig) if f.name.endswith(("_dir", "checkpoint"))]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_variable_that_was_not_set_is_no_place(train_config, tmp_path, monkeypatch, name):
+    """Neither the folder one stands in, nor a run begun anew over the one that was to go on."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sdatoms.AtomError, match=rf"--{name} is (empty|missing)"):
+        next(train(train_config(**{name: ""})))
+    assert not list(tmp_path.glob("*.toml")) and not (tmp_path / "run").exists()
 
 
 def test_one_side_gives_the_other_and_odd_ones_are_refused(tiny_base):
