@@ -1,19 +1,54 @@
 """What `tests/tiny` builds, as fixtures: no network, no downloads, seconds on a CPU.
 
-Atom files that many tests ask for alike are built once a session and handed out as copies.
+Atom files that many tests ask for alike are built once a session and handed out as copies. Files
+of long tests come first, so that of two processes none is left to work alone at the end.
 """
 
 import copy
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from tiny import atoms, pictures, pipelines, runs
+from tiny.consoles import Forge
 from tiny.evaluator import save_tiny_evaluator
 from tiny.modules import ConvNet, build
 
 from sdatoms import AtomConfig, inject, save_atoms
 from sdatoms.files.writer import FileFacts, pack_atoms
+
+LONGEST = (
+    "laws/test_site.py",
+    "laws/test_consoles.py",
+    "app/queue/test_worker.py",
+    "app/test_access.py",
+    "training/test_failures.py",
+    "laws/test_other_libraries.py",
+    "app/test_surroundings.py",
+    "app/test_security.py",
+    "app/generate/test_tab.py",
+    "app/generate/test_canvas.py",
+    "app/train/test_tab.py",
+    "app/train/test_page.py",
+    "bench/test_transfer.py",
+    "cli/test_train.py",
+)
+"""Files whose tests are few and long: they start processes and browsers."""
+
+
+def pytest_configure(config):
+    """Hand files out in the order below, not in xdist's own, which puts few long tests last."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, then those of most tests; the order within a file stays."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    counts = Counter(item.path for item in items)
+    last = len(LONGEST)
+    items.sort(key=lambda i: (places.get(i.path, last), -counts[i.path], str(i.path)))
 
 
 @pytest.fixture
@@ -178,6 +213,14 @@ def tiny_pipeline(tmp_path_factory):
 def tiny_base(tmp_path_factory):
     """Directory of a tiny base of 64 px pictures."""
     return pipelines.save_base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def forge():
+    """Commands as processes of their own that have imported everything already."""
+    made = Forge()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

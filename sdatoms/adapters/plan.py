@@ -28,6 +28,7 @@ from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.lora_file import LoraFile
 from sdatoms.fingerprint import fingerprint, matches
+from sdatoms.layers.fused import check_read
 from sdatoms.layers.inject import carries_atoms
 from sdatoms.layers.weights import LayerWeight, find_weight, unwrap
 
@@ -69,14 +70,15 @@ def plan_adapter(file: AtomFile, component: str, module: nn.Module, strength: St
     """The adapter that one component of the file is for `module`; nothing is changed.
 
     Raises:
-        AtomError: a layer is missing, of another layout, or shares its weight; the module carries
-            injected atoms, or somebody wrote to its baked weights; the atoms are sparse and were
-            trained on other weights.
+        AtomError: a layer is missing, of another layout, passed by for a fused copy, or shares its
+            weight; the module carries injected atoms, or somebody wrote to its baked weights; the
+            atoms are sparse and were trained on other weights.
     """
     check_free(component, module)
     maps = file.maps(component)
     for path, views in maps.items():
         check_fit(path, find_weight(module, path), views)
+    check_read(module, maps, "before loading a file")
     check_places(component, module, maps)
     prints = file.fingerprints.get(component, {})
     known = [path for path in prints if path in maps]
@@ -103,8 +105,8 @@ def plan_lora(
     """Component → its module and the adapter that a LoRA is for it; nothing is changed.
 
     Raises:
-        AtomError: a layer is missing, of another shape or shares its weight, or the file changes
-            no such component; else as in `plan_adapter`.
+        AtomError: a layer is missing, of another shape, passed by for a fused copy or shares its
+            weight, or the file changes no such component; else as in `plan_adapter`.
     """
     modules = list_modules(target)
     placed = place_lora(file, modules)
@@ -119,6 +121,7 @@ def plan_lora(
         check_free(owner, module)
         for path, map in maps.items():
             check_lora_fit(path, find_weight(module, path), map)
+        check_read(module, maps, "before loading a file")
         check_places(owner, module, maps)
         listed = {path: [map] for path, map in maps.items()}
         plans[owner] = (module, Adapter(file.sha256, listed, strength, (), owner))

@@ -33,6 +33,7 @@ from sdatoms.errors import AtomError
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, replace_modules
+from sdatoms.layers.fused import check_read
 from sdatoms.layers.weights import BAKED, LayerWeight, find_weight, unwrap
 
 __all__ = [
@@ -188,7 +189,10 @@ def list_held(root: nn.Module, paths: Iterable[str]) -> list[Tensor]:
 
 
 def check_untouched(root: nn.Module, state: BakedModule) -> None:
-    """Raise when somebody else changed a baked weight: a restore would then be wrong."""
+    """Raise when somebody else changed a baked weight, or the model computes with a copy of it: a
+    restore would then be wrong."""
+    loaded = dict.fromkeys(path for adapter in state.adapters.values() for path in adapter.maps)
+    check_read(root, loaded, "before changing adapters")
     baked: dict[str, BakedLayer] = {}
     for path, layer in state.layers.items():
         try:

@@ -96,7 +96,8 @@ def check_number(number: Any, what: str) -> float:
 
 
 def check_names(strength: Strength, layers: Mapping[str, Iterable[str]], what: str) -> None:
-    """See that every name is some layer's; `down`, `mid`, `up` and components need none.
+    """See that every name is some layer's; a component needs none, and of `down`, `mid` and `up`
+    one needs some.
 
     Args:
         layers: component → module paths that have a strength.
@@ -107,8 +108,9 @@ def check_names(strength: Strength, layers: Mapping[str, Iterable[str]], what: s
     if not isinstance(strength, Mapping):
         return
     pairs = [(component, path) for component, paths in layers.items() for path in paths]
+    blocked = any(names_layer(name, *pair) for name in BLOCK_NAMES for pair in pairs)
     for name in strength:
-        if name in BLOCK_NAMES or name in COMPONENTS or name == ALL:
+        if name in COMPONENTS or name == ALL or (name in BLOCK_NAMES and blocked):
             continue
         if not any(names_layer(name, *pair) for pair in pairs):
             blocks = clip(", ".join(list_blocks(layers)), 200)

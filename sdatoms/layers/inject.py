@@ -28,6 +28,7 @@ from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, TunedWeight, replace_modules
 from sdatoms.layers.attention import switch_off_fused
 from sdatoms.layers.budget import build_deltas
+from sdatoms.layers.fused import check_read
 from sdatoms.layers.targets import (
     Target,
     choose_targets,
@@ -221,9 +222,11 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
             f"this {kind} has baked adapters; call AdapterSet.clear() before injecting atoms"
         )
     holders, readers = count_holders(model), find_readers(model)
+    targets = list(choose_targets(model, config))
+    check_read(model, [target.layer_path for target in targets], "before injecting")
     injection = Injection(model, config)
     adopted: dict[nn.Module, AtomLayer] = {}
-    for target in choose_targets(model, config):
+    for target in targets:
         deltas, note, error = {}, refuse_target(target, holders, readers), 0.0
         if not note:
             deltas, note, error = build_deltas(target.path, target.weight, config, target.named)

@@ -62,6 +62,12 @@ RANGES: dict[str, tuple[float, float]] = {
 """Flag → the least and the most it takes."""
 
 
+LARGEST = 8192
+"""px; no picture for training has a larger side."""
+NEEDS_NAME = ("_dir", "resume_from_checkpoint", "data_config")
+"""Ends of flags that name a place; empty words are a variable that was not set."""
+
+
 def check_settings(config: Any) -> None:
     """Refuse what is out of range or does not go together in a `TrainConfig`, which calls this.
 
@@ -73,6 +79,8 @@ def check_settings(config: Any) -> None:
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):
                 check_text(text, f"--{name}")
+                if not text and name.endswith(NEEDS_NAME) and name != "instance_data_dir":
+                    raise AtomError(f"--{name} is empty; name a place, or leave the flag out")
                 if "\0" in text and name.endswith(("_dir", "_path", "evaluator")):
                     raise AtomError(f"--{name} is {text!r}; no path holds a NUL character")
     for name, (least, most) in RANGES.items():
@@ -88,8 +96,9 @@ def check_settings(config: Any) -> None:
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
             raise AtomError(f"--{name} is {value!r}; it takes {' | '.join(choices)}")
-    if config.resolution is not None and (config.resolution < 8 or config.resolution % 8):
-        raise AtomError(f"--resolution is {config.resolution}; it takes a multiple of 8")
+    side = config.resolution
+    if side is not None and (not 8 <= side <= LARGEST or side % 8):
+        raise AtomError(f"--resolution is {side}; it takes a multiple of 8 up to {LARGEST}")
     for wrong, sentence in list_conflicts(config):
         if wrong:
             raise AtomError(sentence)

@@ -7,19 +7,11 @@ import sys
 from itertools import product
 
 import pytest
-from tiny.consoles import Forge
 from tiny.pictures import save_pictures
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-16", "utf-8"]
 NAME = b"caf\xe9 \xe8\xb5\xa4"
 """Of a folder: Latin-1's é, which is no UTF-8, and a character that Latin-1 lacks."""
-
-
-@pytest.fixture(scope="module")
-def forge():
-    made = Forge()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Atoms beside other libraries: diffusers' pipelines and LoRA loader, offload, accelerate."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
+from socket import socket
 
 import numpy as np
 import pytest
@@ -20,13 +18,10 @@ from diffusers import (
 )
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from PIL import Image
-from tiny.limits import HANG
 from tiny.modules import copy_weights
 from tiny.scripts import call_script
 
 from sdatoms import AtomConfig, AtomError, inject, load_atoms, save_atoms
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -201,20 +196,34 @@ if accelerator.is_main_process:
 """
 
 
-def test_two_processes_train_as_one(folder, tmp_path, monkeypatch):
+JOINED = """
+import os, sys
+sys.path[:] = {path}
+from tiny.runs import join_two_processes
+join_two_processes({rank}, {port})
+sys.argv[1:] = {words}
+exec(open({script}).read(), {{"__name__": "__main__"}})
+torch = sys.modules["torch"]
+torch.distributed.destroy_process_group()
+os._exit(0)
+"""
+
+
+def test_two_processes_train_as_one(folder, tmp_path, monkeypatch, forge):
     """Averaged gradients of two halves are the gradient of the whole batch."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(folder), str(tmp_path / "2.pt")],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=HANG,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [str(folder), str(tmp_path / "2.pt")]
+    given = {"path": sys.path, "port": port, "words": words, "script": repr(str(script))}
+    started = [
+        forge.start(tmp_path, [], err=f"{rank}.txt", code=JOINED.format(rank=rank, **given))
+        for rank in range(2)
+    ]
+    ended = [forge.ask(process) for process in started]
+    assert ended == [0, 0], "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     call_script(monkeypatch, script, folder, tmp_path / "1.pt")
     AcceleratorState._reset_state(reset_partial_state=True)
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))

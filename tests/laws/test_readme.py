@@ -108,8 +108,10 @@ def test_the_block_runs_as_it_stands(tmp_path, monkeypatch):
 
 
 def test_the_block_runs_with_fewer_steps(tmp_path, monkeypatch):
-    code, count = re.subn(r"max_train_steps=\d+", "max_train_steps=2", read_block())
-    assert count == 1
+    few = "max_train_steps=2, validation_steps=0"
+    code, trains = re.subn(r"max_train_steps=\d+", few, read_block())
+    code, paints = re.subn(r"pipe\(prompt\)", "pipe(prompt, num_inference_steps=2)", code)
+    assert trains == paints == 1
     run_block(code, tmp_path, monkeypatch)
 
 

@@ -32,8 +32,16 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def run_pages(folder, monkeypatch, steps):
-    """Type what the pages say, in their order; trainings end after `steps` where that is given."""
+FEWER = {
+    "train": ["--max_train_steps", "2", "--validation_steps", "0"],
+    "generate": ["--num_inference_steps", "2"],
+    "evaluate": ["--num_inference_steps", "2"],
+}
+"""What is added to a command where the pages are tried and not lived."""
+
+
+def run_pages(folder, monkeypatch, added):
+    """Type what the pages say, in their order, with the flags that are added to a command."""
     monkeypatch.chdir(folder)
     ran = []
     for page in ("index.md", "using-files.md", "train-your-own.md", "cluster.md"):
@@ -42,14 +50,13 @@ def run_pages(folder, monkeypatch, steps):
         for words in read_lines(page):
             if words and words[0] not in ELSEWHERE and words[:2] != ["sdatoms", "ui"]:
                 assert words[0] == "sdatoms", words
-                less = ["--max_train_steps", str(steps)] if words[1] == "train" and steps else []
-                assert not main([*words[1:], *less]), words
+                assert not main([*words[1:], *added.get(words[1], [])]), words
                 ran.append(words[1])
     return ran
 
 
 def test_every_command_of_the_pages_runs(workplace, monkeypatch):
-    ran = run_pages(workplace, monkeypatch, 2)
+    ran = run_pages(workplace, monkeypatch, FEWER)
     assert {"train", "generate", "inspect", "evaluate", "compose", "export"} <= set(ran)
     assert list(workplace.glob("outputs/pictures/*.png"))
     assert (workplace / "outputs/octopus-pipeline/model_index.json").is_file()
@@ -59,7 +66,7 @@ def test_every_command_of_the_pages_runs(workplace, monkeypatch):
 def test_every_command_of_the_pages_runs_as_it_stands(tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "my-dog").symlink_to(ROOT / "assets/subjects/cat")
-    run_pages(tmp_path, monkeypatch, None)
+    run_pages(tmp_path, monkeypatch, {})
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -76,12 +83,36 @@ def test_every_page_stands_in_the_menu():
     assert sorted(menu) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-def test_the_notebook_runs_on_the_bundled_base(tmp_path, monkeypatch):
+def read_notebook():
+    """The notebook, set to two steps on the bundled base, without the cell that installs."""
     book = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     book.cells = [c for c in book.cells if "install" not in c.metadata.get("tags", ())]
     (settings,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", ())]
     pictures = ROOT / "assets/subjects/cat"
     settings.source += f'\nBASE, PROMPT, STEPS, PICTURES = "", "a sks cat", 2, "{pictures}"'
+    return book
+
+
+def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch, capsys):
+    """In this process: a command of a cell is called, with what is added to the pages' commands."""
+
+    def run(line):
+        command, *words = shlex.split(line)
+        assert command == "sdatoms" and not main([*words, *FEWER.get(words[0], [])]), line
+
+    code = "\n".join(c.source for c in read_notebook().cells if c.cell_type == "code")
+    code = re.sub(r"^!(.*)$", r"run(f'\1')", code, flags=re.M)
+    code, paints = re.subn(r"pipe\(prompt, ", "pipe(prompt, num_inference_steps=2, ", code)
+    assert paints == 1
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "quickstart.ipynb", "exec"), {"__name__": "notebook", "run": run})
+    assert (tmp_path / "run/lora.safetensors").is_file()
+    assert capsys.readouterr().out.count("PIL.Image.Image") == 3
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_notebooks_do(tmp_path, monkeypatch):
+    book = read_notebook()
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     paths = [str(ROOT), str(ROOT / "app")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))

@@ -1,6 +1,7 @@
 """Commands as processes of their own, ready at once: forked from one that has imported it all.
 
-`python consoles.py` reads a JSON object a line, runs it in a child, and answers with its exit code.
+`python consoles.py` reads a line at a time: a JSON object is started in a child, whose number is
+the answer; of a child's number the answer is its exit code.
 """
 
 import contextlib
@@ -27,15 +28,20 @@ class Forge:
             env=os.environ | {"OMP_NUM_THREADS": "1", "SDATOMS_CODE_CACHE": "0"},
         )
 
-    def run(self, folder, words, out="out", err="err", encoding="utf-8", code=""):
-        """Run `sdatoms WORDS` in a folder; returns the exit code and what was printed.
+    def ask(self, question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, folder, words, out="out", err="err", encoding="utf-8", code=""):
+        """Start `sdatoms WORDS` in a folder; returns the number of the process.
 
         Args:
             out: where standard output goes: a file's name, or `gone`, a pipe whose reader left,
                 `closed`, or `/dev/full`.
             code: Python to run before.
         """
-        order = {
+        given = {
             "words": [os.fsencode(word).decode("latin-1") for word in map(str, words)],
             "folder": str(folder),
             "out": out,
@@ -43,11 +49,13 @@ class Forge:
             "encoding": encoding,
             "code": code,
         }
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        return self.ask(given)
+
+    def run(self, folder, words, out="out", err="err", encoding="utf-8", code=""):
+        """`start`, to the end; returns the exit code and what was printed."""
+        ended = self.ask(self.start(folder, words, out, err, encoding, code))
         found = [Path(folder) / name for name in (out, err)]
-        return answer, *(path.read_bytes() if path.is_file() else b"" for path in found)
+        return ended, *(path.read_bytes() if path.is_file() else b"" for path in found)
 
     def close(self):
         self.process.stdin.close()
@@ -110,13 +118,14 @@ def serve():
     gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
-        child = os.fork()
-        if not child:
+        order = json.loads(line)
+        if isinstance(order, int):
+            answer = os.waitstatus_to_exitcode(os.waitpid(order, 0)[1])
+        elif not (answer := os.fork()):
             answers.close()
-            run_order(json.loads(line))
+            run_order(order)
             return
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        answers.write(f"{code}\n")
+        answers.write(f"{answer}\n")
         answers.flush()
 
 

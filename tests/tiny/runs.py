@@ -44,6 +44,11 @@ def read_metrics(folder):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+def read_bytes(folder):
+    """What every file in a folder and below holds, by its name."""
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
 def read_tensors(folder):
     """The tensors of a run's atom file."""
     return read_atoms(Path(folder) / "atoms.safetensors").tensors

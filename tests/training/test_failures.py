@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from tiny.limits import little_room
+from tiny.limits import little_room, wait_for
 from tiny.runs import read_metrics
 
 import sdatoms
@@ -131,54 +131,52 @@ def test_a_small_disk_fills_up_and_the_run_goes_on_when_there_is_room(
     assert [row["step"] for row in read_metrics(folder / "run")] == list(range(1, 41))
 
 
-def test_full_memory_before_the_first_step_is_one_sentence(train_config):
+def test_full_memory_before_the_first_step_is_one_sentence(train_config, forge, tmp_path):
     config = train_config()
     code = (
-        "import resource, sys\n"
-        "from sdatoms.cli.main import main\n"
+        "import resource\n"
         "import sdatoms.training.loop\n"
         "used = 1024 * int(open('/proc/self/statm').read().split()[5]) * 4\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 28),) * 2)\n"
-        "main(sys.argv[1:])\n"
     )
     words = ["train", *list_flags(config, resolution=8000)]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "out of memory before the first step; try a smaller" in done.stderr
-    assert "Traceback" not in done.stderr
+    ended, _, said = forge.run(tmp_path, words, code=code)
+    assert ended == 2, said
+    assert b"out of memory before the first step; try a smaller" in said
+    assert b"Traceback" not in said
 
 
-def start_training(config):
-    """`sdatoms train` in a process of its own, with many more steps than it will get to take."""
-    words = list_flags(config, max_train_steps=50000)
-    command = [sys.executable, "-m", "sdatoms", "train", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    seen = b""
-    while b"| 3/50000" not in seen:
-        byte = process.stderr.read(1)
-        assert byte, seen.decode()
-        seen += byte
-    return process
+@pytest.fixture
+def signal_training(forge, tmp_path):
+    """A function that starts `sdatoms train` in a process of its own, with many more steps than it
+    will get to take, and sends a signal after the third; returns its exit code and what it said."""
+
+    def run(config, number):
+        words = list_flags(config, max_train_steps=50000)
+        process = forge.start(tmp_path, ["train", *words])
+        said, ended = tmp_path / "err", lambda: psutil.Process(process).status() == "zombie"
+        wait_for(lambda: ended() or (said.is_file() and b"| 3/50000" in said.read_bytes()))
+        assert not ended(), said.read_text()
+        os.kill(process, number)
+        return forge.ask(process), said.read_text()
+
+    return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_130(train_config, number):
+def test_a_signal_saves_and_exits_130(train_config, signal_training, number):
     config = train_config()
-    with start_training(config) as process:
-        process.send_signal(number)
-        rest = process.stderr.read().decode()
-    assert process.returncode == 130
+    ended, rest = signal_training(config, number)
+    assert ended == 130
     assert "continue with --resume_from_checkpoint latest" in rest and "Traceback" not in rest
     run = RunDirectory(Path(config.output_dir))
     status = json.loads((run.path / "status.json").read_text())
     assert (status["phase"], status["step"]) == ("stopped", run.list_checkpoints()[-1])
 
 
-def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config):
+def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(train_config, signal_training):
     config = train_config()
-    with start_training(config) as process:
-        process.kill()
+    assert signal_training(config, signal.SIGKILL)[0] == -signal.SIGKILL
     run = RunDirectory(Path(config.output_dir))
     last = run.list_checkpoints()[-1]
     assert last >= 2  # three steps were seen, and each is saved before it is shown

@@ -38,72 +38,61 @@ def test_a_worker_that_waits_is_small():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def stop_twice(queue, id):
+    """Stop a training, and again as impatient people do; returns it once it has ended."""
+    queue.stop(id)
+    try:
+        again = queue.stop(id)
+        assert again.stopping or again.state == "stopped"
+    except AtomError as error:  # it has ended by now
+        assert str(error).endswith("is not running; it is stopped")
+    ended = lambda: (j := queue.find(id)).state not in ("running", "starting") and j
+    return wait_for(ended)
+
+
 def test_two_trainings_one_after_the_other(tmp_path):
-    """Queue two, stop the first, let the second end, extend it, delete it: real processes."""
-    base = str(save_base(tmp_path / "base"))
-    queue = Queue(tmp_path / "runs")
-    settings = {
-        "instance_prompt": "a dog",
-        "pretrained_model_name_or_path": base,
-        "validation_steps": 0,
-        "checkpointing_steps": 1000,
-        "lr_warmup_steps": 0,
-    }
-    first = queue.add("long", settings | {"max_train_steps": 20_000}, fill)
-    second = queue.add("short", settings | {"max_train_steps": 2}, fill)
-    wait_for(lambda: queue.find(first.id).step >= 1)
-    running = queue.find(first.id)
-    assert running.state == "running" and running.pid != os.getpid()
-    assert os.getsid(running.pid) != os.getsid(0)
-    assert (queue.find(second.id).state, queue.find(second.id).place) == ("queued", 1)
-    assert queue.stop(first.id).stopping and queue.stop(first.id)
-    stopped = wait_for(lambda: (j := queue.find(first.id)).state == "stopped" and j)
-    assert stopped.error == "" and any((first.path / "checkpoints").iterdir())
-    done = wait_for(lambda: (j := queue.find(second.id)).state == "done" and j)
-    assert sdatoms.read_atoms(done.atoms).num_parameters > 0
-    queue.resume(second.id, 2)
-    wait_for(lambda: (j := queue.find(second.id)).state == "done" and j.step == 4)
-    assert read_curves(second.path).steps == [1, 2, 3, 4]
-    queue.delete(second.id)
-    assert [job.id for job in queue.list()] == [first.id]
-
-
-def test_a_stop_is_heard_while_class_pictures_are_painted(tmp_path):
-    """Asked as soon as the process stands, then after a class picture; twice, as impatient people
-    do. What was painted is kept, and the training goes on from there."""
+    """Queue two, stop the first as soon as its process stands, let the second end; stop the first
+    again after a class picture; extend the second, delete it: real processes."""
     queue = Queue(tmp_path / "runs")
     settings = {
         "instance_prompt": "sks",
         "pretrained_model_name_or_path": str(save_base(tmp_path / "base")),
+        "validation_steps": 0,
+        "lr_warmup_steps": 0,
+        "max_train_steps": 2,
+    }
+    classes = {
         "with_prior_preservation": True,
         "class_prompt": "cat",
-        "num_class_images": 200,
+        "num_class_images": 2000,
         "sample_batch_size": 1,
-        "max_train_steps": 2,
-        "validation_steps": 0,
     }
-    run = queue.add("dog", settings, fill)
-    classes = run.path / "class_images"
-    count = lambda: len(list(classes.glob("*.png")))
-    kept = 0
-    for painted in (0, 1):
-        least = kept + painted
-        wait_for(lambda least=least: queue.find(run.id).pid and count() >= least)
-        queue.stop(run.id)
-        try:
-            again = queue.stop(run.id)
-            assert again.stopping or again.state == "stopped"
-        except AtomError as error:  # it has ended by now
-            assert str(error).endswith("is not running; it is stopped")
-        ended = lambda: (j := queue.find(run.id)).state not in ("running", "starting") and j
-        stopped = wait_for(ended)
-        assert (stopped.state, stopped.error) == ("stopped", "")
-        kept = count()
-        assert least <= kept < 200 and not list(run.path.glob("checkpoints/*"))
-        queue.resume(run.id)
-    wait_for(lambda: queue.find(run.id).state == "failed" or count() > kept)
-    assert queue.stop(run.id).stopping
-    wait_for(lambda: queue.find(run.id).state == "stopped")
+    first = queue.add("long", settings | classes, fill)
+    second = queue.add("short", settings, fill)
+    count = lambda: len(list((first.path / "class_images").glob("*.png")))
+    running = wait_for(lambda: (j := queue.find(first.id)).pid and j)
+    assert running.state in ("running", "starting") and running.pid != os.getpid()
+    assert os.getsid(running.pid) != os.getsid(0)
+    assert (queue.find(second.id).state, queue.find(second.id).place) == ("queued", 1)
+    stopped = stop_twice(queue, first.id)
+    assert (stopped.state, stopped.error) == ("stopped", "")
+
+    done = wait_for(lambda: (j := queue.find(second.id)).state == "done" and j)
+    assert sdatoms.read_atoms(done.atoms).num_parameters > 0
+
+    kept = count()
+    queue.resume(first.id)
+    wait_for(lambda: queue.find(first.id).state == "failed" or count() > kept)
+    queue.resume(second.id, 2)
+    assert queue.find(second.id).state == "queued"
+    stopped = stop_twice(queue, first.id)
+    assert (stopped.state, stopped.error) == ("stopped", "")
+    assert kept < count() < 2000 and not list(first.path.glob("checkpoints/*"))
+
+    wait_for(lambda: (j := queue.find(second.id)).state == "done" and j.step == 4)
+    assert read_curves(second.path).steps == [1, 2, 3, 4]
+    queue.delete(second.id)
+    assert [job.id for job in queue.list()] == [first.id]
 
 
 def test_a_trainers_refusal_is_shown(tmp_path):

@@ -36,20 +36,15 @@ def test_a_zip_becomes_concepts_that_are_edited_and_a_mask_is_painted(open_page,
     wait_for(lambda: '"photo of a sks dog"' in read())
     page.get_by_role("button", name="Mask of this picture").click()
     page.locator("#train-draw").click()
-    # Before the picture is there, nothing can be painted, and nothing is kept.
-    canvas, keep = page.locator("#train-editor canvas").first, page.locator("#train-keep-mask")
-
-    def paint():
-        box = canvas.bounding_box()
-        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.move(middle[0] - 20, middle[1])
-        page.mouse.down()
-        page.mouse.move(middle[0] + 20, middle[1], steps=8)
-        page.mouse.up()
-        keep.click()
-        page.wait_for_timeout(500)
-        return "1 masked" in verdict.input_value()
-
-    wait_for(paint)
+    # the picture has arrived below what is drawn
+    expect(page.locator("#train-editor button[aria-label='Undo']")).to_be_enabled()
+    box = page.locator("#train-editor canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 20, y)
+    page.mouse.down()
+    page.mouse.move(x + 20, y, steps=8)
+    page.mouse.up()
+    page.locator("#train-keep-mask").click()
+    expect(verdict).to_have_value(re.compile("1 masked"))
     (mask,) = drafts.glob("*/*.mask.png")
     assert mask.stat().st_size
