@@ -84,7 +84,11 @@ def find_changes(path: Path, wanted: Wanted, shapes: Mapping[str, torch.Size]) -
     for component in sorted({layer.split(".", 1)[0] for layer in layers}):
         start = f"{component}."
         own = [layer[len(start) :] for layer in layers if layer.startswith(start)]
-        for layer, key in find_keys(component, own, shapes).items():
+        try:
+            places = find_keys(component, own, shapes)
+        except ValueError as error:
+            raise ValueError(f"{path.name!r} does not fit: {error}") from None
+        for layer, key in places.items():
             whole = start + layer
             strength = wanted.choose_strength(component, layer)
             change = Change(strength, layouts.get(whole, {}), layers[whole])

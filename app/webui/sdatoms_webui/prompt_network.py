@@ -47,7 +47,7 @@ class ExtraNetworkAtoms(extra_networks.ExtraNetwork):
                 wanted = read_wanted(params.positional, params.named)
                 path = files.get(wanted.name)
                 if path is None:
-                    raise ValueError(f"there is no atom file {wanted.name!r} in models/Atoms")
+                    raise ValueError(f"there is no atom file of the name {wanted.name!r}")
                 changes = find_changes(path, wanted, shapes)
                 left_out = name_left_out(str(path))
             except ValueError as error:

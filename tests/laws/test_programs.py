@@ -1,0 +1,220 @@
+"""The extensions inside the programs themselves: what they bake is what `load_atoms` bakes.
+
+ComfyUI, AUTOMATIC1111's web UI and Forge are on no package index. Each is looked for where
+`SDATOMS_COMFYUI`, `SDATOMS_WEBUI` and `SDATOMS_FORGE` say, with its own environment in `venv/`;
+where that is not set, its tests are skipped. The program starts as it does for people, on folders
+of models made here, and paints; only its pages are not opened.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageChops
+from safetensors.torch import load_file
+from tiny.atoms import perturb
+from tiny.single_files import collect_tensors, read_config, save_single
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sdatoms import AtomConfig, inject, load_atoms, save_atoms
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+APP = Path(__file__).parents[2] / "app"
+PARTS = ("unet", "text_encoder")
+NARROW = {
+    "block_out_channels": [320, 320],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+}
+"""A UNet of two levels; the programs know the rest of Stable Diffusion 1.5 by its numbers."""
+CONFIGS = {
+    "dog": {"unet": AtomConfig("full")},
+    "cat": {
+        "unet": AtomConfig("coefficients", block_form="product"),
+        "text_encoder": AtomConfig("coefficients"),
+    },
+}
+
+
+class Base:
+    """A base and two atom files on disk, and what they give together."""
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        modules = {
+            "unet": UNet2DConditionModel.from_config(read_config("sd1", "unet") | NARROW),
+            "vae": AutoencoderKL.from_config(read_config("sd1", "vae")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**read_config("sd1", "text_encoder"))),
+        }
+        self.modules = {name: module.half().float() for name, module in modules.items()}
+        self.path = save_single(folder / "base.safetensors", "sd1", modules, dtype=torch.float16)
+        self.pipe = StableDiffusionPipeline(
+            **modules,
+            tokenizer=None,
+            scheduler=DDIMScheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.files = {name: self.train(folder, name) for name in CONFIGS}
+
+    def train(self, folder, name):
+        injections = {
+            part: perturb(inject(self.modules[part], config), 0.02, len(name + part))
+            for part, config in CONFIGS[name].items()
+        }
+        path = save_atoms(folder / f"{name}.safetensors", injections, trigger=f"sks {name}")
+        for injection in injections.values():
+            injection.eject()
+        return path
+
+    def bake(self, **strengths):
+        """The weights with files at strengths, by the names of the single file."""
+        for name, strength in strengths.items():
+            adapters = load_atoms(self.pipe, self.files[name], name=name, strength=strength)
+        parts = {name: self.modules[name] for name in PARTS}
+        baked = {k: v.clone() for k, v in collect_tensors("sd1", parts).items()}
+        if strengths:
+            adapters.clear()
+        return baked
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return Base(tmp_path_factory.mktemp("base"))
+
+
+def find_program(variable):
+    """A program's folder and interpreter."""
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} does not say where the program is")
+    root = Path(os.environ[variable]).absolute()
+    python = root / "venv" / "bin" / "python"
+    assert python.is_file(), f"there is no environment {python}"
+    return root, python
+
+
+def run_program(python, root, script, *words):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [python, "-c", script, *map(str, words)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def compare(found, expected, prefixes):
+    """Weights of a program, by its names, and ours, by the single file's."""
+    count = 0
+    for name, weight in expected.items():
+        (old, new) = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        key = new + name[len(old) :]
+        if old and key in found:
+            rounded = found[key].dtype == torch.float16
+            close = {"rtol": 2e-3, "atol": 1e-4} if rounded else {"rtol": 1e-4, "atol": 2e-5}
+            torch.testing.assert_close(found[key].float(), weight, **close, msg=name)
+            count += 1
+    assert count > 200, count
+
+
+COMFYUI = """
+import json, os, sys
+root, folder, page = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv = ["main.py", "--cpu", "--base-directory", folder, "--disable-api-nodes",
+            "--database-url", "sqlite:///:memory:"]
+import main
+loop, server, _ = main.start_comfyui()
+import comfy.model_management as memory
+import execution, nodes
+from safetensors.torch import save_file
+
+def read_page(changes):
+    # A workflow as pages save it, in the form that the queue takes.
+    with open(page) as file:
+        page_of = json.load(file)
+    links = {link[0]: [str(link[1]), link[2]] for link in page_of["links"]}
+    prompt = {}
+    for node in page_of["nodes"]:
+        kind, values = nodes.NODE_CLASS_MAPPINGS[node["type"]], iter(node["widgets_values"])
+        inputs = {i["name"]: links[i["link"]] for i in node["inputs"]}
+        taken = kind.INPUT_TYPES()
+        for name, entry in (taken["required"] | taken.get("optional", {})).items():
+            if name not in inputs:
+                inputs[name] = next(values)
+                if len(entry) > 1 and entry[1].get("control_after_generate"):
+                    next(values)
+        assert next(values, None) is None
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    for kind, inputs in changes.items():
+        (node,) = [n for n in prompt.values() if n["class_type"] == kind]
+        node["inputs"] |= inputs
+    return prompt
+
+def paint(strength, file):
+    small = {"width": 64, "height": 64}
+    prompt = read_page({
+        "CheckpointLoaderSimple": {"ckpt_name": "base.safetensors"}, "EmptyLatentImage": small,
+        "KSampler": {"steps": 2}, "SaveImage": {"filename_prefix": f"{file} {strength}"},
+        "SdatomsLoadFilterAtoms": {"file": f"{file}.safetensors", "strength": strength}})
+    valid = loop.run_until_complete(execution.validate_prompt("it", prompt, None))
+    assert valid[0], valid
+    run = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+    run.execute(prompt, "it", {}, valid[2])
+    assert run.success, run.status_messages
+
+for strength in (0.0, 0.8):
+    paint(strength, "cat")
+
+loader = nodes.NODE_CLASS_MAPPINGS["CheckpointLoaderSimple"]()
+model, clip, _ = loader.load_checkpoint("base.safetensors")
+
+def read_weights(model, clip):
+    memory.load_models_gpu([model, clip.patcher])
+    held = model.model.state_dict() | clip.cond_stage_model.state_dict()
+    return {k: v.clone().contiguous() for k, v in held.items()}
+
+node = nodes.NODE_CLASS_MAPPINGS["SdatomsLoadFilterAtoms"]()
+save_file(read_weights(model, clip), folder + "/plain")
+one = node.load(model, "cat.safetensors", 0.8, clip)
+both = node.load(one[0], "dog.safetensors", -0.5, one[1])
+save_file(read_weights(*both), folder + "/both")
+save_file(read_weights(model, clip), folder + "/after")
+"""
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_comfyui_bakes_and_paints(base, tmp_path, form):
+    root, python = find_program("SDATOMS_COMFYUI")
+    for name in ("custom_nodes", "models/loras", "models/checkpoints", "output", "input", "user"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models/checkpoints/base.safetensors").symlink_to(base.path)
+    for path in base.files.values():
+        (tmp_path / "models/loras" / path.name).symlink_to(path)
+    nodes = tmp_path / "custom_nodes"
+    if form == "folder":
+        shutil.copytree(APP / "comfyui", nodes / "sdatoms")
+    else:
+        shutil.copy(APP / "comfyui" / "sdatoms_comfyui.py", nodes)
+    page = APP / "comfyui/example_workflows/filter_atoms.json"
+    run_program(python, root, COMFYUI, root, tmp_path, page)
+
+    names = (
+        ("model.diffusion_model.", "diffusion_model."),
+        ("cond_stage_model.", "clip_l."),
+    )
+    plain, both, after = (load_file(tmp_path / name) for name in ("plain", "both", "after"))
+    compare(plain, base.bake(), names)
+    compare(both, base.bake(cat=0.8, dog=-0.5), names)
+    assert all(torch.equal(after[key], weight) for key, weight in plain.items())
+    shown = {
+        path.name.split("_")[0]: Image.open(path).convert("RGB")
+        for path in (tmp_path / "output").glob("*.png")
+    }
+    assert ImageChops.difference(shown["cat 0.0"], shown["cat 0.8"]).getbbox()
