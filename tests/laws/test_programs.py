@@ -6,6 +6,7 @@ where that is not set, its tests are skipped. The program starts as it does for 
 of models made here, and paints; only its pages are not opened.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,12 +16,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageChops
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny.atoms import perturb
 from tiny.single_files import collect_tensors, read_config, save_single
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdatoms import AtomConfig, inject, load_atoms, save_atoms
+from sdatoms.models.pipeline_folder import write_known_names
+from sdatoms.models.vocabulary import build_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -52,10 +55,11 @@ class Base:
             "vae": AutoencoderKL.from_config(read_config("sd1", "vae")),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**read_config("sd1", "text_encoder"))),
         }
-        self.modules = {name: module.half().float() for name, module in modules.items()}
         self.path = save_single(folder / "base.safetensors", "sd1", modules, dtype=torch.float16)
+        self.modules = {name: modules[name].half().float() for name in PARTS}
         self.pipe = StableDiffusionPipeline(
-            **modules,
+            **self.modules,
+            vae=None,
             tokenizer=None,
             scheduler=DDIMScheduler(),
             safety_checker=None,
@@ -124,7 +128,7 @@ def compare(found, expected, prefixes):
 
 
 COMFYUI = """
-import json, os, sys
+import gc, json, sys
 root, folder, page = sys.argv[1:]
 sys.path.insert(0, root)
 sys.argv = ["main.py", "--cpu", "--base-directory", folder, "--disable-api-nodes",
@@ -157,6 +161,8 @@ def read_page(changes):
         node["inputs"] |= inputs
     return prompt
 
+run = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+
 def paint(strength, file):
     small = {"width": 64, "height": 64}
     prompt = read_page({
@@ -165,12 +171,14 @@ def paint(strength, file):
         "SdatomsLoadFilterAtoms": {"file": f"{file}.safetensors", "strength": strength}})
     valid = loop.run_until_complete(execution.validate_prompt("it", prompt, None))
     assert valid[0], valid
-    run = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
     run.execute(prompt, "it", {}, valid[2])
     assert run.success, run.status_messages
 
 for strength in (0.0, 0.8):
     paint(strength, "cat")
+del run
+memory.unload_all_models()
+gc.collect()
 
 loader = nodes.NODE_CLASS_MAPPINGS["CheckpointLoaderSimple"]()
 model, clip, _ = loader.load_checkpoint("base.safetensors")
@@ -218,3 +226,132 @@ def test_comfyui_bakes_and_paints(base, tmp_path, form):
         for path in (tmp_path / "output").glob("*.png")
     }
     assert ImageChops.difference(shown["cat 0.0"], shown["cat 0.8"]).getbbox()
+
+
+CONFIG = """
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    linear_start: 0.00085
+    linear_end: 0.0120
+    timesteps: 1000
+    first_stage_key: jpg
+    cond_stage_key: txt
+    image_size: 64
+    channels: 4
+    conditioning_key: crossattn
+    scale_factor: 0.18215
+    use_ema: false
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+      params: {{image_size: 32, in_channels: 4, out_channels: 4, model_channels: 320,
+        attention_resolutions: [1], num_res_blocks: 1, channel_mult: [1, 1], num_heads: 8,
+        use_spatial_transformer: true, transformer_depth: 1, context_dim: 768,
+        use_checkpoint: false, legacy: false}}
+    first_stage_config:
+      target: ldm.models.autoencoder.AutoencoderKL
+      params:
+        embed_dim: 4
+        ddconfig: {{double_z: true, z_channels: 4, resolution: 256, in_channels: 3, out_ch: 3,
+          ch: 128, ch_mult: [1, 2, 4, 4], num_res_blocks: 2, attn_resolutions: [], dropout: 0.0}}
+        lossconfig: {{target: torch.nn.Identity}}
+    cond_stage_config:
+      target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
+      params: {{version: "{clip}"}}
+"""
+"""What the web UI reads beside a checkpoint of other widths than it knows."""
+
+WEBUI = """
+import json, os, sys
+root, folder = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv = ["launch.py", "--skip-prepare-environment", "--skip-version-check", "--use-cpu", "all",
+            "--no-half", "--data-dir", folder, "--ckpt", folder + "/base.safetensors", "--nowebui",
+            "--skip-load-model-at-start", "--no-download-sd-model"]
+import webui
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+webui.initialize.initialize()
+app = FastAPI()
+webui.create_api(app)
+from modules import script_callbacks, shared, ui_extra_networks
+script_callbacks.before_ui_callback()
+script_callbacks.app_started_callback(None, app)
+from safetensors.torch import save_file
+
+client = TestClient(app)
+pictures, comments = {}, {}
+
+def read_weights(name):
+    if hasattr(shared.sd_model, "forge_objects"):
+        objects = shared.sd_model.forge_objects
+        held = objects.unet.model.state_dict() | objects.clip.cond_stage_model.state_dict()
+    else:
+        held = shared.sd_model.state_dict()
+    save_file({k: v.clone().contiguous() for k, v in held.items()}, folder + "/" + name)
+
+def paint(name, prompt):
+    answer = client.post("/sdapi/v1/txt2img", json={
+        "prompt": prompt, "steps": 2, "width": 64, "height": 64, "seed": 1,
+        "sampler_name": "Euler", "cfg_scale": 2})
+    assert answer.status_code == 200, answer.text
+    pictures[name] = answer.json()["images"][0]
+    comments[name] = json.loads(answer.json()["info"])["infotexts"][0]
+    read_weights(name)
+
+paint("plain", "an apple")
+paint("both", "an apple <atoms:cat:0.8> <atoms:dog:-0.5>")
+paint("lora", "<atoms:cat:0.8> an apple <lora:one:0.5>")
+paint("parts", "an apple <atoms:cat:te=0.25:unet=0>")
+paint("wrong", "an apple <atoms:nobody:1> <atoms:cat:loud>")
+paint("after", "an apple")
+(page,) = [page for page in ui_extra_networks.extra_pages if page.title == "Atoms"]
+with open(folder + "/page.json", "w") as file:
+    json.dump({"pictures": pictures, "texts": comments, "html": page.create_html("txt2img")}, file)
+"""
+
+
+@pytest.mark.parametrize("variable", ["SDATOMS_WEBUI", "SDATOMS_FORGE"])
+def test_web_uis_bake_and_paint(base, tmp_path, variable):
+    root, python = find_program(variable)
+    shutil.copytree(APP / "webui", tmp_path / "extensions" / "sdatoms")
+    (tmp_path / "base.safetensors").symlink_to(base.path)
+    (tmp_path / "models/Lora").mkdir(parents=True)
+    (tmp_path / "models/Atoms/pets").mkdir(parents=True)
+    for path in base.files.values():
+        (tmp_path / "models/Atoms/pets" / path.name).symlink_to(path)
+    clip = tmp_path / "clip"
+    base.modules["text_encoder"].config.save_pretrained(clip)
+    build_tokenizer().save_pretrained(clip)
+    write_known_names(tmp_path)
+    (tmp_path / "base.yaml").write_text(CONFIG.format(clip=clip))
+    lora = torch.randn(320, 320, 3, 3) / 100
+    save_file({ONE: lora}, tmp_path / "models/Lora/one.safetensors")
+    run_program(python, root, WEBUI, root, tmp_path)
+
+    forge = variable == "SDATOMS_FORGE"
+    names = (
+        ("model.diffusion_model.", "diffusion_model." if forge else "model.diffusion_model."),
+        ("cond_stage_model.", "clip_l." if forge else "cond_stage_model.wrapped."),
+    )
+    told = json.loads((tmp_path / "page.json").read_text())
+    expected = {
+        "plain": base.bake(),
+        "both": base.bake(cat=0.8, dog=-0.5),
+        "lora": base.bake(cat=0.8),
+        "parts": base.bake(cat={"unet": 0.0, "text_encoder": 0.25}),
+        "wrong": base.bake(),
+    }
+    expected["lora"]["model.diffusion_model.middle_block.0.in_layers.2.weight"] += 0.5 * lora
+    for name, weights in expected.items():
+        compare(load_file(tmp_path / name), weights, names)
+    plain, after = load_file(tmp_path / "plain"), load_file(tmp_path / "after")
+    assert all(torch.equal(after[key], weight) for key, weight in plain.items())
+    pictures = told["pictures"]
+    assert pictures["plain"] == pictures["after"]
+    assert len({pictures[name] for name in ("plain", "both", "lora", "parts")}) == 4
+    assert "sks dog" in told["html"] and "atoms:dog:" in told["html"]
+
+
+ONE = "lora_unet_middle_block_0_in_layers_2.diff"
+"""A LoRA of one full difference, by the name of the original layout."""
