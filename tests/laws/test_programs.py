@@ -55,6 +55,9 @@ class Base:
             "vae": AutoencoderKL.from_config(read_config("sd1", "vae")),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**read_config("sd1", "text_encoder"))),
         }
+        for parameter in modules["text_encoder"].parameters():
+            if parameter.dim() < 2:  # a mean of zero, by which the web UI divides
+                parameter.data += 0.05 * torch.randn(parameter.shape)
         self.path = save_single(folder / "base.safetensors", "sd1", modules, dtype=torch.float16)
         self.modules = {name: modules[name].half().float() for name in PARTS}
         self.pipe = StableDiffusionPipeline(
@@ -265,13 +268,16 @@ WEBUI = """
 import json, os, sys
 root, folder = sys.argv[1:]
 sys.path.insert(0, root)
-sys.argv = ["launch.py", "--skip-prepare-environment", "--skip-version-check", "--use-cpu", "all",
-            "--no-half", "--data-dir", folder, "--ckpt", folder + "/base.safetensors", "--nowebui",
+forge = os.path.isdir(root + "/modules_forge")
+on_cpu = ["--always-cpu", "--all-in-fp32"] if forge else ["--use-cpu", "all", "--no-half"]
+sys.argv = ["launch.py", "--skip-prepare-environment", "--skip-version-check", *on_cpu,
+            "--data-dir", folder, "--ckpt", folder + "/base.safetensors", "--nowebui",
             "--skip-load-model-at-start", "--no-download-sd-model"]
 import webui
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-webui.initialize.initialize()
+if not forge:  # which does it on import
+    webui.initialize.initialize()
 app = FastAPI()
 webui.create_api(app)
 from modules import script_callbacks, shared, ui_extra_networks
@@ -283,7 +289,7 @@ client = TestClient(app)
 pictures, comments = {}, {}
 
 def read_weights(name):
-    if hasattr(shared.sd_model, "forge_objects"):
+    if forge:
         objects = shared.sd_model.forge_objects
         held = objects.unet.model.state_dict() | objects.clip.cond_stage_model.state_dict()
     else:

@@ -106,7 +106,8 @@ def test_only_atom_files_that_prompts_can_say_are_listed(load, make_file, tmp_pa
     folder = tmp_path / "Atoms" / "pets"
     folder.mkdir(parents=True)
     dog = make_file("dog").rename(folder / "dog.safetensors")
-    (folder / "a:b.safetensors").write_bytes(dog.read_bytes())
+    for name in ("a:b", 'a"b', "<b>"):
+        (folder / f"{name}.safetensors").write_bytes(dog.read_bytes())
     (folder / "cut.safetensors").write_bytes(dog.read_bytes()[:100])
     (folder / "word.txt").write_text("no")
     library = load("library")
@@ -366,6 +367,8 @@ def test_cards_show_what_is_a_picture_and_words_on_a_line(load, host, make_file)
         '"<atoms:dog:" + opts.extra_networks_default_multiplier + ">" + " sks dog"'
     )
     assert page.read_trigger({"trigger": "a\nb" + "c" * 300}) == "ab" + "c" * 198
+    told = {"modelspec.description": "<img src=x onerror='alert(1)'>"}
+    assert page.read_description(told) == "img src=x onerror='alert(1)'"
     good = "data:image/png;base64,AAAA"
     assert page.find_thumbnail({"modelspec.thumbnail": good}) == good
     for bad in ("https://example.com/x.png", good + '" onerror="alert(1)', "data:text/html,x"):

@@ -13,13 +13,16 @@ from sdatoms_webui.atoms import FORMAT, Views, read_atoms
 
 __all__ = ["find_files", "read_file", "read_metadata"]
 
+STRANGE = ":<>=\"'&\n\r"
+"""What ends a name in a prompt, or would mean something in the web UI's pages."""
+
 
 def find_files(folder: str) -> dict[str, Path]:
     """Name (the file's, without its ending) → atom file, in subfolders too; what is no atom file,
-    or bears a name that no prompt can say, is left out."""
+    or bears a name that a prompt cannot say or a page cannot show, is left out."""
     found: dict[str, Path] = {}
     for path in sorted(Path(folder).rglob("*.safetensors")):
-        sayable = not set(path.stem) & set(":<>=") and path.stem.strip() == path.stem
+        sayable = not set(str(path.relative_to(folder))) & set(STRANGE) and path.stem.strip()
         if sayable and path.stem not in found and read_metadata(path).get("format") == FORMAT:
             found[path.stem] = path
     return found

@@ -12,7 +12,7 @@ from modules import shared, ui_extra_networks  # the web UI's own  # pyright: ig
 
 from sdatoms_webui.library import find_files, read_metadata
 
-__all__ = ["ExtraNetworksPageAtoms", "find_thumbnail", "read_trigger"]
+__all__ = ["ExtraNetworksPageAtoms", "find_thumbnail", "read_description", "read_trigger"]
 
 PICTURE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+=*")
 SHOWN = ("trigger", "base_model", "sdatoms_version", "step", "modelspec.architecture")
@@ -23,6 +23,13 @@ def read_trigger(metadata: dict[str, str]) -> str:
     """The trigger on one line, without what cannot be seen; from a stranger's file."""
     words = metadata.get("trigger") or metadata.get("modelspec.trigger_phrase") or ""
     return "".join(c for c in words if c.isprintable())[:200]
+
+
+def read_description(metadata: dict[str, str]) -> str:
+    """What the file is, in plain words: web UIs put search terms, and some descriptions, into their
+    pages as they are."""
+    words = metadata.get("modelspec.description") or read_trigger(metadata)
+    return "".join(c for c in words if c.isprintable() and c not in "<>&")[:500]
 
 
 def find_thumbnail(metadata: dict[str, str]) -> str | None:
@@ -52,14 +59,14 @@ class ExtraNetworksPageAtoms(ui_extra_networks.ExtraNetworksPage):
         quote = ui_extra_networks.quote_js
         call = f"{quote(f'<atoms:{name}:')} + opts.extra_networks_default_multiplier + {quote('>')}"
         trigger = read_trigger(metadata)
-        described = metadata.get("modelspec.description")
+        described = read_description(metadata)
         return {
             "name": name,
             "filename": str(path),
             "shorthash": None,
             "preview": self.find_preview(stem) or find_thumbnail(metadata),
-            "description": self.find_description(stem) or described or trigger,
-            "search_terms": [self.search_terms_from_path(str(path)), trigger],
+            "description": self.find_description(stem) or described,
+            "search_terms": [self.search_terms_from_path(str(path)), described],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
             "metadata": {key: metadata[key] for key in SHOWN if metadata.get(key)},
             "sort_keys": {"default": index, **self.get_sort_keys(str(path))},
