@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build wheel and sdist of the version in sdatoms/version.py into dist/, try the wheel in an empty environment, make a
-# wheel from the sdist and compare, pack the extensions of other programs, and write the release's notes from CHANGELOG.md. Nothing is uploaded.
+# wheel from the sdist and compare, pack the extensions of other programs, and write the release's notes from
+# CHANGELOG.md. Nothing is uploaded.
 # Usage: bash scripts/release.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 version=$(python -c 'from sdatoms.version import __version__; print(__version__)')

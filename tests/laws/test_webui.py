@@ -5,6 +5,7 @@
 """
 
 import ast
+import copy
 import importlib
 import sys
 import types
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny.atoms import perturb
+from tiny.pipelines import build_tokenizer, describe_text
 from torch import nn
+from transformers import CLIPTextModel
 
 from sdatoms import AtomConfig, inject, load_atoms, save_atoms
 
@@ -165,26 +169,34 @@ class Lora:
         return sum(added, torch.zeros_like(weight))
 
 
-@pytest.fixture
-def make_text_file(make_pipe, perturb, tmp_path):
-    """Atoms of a text encoder, and the weights they give."""
+class Words:
+    """A text encoder, and a file of atoms for it."""
 
-    def make(strength):
-        encoder = make_pipe().text_encoder
+    def __init__(self, folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder = CLIPTextModel(describe_text(build_tokenizer(), 12)).eval()
         config = AtomConfig("coefficients", target_modules=("*fc?", "*_proj"))
-        injection = perturb(inject(encoder, config))
-        path = save_atoms(tmp_path / "words.safetensors", {"text_encoder": injection})
-        tuned = make_pipe().text_encoder
-        load_atoms(tuned, path, strength=strength)
-        return path, tuned
+        injection = perturb(inject(self.encoder, config))
+        self.path = save_atoms(folder / "words.safetensors", {"text_encoder": injection})
+        injection.eject()
 
-    return make
+    def copy(self, strength=0.0):
+        """The encoder anew, with the file at a strength."""
+        encoder = copy.deepcopy(self.encoder)
+        if strength:
+            load_atoms(encoder, self.path, strength=strength)
+        return encoder
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return Words(tmp_path_factory.mktemp("words"))
 
 
 @pytest.mark.parametrize("kind", ["transformers", "open_clip"])
-def test_a1111_gets_what_load_atoms_bakes(load, make_pipe, make_text_file, monkeypatch, kind):
-    path, tuned = make_text_file(0.7)
-    base = make_pipe().text_encoder
+def test_a1111_gets_what_load_atoms_bakes(load, words, monkeypatch, kind):
+    base, tuned = words.copy(), words.copy(0.7)
     if kind == "transformers":
         embedder = wrap(transformer=wrap(text_model=base))
     else:
@@ -196,7 +208,7 @@ def test_a1111_gets_what_load_atoms_bakes(load, make_pipe, make_text_file, monke
     changes, a1111, lora = load("changes"), load("a1111"), Lora(monkeypatch)
     shapes = a1111.list_a1111_shapes(model)
     wanted = changes.read_wanted(["words", "0.7"], {})
-    found = changes.find_changes(path, wanted, shapes)
+    found = changes.find_changes(words.path, wanted, shapes)
     a1111.apply_to_a1111(model, "it", {key: [change] for key, change in found.items()})
 
     (net,) = lora.loaded
@@ -219,9 +231,8 @@ def test_a1111_gets_what_load_atoms_bakes(load, make_pipe, make_text_file, monke
     assert not lora.loaded
 
 
-def test_a1111_computes_from_the_backup(load, make_pipe, make_text_file, monkeypatch):
-    path, tuned = make_text_file(1.0)
-    base = make_pipe().text_encoder
+def test_a1111_computes_from_the_backup(load, words, monkeypatch):
+    base, tuned = words.copy(), words.copy(1.0)
     model = types.SimpleNamespace(
         model=nn.Module(), cond_stage_model=wrap(transformer=wrap(text_model=base))
     )
@@ -229,7 +240,7 @@ def test_a1111_computes_from_the_backup(load, make_pipe, make_text_file, monkeyp
     layer = base.encoder.layers[0].mlp.fc1
     pristine = layer.weight.detach().clone()
     shapes = a1111.list_a1111_shapes(model)
-    found = changes.find_changes(path, changes.read_wanted(["words"], {}), shapes)
+    found = changes.find_changes(words.path, changes.read_wanted(["words"], {}), shapes)
     a1111.apply_to_a1111(model, "it", {key: [change] for key, change in found.items()})
     layer.network_weights_backup = pristine
     layer.weight.data += 1  # what a LoRA before ours has added
@@ -268,9 +279,9 @@ class ForgeClip:
         return ForgeClip(self.patcher.clone())
 
 
-def test_forge_gets_what_load_atoms_bakes(load, make_pipe, make_text_file):
-    path, tuned = make_text_file(0.7)
-    encoder = wrap(clip_l=wrap(transformer=wrap(text_model=make_pipe().text_encoder)))
+def test_forge_gets_what_load_atoms_bakes(load, words):
+    tuned = words.copy(0.7)
+    encoder = wrap(clip_l=wrap(transformer=wrap(text_model=words.copy())))
     unet, clip = ForgePatcher(nn.Module()), ForgeClip(ForgePatcher(encoder))
     clip.patcher.lora_patches["a LoRA", 1.0, 1.0, False] = {}
     make = lambda: types.SimpleNamespace(unet=unet, clip=clip)
@@ -278,7 +289,7 @@ def test_forge_gets_what_load_atoms_bakes(load, make_pipe, make_text_file):
     changes, forge = load("changes"), load("forge")
     shapes = forge.list_forge_shapes(model)
     wanted = changes.read_wanted(["words", "0.7"], {})
-    found = changes.find_changes(path, wanted, shapes)
+    found = changes.find_changes(words.path, wanted, shapes)
     key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     backup = dict(encoder.named_parameters())[key].detach().clone()
     clip.patcher.lora_loader.backup[key] = backup
@@ -298,17 +309,18 @@ def test_forge_gets_what_load_atoms_bakes(load, make_pipe, make_text_file):
     assert list(model.forge_objects.clip.patcher.lora_patches) == list(clip.patcher.lora_patches)
 
 
-def test_what_does_not_fit_is_said_by_the_layers_name(load, make_text_file, make_file):
+def test_what_does_not_fit_is_said_by_the_layers_name(load, words, make_file):
     changes = load("changes")
     wanted = changes.read_wanted(["it"], {})
     with pytest.raises(ValueError, match="no place in this model, first 'conv_in'"):
         changes.find_changes(make_file(), wanted, {})
-    path, _ = make_text_file(1.0)
-    layers = {layer.removeprefix("text_encoder.") for layer in load("library").read_file(path)[0]}
+    layers = {
+        layer.removeprefix("text_encoder.") for layer in load("library").read_file(words.path)[0]
+    }
     keys = [f"clip_l.transformer.text_model.{layer}.weight" for layer in layers]
     shapes = dict.fromkeys(keys, torch.Size((7, 7)))
     with pytest.raises(ValueError, match=r"'words\.safetensors' does not fit at text_encoder\."):
-        changes.find_changes(path, wanted, shapes)
+        changes.find_changes(words.path, wanted, shapes)
 
 
 @pytest.fixture
