@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build wheel and sdist of the version in sdatoms/version.py into dist/, try the wheel in an empty environment, make a
-# wheel from the sdist and compare, and write the release's notes from CHANGELOG.md. Nothing is uploaded.
+# wheel from the sdist and compare, pack the extensions of other programs, and write the release's notes from
+# CHANGELOG.md. Nothing is uploaded.
 # Usage: bash scripts/release.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 version=$(python -c 'from sdatoms.version import __version__; print(__version__)')
@@ -24,5 +25,8 @@ list() { python -m zipfile --list "$1" | awk 'NR > 1 { print $1, $NF }' | grep -
 diff <(list "$wheel") <(list "$again/$(basename "$wheel")") >&2 ||
     { echo "the sdist makes another wheel" >&2; exit 1; }
 python -m pytest -m slow tests/laws/test_wheel.py
-{ printf '# sdatoms %s\n\n%s\n\n' "$version" "$notes"; cd dist; sha256sum ./*.whl ./*.tar.gz | sed 's/^/    /'; } >dist/notes.md
+for pack in comfyui webui; do # folders to unpack into custom_nodes/ and into extensions/
+    git archive --format=zip --prefix=sdatoms/ --output="dist/sdatoms-$pack-$version.zip" "HEAD:app/$pack"
+done
+{ printf '# sdatoms %s\n\n%s\n\n' "$version" "$notes"; cd dist; sha256sum ./*.whl ./*.tar.gz ./*.zip | sed 's/^/    /'; } >dist/notes.md
 echo "dist/ holds sdatoms $version, tried in an empty environment, and notes.md"

@@ -16,6 +16,15 @@ from sdatoms.cli.main import main
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("git", "cd", "bash", "source", "accelerate")
 """First words of lines that set up a machine: other tests run those scripts."""
+PAGES = (
+    "index.md",
+    "using-files.md",
+    "../app/comfyui/README.md",
+    "../app/webui/README.md",
+    "train-your-own.md",
+    "cluster.md",
+)
+"""In the order in which a newcomer could type what they say."""
 
 
 def read_lines(page):
@@ -28,6 +37,7 @@ def read_lines(page):
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     (folder / "assets").symlink_to(ROOT / "assets")
+    (folder / "app").symlink_to(ROOT / "app")
     (folder / "my-dog").symlink_to(ROOT / "assets/subjects/cat")
     return folder
 
@@ -44,11 +54,13 @@ def run_pages(folder, monkeypatch, added):
     """Type what the pages say, in their order, with the flags that are added to a command."""
     monkeypatch.chdir(folder)
     ran = []
-    for page in ("index.md", "using-files.md", "train-your-own.md", "cluster.md"):
+    for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
             exec(compile(block, page, "exec"), {"__name__": "page"})
         for words in read_lines(page):
-            if words and words[0] not in ELSEWHERE and words[:2] != ["sdatoms", "ui"]:
+            if words and words[0] in ("cp", "mkdir"):
+                subprocess.run(words, check=True)
+            elif words and words[0] not in ELSEWHERE and words[:2] != ["sdatoms", "ui"]:
                 assert words[0] == "sdatoms", words
                 assert not main([*words[1:], *added.get(words[1], [])]), words
                 ran.append(words[1])
@@ -60,11 +72,14 @@ def test_every_command_of_the_pages_runs(workplace, monkeypatch):
     assert {"train", "generate", "inspect", "evaluate", "compose", "export"} <= set(ran)
     assert list(workplace.glob("outputs/pictures/*.png"))
     assert (workplace / "outputs/octopus-pipeline/model_index.json").is_file()
+    assert (workplace / "ComfyUI/custom_nodes/sdatoms/__init__.py").is_file()
+    assert (workplace / "stable-diffusion-webui/extensions/sdatoms/preload.py").is_file()
 
 
 @pytest.mark.slow
 def test_every_command_of_the_pages_runs_as_it_stands(tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "app").symlink_to(ROOT / "app")
     (tmp_path / "my-dog").symlink_to(ROOT / "assets/subjects/cat")
     run_pages(tmp_path, monkeypatch, {})
 

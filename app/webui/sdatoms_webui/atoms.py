@@ -1,0 +1,205 @@
+"""Filter-atom files (`sdatoms/1`): read, placed by the original layout's names, turned into ΔW.
+
+Word for word what the node for ComfyUI does, which needs torch and safetensors and nothing else:
+web UIs pin older versions of nearly all that `sdatoms` itself asks for. A test holds the two alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from itertools import count
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+FORMAT = "sdatoms/1"
+UNET = "diffusion_model."
+RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+"""Layers of a residual block: diffusers' name → ComfyUI's; attention blocks agree on theirs."""
+FIXED = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+WORD = ".tokens.embeddings"
+"""What the key of a new word's embedding ends in, after the text encoder's name."""
+ENCODERS = {"text_encoder": ("clip_l", "clip_h", "clip_g"), "text_encoder_2": ("clip_g",)}
+
+Views = dict[str, dict[str, Tensor]]
+"""View → tensor name → tensor, for one layer."""
+
+
+def read_atoms(path: str) -> tuple[dict[str, Views], dict[str, Any]]:
+    """Layer (`<component>.<module path>`) → its tensors by view, and layer → its layout.
+
+    A new word is left out: its embedding belongs to no layer.
+
+    Raises:
+        ValueError: the file is no atom file of this format, or holds sparse codes' atoms.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path!r} is no atom file of format {FORMAT}")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    layers: dict[str, Views] = {}
+    for key, tensor in tensors.items():
+        layer, view, name = key.rsplit(".", 2)
+        if key.endswith(WORD):
+            continue
+        if view != "spatial" and not view.startswith("block"):
+            raise ValueError(f"{path!r} holds {view!r} tensors, which this node does not apply")
+        layers.setdefault(layer, {}).setdefault(view, {})[name] = tensor
+    return layers, json.loads(metadata["layers"])
+
+
+def name_left_out(path: str) -> str:
+    """A sentence about what this node does not load of a file; empty where it loads all."""
+    with safe_open(path, framework="pt") as file:
+        held = any(key.endswith(WORD) for key in file.keys())
+        word = (file.metadata() or {}).get("tokens", "")
+    if not held:
+        return ""
+    return (
+        f"{path!r} brings the new word {word[:80]!r}, which is left out: the prompt reads it as "
+        "letters, and the rest of the file is applied; a pipeline that sdatoms exports knows it"
+    )
+
+
+def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Tensor:
+    """Unit-strength `ΔW` in float32, in the shape of `weight` `(g·o, i, …)`.
+
+    Raises:
+        ValueError: the layout does not fit the weight.
+    """
+    groups, taps = layout["groups"], math.prod(weight.shape[2:])
+    rows, columns = weight.shape[:2]
+    w = weight.float().reshape(rows, columns, taps)
+    total = torch.zeros_like(w)
+    for view, t in views.items():
+        if "output_factor" in t:
+            total += multiply_factors(w, groups, t)
+            continue
+        change = t["atoms"] if "atoms" in t else t.get("channel_atoms")
+        if change is None:
+            beta, inner = t["inner_coefficients"].double(), t["inner_atoms"].double()
+            change = torch.einsum("caj,ajp->cap", beta, inner)
+        transform = (t["encoder"].double() @ change.double()).float().to(w.device)
+        p = transform.shape[-1]
+        blocks = layout if view == "block" else layout.get(view, {})
+        (bo, bi), kind = blocks.get("block", (1, 1)), blocks.get("view", "joint")
+        block = (bo, bi) if view != "spatial" else (1, 1)
+        width = math.prod(block) * (1 if view != "spatial" and kind == "channel" else taps)
+        fits = taps == math.prod(layout["kernel"]) and width == p and rows % groups == 0
+        if not fits or rows // groups % block[0] or columns % block[1]:
+            raise ValueError(f"a weight of shape {tuple(weight.shape)} does not fit the atoms")
+        if transform.dim() == 3:
+            if len(transform) != groups * columns:
+                raise ValueError(f"{len(transform)} channels of atoms do not fit {columns}")
+            x = w.reshape(groups, rows // groups, columns, p)
+            maps = transform.reshape(groups, columns, p, p)
+            total += torch.einsum("goip,gipq->goiq", x, maps).reshape(w.shape)
+            continue
+        channelwise = view != "spatial" and kind == "channel"
+        order = (0, 2, 4, 1, 3) if channelwise else (0, 2, 1, 3, 4)
+        back = (0, 3, 1, 4, 2) if channelwise else (0, 2, 1, 3, 4)
+        x = w.reshape(rows // block[0], block[0], columns // block[1], block[1], taps)
+        x = x.permute(order)
+        total += (x.reshape(-1, p) @ transform).reshape(x.shape).permute(back).reshape(w.shape)
+    return total.reshape(weight.shape)
+
+
+def multiply_factors(w: Tensor, groups: int, t: Mapping[str, Tensor]) -> Tensor:
+    """`s ((I + L̂) W (I + R̂) − W)` of a weight `(g·o, i, taps)`, the product form of block atoms.
+
+    Raises:
+        ValueError: the factors do not divide the weight's channels.
+    """
+    left, right = (t[name].float().to(w.device) for name in ("output_factor", "input_factor"))
+    rows, columns, taps = w.shape
+    bo, bi = left.shape[-1], right.shape[-1]
+    counts = (rows // bo, groups * columns // bi)
+    sizes = tuple(len(f) if f.dim() == 3 else n for f, n in zip((left, right), counts, strict=True))
+    if rows // groups % bo or columns % bi or sizes != counts:
+        raise ValueError(f"a weight of shape {tuple(w.shape)} does not fit the atoms")
+    left = left.expand(counts[0], bo, bo)
+    right = right.expand(counts[1], bi, bi).reshape(groups, -1, bi, bi)
+    x = w.reshape(groups, rows // groups, columns // bi, bi, taps)
+    turned = torch.einsum("gokit,gkij->gokjt", x, right).reshape(w.shape)
+    mixed = torch.einsum("nab,nbx->nax", left, (w + turned).reshape(counts[0], bo, -1))
+    strength = float(t["strength"]) if "strength" in t else 1.0
+    return strength * (turned + mixed.reshape(w.shape))
+
+
+def map_unet(keys: Iterable[str]) -> dict[str, str]:
+    """diffusers' names of a UNet's blocks → ComfyUI's, found by walking the blocks that exist."""
+    inner = {key[len(UNET) :].rsplit(".", 1)[0] for key in keys if key.startswith(UNET)}
+    found = dict(FIXED)
+    for side, new in (("input_blocks", "down_blocks"), ("output_blocks", "up_blocks")):
+        stage = number = 0
+        for n in count(1 if side == "input_blocks" else 0):
+            here = f"{side}.{n}."
+            if not any(path.startswith(here) for path in inner):
+                break
+            if f"{here}0.op" in inner:
+                found[f"{new}.{stage}.downsamplers.0.conv"] = f"{here}0.op"
+                stage, number = stage + 1, 0
+                continue
+            found[f"{new}.{stage}.resnets.{number}"] = f"{here}0"
+            found[f"{new}.{stage}.attentions.{number}"] = f"{here}1"
+            number += 1
+            for last in ("1", "2"):
+                if f"{here}{last}.conv" in inner:
+                    found[f"{new}.{stage}.upsamplers.0.conv"] = f"{here}{last}.conv"
+                    stage, number = stage + 1, 0
+    return found
+
+
+def find_keys(component: str, paths: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
+    """diffusers' module paths of one component → keys of ComfyUI's weights.
+
+    Raises:
+        ValueError: some layers have no place in the model; the first is named.
+    """
+    known = set(keys)
+    blocks = map_unet(known) if component == "unet" else {}
+    found, missing = {}, []
+    for path in paths:
+        if component == "unet":
+            head, rest = path, ""
+            while head not in blocks and "." in head:
+                head, _, part = head.rpartition(".")
+                rest = f"{part}.{rest}" if rest else part
+            rest = RESNET.get(rest, rest) if ".resnets." in path else rest
+            tail = f".{rest}" if rest else ""
+            places = [f"{UNET}{blocks.get(head, head)}{tail}.weight"]
+        else:
+            plain = path.removeprefix("text_model.")
+            places = [
+                f"{encoder}.transformer.text_model.{plain}.weight"
+                for encoder in ENCODERS.get(component, ())
+            ]
+        held = [place for place in places if place in known]
+        found[path] = held[0] if held else ""
+        missing += [] if held else [path]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(found)} layers of {component} have no place in this model, "
+            f"first {missing[0]!r}; the atoms belong to another base"
+        )
+    return found
