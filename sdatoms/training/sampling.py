@@ -125,7 +125,7 @@ def hold_output(trainer: Trainer, tensors: Mapping[str, Tensor]) -> Iterator[Non
     """The base as the saved file would make it, in evaluation mode, for the time of a `with` block.
 
     Args:
-        tensors: of the file; without any, the base alone, for which no change of a weight is formed.
+        tensors: of the file; without any, the base alone, whose weights get no change.
     """
     modes = read_modes(trainer)
     try:
