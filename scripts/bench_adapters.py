@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from sdatoms.atoms.config import AtomConfig
 from sdatoms.bench.adapters import DTYPES, measure_variant
 from sdatoms.models.open import build_model
 
@@ -35,7 +36,8 @@ def main() -> None:
     facts |= {"torch": torch.__version__, "load_average": os.getloadavg(), "variants": {}}
     with tempfile.TemporaryDirectory() as folder:
         for variant in args.variants:
-            facts["variants"][variant] = measure_variant(model, variant, args.runs, Path(folder))
+            row = measure_variant(model, AtomConfig(variant), args.runs, Path(folder))
+            facts["variants"][variant] = row
             print(variant, json.dumps(facts["variants"][variant]), file=sys.stderr)
     facts["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     text = json.dumps(facts, indent=2)

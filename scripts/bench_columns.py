@@ -5,7 +5,8 @@ input's columns; beside LoRA r = 4 (through PEFT) on it and the frozen convoluti
 
 Forward and backward, with a gradient for the input, as in a UNet. Prints one JSON object: for every
 layer, positions, what `sdatoms.atoms.columns` picks, milliseconds (medians) and the largest
-relative difference between the gradients of the two ways.
+relative difference between the gradients of the two ways; at the end the rule's constant for this
+device, as these layers have it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from sdatoms.bench.columns import LAYERS, measure_layer
+from sdatoms.bench.columns import LAYERS, fit_worth, measure_layer
 from sdatoms.storage import write_whole
 
 
@@ -36,8 +37,11 @@ def main() -> None:
         "device": args.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "layers": {name: measure_layer(name, args.repeats, args.device) for name in args.layers},
+        "layers": {
+            name: measure_layer(LAYERS[name], args.repeats, args.device) for name in args.layers
+        },
     }
+    result["fit"] = fit_worth(result["layers"])
     text = json.dumps(result, indent=1)
     if args.output:
         write_whole(args.output, text.encode())

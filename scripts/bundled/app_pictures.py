@@ -40,12 +40,12 @@ def photograph_app(
 ) -> None:
     """A PNG a tab and look in `output`, of the app over a folder of runs."""
     output.mkdir(parents=True, exist_ok=True)
-    with serve_app(adapters_dir) as address:
-        client = Client(address, verbose=False)
+    with serve_app(adapters_dir) as server:
+        client = Client(server.address, verbose=False)
         if not client.predict(api_name="/list_trainings"):
             train_one(client)
         with open_browser(chromium) as browser:
-            shoot(browser, address, output, looks, tabs)
+            shoot(browser, server.address, output, looks, tabs)
 
 
 def train_one(client: Client) -> None:

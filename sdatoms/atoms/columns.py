@@ -12,7 +12,7 @@ spatial map adds to the part of Z where o = o'.
 
 Columns are smaller than the weight where a batch has fewer output positions than output channels
 (over b²): in the deep levels of a UNet, where most of its weights are. `scripts/bench_columns.py`
-times both ways.
+times both ways on a CPU, `scripts/bench_gpu.sh` on a GPU; `WORTH` holds what follows for each.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ from torch.nn import functional as F
 from sdatoms.atoms.deltas import Delta, ProductDelta
 
 __all__ = [
+    "WORTH",
     "convolve_columns",
     "count_positions",
     "keep_bits",
     "multiply_columns",
     "pick_columns",
 ]
+
+WORTH = {"cpu": 1.0, "cuda": 1.0}
+"""Device → columns are taken up to this many output positions (times b²) per output channel. Of
+these the CPU's is measured; the GPU's is the same until `scripts/bench_gpu.sh` says another."""
 
 
 def pick_columns(layer: Any, positions: int) -> dict[str, Delta] | None:
@@ -51,7 +56,8 @@ def pick_columns(layer: Any, positions: int) -> dict[str, Delta] | None:
     if not deltas or any(d.sparse or isinstance(d, ProductDelta) for d in deltas.values()):
         return None
     side = max(delta.view.block[0] for delta in deltas.values())
-    if positions * side**2 > len(layer.weight) or not layer.weight.is_contiguous():
+    most = WORTH.get(layer.weight.device.type, 1.0) * len(layer.weight)
+    if positions * side**2 > most or not layer.weight.is_contiguous():
         return None
     atoms = [p for delta in deltas.values() for p in delta.parameters()]
     return deltas if any(p.requires_grad for p in atoms) else None

@@ -21,6 +21,7 @@ from sdatoms.layers.inject import Injection, inject
 __all__ = [
     "Peer",
     "hold_atoms",
+    "match_paths",
     "tune_all",
     "tune_atoms",
     "tune_biases",
@@ -68,8 +69,13 @@ def tune_lora(model: nn.Module, targets: str | Sequence[str], rank: int = 4) -> 
     """
     from peft import LoraConfig
 
-    pattern = targets if isinstance(targets, str) else f"^({'|'.join(map(re.escape, targets))})$"
+    pattern = targets if isinstance(targets, str) else match_paths(targets)
     return tune_peft(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=pattern))
+
+
+def match_paths(paths: Sequence[str]) -> str:
+    """The pattern that fits these module paths and no other."""
+    return f"^({'|'.join(map(re.escape, paths))})$"
 
 
 def tune_peft(model: nn.Module, config: Any) -> Peer:

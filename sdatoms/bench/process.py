@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,29 +21,52 @@ __all__ = [
     "forget_peak",
     "limit_memory",
     "read_children_seconds",
+    "read_held",
     "read_memory",
     "read_peak",
+    "wait_for",
 ]
 
 
-def call_apart(function: Callable[..., Any], *arguments: Any, threads: int | None = None) -> Any:
+def call_apart(
+    function: Callable[..., Any],
+    *arguments: Any,
+    threads: int | None = None,
+    seconds: float | None = None,
+) -> Any:
     """`function(*arguments)` in a process of its own, so that the peak of its memory is its own.
 
     Args:
         function: one of a module; it prints nothing on standard output.
         arguments: what JSON holds; so is the result.
         threads: of torch in that process; None for as many as torch takes.
+        seconds: that it may take; then it is ended, with all that it started.
 
     Raises:
-        RuntimeError: it failed; with the last line of what it said.
+        RuntimeError: it failed, with the last line of what it said, or took too long.
     """
     call = {"module": function.__module__, "name": function.__name__}
     call |= {"arguments": arguments, "threads": threads}
     command = [sys.executable, "-m", "sdatoms.bench.process", json.dumps(call)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [""])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, said = process.communicate(timeout=seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RuntimeError(f"it took longer than {seconds:.0f} s") from None
+        raise
+    if process.returncode:
+        ended = f"it ended with code {process.returncode}"
+        raise RuntimeError((said.strip().splitlines() or [ended])[-1])
+    return json.loads(out.splitlines()[-1])
 
 
 def answer(text: str) -> None:
@@ -78,6 +103,17 @@ def forget_peak(device: torch.device) -> None:
 def read_peak(device: torch.device) -> int:
     """Most bytes held since `forget_peak`: of the device, or resident ones."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else read_memory("VmHWM")
+
+
+def read_held(device: torch.device) -> int:
+    """Bytes held now: of the device, or resident ones."""
+    return torch.cuda.memory_allocated() if device.type == "cuda" else read_memory("VmRSS")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def read_children_seconds() -> float:

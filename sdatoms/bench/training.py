@@ -20,23 +20,31 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lora
-from sdatoms.bench.process import call_apart, forget_peak, limit_memory, read_peak
+from sdatoms.bench.process import call_apart, forget_peak, limit_memory, read_peak, wait_for
 from sdatoms.diffusion.open import load_base
 from sdatoms.layers.inject import inject
 from sdatoms.models.open import build_model
 from sdatoms.training.trainer import choose_attention
 
 __all__ = [
+    "ALL",
     "CASES",
+    "FULL",
     "METHODS",
+    "RIVALS",
+    "SPATIAL",
+    "Case",
     "list_cases",
+    "list_layers",
+    "make_step",
     "measure_beside",
     "measure_cases",
     "measure_method",
+    "put_in",
 ]
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
@@ -216,15 +224,25 @@ def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable
         narrow = case.device == "cuda" or unet.dtype != torch.float32
         half = torch.autocast(case.device, torch.bfloat16) if narrow else nullcontext()
         with half, choose_attention(device):
-            predicted = unet(latents, timesteps, context, return_dict=False)[0]
+            more = {"added_cond_kwargs": draw_conditions(unet.config, case.batch, draw)}
+            predicted = unet(latents, timesteps, context, return_dict=False, **more)[0]
             (predicted.float() - noise).square().mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if case.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
 
     return step
+
+
+def draw_conditions(
+    config: Any, batch: int, draw: Callable[..., Tensor]
+) -> dict[str, Tensor] | None:
+    """What SDXL's UNet is told beside the text; None for others."""
+    if config.addition_embed_type != "text_time":
+        return None
+    width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return {"text_embeds": draw(batch, width), "time_ids": draw(batch, 6)}
 
 
 def put_in(unet: nn.Module, method: str) -> Peer:
@@ -233,7 +251,12 @@ def put_in(unet: nn.Module, method: str) -> Peer:
         return tune_all(unet)
     if method in SETTINGS:
         return tune_atoms(unet, SETTINGS[method], "base")
-    injection = inject(unet, AtomConfig("atoms" if method == SPATIAL else "full"))
+    return tune_lora(unet, list_layers(unet, "atoms" if method == SPATIAL else "full"))
+
+
+def list_layers(unet: nn.Module, variant: Variant) -> list[str]:
+    """Paths of the layers that the variant tunes."""
+    injection = inject(unet, AtomConfig(variant))
     paths = list(injection.layers)
     injection.eject()
-    return tune_lora(unet, paths)
+    return paths

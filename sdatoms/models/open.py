@@ -115,18 +115,20 @@ def build_from_set(library: str, name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def fill_weights(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+def fill_weights(
+    model: nn.Module, dtype: torch.dtype, seed: int = 0, device: torch.device | str = "cpu"
+) -> nn.Module:
     """Give every weight on the meta device numbers: N(0, 1/fan-in); ones for gains, zeros for
-    biases."""
+    biases. They are the same on every device but for rounding; buffers stay where they are."""
     generator = torch.Generator().manual_seed(seed)
-    tile = torch.randn(TILE, generator=generator, device="cpu")
+    tile = torch.randn(TILE, generator=generator, device="cpu").to(device)
     place, made = 0, dict[nn.Parameter, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_meta:
                 continue
             if parameter not in made:
-                weight = torch.empty(parameter.shape, dtype=dtype, device="cpu")
+                weight = torch.empty(parameter.shape, dtype=dtype, device=device)
                 if parameter.dim() < 2:
                     weight.fill_(0.0 if "bias" in name else 1.0)
                 else:

@@ -241,11 +241,16 @@ def open_part(checkpoint: Checkpoint, part: str, folder: Path, dtype: torch.dtyp
     return model.eval()
 
 
-def build(part: str, folder: Path) -> nn.Module:
-    """The component on the meta device."""
+def build(part: str, folder: Path, changes: Mapping[str, Any] | None = None) -> nn.Module:
+    """The component on the meta device.
+
+    Args:
+        changes: config entries to set otherwise, such as smaller widths.
+    """
     from accelerate import init_empty_weights
 
     kind, table = find_class(part), read_table(folder / part / "config.json")
+    table |= changes or {}
     with init_empty_weights():
         if part in ("unet", "vae"):
             return kind.from_config(table)

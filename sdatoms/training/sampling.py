@@ -14,6 +14,7 @@ from torch import Tensor
 from sdatoms.adapters.bake import bake_injection
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.layers.inject import without_atoms
 from sdatoms.pictures import read_picture
 from sdatoms.training.checkpoints import read_rng, restore_rng
 from sdatoms.training.samples import Evaluate, list_jobs, read_samples, save_samples
@@ -124,15 +125,15 @@ def hold_output(trainer: Trainer, tensors: Mapping[str, Tensor]) -> Iterator[Non
     """The base as the saved file would make it, in evaluation mode, for the time of a `with` block.
 
     Args:
-        tensors: of the file; without any, the base and live atoms as they are.
+        tensors: of the file; without any, the base alone, whose weights get no change.
     """
     modes = read_modes(trainer)
     try:
         with ExitStack() as stack:
             for component, injection in trainer.injections.items():
                 trainer.pipe.components[component].eval()
-                if tensors:
-                    stack.enter_context(bake_injection(injection, tensors, component))
+                baked = bake_injection(injection, tensors, component) if tensors else None
+                stack.enter_context(baked or without_atoms(injection))
             for component, tokens in trainer.tokens.items():
                 if tensors:
                     rows = tensors[f"{component}.tokens.embeddings"]

@@ -40,7 +40,7 @@ def write_program(path, text):
     return path
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "bench_gpu.sh"])
 def test_a_missing_python_is_one_line(clone, script):
     done = run(clone, f"scripts/{script}", PYTHON="python-that-is-not-there")
     assert done.returncode == 2 and done.stdout == ""
