@@ -15,12 +15,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, is_full_memory
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import resume, save_checkpoint
 from sdatoms.training.concepts import complete_config, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.failures import explain_failures, is_closed_disk, is_full_memory
+from sdatoms.training.failures import advise_on_memory, explain_failures, is_closed_disk
 from sdatoms.training.folder import PictureFolder
 from sdatoms.training.held_back import FEWEST, suggest_held
 from sdatoms.training.inputs import check_inputs
@@ -83,14 +83,12 @@ def train(
             run.prepare(trackers)
         except (MemoryError, RuntimeError, OSError) as error:
             if is_full_memory(error):
-                raise AtomError(
-                    "out of memory before the first step; try a smaller --resolution or --variant "
-                    "fp16"
-                ) from None
+                advice = advise_on_memory(run.config, training=False)
+                raise AtomError(f"out of memory before the first step; try {advice}") from None
             if is_closed_disk(error):
                 raise AtomError(blame_path(error, run.directory.path)) from None
             raise
-        with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
+        with explain_failures(run.directory, run.config, lambda: run.step, run.save_after_failure):
             try:
                 yield from run.walk()
                 phase = "done"
