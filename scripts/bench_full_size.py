@@ -5,8 +5,9 @@
 
 Prints one JSON object. Placements follow from published shapes; commands run on this machine:
 counting atoms, one training step, the life of adapters in Python, and a picture of two steps, with
-the file loaded and let in after the first. Directories are run beside single files where both lie
-in the folder. `--px` takes another size than the native one, `--dtype bfloat16` half the memory.
+the file loaded and let in after the first. Where the directory lies beside the single file, it is
+opened too, and the same file loaded. `--px` takes another size than the native one, `--dtype
+bfloat16` half the memory.
 """
 
 from __future__ import annotations
@@ -46,14 +47,11 @@ def main() -> None:
         row = {"placement": tabulate_placements(name), "px": side, "dtype": args.dtype}
         found[name] = row
         bases = {form: args.run / FORMS[form].format(name) for form in args.forms if args.run}
-        for form, base in bases.items():
-            if not base.exists():
-                continue
-            pictures = find_assets() / "subjects" / args.subject
-            with tempfile.TemporaryDirectory(dir=args.run) as work:
-                for command, taken in measure_commands(
-                    base, pictures, Path(work), side, args.dtype
-                ):
+        pictures = find_assets() / "subjects" / args.subject
+        with tempfile.TemporaryDirectory(dir=args.run) as work:
+            for form, base in bases.items():
+                given = (base, pictures, Path(work), side, args.dtype)
+                for command, taken in measure_commands(*given) if base.exists() else ():
                     row.setdefault(form, {})[command] = taken
                     if args.output:
                         write_whole(args.output, json.dumps(facts, indent=2).encode())

@@ -75,7 +75,7 @@ def measure_command(words: list[str]) -> dict[str, float]:
     """Run `sdatoms WORDS`; its seconds, CPU seconds and peak memory in GB.
 
     Raises:
-        RuntimeError: it fails; its last line is the message.
+        RuntimeError: it fails; its last line is the message, or the signal that ended it.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -89,6 +89,8 @@ def measure_command(words: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.stderr.close()
     process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode < 0:
+        raise RuntimeError(f"{words[0]} was ended by signal {-process.returncode}")
     if process.returncode:
         raise RuntimeError(said.strip().splitlines()[-1] if said.strip() else f"{words[0]} failed")
     return {
@@ -104,6 +106,9 @@ def measure_commands(
     """What each command takes, as soon as it is known: counting atoms, a training step, the life of
     adapters in Python, a picture of two steps, with the file loaded and let in after the first.
 
+    Where `work` holds a run already, of the other file form, its file is taken: nothing is trained
+    or painted again.
+
     Args:
         base: a pipeline's folder or a single file.
         pictures: the first of them is trained on.
@@ -113,7 +118,7 @@ def measure_commands(
     """
     given = ["--pretrained_model_name_or_path", str(base), "--dtype", dtype]
     alone = work / "picture"
-    alone.mkdir()
+    alone.mkdir(exist_ok=True)
     shutil.copy(min(pictures.glob("*.png")), alone)
     train = (
         "train --instance_prompt sks --max_train_steps 1 --validation_steps 0 --train_batch_size 1 "
@@ -127,9 +132,12 @@ def measure_commands(
     let_in = ["--strength_schedule", "0 until 0.5, then 1"]
     yield "inject", measure_command(["inject", str(base), "--json"])
     words = [*train.split(), str(alone), "--output_dir", str(run), *given]
-    yield "train", measure_command(words)
+    first = not atoms.exists()
+    if first:
+        yield "train", measure_command(words)
     yield "life", call_apart(measure_life, str(base), str(atoms), dtype)
-    yield "generate", measure_command([*paint, "--atoms", str(atoms), *let_in])
+    if first:
+        yield "generate", measure_command([*paint, "--atoms", str(atoms), *let_in])
 
 
 def measure_life(base: str, atoms: str, dtype: str = "auto") -> dict[str, Any]:

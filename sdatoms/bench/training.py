@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdatoms.atoms.config import AtomConfig, Variant
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lora
@@ -70,20 +70,23 @@ class Case:
     batch: int
     steps: int
     device: str = "cpu"
+    asked: bool = False
+    """Whether it is run only where it is named."""
 
 
 CASES = {
     "bundled": Case("bundled", 64, 4, 8),
     "sd15": Case("sd15-unet", 256, 1, 3),
+    "sdxl": Case("sdxl-unet", 256, 1, 1, asked=True),
     "sd15-gpu": Case("sd15-unet", 512, 1, 12, "cuda"),
     "sd15-gpu-4": Case("sd15-unet", 512, 4, 12, "cuda"),
 }
 
 
 def list_cases() -> list[str]:
-    """The cases that this machine can run."""
+    """The cases that this machine can run, without those that are run only where they are named."""
     able = lambda case: case.device == "cpu" or torch.cuda.is_available()
-    return [name for name, case in CASES.items() if able(case)]
+    return [name for name, case in CASES.items() if able(case) and not case.asked]
 
 
 def measure_cases(
@@ -216,7 +219,8 @@ def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable
         narrow = case.device == "cuda" or unet.dtype != torch.float32
         half = torch.autocast(case.device, torch.bfloat16) if narrow else nullcontext()
         with half, choose_attention(device):
-            predicted = unet(latents, timesteps, context, return_dict=False)[0]
+            more = {"added_cond_kwargs": draw_conditions(unet.config, case.batch, draw)}
+            predicted = unet(latents, timesteps, context, return_dict=False, **more)[0]
             (predicted.float() - noise).square().mean().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -225,6 +229,16 @@ def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable
             torch.cuda.synchronize()
 
     return step
+
+
+def draw_conditions(
+    config: Any, batch: int, draw: Callable[..., Tensor]
+) -> dict[str, Tensor] | None:
+    """What SDXL's UNet is told beside the text; None for others."""
+    if config.addition_embed_type != "text_time":
+        return None
+    width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return {"text_embeds": draw(batch, width), "time_ids": draw(batch, 6)}
 
 
 def put_in(unet: nn.Module, method: str) -> Peer:
