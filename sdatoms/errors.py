@@ -5,7 +5,9 @@ __all__ = [
     "check_text",
     "clip",
     "first_line",
+    "is_full_memory",
     "mark_bytes",
+    "name_full_memory",
 ]
 
 
@@ -44,3 +46,22 @@ def first_line(error: BaseException, length: int = 200) -> str:
     """
     lines = str(error).strip().splitlines()
     return clip(lines[0].strip() if lines else type(error).__name__, length)
+
+
+FULL_MEMORY = ("not enough memory", "DefaultCPUAllocator", "MPS backend out of memory")
+"""What torch says of a full memory where it has no class for it."""
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an accelerator's or the machine's memory was full; torch is not imported for this."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in FULL_MEMORY))
+    )
+
+
+def name_full_memory(error: BaseException) -> str:
+    """Whose memory was full: the "GPU"'s or the "machine"'s."""
+    gpu = type(error).__name__ == "OutOfMemoryError" or FULL_MEMORY[-1] in str(error)
+    return "GPU" if gpu else "machine"

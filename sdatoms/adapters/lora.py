@@ -41,8 +41,9 @@ def place_lora(file: LoraFile, modules: Mapping[str, nn.Module]) -> dict[str, di
     for name, (down, up) in sorted(convert(file, found.get("unet")).items()):
         component, _, path = name.partition(".")
         if component not in found:
+            family = "; it was made for Stable Diffusion XL" * (component == "text_encoder_2")
             raise AtomError(
-                f"the LoRA changes the component {clip(component)!r}, which is not there"
+                f"the LoRA changes the component {clip(component)!r}, which is not there{family}"
             )
         inner = find_path(found[component], component, path)
         rank = len(down)

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdatoms.adapters.load import load_atoms
 from sdatoms.bench.full_size import FULL_SIZES, list_shapes
+from sdatoms.bench.process import call_apart, read_memory
+from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.placement import OFFLOADS, PipelineSize, choose_placement, estimate_peak
 
 __all__ = [
     "measure_command",
     "measure_commands",
+    "measure_life",
     "size_of",
     "tabulate_placements",
 ]
@@ -69,7 +75,7 @@ def measure_command(words: list[str]) -> dict[str, float]:
     """Run `sdatoms WORDS`; its seconds, CPU seconds and peak memory in GB.
 
     Raises:
-        RuntimeError: it fails; its last line is the message.
+        RuntimeError: it fails; its last line is the message, or the signal that ended it.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -83,6 +89,8 @@ def measure_command(words: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.stderr.close()
     process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode < 0:
+        raise RuntimeError(f"{words[0]} was ended by signal {-process.returncode}")
     if process.returncode:
         raise RuntimeError(said.strip().splitlines()[-1] if said.strip() else f"{words[0]} failed")
     return {
@@ -92,17 +100,62 @@ def measure_command(words: list[str]) -> dict[str, float]:
     }
 
 
-def measure_commands(base: Path, pictures: Path, work: Path, side: int) -> dict[str, Any]:
-    """Opening and counting, a training step, and a picture of two steps with the file loaded."""
-    run, given = work / "run", ["--pretrained_model_name_or_path", str(base)]
+def measure_commands(
+    base: Path, pictures: Path, work: Path, side: int, dtype: str = "auto"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each command takes, as soon as it is known: counting atoms, a training step, the life of
+    adapters in Python, a picture of two steps, with the file loaded and let in after the first.
+
+    Where `work` holds a run already, of the other file form, its file is taken: nothing is trained
+    or painted again.
+
+    Args:
+        base: a pipeline's folder or a single file.
+        pictures: the first of them is trained on.
+        work: where runs and pictures go.
+        side: of all pictures, in px.
+        dtype: of the base in every command.
+    """
+    given = ["--pretrained_model_name_or_path", str(base), "--dtype", dtype]
+    alone = work / "picture"
+    alone.mkdir(exist_ok=True)
+    shutil.copy(min(pictures.glob("*.png")), alone)
     train = (
         "train --instance_prompt sks --max_train_steps 1 --validation_steps 0 --train_batch_size 1 "
         f"--gradient_checkpointing --resolution {side} --instance_data_dir"
     )
-    paint = "generate sks --num_inference_steps 2 --atoms"
-    atoms, out = str(run / "atoms.safetensors"), ["--output_dir", str(work / "pictures")]
-    return {
-        "inject": measure_command(["inject", str(base), "--json"]),
-        "train": measure_command([*train.split(), str(pictures), "--output_dir", str(run), *given]),
-        "generate": measure_command([*paint.split(), atoms, *out, *given]),
-    }
+    run, atoms = work / "run", work / "run" / "atoms.safetensors"
+    paint = [
+        *f"generate sks --num_inference_steps 2 --width {side} --height {side}".split(),
+        *("--output_dir", str(work / "pictures"), *given),
+    ]
+    let_in = ["--strength_schedule", "0 until 0.5, then 1"]
+    yield "inject", measure_command(["inject", str(base), "--json"])
+    words = [*train.split(), str(alone), "--output_dir", str(run), *given]
+    first = not atoms.exists()
+    if first:
+        yield "train", measure_command(words)
+    yield "life", call_apart(measure_life, str(base), str(atoms), dtype)
+    if first:
+        yield "generate", measure_command([*paint, "--atoms", str(atoms), *let_in])
+
+
+def measure_life(base: str, atoms: str, dtype: str = "auto") -> dict[str, Any]:
+    """Processor seconds and peak memory in GB, so far, of a base that is opened, and of a file that
+    is loaded, given another strength, and cleared to the bit."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, call: Callable[[], Any]) -> Any:
+        worked = time.process_time()
+        result = call()
+        seconds = round(time.process_time() - worked, 2)
+        found[name] = {"cpu_seconds": seconds, "peak_gb": round(read_memory("VmHWM") / 1e9, 2)}
+        return result
+
+    words: list[str] = []
+    pipe = note("open", lambda: load_base(base, device="cpu", dtype=dtype, say=words.append))  # pyright: ignore[reportArgumentType]
+    adapters = note("load", lambda: load_atoms(pipe, atoms, name="one"))
+    note("strength", lambda: adapters.set_strengths({"one": 0.5}))
+    exact = note("verify", adapters.verify_base)
+    note("clear", adapters.clear)
+    return found | {"exact": exact, "chosen": words}

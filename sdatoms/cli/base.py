@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from sdatoms.errors import name_full_memory
+
 __all__ = [
     "FLAGS",
     "add_base_flags",
@@ -81,12 +83,17 @@ def open_base(args: argparse.Namespace, **settings: Any) -> Any:
     )
 
 
-def advise_on_memory(args: argparse.Namespace) -> str:
-    """One sentence for a GPU whose memory is full: what to try next."""
+def advise_on_memory(args: argparse.Namespace, error: BaseException) -> str:
+    """One sentence for a full memory: whose, and what to try next of the command's own flags."""
+    place = name_full_memory(error)
     steps = {"auto": "group", "none": "model", "model": "group", "group": "sequential"}
-    given = getattr(args, "offload", None)
-    if given in steps:
-        return f"the GPU's memory is full; try --offload {steps[given]}, or a smaller picture"
-    if given == "sequential":
-        return "the GPU's memory is full with --offload sequential too; try a smaller picture"
-    return "the GPU's memory is full; close what else uses it"
+    offload, dtype = getattr(args, "offload", None), getattr(args, "dtype", None)
+    hints = [f"--offload {steps[offload]}"] if place == "GPU" and offload in steps else []
+    if dtype == "float32" or (dtype == "auto" and place == "machine"):
+        hints.append("--dtype bfloat16")
+    if getattr(args, "batch_size", 1) > 1:
+        hints.append("--batch_size 1")
+    if hasattr(args, "width"):
+        hints.append("a smaller --width and --height")
+    what = ", or ".join(hints[:2]) or "closing what else uses it"
+    return f"the {place}'s memory is full; try {what}"

@@ -17,7 +17,7 @@ from typing import Any
 from sdatoms.cli.base import advise_on_memory
 from sdatoms.cli.console import lasting_console, stopping_at_signals
 from sdatoms.cli.parser import LineParser
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, is_full_memory
 from sdatoms.version import __version__
 
 __all__ = [
@@ -140,10 +140,10 @@ def guarding(
         except OSError as error:
             print(f"sdatoms: {explain_failure(error)}", file=sys.stderr)
             raise SystemExit(2) from None
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, not imported for this
+        except (MemoryError, RuntimeError) as error:
+            if not is_full_memory(error):
                 raise
-            print(f"sdatoms: {advise_on_memory(args)}", file=sys.stderr)
+            print(f"sdatoms: {advise_on_memory(args, error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("sdatoms: stopped", file=sys.stderr)

@@ -165,7 +165,9 @@ def fold(text: str) -> str:
 
 
 SAMPLER_NAMES = {
-    fold(word): name for name, known in SAMPLERS.items() for word in (name, *known.aliases)
+    fold(word): name
+    for name, known in reversed(SAMPLERS.items())  # of two with one class, the first is meant
+    for word in (name, known.scheduler, *known.aliases)
 }
 SCHEDULE_NAMES = {
     fold(word): name

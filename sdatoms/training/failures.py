@@ -10,23 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, is_full_memory
 from sdatoms.layers.inject import Injection
+from sdatoms.training.config import TrainConfig
 from sdatoms.training.run_folder import RunDirectory
 
 __all__ = [
+    "advise_on_memory",
     "check_gradients",
     "explain_failures",
     "explain_opening",
-    "is_full_memory",
 ]
-
-
-def is_full_memory(error: BaseException) -> bool:
-    """Whether an accelerator's or the machine's memory was full; torch has no class for the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
 
 
 def is_closed_disk(error: BaseException) -> bool:
@@ -35,8 +29,35 @@ def is_closed_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in closed
 
 
+def advise_on_memory(config: TrainConfig, *, training: bool = True) -> str:
+    """What to try next where memory is full: flags that are not given yet, the cheapest two first.
+
+    Args:
+        training: whether steps fill it; else opening, encoding and painting before the first.
+    """
+    given = config.dtype if config.base_dtype == "auto" else config.base_dtype
+    wide = given == "float32" or (given == "auto" and not torch.cuda.is_available())
+    several, kept = config.train_batch_size, config.gradient_accumulation_steps
+    paints_class = config.with_prior_preservation and config.prior_preservation_mode == "images"
+    first = paints_class and config.sample_batch_size > 1 and not training
+    folder = not (config.pretrained_model_name_or_path or "").endswith(".safetensors")
+    tried = {
+        "--sample_batch_size 1": first,
+        "--gradient_checkpointing": training and not config.gradient_checkpointing,
+        f"--train_batch_size 1 with --gradient_accumulation_steps {several * kept}": (
+            training and several > 1
+        ),
+        "--base_dtype bfloat16": wide and not config.load_in,
+        "--offload auto": config.offload == "none",
+        "--load_in 4bit": training and folder and not (config.load_in or wide),
+    }
+    return ", or ".join(
+        [*(hint for hint, fits in tried.items() if fits), "a smaller --resolution"][:2]
+    )
+
+
 @contextmanager
-def explain_opening(run: Path) -> Iterator[None]:
+def explain_opening(run: Path, config: TrainConfig) -> Iterator[None]:
     """Turn a full memory or a file that cannot be opened, before the first step, into one sentence.
 
     Args:
@@ -44,15 +65,13 @@ def explain_opening(run: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_full_memory(error):
-            raise
-        raise AtomError(
-            "out of memory before the first step; try a smaller --resolution or --variant fp16"
-        ) from None
-    except OSError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_full_memory(error):
+            advice = advise_on_memory(config, training=False)
+            raise AtomError(f"out of memory before the first step; try {advice}") from None
         if not is_closed_disk(error):
             raise
+        assert isinstance(error, OSError)
         if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(run):
             said = f"{error.filename!r} cannot be opened: {error.strerror}"
         else:
@@ -62,11 +81,15 @@ def explain_opening(run: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_failures(
-    directory: RunDirectory, find_step: Callable[[], int], save: Callable[[], int]
+    directory: RunDirectory,
+    config: TrainConfig,
+    find_step: Callable[[], int],
+    save: Callable[[], int],
 ) -> Iterator[None]:
     """Turn a full memory or disk into one sentence, with the last good state on disk.
 
     Args:
+        config: of the run, which decides what to try next.
         find_step: the step that is done.
         save: keeps the state, and returns the step that is saved.
     """
@@ -77,7 +100,7 @@ def explain_failures(
             raise
         raise AtomError(
             f"out of memory at step {find_step() + 1}; the state of step {save()} is saved; "
-            "try --gradient_checkpointing, a smaller --train_batch_size, or --mixed_precision bf16"
+            f"try {advise_on_memory(config)}"
         ) from None
     except OSError as error:
         if not is_closed_disk(error):

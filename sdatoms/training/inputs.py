@@ -17,6 +17,7 @@ from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.folder_tree import share_repeats
 from sdatoms.training.held_back import choose_held, count_held, refuse_shared, take_as_held
+from sdatoms.training.samples import read_sample_sampler
 from sdatoms.training.stored_data import open_pictures
 
 __all__ = [
@@ -65,6 +66,7 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
     concepts = list_concepts(config)
     check_places(config, concepts)
     refuse_inpainting(config.pretrained_model_name_or_path, "training")
+    read_sample_sampler(config.validation_scheduler)
     if config.crop_style == "face":
         load_detector(config.face_detector)
     side = config.resolution or read_resolution(config.pretrained_model_name_or_path)

@@ -70,9 +70,9 @@ def train(
     run = Run(config, evaluate, stop=stop, notify=notify)
     phase = "failed"
     try:
-        with explain_opening(run.directory.path):
+        with explain_opening(run.directory.path, run.config):
             run.prepare(trackers)
-        with explain_failures(run.directory, lambda: run.step, run.save_after_failure):
+        with explain_failures(run.directory, run.config, lambda: run.step, run.save_after_failure):
             try:
                 yield from run.walk()
                 phase = "done"

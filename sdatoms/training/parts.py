@@ -19,6 +19,7 @@ from sdatoms.adapters.words import (
 )
 from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.prompts import MAX_WINDOWS, count_tokens
+from sdatoms.diffusion.samplers import build_scheduler
 from sdatoms.errors import AtomError, clip
 from sdatoms.layers.inject import Injection, inject, without_atoms
 from sdatoms.training.buckets import Size, list_buckets
@@ -31,11 +32,13 @@ from sdatoms.training.encodings import Encoded, encode_pictures
 from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
+from sdatoms.training.samples import read_sample_sampler
 from sdatoms.training.stopping import stop_together
 
 __all__ = [
     "add_tokens",
     "check_prompts",
+    "check_sample_sampler",
     "inject_atoms",
     "make_buckets",
     "make_denoising",
@@ -54,6 +57,16 @@ def make_buckets(pipe: Any, config: TrainConfig) -> list[Size]:
     grid = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     side = config.resolution or find_side(pipe)
     return list_buckets(config.aspect_ratio_buckets, side, grid, factor)
+
+
+def check_sample_sampler(pipe: Any, config: TrainConfig) -> None:
+    """See that the base takes the sampler of the samples.
+
+    Raises:
+        AtomError: it does not go with what the base predicts, or with its noise.
+    """
+    if sampling := read_sample_sampler(config.validation_scheduler):
+        build_scheduler(pipe.scheduler, sampling["scheduler"], sampling["schedule"])
 
 
 def make_denoising(pipe: Any, config: TrainConfig) -> Denoising:

@@ -64,6 +64,9 @@ def choose_precision(
         wanted: one of `BASE_DTYPES`.
         mixed: "no", "fp16" or "bf16".
         own: the dtype of the base's own file, where it is known.
+
+    Raises:
+        AtomError: float16 is asked for on a CPU.
     """
     names = {dtype: name for name, dtype in MIXED.items()}
     if wanted != "auto":
@@ -77,6 +80,13 @@ def choose_precision(
     else:
         base = torch.bfloat16
     chosen = names.get(base, "no") if mixed == "no" else mixed
+    if device.type == "cpu" and base == torch.float16:
+        raise AtomError(
+            "the base is to be held in float16, in which nothing trains on a CPU; --base_dtype "
+            "bfloat16 takes as little memory"
+        )
+    if device.type == "cpu" and chosen == "fp16":  # which accelerate leaves off there, unsaid
+        chosen = "no"
     return Precision(base, chosen)  # pyright: ignore[reportArgumentType]
 
 

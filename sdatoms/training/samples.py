@@ -9,17 +9,24 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from sdatoms.diffusion.samplers import check_sampler, read_sampler
 from sdatoms.errors import AtomError
 from sdatoms.pictures import draw_grid, read_picture
 
 __all__ = [
+    "SAMPLE_STEPS",
     "Best",
     "Evaluate",
     "draw_samples",
     "list_jobs",
+    "read_sample_sampler",
     "read_samples",
     "save_samples",
 ]
+
+
+SAMPLE_STEPS = 25
+"""Steps that a sample is painted in."""
 
 
 class Evaluate(Protocol):
@@ -94,6 +101,20 @@ class Best:
         if state["metric"] == self.metric:
             self.value, self.step, self.since = state["value"], state["step"], state["since"]
             self.tensors = dict(state["tensors"])
+
+
+def read_sample_sampler(words: str | None) -> dict[str, str]:
+    """The arguments of `sdatoms.diffusion.pipeline.paint` for `--validation_scheduler`; none where
+    the base's own sampler paints.
+
+    Raises:
+        AtomError: the sampler or its schedule is unknown, or needs a package.
+    """
+    if words is None:
+        return {}
+    sampler, schedule = read_sampler(words)
+    check_sampler(sampler, schedule, SAMPLE_STEPS)
+    return {"scheduler": sampler, "schedule": schedule}
 
 
 def list_jobs(prompts: Sequence[str], count: int, seed: int) -> list[tuple[str, int]]:

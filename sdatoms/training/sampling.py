@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,14 @@ from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
 from sdatoms.layers.inject import without_atoms
 from sdatoms.pictures import read_picture
 from sdatoms.training.checkpoints import read_rng, restore_rng
-from sdatoms.training.samples import Evaluate, list_jobs, read_samples, save_samples
+from sdatoms.training.samples import (
+    SAMPLE_STEPS,
+    Evaluate,
+    list_jobs,
+    read_sample_sampler,
+    read_samples,
+    save_samples,
+)
 from sdatoms.training.trainer import Trainer
 
 __all__ = [
@@ -55,6 +63,10 @@ class Sampler:
         self.jobs = list_jobs(prompts, count, seed)
         self.unrelated = list(UNRELATED_PROMPTS[:num_drift]) if evaluate else []
         self.batch_size, self.report = batch_size, report
+        self.sampling = read_sample_sampler(trainer.config.validation_scheduler)
+        words = " ".join(("unrelated", *self.sampling.values()))
+        # Drift is a way between pictures of one sampler, so that another has a folder of its own.
+        self.unrelated_folder = folder / re.sub(r"\W+", "-", words).lower()
 
     @property
     def prompts(self) -> list[str]:
@@ -79,6 +91,8 @@ class Sampler:
                     trainer.pipe,
                     self.prompts,
                     [seed for _, seed in self.jobs],
+                    num_inference_steps=SAMPLE_STEPS,
+                    **self.sampling,
                     callback=lambda *_: self.report("samples"),
                 )
                 metrics = self.measure(name, pictures)
@@ -106,10 +120,12 @@ class Sampler:
             self.trainer.pipe,
             self.unrelated,
             range(count),
+            num_inference_steps=SAMPLE_STEPS,
             batch_size=self.batch_size,
+            **self.sampling,
             callback=lambda *_: self.report("samples"),
         )
-        folder = self.folder / "unrelated"
+        folder = self.unrelated_folder
         save_samples(folder, name, pictures)
         base = read_samples(folder, "base", count)
         if not base:

@@ -40,6 +40,7 @@ from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
     check_prompts,
+    check_sample_sampler,
     inject_atoms,
     make_buckets,
     make_denoising,
@@ -129,6 +130,7 @@ class Trainer:
         self.resolution: int = config.resolution or find_side(self.pipe)
         self.buckets = make_buckets(self.pipe, config)
         self.denoising = make_denoising(self.pipe, config)
+        check_sample_sampler(self.pipe, config)
         self.injections = inject_atoms(self.pipe, config)
         self.tokens: dict[str, TrainedTokens] = add_tokens(self.pipe, config)
         backend = config.dynamo_backend

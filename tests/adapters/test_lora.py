@@ -192,6 +192,9 @@ def spoil(tensors, kind):
     elif kind == "layer":
         for key in (first, up):
             tensors[key.replace("_blocks_0_", "_blocks_7_")] = tensors.pop(key)
+    elif kind == "sdxl":
+        tensors.clear()
+        tensors.update(build_lora(build_pipeline("sdxl")))
     elif kind == "flux":
         for key in list(tensors):
             del tensors[key]
@@ -214,6 +217,7 @@ def spoil(tensors, kind):
         ("columns", "where the LoRA has"),
         ("layer", "no layer"),
         ("flux", "no layer"),
+        ("sdxl", "made for Stable Diffusion XL"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path, kind, said):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from safetensors import safe_open
+from tiny.pictures import save_pictures
 
-from sdatoms import load_base
+from sdatoms import AtomConfig, inject, load_base, save_atoms
 from sdatoms.bench.full_size import (
     FULL_SIZES,
     count_bytes,
@@ -12,7 +13,12 @@ from sdatoms.bench.full_size import (
     write_directory,
     write_single,
 )
-from sdatoms.bench.full_size_runs import measure_command, tabulate_placements
+from sdatoms.bench.full_size_runs import (
+    measure_command,
+    measure_commands,
+    measure_life,
+    tabulate_placements,
+)
 from sdatoms.diffusion.family import describe_base
 
 
@@ -68,3 +74,21 @@ def test_a_commands_cost_is_its_own_and_its_failure_its_last_line(tmp_path):
     assert found["peak_gb"] > 0 and found["seconds"] >= 0
     with pytest.raises(RuntimeError, match="nowhere"):
         measure_command(["inspect", str(tmp_path / "nowhere.safetensors")])
+
+
+def test_the_life_of_a_file_is_measured_step_by_step_and_ends_to_the_bit(tmp_path, tiny_pipeline):
+    base = str(tiny_pipeline("sdxl"))
+    pipe = load_base(base, device="cpu")
+    save_atoms(tmp_path / "a.safetensors", {"unet": inject(pipe.unet, AtomConfig())})
+    found = measure_life(base, str(tmp_path / "a.safetensors"), "bfloat16")
+    assert found["exact"] and found["chosen"][0].endswith("stay in the machine's memory")
+    steps = [found[name] for name in ("open", "load", "strength", "verify", "clear")]
+    assert all(step["cpu_seconds"] >= 0 and step["peak_gb"] > 0 for step in steps)
+
+
+@pytest.mark.slow
+def test_both_forms_are_measured_by_what_people_type_and_one_is_trained(tmp_path, tiny_pipeline):
+    save_pictures(tmp_path / "pictures", ((16, 16),) * 2)
+    given = (tiny_pipeline("sd"), tmp_path / "pictures", tmp_path, 16)
+    assert [name for name, _ in measure_commands(*given)] == ["inject", "train", "life", "generate"]
+    assert [name for name, _ in measure_commands(*given)] == ["inject", "life"]

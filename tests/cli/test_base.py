@@ -1,7 +1,7 @@
 """Every command that takes a base takes a single file, and its flags."""
 
 import json
-from argparse import Namespace
+import re
 from shlex import split
 
 import pytest
@@ -10,7 +10,7 @@ from tiny.pictures import save_pictures
 from tiny.single_files import build_parts, save_single, save_sparse
 
 from sdatoms import read_atoms
-from sdatoms.cli.main import main, run_guarded
+from sdatoms.cli.main import build_parser, main, run_guarded
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +107,40 @@ def test_training_refuses_inpainting_bases_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("offload", "next"),
-    [("auto", "group"), ("none", "model"), ("model", "group"), ("group", "sequential")],
-)
-def test_a_full_gpu_is_one_line_that_names_the_next_thing_to_try(capsys, offload, next):
-    def run(args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+GPU = torch.OutOfMemoryError("CUDA out of memory")
+MACHINE = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
+
+@pytest.mark.parametrize(
+    ("error", "words", "hint"),
+    [
+        (GPU, "generate x", "--offload group"),
+        (GPU, "generate x --offload none", "--offload model"),
+        (GPU, "generate x --offload model", "--offload group"),
+        (GPU, "generate x --offload group --batch_size 2", "--offload sequential, or --batch_size"),
+        (GPU, "generate x --offload sequential", "a smaller --width and --height"),
+        (GPU, "evaluate x --offload sequential", "--batch_size 1"),
+        (MACHINE, "generate x", "--dtype bfloat16"),
+        (MACHINE, "generate x --dtype float16", "a smaller --width and --height"),
+        (MemoryError(), "inspect x", "closing what else uses it"),
+    ],
+)
+def test_a_full_memory_is_one_line_whose_hints_are_the_commands_own_flags(
+    error, words, hint, capsys
+):
+    def run(args):
+        raise error
+
+    parse = lambda words: build_parser(words).parse_args(words)
+    args = parse(words.split())
     with pytest.raises(SystemExit) as caught:
-        run_guarded(run, Namespace(offload=offload))
+        run_guarded(run, args)
     assert caught.value.code == 2
-    assert f"try --offload {next}" in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    place = "GPU" if error is GPU else "machine"
+    assert said.startswith(f"sdatoms: the {place}'s memory is full; try {hint}")
+    for flag, value in re.findall(r"--(\w+)(?: (?!and)(\w+))?", said):
+        assert hasattr(args, flag)
+        if value:  # it is taken, and is none that was given already
+            again = parse([*words.split(), f"--{flag}", value])
+            assert getattr(again, flag) != getattr(args, flag)

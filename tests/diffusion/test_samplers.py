@@ -177,6 +177,7 @@ def test_samplers_refuse_bases_that_they_do_not_go_with(pipe):
         ("dpmpp_2m", "karras", ("DPM++ 2M", "karras")),
         ("euler_ancestral", "normal", ("Euler a", "normal")),
         ("dpm++ 2m sde karras", None, ("DPM++ 2M SDE", "karras")),
+        ("DPMSolverMultistepScheduler", None, ("DPM++ 2M", "normal")),
         ("Heun", "Automatic", ("Heun", "normal")),
         ("Heun", "KL Optimal", ("Heun", "KL Optimal")),
         ("Restart Karras", None, ("Restart Karras", "normal")),

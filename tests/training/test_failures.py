@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from dataclasses import replace
@@ -11,13 +12,16 @@ import psutil
 import pytest
 import torch
 from tiny.limits import little_room, wait_for
-from tiny.runs import read_metrics
+from tiny.runs import make_config, read_metrics
 
 import sdatoms
 from sdatoms.cli.main import main
+from sdatoms.training.failures import advise_on_memory
 from sdatoms.training.loop import train
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.trainer import Trainer
+
+CLASSES = {"with_prior_preservation": True, "class_prompt": "x"}
 
 
 def list_flags(config, **changes):
@@ -77,6 +81,29 @@ def test_full_memory_saves_the_last_whole_step(train_config):
         next(steps)
     handle.remove()
     assert [s.step for s in train(replace(config, resume_from_checkpoint="latest"))] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_to_try_when_memory_is_full_are_flags_that_are_not_given_yet(training):
+    """Who follows the advice to its end is told each flag once, and the flag is the trainer's."""
+    config, taken = make_config(**CLASSES, offload="none"), []
+    while True:
+        hints = re.findall(r"--(\w+)(?: (\w+))?", advise_on_memory(config, training=training))
+        changes = {
+            name: int(value) if value.isdigit() else value or True
+            for name, value in hints
+            if name != "resolution"
+        }
+        if not changes:
+            break
+        assert all(getattr(config, name) != value for name, value in changes.items())
+        config = replace(config, **changes)
+        taken += changes
+    steps = ("gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps", "load_in")
+    wanted = {"base_dtype", "offload", *(steps if training else ["sample_batch_size"])}
+    assert sorted(taken) == sorted(wanted)
+    assert config.train_batch_size == 1 or not training
+    assert advise_on_memory(config, training=training) == "a smaller --resolution"
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(train_config):
@@ -142,7 +169,7 @@ def test_full_memory_before_the_first_step_is_one_sentence(train_config, forge, 
     words = ["train", *list_flags(config, resolution=8000)]
     ended, _, said = forge.run(tmp_path, words, code=code)
     assert ended == 2, said
-    assert b"out of memory before the first step; try a smaller" in said
+    assert b"out of memory before the first step; try --base_dtype bfloat16" in said
     assert b"Traceback" not in said
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdatoms import AtomError
 from sdatoms.training.precision import Precision, choose_precision, hold_float32
 from sdatoms.training.trainer import Trainer
 
@@ -32,12 +33,20 @@ SETTINGS = [
         ("auto", "fp16", "cuda", WIDE, Precision(HALF, "fp16")),
         ("auto", "no", "cuda", HALF, Precision(HALF, "fp16")),
         ("bfloat16", "no", "cpu", WIDE, Precision(BRAIN, "bf16")),
-        ("float16", "bf16", "cpu", WIDE, Precision(HALF, "bf16")),
+        ("float16", "bf16", "cuda", WIDE, Precision(HALF, "bf16")),
         ("float32", "no", "cuda", HALF, Precision(WIDE, "no")),
+        ("auto", "fp16", "cpu", HALF, Precision(WIDE, "no")),
     ],
 )
 def test_sixteen_bits_are_for_gpus_and_those_who_ask(wanted, mixed, device, own, expected):
     assert choose_precision(wanted, mixed, torch.device(device), own) == expected
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_float16_on_a_cpu_is_refused_before_anything_is_opened(train_config, mixed):
+    config = train_config(dtype="float16", mixed_precision=mixed)
+    with pytest.raises(AtomError, match="float16, in which nothing trains on a CPU; --base_dtype"):
+        Trainer(config)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -150,6 +150,37 @@ def test_samples_hold_no_more_pictures_at_once_than_a_training_batch(train_confi
     assert seen == {"unet": {2, 4}, "decoder": {1}}
 
 
+def test_samples_are_painted_with_the_sampler_asked_for(train_config):
+    config = train_config(
+        max_train_steps=1, validation_steps=1, validation_scheduler="DPM++ 2M Karras"
+    )
+    list(train(config))
+    pipe = load_base(config.pretrained_model_name_or_path)
+    sdatoms.load_atoms(pipe, Path(config.output_dir) / "atoms.safetensors")
+    sampler = {"scheduler": "DPM++ 2M", "schedule": "karras"}
+    (picture,) = paint(pipe, [config.instance_prompt], [config.seed], **sampler)
+    kept = Image.open(Path(config.output_dir) / "samples" / "step-000001-0.png")
+    assert np.array_equal(kept, picture)
+    assert not np.array_equal(picture, paint(pipe, [config.instance_prompt], [config.seed])[0])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "name", "words"),
+    [
+        ("epsilon", "Heun", "the sampler 'Heun' is unknown; known are DDIM"),
+        ("epsilon", "UniPC beta", "UniPC has no schedule 'beta'; it takes normal"),
+        ("sample", "Euler", "Euler does not go with a base that predicts the clean sample"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused_before_anything_is_written(
+    train_config, prediction, name, words
+):
+    config = train_config(prediction_type=prediction, validation_scheduler=name)
+    with pytest.raises(sdatoms.AtomError, match=words):
+        next(train(config))
+    assert not Path(config.output_dir).exists()
+
+
 def test_without_an_evaluator_auto_keeps_the_last_step(train_config):
     config = train_config(validation_steps=2, best_metric="auto", early_stopping_patience=1)
     assert len(list(train(config))) == 4

@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 
 from sdatoms import AtomError
+from sdatoms.errors import is_full_memory, name_full_memory
 from sdatoms_app.shared.html import draw_note
 
 __all__ = [
@@ -43,16 +44,23 @@ def turn_errors(function: Callable[..., Any], write: Callable[[str], str]) -> Ca
     def answer(*values: Any, **named: Any) -> Any:
         try:
             return function(*values, **named)
-        except (AtomError, OSError) as error:
+        except (AtomError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_full_memory(error):
+                raise
             raise gr.Error(write(describe_error(error)), print_exception=False) from None
 
     return answer
 
 
-def describe_error(error: AtomError | OSError) -> str:
+def describe_error(error: Exception) -> str:
     """One sentence; of the disk's refusals the last name of a path alone, which is the server's."""
     if isinstance(error, AtomError):
         return str(error)
+    if not isinstance(error, OSError):
+        return (
+            f"the {name_full_memory(error)}'s memory is full; try a smaller picture or fewer at "
+            "once; whoever starts the server can lay less on the GPU with --offload"
+        )
     what = Path(os.fsdecode(error.filename)).name if error.filename else "the disk"
     return f"the server can neither read nor write {what!r}: {error.strerror or 'no reason given'}"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES, write_sampler
+
 __all__ = [
     "CAPS",
     "CHOICES",
@@ -80,6 +82,7 @@ GROUPS = {
     ),
     "Samples and checkpoints": (
         "validation_prompt",
+        "validation_scheduler",
         "validation_steps",
         "num_validation_images",
         "num_drift_images",
@@ -212,6 +215,13 @@ CHOICES = {
         "polynomial",
     ),
     "optimizer": ("adamw", "prodigy", "adafactor"),
+    "validation_scheduler": tuple(
+        write_sampler(name, schedule)
+        for name, known in SAMPLERS.items()
+        for schedule in ("normal", "karras")
+        if schedule in known.schedules
+        and all(find_spec(p) for p in (known.package, SCHEDULES[schedule].package) if p)
+    ),
     "best_metric": (
         *("auto", "fidelity", "alignment", "diversity", "drift", "balance"),
         "validation_loss",
