@@ -59,7 +59,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
     """The whole app over one studio; `pictures` are folders that visitors may train on."""
     connect_trainings(studio)
     with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
-        gr.HTML(HEADER, elem_id="title", js_on_load=None)
+        gr.HTML(HEADER, elem_id="title", js_on_load=None, padding=False)
         if studio.handover.lends:
             show_device(studio, app.load)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):  # all in sight on a phone

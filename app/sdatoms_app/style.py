@@ -1,5 +1,4 @@
-"""The look of the app: system fonts, the method's own orange and blue, light and dark, a phone's
-width."""
+"""The look of the app: system fonts, the atoms' own orange and blue; light, dark, a phone."""
 
 from __future__ import annotations
 
@@ -34,6 +33,7 @@ THEME = themes.Default(
     block_title_text_weight="600",
     block_label_text_color="*neutral_600",
     block_label_text_color_dark="*neutral_300",
+    checkbox_border_radius="*radius_sm",
     color_accent="*primary_600",
     color_accent_soft="*primary_50",
     color_accent_soft_dark="*neutral_800",
@@ -105,6 +105,9 @@ li.card img, li.card .blank {width: 64px; height: 64px; flex: none; border-radiu
 li.card .blank {display: grid; place-items: center; font-size: 28px;
   background: var(--background-fill-secondary); color: var(--body-text-color-subdued)}
 li.card .buttons {display: flex; flex-wrap: wrap; gap: 4px; justify-content: flex-end}
+li.card .buttons button {margin: 0; height: 30px; line-height: 1; border: 0}
+button.stop:disabled {background: var(--button-secondary-background-fill) !important;
+  color: var(--body-text-color-subdued) !important}
 ul.examples {grid-template-columns: repeat(auto-fill, minmax(136px, 1fr))}
 ul.examples li.card {flex-direction: column; align-items: stretch; gap: 6px}
 ul.examples li.card img, ul.examples li.card .blank {width: 100%; height: auto; aspect-ratio: 1}
@@ -125,6 +128,16 @@ li.card button.try {background: var(--button-primary-background-fill); border-co
   color: var(--button-primary-text-color); font-weight: 600; white-space: nowrap}
 li.card button.try:hover {background: var(--button-primary-background-fill-hover)}
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
+ul.subjects {list-style: none; margin: 6px 0 0; padding: 0; display: grid; gap: 8px;
+  grid-template-columns: repeat(auto-fill, minmax(80px, 1fr))}
+ul.subjects li {list-style: none !important; margin: 0}
+ul.subjects button {width: 100%; display: flex; flex-direction: column; align-items: center;
+  gap: 4px; margin: 0; padding: 8px 4px; border-radius: 8px; cursor: pointer; font-size: 13px;
+  font-weight: 400; border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-primary); color: var(--body-text-color)}
+ul.subjects button:hover {border-color: var(--color-accent)}
+ul.subjects button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
+ul.subjects img {width: 64px; height: 64px; margin: 0; border-radius: 6px}
 .blocks {display: grid; gap: 4px 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr))}
 label.block {display: grid; grid-template-columns: 8.5em 5em minmax(50px, 1fr) 2.6em; gap: 6px;
@@ -135,6 +148,10 @@ label.block output {text-align: right}
 #anatomy-refresh, #anatomy-save, #train-take, #history-look {align-self: center}
 .gallery-container .grid-container.pt-6 {padding-top: 24px; grid-auto-rows: auto;
   grid-template: none / repeat(auto-fill, minmax(90px, 1fr))}
+#result .grid-container.pt-6 {grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
+  max-width: 700px; margin: auto}
+#result .grid-container .thumbnail-item {aspect-ratio: 1 !important; height: auto}
+#result .grid-container .caption-label {font-size: 13px}
 #singles .grid-container.pt-6, #anatomy-painted .grid-container.pt-6 {
   grid-template-columns: repeat(auto-fill, minmax(140px, 1fr))}
 .gallery-container .caption-label {max-width: 100%; right: 0; bottom: 0; padding: 1px 5px;
@@ -175,11 +192,13 @@ footer .divider {display: none}
   #run-samples .grid-container.pt-6 {grid-template-columns: repeat(4, minmax(0, 1fr))}
   #result, #live {height: 330px !important}
   #title svg {width: 32px; height: 32px}
+  #tabs button[role=tab] {padding: 0 9px}
 }
 """
 
 SMALL_PICTURES = """
-li.card img, .picture img, #slider img, .gallery-container img {image-rendering: pixelated}
+li.card img, ul.subjects img, .picture img, #slider img, .gallery-container img {
+  image-rendering: pixelated}
 #result .media-button img, #live img {max-width: 320px; max-height: 320px; margin: auto}
 """
 """For a base whose pictures are shown larger than they are: sharp, five times at most."""

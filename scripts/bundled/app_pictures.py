@@ -92,7 +92,7 @@ def show_train(page: Page) -> None:
     page.get_by_role("button", name="Try it with the unicorn").click()
     expect(page.locator("#train-gallery img").first).to_be_visible(timeout=WAIT)
     expect(page.locator("#train-cost textarea")).to_have_value(
-        re.compile("Measured here"), timeout=WAIT
+        re.compile("on this machine, samples aside"), timeout=WAIT
     )
 
 

@@ -83,7 +83,8 @@ def run_train(args: argparse.Namespace) -> None:
         raise SystemExit(130) from None
     finally:
         progress.close()
-    prompt = config.validation_prompt or config.instance_prompt
+    asked = [config.validation_prompt, *config.validation_prompts, config.instance_prompt]
+    prompt = next(filter(None, asked), "your prompt")
     base = config.pretrained_model_name_or_path
     if told := describe_training(Path(config.output_dir), prompt, base):
         progress.note(f"\n{told}")

@@ -1,5 +1,4 @@
-"""What `sdatoms train` says when it is done: what happened, how good it is, where it is, what
-next."""
+"""What `sdatoms train` says when it is done: what happened, how good, where it is, what next."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def describe_training(run: Path, prompt: str, base: str | None = None) -> str:
     ]
     samples = run / "samples.png"
     parts += [f"How it went      {samples}"] if samples.is_file() else []
-    if scores := draw_measures(report["metrics"], chosen):
+    if scores := draw_measures(report.get("metrics", {}), chosen):
         parts += ["", "How good is it? By the samples of this training:", "", scores]
     words = ["sdatoms", "generate", prompt, "--atoms", str(atoms), "--num_images", "4"]
     words += ["--pretrained_model_name_or_path", base] if base else []

@@ -81,7 +81,9 @@ def draw_card(entry: Entry, fit: Fit | None, picked: bool) -> str:
         else '<span class="faint">no trigger word</span>'
     )
     base = escape(entry.base_model.rstrip("/").rpartition("/")[2] or "base not told")
-    badge = f'<span class="fit {tone}" title="{reason}">{verdict}</span>' if verdict else ""
+    known = entry.example and tone == "fits"  # of an example one takes it for granted
+    told = "" if known else verdict
+    badge = f'<span class="fit {tone}" title="{reason}">{told}</span>' if told else ""
     numbers = f"{entry.parameters:,} numbers"
     kind = f"LoRA of rank {escape(entry.rank)}, {numbers} · " if entry.rank else ""
     facts = f"example · {entry.size}" if entry.example else f"{kind}{entry.size} · {base}"

@@ -112,7 +112,7 @@ def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
         sample = gr.Button("Sample now", elem_id="run-sample", min_width=120)
         save = gr.Button("Save now", elem_id="run-save", min_width=120)
         resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
-        send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
+        send = gr.Button("Use in Generate", elem_id="run-send", min_width=200)
         again = gr.Button("Train again with these settings", elem_id="run-again", min_width=320)
     with gr.Row():
         first, up, down = (

@@ -125,17 +125,17 @@ def make_key(settings: dict[str, Any]) -> str:
 
 
 def describe_facts(facts: dict[str, str] | None, *, brief: bool = False) -> str:
-    """Minutes, memory and size in one line."""
+    """Memory and size in one line; briefly, minutes and memory."""
     if not facts:
         return ""
-    minutes = f"{facts['minutes'].split()[0]} min" if facts.get("minutes") else ""
-    parts = [minutes, facts.get("memory", "")]
-    if not brief:
-        parts[0] += " (without class pictures and samples)" if minutes else ""
-        parts[1] += " of memory" if parts[1] else ""
-        parts += [f"{facts['parameters']} trained numbers" if "parameters" in facts else ""]
-        parts += [f"a file of {facts['bytes']} bytes" if "bytes" in facts else ""]
-    return (" · " if brief else ", ").join(part for part in parts if part)
+    if brief:
+        minutes = f"{facts['minutes'].split()[0]} min" if facts.get("minutes") else ""
+        return " · ".join(filter(None, (minutes, facts.get("memory", ""))))
+    parts = [f"{facts['memory']} of memory"] if facts.get("memory") else []
+    if facts.get("bytes") and facts.get("parameters"):
+        size = f"{int(facts['bytes']) / 1000:,.0f} kB"
+        parts.append(f"the file has {size} ({int(facts['parameters']):,} trained numbers)")
+    return "; ".join(parts)
 
 
 def describe_minutes(facts: dict[str, str] | None) -> str:

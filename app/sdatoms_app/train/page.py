@@ -99,9 +99,11 @@ class TrainPage(PicturesPart):
         """The draft and the settings of a page that is opened anew."""
         draft = self.open(token)
         form = draft.form
-        values = [form.get(name, gr.skip()) for name in self.names]
         preset = form.get("preset")
         chosen = preset if preset in PRESETS else "Balanced"
+        fresh = {} if form else read_defaults() | expand_preset(chosen.lower(), {})
+        held = {name: show_value(value) for name, value in fresh.items()} | form
+        values = [held.get(name, gr.skip()) for name in self.names]
         return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
 
     @show_errors
@@ -131,16 +133,17 @@ class TrainPage(PicturesPart):
         long = describe_minutes(facts)
         if not pictures:
             ready = f": {long}" if long else ""
-            return f"Add pictures first. With these settings Start then trains {steps}{ready}."
+            plan = f"Add pictures first. With these settings Start then trains {steps}{ready}."
+            return f"{plan}\n{self.describe_rest(facts)}"
         each = f"each is seen {config.max_train_steps * batch / pictures:.0f} times"
-        taken = f", {long}" if long else ""
-        what = f"Start learns {count(pictures, 'picture')} in {steps} ({each}){taken}"
-        after = "progress is shown under Runs, and the adapter is then listed on the Generate tab"
-        return f"{what}; {after}.\n{self.describe_rest(facts)}"
+        taken = f": {long}, samples aside" if long else ""
+        what = f"Start trains {steps} on {count(pictures, 'picture')} ({each}){taken}."
+        after = "Runs shows how it goes; the adapter is then listed on the Generate tab."
+        return f"{what} {after}\n{self.describe_rest(facts)}"
 
     def describe_rest(self, facts: dict[str, str] | None) -> str:
         if facts:
-            return f"Measured here: {describe_facts(facts)}."
+            return f"It takes {describe_facts(facts)}."
         if self.measuring.locked():
             return "How long it takes on this machine is being measured."
         return "How long it takes on this machine is not measured yet."

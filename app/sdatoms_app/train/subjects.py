@@ -46,8 +46,8 @@ def draw_subjects() -> str:
     if not buttons:
         return ""
     return (
-        '<p class="hint">Three to ten pictures of one thing suffice. None at hand? Try it with one '
-        f'of ours:</p><ul class="subjects">{"".join(buttons)}</ul>'
+        '<p class="hint">Three to ten pictures of one thing suffice. None at hand? Try it with the '
+        f'unicorn, or another of ours:</p><ul class="subjects">{"".join(buttons)}</ul>'
     )
 
 

@@ -92,12 +92,19 @@ def build_train_tab(studio: Studio, roots: Sequence[Path], select: Any) -> Train
 def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
-    subjects = gr.HTML(draw_subjects(), js_on_load=SUBJECT_SCRIPT, elem_id="train-subjects")
+    subjects = gr.HTML(
+        draw_subjects(), js_on_load=SUBJECT_SCRIPT, elem_id="train-subjects", padding=False
+    )
     upload = gr.File(
-        label="Drop pictures, with captions (.txt) and masks (.mask.png, -masklabel.png), or a zip",
+        label="Your pictures, or a zip of them",
         file_count="multiple",
         height=150,
         elem_id="train-upload",
+    )
+    gr.HTML(
+        '<p class="hint">Captions (.txt) and masks (.mask.png, -masklabel.png) may come along.</p>',
+        js_on_load=None,
+        padding=False,
     )
     with gr.Row():
         folder = gr.Dropdown(

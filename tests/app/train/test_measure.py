@@ -25,11 +25,11 @@ def test_a_preset_is_measured_quietly_and_once(studio, monkeypatch):
     assert "is being measured" in cost
     wait_for(lambda: not page.measuring.locked())
     cost, *_ = page.look_measured("", *values)
-    assert "on this machine" in cost and "Measured here" in cost
+    assert "on this machine" in cost and "GiB of memory" in cost
     settings = page.with_base(page.read(values))
     facts = page.measured.find(settings)
     assert float(facts["minutes"].split()[0]) >= 0 and "GiB" in facts["memory"]
-    assert "min" in describe_facts(facts) and "bytes" in describe_facts(facts)
+    assert "min" in describe_facts(facts, brief=True) and "kB" in describe_facts(facts)
     again = TrainPage(studio, []).measured
     assert again.find(settings | {"instance_prompt": "another"}) == facts
     assert again.measure(settings, studio.outputs / "gone") == facts
