@@ -78,6 +78,7 @@ HEADER = """
 
 STYLE = """
 .gradio-container .app {padding: 16px clamp(12px, 3vw, 32px) !important}
+#title, #title .html-container {padding: 0 !important}
 #title header {display: flex; gap: 14px; align-items: center}
 #title svg {flex: none}
 #title h1 {margin: 0; font-size: 24px; line-height: 1.2; letter-spacing: -.01em}
@@ -97,6 +98,7 @@ STYLE = """
 ul.cards {list-style: none; margin: 0; padding: 0; display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr))}
 li.card {display: flex; gap: 10px; align-items: center; padding: 8px; border-radius: 8px;
+  margin: 0 !important;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
   color: var(--body-text-color)}
 li.card.picked {border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent)}
@@ -130,7 +132,7 @@ li.card button.try:hover {background: var(--button-primary-background-fill-hover
 li.card button:focus-visible {outline: 2px solid var(--color-accent); outline-offset: 1px}
 ul.subjects {list-style: none; margin: 6px 0 0; padding: 0; display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fill, minmax(80px, 1fr))}
-ul.subjects li {list-style: none !important; margin: 0}
+ul.subjects li {list-style: none !important; margin: 0 !important}
 ul.subjects button {width: 100%; display: flex; flex-direction: column; align-items: center;
   gap: 4px; margin: 0; padding: 8px 4px; border-radius: 8px; cursor: pointer; font-size: 13px;
   font-weight: 400; border: 1px solid var(--border-color-primary);
@@ -158,11 +160,16 @@ label.block output {text-align: right}
   font-size: 11px; white-space: normal}
 .secondary-wrap input[role=combobox] {text-overflow: ellipsis; padding-right: 22px}
 .gallery-container .preview::before {opacity: 1}
-#result .empty, #train-gallery .empty, #past .empty, #run-samples .empty {flex-direction: column}
-#result .empty::after {content: "Your pictures appear here"}
-#train-gallery .empty::after {content: "Your pictures as the trainer will see them"}
-#past .empty::after {content: "Every picture made here is kept here"}
-#run-samples .empty::after {content: "Samples appear here while it trains"}
+#result .empty, #grid .empty, #train-gallery .empty, #past .empty, #run-samples .empty {flex-direction: column}
+#result #grid .empty::after {content: "The grid appears here"}
+.empty::after {content: "Your pictures appear here"}
+#train-gallery #grid .empty::after {content: "The grid appears here"}
+.empty::after {content: "Your pictures as the trainer will see them"}
+#past #grid .empty::after {content: "The grid appears here"}
+.empty::after {content: "Every picture made here is kept here"}
+#run-samples #grid .empty::after {content: "The grid appears here"}
+.empty::after {content: "Samples appear here while it trains"}
+#grid .empty::after {content: "The grid appears here"}
 .empty::after {color: var(--body-text-color-subdued); font-size: 14px; padding: 4px 12px}
 #result .preview:has(.thumbnails) {padding-bottom: 56px}
 #result .media-button {flex: 1; min-height: 0; height: auto !important}

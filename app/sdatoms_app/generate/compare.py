@@ -153,8 +153,8 @@ def show_example(studio: Studio) -> tuple[Any, str]:
     for entry in studio.library.list_examples():
         if pair := entry.read_pair():
             text = (
-                f"An example: “{entry.prompt}”, left of the line the base alone, right of it with "
-                f"{entry.id}. Drag the line. Choose adapters on the Generate tab to see yours."
+                f"An example: “{entry.prompt}”. Left of the line is the base alone, right of it "
+                f"with {entry.id}; drag the line. Choose adapters on the Generate tab to see yours."
             )
             return tuple(pair), draw_note(text)
     text = (
