@@ -160,16 +160,13 @@ label.block output {text-align: right}
   font-size: 11px; white-space: normal}
 .secondary-wrap input[role=combobox] {text-overflow: ellipsis; padding-right: 22px}
 .gallery-container .preview::before {opacity: 1}
-#result .empty, #grid .empty, #train-gallery .empty, #past .empty, #run-samples .empty {flex-direction: column}
-#result #grid .empty::after {content: "The grid appears here"}
-.empty::after {content: "Your pictures appear here"}
-#train-gallery #grid .empty::after {content: "The grid appears here"}
-.empty::after {content: "Your pictures as the trainer will see them"}
-#past #grid .empty::after {content: "The grid appears here"}
-.empty::after {content: "Every picture made here is kept here"}
-#run-samples #grid .empty::after {content: "The grid appears here"}
-.empty::after {content: "Samples appear here while it trains"}
+#result .empty, #grid .empty, #train-gallery .empty, #past .empty, #run-samples .empty {
+  flex-direction: column}
+#result .empty::after {content: "Your pictures appear here"}
 #grid .empty::after {content: "The grid appears here"}
+#train-gallery .empty::after {content: "Your pictures as the trainer will see them"}
+#past .empty::after {content: "Every picture made here is kept here"}
+#run-samples .empty::after {content: "Samples appear here while it trains"}
 .empty::after {color: var(--body-text-color-subdued); font-size: 14px; padding: 4px 12px}
 #result .preview:has(.thumbnails) {padding-bottom: 56px}
 #result .media-button {flex: 1; min-height: 0; height: auto !important}
