@@ -67,19 +67,22 @@ class Measurements:
         scaled = float(minutes) * steps / int(facts["steps"])
         return facts | {"steps": str(steps), "minutes": f"{scaled:.1f} {apart}".strip()}
 
-    def measure(self, settings: dict[str, Any], pictures: Path) -> dict[str, str]:
+    def measure(
+        self, settings: dict[str, Any], pictures: Path, *, anew: bool = False
+    ) -> dict[str, str]:
         """Measure in a process of its own, unless it was done before.
 
         Args:
             settings: the trainer's settings, without folders.
             pictures: any folder of pictures: their number hardly counts.
+            anew: measure all the same; the machine may have been busy then.
 
         Raises:
             AtomError: the trainer refuses the settings; its own sentence.
         """
         with self._lock:
             known = self.find(settings)
-            if known:
+            if known and not anew:
                 return known
             facts = run_dry(settings | {"max_train_steps": LONG}, pictures)
             self.path.parent.mkdir(parents=True, exist_ok=True)

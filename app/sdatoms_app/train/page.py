@@ -193,7 +193,7 @@ class TrainPage(PicturesPart):
         settings = self.read(values)
         self.check_idle()
         with self.studio.lend(MEASURING):
-            self.measured.measure(self.with_base(settings), sample_folder(draft))
+            self.measured.measure(self.with_base(settings), sample_folder(draft), anew=True)
         return self.describe_cost(values, len(draft.list()))
 
     @show_errors
