@@ -102,8 +102,8 @@ class TrainPage(PicturesPart):
         preset = form.get("preset")
         chosen = preset if preset in PRESETS else "Balanced"
         fresh = {} if form else read_defaults() | expand_preset(chosen.lower(), {})
-        held = {name: show_value(value) for name, value in fresh.items()} | form
-        values = [held.get(name, gr.skip()) for name in self.names]
+        held = {name: show_value(fresh[name]) for name in self.folded if fresh} | form
+        values = [held.get(name, gr.skip()) for name in self.names]  # what was typed by now stays
         return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
 
     @show_errors
