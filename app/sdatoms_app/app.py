@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 
 from sdatoms import AtomError
 from sdatoms.diffusion.sizes import MAX_SIDE, check_side
+from sdatoms.storage import find_assets
 from sdatoms_app.atoms.tab import build_atoms_tab
 from sdatoms_app.generate.api import build_generate_api
 from sdatoms_app.generate.compare import build_compare_tab
@@ -40,7 +41,7 @@ from sdatoms_app.shared.html import draw_note
 from sdatoms_app.studio.handover import Handover, Policy, watch
 from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
 from sdatoms_app.studio.studio import Studio
-from sdatoms_app.style import STYLE, THEME
+from sdatoms_app.style import HEADER, SMALL_PICTURES, STYLE, THEME
 from sdatoms_app.train.page import open_queue
 from sdatoms_app.train.tab import build_train_tab
 
@@ -48,6 +49,8 @@ __all__ = ["build_app", "find_port", "launch_settings", "serve"]
 
 CACHE_SECONDS = (3600, 86_400)
 """How often uploads and copies of pictures are looked through, and how old they may grow."""
+SMALL_SIDE = 128
+"""px of a base whose pictures are shown larger than they are."""
 SECONDS = 2.0
 """Between two looks at who has the GPU."""
 
@@ -56,7 +59,7 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
     """The whole app over one studio; `pictures` are folders that visitors may train on."""
     connect_trainings(studio)
     with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
-        gr.Markdown("# sdatoms", elem_id="title")
+        gr.HTML(HEADER, elem_id="title", js_on_load=None, padding=False)
         if studio.handover.lends:
             show_device(studio, app.load)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):  # all in sight on a phone
@@ -64,10 +67,10 @@ def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
                 generate = build_generate_tab(studio, app.load)
             with gr.Tab("Compare", id="compare"):
                 build_compare_tab(studio, generate)
-            with gr.Tab("Atoms", id="atoms"):
-                build_atoms_tab(studio, app.load)
-            with gr.Tab("Train", id="train"):
-                form = build_train_tab(studio, pictures)
+            with gr.Tab("Atoms", id="atoms") as atoms:
+                build_atoms_tab(studio, app.load, atoms.select)
+            with gr.Tab("Train", id="train") as train:
+                form = build_train_tab(studio, pictures, train.select)
             with gr.Tab("Runs", id="runs"):
                 build_runs_tab(studio, form, generate)
         build_generate_api(studio)
@@ -111,7 +114,7 @@ def launch_settings(
     ]
     return {
         "theme": THEME,
-        "css": STYLE,
+        "css": STYLE + (SMALL_PICTURES if studio.bases.find_side("") <= SMALL_SIDE else ""),
         "allowed_paths": [str(studio.outputs.resolve())],
         "max_file_size": MAX_UPLOAD_BYTES,
         "app_kwargs": {"middleware": guards},
@@ -187,7 +190,7 @@ def serve(
     prepare_uploads()
     studio = Studio(
         base,
-        Library(adapters_dir, models_dir),
+        Library(adapters_dir, models_dir, None if base else find_assets() / "examples"),
         outputs_dir,
         models=models_dir,
         hub=local and not offline,
@@ -195,6 +198,7 @@ def serve(
         max_side=max_side,
         handover=Handover(while_training),
         labellers=labellers,
+        measures=True,
     )
     connect_trainings(studio)
     with studio.lock:

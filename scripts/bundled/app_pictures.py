@@ -32,7 +32,6 @@ DRAWN = """() => {
     && ![...document.querySelectorAll('.progress-text, .generating')].some((e) => e.offsetParent);
 }"""
 """Every picture of the tab is there, and nothing is under way."""
-PROMPT = "a sks octopus wearing a santa hat"
 
 
 def photograph_app(
@@ -49,8 +48,8 @@ def photograph_app(
 
 
 def train_one(client: Client) -> None:
-    """Queue a training of the bundled octopus and wait for its end."""
-    run = client.predict("subjects/octopus", "a sks octopus", api_name="/train")["id"]
+    """Queue a training of the bundled unicorn and wait for its end."""
+    run = client.predict("subjects/unicorn", "a sks horse", api_name="/train")["id"]
     print("training", run, flush=True)
     while (now := client.predict(run, api_name="/get_training"))["state"] not in ("done", "failed"):
         client.predict(api_name="/list_bases")
@@ -62,22 +61,14 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def unfold(page: Page, *parts: str) -> None:
-    for part in parts:
-        page.locator(f"#{part} button").first.click()
+def show_first(page: Page) -> None:
+    """The page as it opens."""
 
 
 def show_generate(page: Page) -> None:
-    page.locator("#prompt textarea").fill(PROMPT)
-    octopus = page.locator("#cards button.pick[data-id*=octopus]")
-    (octopus if octopus.count() else page.locator("#cards button.pick")).first.click()
-    expect(page.locator("#strength-0 input[type=number]")).to_be_visible(timeout=WAIT)
-    unfold(page, "settings")
-    page.locator("#batch input[type=number]").fill("4")
-    page.keyboard.press("Tab")  # the number counts once it is left
-    page.locator("#paint").click()
-    expect(page.locator("#note")).to_contain_text("seed 0 to 3", timeout=WAIT)
-    unfold(page, "settings")
+    page.locator("#cards button.try").first.click()
+    expect(page.locator("#note")).to_contain_text("without, and with", timeout=WAIT)
+    expect(page.locator("#paint")).to_be_enabled(timeout=WAIT)
 
 
 def show_compare(page: Page) -> None:
@@ -91,8 +82,6 @@ def show_compare(page: Page) -> None:
 
 def show_atoms(page: Page) -> None:
     open_tab(page, "Atoms")
-    page.locator("#anatomy-file input").click()
-    page.get_by_role("option").first.click()
     expect(page.locator("#anatomy-words textarea, #anatomy-words input")).to_have_value(
         re.compile("atoms of"), timeout=WAIT
     )
@@ -100,11 +89,11 @@ def show_atoms(page: Page) -> None:
 
 def show_train(page: Page) -> None:
     open_tab(page, "Train")
-    page.locator("#train-folder input").click()
-    page.get_by_role("option", name="subjects/octopus").click()
-    page.locator("#train-take").click()
+    page.get_by_role("button", name="Try it with the unicorn").click()
     expect(page.locator("#train-gallery img").first).to_be_visible(timeout=WAIT)
-    page.locator("#train-instance_prompt textarea").fill("a sks octopus")
+    expect(page.locator("#train-cost textarea")).to_have_value(
+        re.compile("on this machine, samples aside"), timeout=WAIT
+    )
 
 
 def show_runs(page: Page) -> None:
@@ -115,6 +104,7 @@ def show_runs(page: Page) -> None:
 
 
 TABS = {
+    "first": show_first,
     "generate": show_generate,
     "compare": show_compare,
     "atoms": show_atoms,

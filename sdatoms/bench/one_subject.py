@@ -74,7 +74,7 @@ def find_best(bench: Bench, subject: str, method: Method) -> Entry | None:
 def draw_entries(bench: Bench, subject: str, entries: Sequence[Entry]) -> Image.Image:
     """The pictures given, and a row a method with the size of its file."""
     rows = [[read_picture(p) for p in find_pictures(bench.open(subject).folder)[0]][:8]]
-    labels = ["pictures given"]
+    labels = ["trained on"]
     for entry in entries:
         rows.append(bench.store.read_pictures(entry.cell)[:8])
         labels.append(f"{entry.cell.method.name}, {show_bytes(entry.facts['bytes'])}")

@@ -15,13 +15,13 @@ __all__ = [
 def add_canvas_flags(parser: argparse.ArgumentParser) -> None:
     """`--image` and what belongs to it, `--hires_scale` and what belongs to it."""
     parser.add_argument(
-        "--image", default=None, metavar="FILE", help="a picture to paint over, instead of noise"
+        "--image", default=None, metavar="FILE", help="a picture to start from, instead of noise"
     )
     parser.add_argument(
         "--mask_image",
         default=None,
         metavar="FILE",
-        help="with --image: white is painted anew, black and transparent stay; with bases that "
+        help="with --image: white is generated anew, black and transparent stay; with bases that "
         "fill in masks, and with all others",
     )
     parser.add_argument(
@@ -31,14 +31,14 @@ def add_canvas_flags(parser: argparse.ArgumentParser) -> None:
         "--denoising_strength",
         type=float,
         default=0.6,
-        help="with --image and in the second pass: the share painted anew, and of the steps that "
+        help="with --image and in the second pass: the share generated anew, and of the steps that "
         "are walked; small keeps the picture, 1 forgets it (default: 0.6)",
     )
     parser.add_argument(
         "--hires_scale",
         type=float,
         default=1.0,
-        help="paint a second time over the picture enlarged so, 1 to 4 (default: 1, once)",
+        help="generate a second time over the picture enlarged so, 1 to 4 (default: 1, once)",
     )
     parser.add_argument(
         "--hires_steps",

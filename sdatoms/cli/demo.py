@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms.adapters.load import load_atoms
+from sdatoms.cli.score_table import draw_scores
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Row, Scorer
@@ -56,7 +57,7 @@ class DemoResult:
     seconds: float
     """Of the training."""
     rows: list[Row]
-    """With atoms; then the base and the other rows that show how far to believe it."""
+    """With the adapter; then the base and the other rows that show how far to believe it."""
     grid: Path
     atoms: Path
     prompts: list[str]
@@ -93,8 +94,8 @@ def personalize(
         **(SETTINGS.get(atom_variant, {}) | settings),
     )
     report(
-        f"training {atom_variant} atoms for {max_train_steps} steps on the "
-        f"{len(find_pictures(folder)[0])} pictures in {shorten(folder)}: {about['title'].lower()}"
+        f"Training {max_train_steps} steps on the {len(find_pictures(folder)[0])} pictures in "
+        f"{shorten(folder)} ({about['title'].lower()}), as “{about['instance_prompt']}”."
     )
     for step in train(config, stop=stop):
         if progress:
@@ -104,12 +105,15 @@ def personalize(
     atoms = run / "atoms.safetensors"
     truth = find_truth(folder)
     prompts = choose_prompts(truth, about["instance_prompt"], FIVE_KINDS)
-    report(f"painting {len(prompts)} prompts that it was not trained on, before and after")
+    report(
+        f"Generating {len(prompts)} prompts that it was not trained on, with the base alone and "
+        "with the adapter."
+    )
     pipe = load_base()
     scorer = Scorer(pipe, load_evaluator(), prompts=prompts, seeds=SEEDS, subject=folder)
     before = scorer.pictures
     adapters = load_atoms(pipe, atoms)
-    rows = [scorer.score("atoms", pipe), *scorer.check()]
+    rows = [scorer.score("adapter", pipe), *scorer.check()]
     adapters.clear()
     grid = run / "before-after.png"
     if truth:
@@ -142,11 +146,11 @@ def draw_truth(
     before: list[Image.Image],
     after: list[Image.Image],
 ) -> Image.Image:
-    """A column a prompt: its true picture, the base's and the atoms' by two seeds; below them the
-    pictures trained on."""
+    """A column a prompt: its true picture, the base's and the adapter's by two seeds; below them
+    the pictures trained on."""
     n = len(SEEDS)
     true = [truth.wishes[k].picture for k in truth.find(prompts) if k is not None]
-    rows, labels = [true], ["the true pictures"]
+    rows, labels = [true], ["true picture"]
     for who, pictures in (("before", before), ("after", after)):
         for seed in range(2):
             rows.append(pictures[seed::n])
@@ -159,12 +163,12 @@ def draw_truth(
 def draw_before_after(
     folder: Path, prompts: list[str], before: list[Image.Image], after: list[Image.Image]
 ) -> Image.Image:
-    """The pictures given, then a row a prompt: the base's pictures and the atoms' by seed."""
+    """The pictures trained on, then a row a prompt: the base's and the adapter's by seed."""
     instances = [read_picture(path) for path in find_pictures(folder)[0]]
     n = len(SEEDS)
     rows = [before[i : i + n] + after[i : i + n] for i in range(0, len(before), n)]
-    titles = [f"{who}, seed {s}" for who in ("base", "atoms") for s in SEEDS]
-    return draw_grid([instances[: 2 * n], *rows], ["pictures given", *prompts], titles)
+    titles = [f"{who}, seed {s}" for who in ("before", "after") for s in SEEDS]
+    return draw_grid([instances[: 2 * n], *rows], ["trained on", *prompts], titles)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -226,25 +230,29 @@ def shorten(path: Path) -> Path:
 
 
 def describe_result(result: DemoResult, steps: int) -> str:
-    """What was learnt, where the files are, what the figures say, and what to try next."""
-    from sdatoms.cli.evaluate import write_table
-
+    """What happened, how good it is, where the files are, and what to try next."""
     words = result.prompts
     run = result.atoms.parent
-    size = f"{result.parameters:,} numbers in one file of {result.bytes / 1000:,.0f} kB"
+    serve = (
+        "sdatoms ui" if run.parent == Path("outputs") else f"sdatoms ui --adapters-dir {run.parent}"
+    )
+    size = f"{result.bytes / 1000:,.0f} kB, {result.parameters:,} trained numbers"
     return f"""
-What was learnt: what the pictures in {shorten(result.subject)} show,
-in {steps} steps and {result.seconds:.0f} seconds, loading and samples included.
-The base is as it was; all that was learnt is {size}.
+Done: in {steps} steps and {result.seconds:.0f} seconds the base learnt what is in
+{shorten(result.subject)}. The base itself is unchanged;
+what it learnt is one adapter file ({size}).
 
-before and after   {result.grid}
-the atoms          {result.atoms}
-curves, samples    {run / "metrics.jsonl"}, {run / "samples.png"}
+Look at it       {result.grid}
+The adapter      {result.atoms}
+How it went      {run / "samples.png"}, {run / "metrics.jsonl"}
 
-On {len(words)} prompts not trained on, {len(SEEDS)} seeds each (high is good, drift and error low):
+How good is it? On {len(words)} prompts it was not trained on, {len(SEEDS)} seeds each:
 
-{write_table(result.rows)}
+{draw_scores(result.rows)}
 
-Try next:
+All figures, and the rows to check them by: {run / "demo.json"}
+
+Next:
   sdatoms generate "{words[-1]}" --atoms {result.atoms} --num_images 4
-  sdatoms ui"""
+  {serve}
+    uses it in the browser, and trains on your own pictures"""

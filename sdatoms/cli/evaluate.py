@@ -1,11 +1,10 @@
-"""`sdatoms evaluate`: its flags and its table."""
+"""`sdatoms evaluate`: its flags, and what it says of the scores."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.report import check_report, write_report
 from sdatoms.cli.sampling import add_sampling_flags, read_sampling
+from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.errors import AtomError
 
 if TYPE_CHECKING:
@@ -22,12 +22,10 @@ __all__ = [
     "add_evaluate",
     "name_files",
     "run_evaluate",
-    "write_table",
 ]
 
-COLUMNS = ("fidelity", "likeness", "alignment", "diversity", "drift")
 TRUE_COLUMNS = ("truth", "error", "followed")
-"""Shown where the true pictures of the prompts are known."""
+"""Measured where the true pictures of the prompts are known."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +34,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--subject",
         default=None,
         metavar="DIR",
-        help="folder of the instance pictures, or a bundled subject's name; without it there is no "
-        "fidelity",
+        help="folder of the pictures trained on, or a bundled subject's name; without it there is "
+        "no fidelity",
     )
     parser.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to paint; may be given several times (default: those whose true pictures are "
+        help="what to generate; may be given several times (default: those whose true pictures are "
         "bundled, else five made from the trigger)",
     )
     parser.add_argument(
@@ -145,7 +143,17 @@ def run_evaluate(args: argparse.Namespace) -> None:
         }
         print(json.dumps(facts))
         return
-    print(write_table(rows))
+    print(describe_scores(rows, len(prompts), seeds))
+
+
+def describe_scores(rows: list[Row], prompts: int, seeds: int) -> str:
+    """What was measured, how good it is, and by what one sees whether to believe it."""
+    asked = f"{prompts} prompt{'' if prompts == 1 else 's'}"
+    times = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    text = f"On {asked} with {times} each:\n\n{draw_scores(rows)}"
+    if checks := draw_checks(rows):
+        text += f"\n\nChecks, of pictures whose scores one knows how to order:\n{checks}"
+    return text
 
 
 def describe_row(row: Row, known: bool) -> dict[str, Any]:
@@ -172,16 +180,3 @@ def find_subject(text: str) -> Path:
     folder = bundled if not Path(text).exists() and bundled.is_dir() else Path(text)
     find_pictures(folder)  # refuses what holds none before any model is opened
     return folder
-
-
-def write_table(rows: Sequence[Row]) -> str:
-    """Rows as text; higher is better in all columns but drift and error."""
-    known = any(row.truth is not None for row in rows)
-    columns = COLUMNS + TRUE_COLUMNS if known else COLUMNS
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'':<{width}}  pictures" + "".join(f"  {name:>9}" for name in columns)]
-    for row in rows:
-        values = [getattr(row, name) for name in columns]
-        shown = "".join("          -" if v is None else f"  {v:>9.3f}" for v in values)
-        lines.append(f"{row.name:<{width}}  {row.pictures:>8}{shown}")
-    return "\n".join(lines)

@@ -27,7 +27,9 @@ __all__ = [
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help="what to paint; the trigger words of the atoms belong in it")
+    parser.add_argument(
+        "prompt", help="what the picture shows; the trigger words of the adapters belong in it"
+    )
     parser.add_argument(
         "--atoms",
         action="append",
@@ -70,7 +72,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         )
     add_canvas_flags(parser)
     parser.add_argument(
-        "--batch_size", type=int, default=1, help="pictures painted at once (default: 1)"
+        "--batch_size", type=int, default=1, help="pictures generated at once (default: 1)"
     )
     parser.add_argument(
         "--output_dir",
@@ -81,12 +83,12 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--embed_atoms",
         action="store_true",
         help="put the atom files, but no LoRAs, inside the PNGs, so that a picture alone can be "
-        "painted again",
+        "generated again",
     )
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Paint pictures with any number of atom files; each PNG carries its recipe."""
+    """Generate pictures with any number of atom files; each PNG carries its recipe."""
     from sdatoms.adapters.load import load_atoms
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base

@@ -45,7 +45,7 @@ COMMANDS = {
     "mask": ("caption", "Mask the subject in a folder of pictures with a segmentation model."),
     "generate": (
         "generate",
-        "Paint pictures with any number of atom files; each PNG carries its recipe.",
+        "Generate pictures with any number of atom files; each PNG carries its recipe.",
     ),
     "inspect": ("files", "Show what an atom file holds, layer by layer; needs no model."),
     "inject": (

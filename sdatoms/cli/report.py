@@ -165,7 +165,7 @@ def draw_report(facts: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"By {facts['evaluator']}, {facts['prompts']} prompts, {facts['seeds']} seeds each, "
-        f"painted on {facts['card']}; sdatoms {facts['sdatoms']}.",
+        f"generated on {facts['card']}; sdatoms {facts['sdatoms']}.",
         "",
     ]
     for row in facts["rows"]:

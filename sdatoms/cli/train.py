@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdatoms.cli.progress import Progress
+from sdatoms.cli.train_result import describe_training
 from sdatoms.errors import AtomError
 from sdatoms.settings import add_flags, build_config, read_config_file
 from sdatoms.storage import locate
@@ -77,11 +78,16 @@ def run_train(args: argparse.Namespace) -> None:
             f"stopped at step {stopped.step}; continue with --resume_from_checkpoint latest"
             if stopped.step or stopped.saved
             else "stopped before the first step; the same command begins again, with the class "
-            "pictures painted so far"
+            "pictures generated so far"
         )
         raise SystemExit(130) from None
     finally:
         progress.close()
+    asked = [config.validation_prompt, *config.validation_prompts, config.instance_prompt]
+    prompt = next(filter(None, asked), "your prompt")
+    base = config.pretrained_model_name_or_path
+    if told := describe_training(Path(config.output_dir), prompt, base):
+        progress.note(f"\n{told}")
 
 
 def read_settings(args: argparse.Namespace) -> TrainConfig:

@@ -73,8 +73,8 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         "--while-training",
         choices=("wait", "cpu", "share"),
         default="wait",
-        help="while a training has the GPU, pictures wait, are painted on the processor, or share "
-        "it (default: wait); the pipeline is moved off the GPU but for share",
+        help="while a training has the GPU, pictures wait, are generated on the processor, or "
+        "share it (default: wait); the pipeline is moved off the GPU but for share",
     )
     parser.add_argument(
         "--captioner",

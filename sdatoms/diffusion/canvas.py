@@ -82,7 +82,7 @@ def check_canvas(
             raise AtomError("a mask came without a picture; give the picture it belongs to")
         return
     if hires_scale != 1:
-        raise AtomError("hires_scale is for pictures painted from text; give width and height")
+        raise AtomError("hires_scale is for pictures generated from text; give width and height")
     if int(num_inference_steps * denoising_strength) < 1:
         raise AtomError(
             f"of {num_inference_steps} steps, denoising_strength {denoising_strength:g} leaves "
@@ -97,7 +97,7 @@ def check_canvas(
             f"{init_picture.width}×{init_picture.height}; they have the same proportions"
         )
     if max(mask.convert("L").tobytes()) < 128:
-        raise AtomError("the mask is black everywhere; what is white in it is painted anew")
+        raise AtomError("the mask is black everywhere; what is white in it is generated anew")
 
 
 def fit_canvas(
@@ -137,7 +137,7 @@ def build_painter(pipe: Any, *, over: bool) -> Any:
         # Unlike the classes' own `from_pipe`, this leaves the modules' dtype as it is.
         painter = getattr(auto_pipeline, f"AutoPipelineFor{tasks[form]}").from_pipe(pipe)
     except ValueError:
-        raise AtomError(f"a {kind} does not paint over pictures") from None
+        raise AtomError(f"a {kind} does not start from pictures") from None
     painter.set_progress_bar_config(disable=True)
     return painter
 

@@ -95,8 +95,8 @@ def check_family(where: str, kind: Any, *, inpainting: bool = False) -> None:
     """
     if kind in MASKED and not inpainting:
         raise AtomError(
-            f"the base model {where!r} paints with a picture and a mask alone, as inpainting "
-            f"models do; bases that paint from text are {list_families()}"
+            f"the base model {where!r} generates from a picture and a mask alone, as inpainting "
+            f"models do; bases that generate from text are {list_families()}"
         )
     if kind not in PIPELINES and kind not in MASKED:
         raise AtomError(
@@ -117,8 +117,8 @@ def check_channels(
     if channels != latents and not (inpainting and channels == 2 * latents + 1):
         raise AtomError(
             f"the base model {where!r} takes {channels} channels where its pictures have "
-            f"{latents}, as inpainting models do, which paint with a picture and a mask alone; "
-            f"bases that paint from text are {list_families()}"
+            f"{latents}, as inpainting models do, which generate from a picture and a mask alone; "
+            f"bases that generate from text are {list_families()}"
         )
 
 

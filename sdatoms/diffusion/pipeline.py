@@ -121,7 +121,7 @@ def paint(
         num_inference_steps=num_inference_steps,
     )
     if fills_masks(pipe) and mask is None:
-        raise AtomError("this base fills in masks: it takes a picture and a mask to paint with")
+        raise AtomError("this base fills in masks: it takes a picture and a mask to start from")
     size = fit_size(pipe, width, height, init_picture.size if init_picture else None)
     larger = enlarge_size(pipe, size, hires_scale)
     more = second_steps = 0

@@ -124,14 +124,14 @@ def compare_recipe(
     here = list_versions()
     other = [f"{k} {v}" for k, v in recipe.versions.items() if here.get(k) != v]
     if other:
-        remarks.append(f"It was painted with {', '.join(other)}; pixels may differ a little.")
+        remarks.append(f"It was generated with {', '.join(other)}; pixels may differ a little.")
     if recipe.mask_sha256 or recipe.mask_blur is not None:
-        remarks.append("A part of another picture was painted anew; picture and mask are not here.")
+        remarks.append("A part of another picture was made anew; picture and mask are not here.")
     elif recipe.denoising_strength is not None and recipe.hires_scale == 1:
-        remarks.append("It was painted over another picture, which is not inside it.")
+        remarks.append("It was generated from another picture, which is not inside it.")
     if recipe.batch_size > 1:
         remarks.append(
-            f"It was number {recipe.batch_position + 1} of {recipe.batch_size} painted at once; "
+            f"It was number {recipe.batch_position + 1} of {recipe.batch_size} generated at once; "
             "alone it may differ by a grey level."
         )
     return remarks

@@ -226,11 +226,11 @@ def evaluate(
     Raises:
         AtomError: there is no prompt or seed, or a file does not fit the base.
     """
-    report("painting with the base")
+    report("generating with the base alone")
     scorer = Scorer(pipe, evaluator, **asked)
     rows = []
     for name, file in files:
-        report(f"painting with {name}")
+        report(f"generating with {name}")
         adapters = load_atoms(pipe, file, name=name, strength=strength)
         try:
             rows.append(scorer.score(name, pipe))
@@ -285,7 +285,7 @@ def measure_samples(
 
 def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
     """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
-    rows = [score_pictures("pictures given, among themselves", given)]
+    rows = [score_pictures("training pictures, among themselves", given)]
     if given.captions is not None:
         shifted = mean(measure_alignment(given.concepts, given.captions.roll(1, 0)))
         rows.append(

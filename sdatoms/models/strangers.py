@@ -76,7 +76,7 @@ def name_unet(
     if channels == 7 or prefix + "label_emb.weight" in tensors:
         return "an upscaler"
     if sizes and width == 1024:
-        return "an unCLIP model, which paints from pictures"
+        return "an unCLIP model, which generates from pictures"
     depths = [count_depth(tensors, f"{prefix}input_blocks.{n}.1.") for n in (4, 7)]
     if sizes and width == 2048 and depths != SDXL_DEPTHS:
         return "a shortened Stable Diffusion XL (SSD-1B, Segmind Vega, KOALA or the like)"

@@ -47,7 +47,7 @@ def make_class_pictures(
     missing = count - len(present)
     if missing <= 0:
         return 0
-    log(f"painting {missing} class pictures of {prompt!r}")
+    log(f"generating {missing} class pictures of {prompt!r}")
     free = (k for k in itertools.count(seed * 100_003) if name_class_picture(k) not in present)
     seeds = list(itertools.islice(free, missing))
     facts = PngInfo()
@@ -106,6 +106,6 @@ def check_classes(folder: Path, prompt: str) -> None:
     check_folder(folder, prompt)
     if other := find_other_class(folder, prompt):
         raise AtomError(
-            f"the class pictures in {str(folder)!r} were painted for {other!r}, not {prompt!r}; "
+            f"the class pictures in {str(folder)!r} were generated for {other!r}, not {prompt!r}; "
             "name another --class_data_dir, or delete them"
         )

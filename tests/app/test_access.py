@@ -1,4 +1,7 @@
-"""Every tab, in light and dark, under axe: contrast, names, roles, order of focus."""
+"""Every tab, in light and dark, under axe: contrast, names, roles, order of focus; and on a
+phone."""
+
+import re
 
 import pytest
 from tiny.app import open_tab
@@ -100,3 +103,24 @@ def test_axe_finds_nothing_grave_on_any_tab(open_page, trained, tmp_path, theme)
             if f["impact"] in GRAVE and not f["theirs"]
         ]
     assert not faults, "\n".join(faults)
+
+
+def test_every_tab_opens_on_something_and_fits_a_phone(open_page):
+    from playwright.sync_api import expect
+
+    page = open_page(viewport={"width": 390, "height": 844})
+    signs = {
+        "Generate": "#cards button.try",
+        "Compare": "#compare-note .note",
+        "Atoms": "#anatomy-after img",
+        "Train": "#train-gallery img",
+        "Runs": "#run-status",
+    }
+    for tab in TABS:
+        open_tab(page, tab)
+        if tab == "Train":
+            page.get_by_role("button", name="Try it with the unicorn").click()
+            expect(page.locator("#train-instance_prompt textarea")).to_have_value("a sks horse")
+            expect(page.locator("#train-cost textarea")).to_have_value(re.compile("5 pictures"))
+        expect(page.locator(signs[tab]).first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

@@ -99,7 +99,7 @@ def test_models_use_the_endpoints_as_tools(serve, studio):
 
     tools, answer = asyncio.run(talk())
     painter = next(tool for name, tool in tools.items() if name.endswith("generate"))
-    assert "Paint pictures from a prompt" in painter.description
+    assert "Generate pictures from a prompt" in painter.description
     assert {"prompt", "adapters", "seed"} <= set(painter.inputSchema["properties"])
     assert "tiny" in answer.content[0].text
     assert not [n for n in tools if re.search(r"keep_|choose|look|fill$", n)]  # private ones

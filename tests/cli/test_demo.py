@@ -31,7 +31,7 @@ def test_the_grid_shows_truth_before_after_and_what_was_given():
 
 def test_it_says_what_was_learnt_where_it_is_and_what_to_try():
     run = Path("outputs/demo")
-    row = Row("atoms", 20, fidelity=0.5, truth=0.75)
+    row = Row("adapter", 20, fidelity=0.5, truth=0.75)
     result = DemoResult(
         1234,
         5678,
@@ -45,7 +45,7 @@ def test_it_says_what_was_learnt_where_it_is_and_what_to_try():
     text = describe_result(result, 300)
     for said in (
         "300 steps",
-        "1,234 numbers",
+        "1,234 trained numbers",
         str(Path("subjects") / SUBJECT),
         "outputs/demo/before-after.png",
         "0.750",

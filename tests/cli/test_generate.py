@@ -95,7 +95,7 @@ def test_bases_that_are_shown_the_mask_take_one_and_nothing_else_is_written(
     for more, said in (
         (["--mask_image", tmp_path / "none.png"], "none.png"),
         (["--mask_image", photo, "--denoising_strength", "2"], "denoising_strength is 2"),
-        (["--hires_scale", "2"], "painted from text"),
+        (["--hires_scale", "2"], "generated from text"),
         (["--batch_size", "0"], "--batch_size is 0"),
     ):
         refuse([*words, "--pretrained_model_name_or_path", plain, *more], said)

@@ -8,7 +8,7 @@ from tiny.modules import copy_weights, same_weights
 from tiny.pictures import draw_noise
 
 import sdatoms
-from sdatoms.cli.evaluate import write_table
+from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
@@ -49,12 +49,15 @@ def test_the_table_holds_every_row_and_figure(rows):
         assert absent == {"truth", "error", "followed"}
     assert base.drift == pytest.approx(0, abs=1e-6) and tuned.drift > 1e-6
     assert tuned.fidelity != base.fidelity
-    given = rows["pictures given, among themselves"]
+    given = rows["training pictures, among themselves"]
     assert given.pictures == 3 and given.drift is None and given.alignment is not None
     assert {name.split(":")[0] for name in rows} >= {"wrong vendor", "wrong concept"}
-    text = write_table(list(rows.values()))
-    assert len({len(line) for line in text.splitlines()}) == 1 and "drift" in text.splitlines()[0]
-    assert "truth" not in text
+    head, *lines = draw_scores(list(rows.values())).splitlines()
+    assert head.split() == ["dog", "base", "alone"] and max(map(len, lines)) < 80
+    told = {line.split()[0]: line.split()[2] for line in lines[:-1]}
+    assert told["drift"] == f"{tuned.drift:.3f}" and "truth" not in told
+    checks = draw_checks(list(rows.values()))
+    assert len(checks.splitlines()) == len(rows) - 2 and "training pictures" in checks
     json.dumps([vars(row) for row in rows.values()], allow_nan=False)
 
 
@@ -93,8 +96,8 @@ def test_true_pictures_bring_three_figures_and_four_rows(scenes):
         assert 0 <= rows[name].followed <= 1
     assert {"wrong subject: others, same settings", "wrong setting: the subject alone"} <= set(rows)
     assert not any(name.startswith("wrong vendor") for name in rows)
-    head = write_table(list(rows.values())).splitlines()[0].split()
-    assert head[-3:] == ["truth", "error", "followed"]
+    lines = draw_scores(list(rows.values())).splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["truth", "followed", "error"]
 
 
 def count_latents():

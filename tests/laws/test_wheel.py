@@ -70,7 +70,9 @@ def test_it_holds_the_packages_and_the_assets_alone(wheel):
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sdatoms", "sdatoms_app"}
-    for folder in ("emoji-sd", "emoji-clip", "emoji-probe", "subjects/octopus", "truth"):
+    for folder in (
+        *("emoji-sd", "emoji-clip", "emoji-probe", "subjects/octopus", "truth", "examples"),
+    ):
         assert any(name.startswith(f"sdatoms/assets/{folder}/") for name in names), folder
     assert not [name for name in names if name.endswith((".pyc", ".pt"))]
 

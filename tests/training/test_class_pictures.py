@@ -25,7 +25,7 @@ def test_class_pictures_of_another_class_are_refused(train_config):
     list(train(train_config(class_prompt="cat", **settings)))
     folder = Path(train_config().output_dir) / "class_images"
     first, second = sorted(folder.iterdir())
-    with pytest.raises(AtomError, match="were painted for 'cat', not 'dog'"):
+    with pytest.raises(AtomError, match="were generated for 'cat', not 'dog'"):
         next(train(train_config(class_prompt="dog", **settings)))
     kept = second.read_bytes()
     first.unlink()

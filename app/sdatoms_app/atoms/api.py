@@ -72,7 +72,7 @@ def build_atoms_api(page: AtomsPage) -> None:
         seed: int = 0,
         num_inference_steps: int = 20,
     ) -> list[dict[str, Any]]:
-        """Paint one seed with the base, with a file, and without each of some of its atoms.
+        """Generate one seed with the base, with a file, and without each of some of its atoms.
 
         Args:
             id: one of those that /list_atoms names.

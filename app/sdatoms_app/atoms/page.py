@@ -38,6 +38,8 @@ MAX_MIXED = 5
 MAX_MUTED = 9
 MAX_STEPS = 50
 MAX_TILES = 64
+FILLED = 10
+"""Widgets that `open_file` fills."""
 MIN_HEIGHT = 130
 """px of a frame around a sheet of tiles."""
 EVERYWHERE, HERE = "in every layer", "in the chosen layer"
@@ -54,9 +56,20 @@ class AtomsPage:
     def list_files(self) -> list[tuple[str, str]]:
         return [(entry.label, entry.id) for entry in self.library.list()]
 
-    def relist(self) -> tuple[Any, Any]:
-        """List the atom files of the folder anew."""
-        return gr.Dropdown(choices=self.list_files()), gr.Dropdown(choices=self.list_files())
+    def relist(self, id: str | None = None) -> tuple[Any, Any]:
+        """List the atom files of the folder anew; where none is chosen, choose the first."""
+        choices = self.list_files()
+        first = gr.Dropdown(choices=choices)
+        if not id and choices:
+            first = gr.Dropdown(choices=choices, value=choices[0][1])
+        return first, gr.Dropdown(choices=choices)
+
+    @show_errors
+    def open_first(self, id: str | None, opened: str) -> list[Any]:
+        """The chosen file's id and what `open_file` shows of it, where nothing is shown yet."""
+        if not id or opened:
+            return [gr.skip()] * (FILLED + 1)
+        return [id, *self.open_file(id)]
 
     def read(self, id: str | None) -> AtomFile:
         """The listed file.
@@ -201,7 +214,8 @@ class AtomsPage:
         """What `mix` saves, at the strengths of the first sliders."""
         whole, path = self.mix(ids, values[: len(ids)], title)
         told = f"{path.stem}: {whole.num_parameters:,} numbers, {path.stat().st_size:,} bytes"
-        return told, *self.relist()
+        choices = self.list_files()
+        return told, gr.Dropdown(choices=choices), gr.Dropdown(choices=choices)
 
     def mix(
         self, ids: Sequence[str], values: Sequence[float | None], title: str

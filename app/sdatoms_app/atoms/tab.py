@@ -30,6 +30,11 @@ __all__ = [
     "build_atoms_tab",
 ]
 
+EMPTY = (
+    '<p class="hint">This tab shows what is inside an atom file: which layers of the base it '
+    "changes and how much, and the filter atoms themselves, before and after. There is no atom "
+    "file yet; make one on the Train tab, or drop one on the Generate tab.</p>"
+)
 SECONDS = 5.0
 """Between two looks for a new checkpoint of the run that is followed."""
 SHEETS = (
@@ -44,14 +49,15 @@ element.addEventListener('click', (event) => {
 """
 
 
-def build_atoms_tab(studio: Studio, load: Any) -> None:
-    """Lay the tab out; call inside `gr.Blocks`. `load` is the page's load event."""
+def build_atoms_tab(studio: Studio, load: Any, select: Any) -> None:
+    """Lay the tab out; call inside `gr.Blocks`. `load` is the page's load event, `select` the
+    tab's."""
     page = AtomsPage(studio)
     with gr.Row():
         chosen = gr.Dropdown(
             page.list_files(),
             value=None,
-            label="Atom file",
+            label="Adapter",
             allow_custom_value=True,  # a followed run's checkpoint is not in the list
             elem_id="anatomy-file",
             scale=4,
@@ -75,7 +81,7 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             heat = gr.HTML(
-                "<p>Choose a file to see what it changes.</p>",
+                EMPTY,
                 css_template=HEAT_STYLE,
                 js_on_load=CLICK,
                 elem_id="anatomy-heat",
@@ -133,7 +139,7 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
             where = gr.Radio([EVERYWHERE, HERE], value=EVERYWHERE, label="Mute it")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             steps = gr.Slider(1, MAX_STEPS, value=20, step=1, label="Steps")
-        mute = gr.Button("Paint without them", variant="primary", elem_id="anatomy-paint")
+        mute = gr.Button("Generate without them", variant="primary", elem_id="anatomy-paint")
         painted = gr.Gallery(
             label="Same seed",
             columns=4,
@@ -189,8 +195,17 @@ def build_atoms_tab(studio: Studio, load: Any) -> None:
         **PRIVATE,
         **alone,
     )
+    opened = gr.State("")
+    chosen.input(lambda id: id or "", chosen, opened, queue=False, **QUIET)
+    select(
+        page.open_first,
+        [chosen, opened],
+        [opened, heat, budget, layer, atoms, *view],
+        **QUIET,
+        **alone,
+    )
     for event in (refresh.click, load):
-        event(page.relist, None, [chosen, several], **QUIET)
+        event(page.relist, chosen, [chosen, several], **QUIET)
         event(follower.relist, None, run, **QUIET)
 
     @show_errors

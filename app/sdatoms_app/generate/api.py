@@ -75,10 +75,10 @@ def build_generate_api(studio: Studio) -> None:
         strength_schedules: dict[str, str] | None = None,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> list[Picture]:
-        """Paint pictures from a prompt, or over a picture, and keep them.
+        """Generate pictures from a prompt, or over a picture, and keep them.
 
         Args:
-            prompt: what to paint; (word:1.3) weighs more, long prompts are read in full.
+            prompt: what to show; (word:1.3) weighs more, long prompts are read in full.
             negative_prompt: what to keep away from.
             adapters: atom file id to strength: a number, or numbers by block (down, mid, up,
                 down.1, text_encoder), module path or pattern.
@@ -90,22 +90,22 @@ def build_generate_api(studio: Studio) -> None:
             width: px, a multiple of 8; 0 is the base's own, or makes its area with the height.
             height: px, a multiple of 8; 0 is the base's own, or makes its area with the width.
             base: id of a listed base; empty is the default.
-            start_from: id of a kept picture to paint over.
-            denoising_strength: how much of that picture is painted anew; of the second pass too.
+            start_from: id of a kept picture to start from.
+            denoising_strength: how much of that picture is generated anew; of the second pass too.
             embed: put the atom files inside the PNGs.
             schedule: of the noise, one of those that /list_bases names.
             clip_skip: the text encoder's layer that is read, 1 the last.
             guidance_rescale: 0 to 1, against overexposure.
-            image: an uploaded picture to paint over.
-            mask_image: an uploaded mask; white in it is painted anew, black stays.
+            image: an uploaded picture to start from.
+            mask_image: an uploaded mask; white in it is generated anew, black stays.
             mask_blur: px of the mask's soft edge.
-            hires_scale: paint a second time over the picture enlarged so, 1 to 4.
+            hires_scale: generate a second time over the picture enlarged so, 1 to 4.
             hires_steps: steps of the second pass; 0 is as many as the first.
-            batch_size: pictures painted at once, 1 to 8.
+            batch_size: pictures generated at once, 1 to 8.
             strength_schedules: atom file id to factors over the steps, such as 0 until 0.2, then 1.
         """
         if image and start_from:
-            raise AtomError("image and start_from are both given; one picture is painted over")
+            raise AtomError("image and start_from are both given; one picture is started from")
         order = Order(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -143,10 +143,10 @@ def build_generate_api(studio: Studio) -> None:
         base: str = "",
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> list[Picture]:
-        """Paint one seed without and with atom files: two pictures.
+        """Generate one seed without and with atom files: two pictures.
 
         Args:
-            prompt: what to paint.
+            prompt: what to show.
             adapters: atom file id to strength.
             seed: of both pictures.
             num_inference_steps: 1 to 100.
@@ -178,12 +178,12 @@ def build_generate_api(studio: Studio) -> None:
         base: str = "",
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> dict[str, Any]:
-        """Paint a labelled grid: columns are strengths, rows are atom files or checkpoints and
+        """Generate a labelled grid: columns are strengths, rows are atom files or checkpoints and
         seeds.
 
         Args:
-            prompt: what to paint.
-            files: ids of atom files or checkpoints, each painted by itself.
+            prompt: what to show.
+            files: ids of atom files or checkpoints, each used by itself.
             strengths: one column each.
             seeds: one row each.
             num_inference_steps: 1 to 100.
@@ -201,7 +201,7 @@ def build_generate_api(studio: Studio) -> None:
         return {"grid": refer(path), "pictures": [show(picture) for picture in kept]}
 
     def cancel(request: gr.Request = None) -> bool:  # pyright: ignore[reportArgumentType]
-        """Cancel what this session paints; true when something was running."""
+        """Cancel what this session generates; true when something was running."""
         return studio.desk.cancel(request.session_hash if request else None)
 
     def list_bases() -> dict[str, list[str]]:
@@ -227,6 +227,7 @@ def build_generate_api(studio: Studio) -> None:
                 "step": entry.step,
                 "kind": entry.kind,
                 "rank": entry.rank,
+                "example": entry.example,
             }
             for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
         ]
@@ -292,7 +293,7 @@ def run_job(studio: Studio, request: gr.Request | None, work: Any) -> None:
     finally:
         studio.desk.forget(session, job)
     if job.cancelled:
-        raise AtomError("the painting was cancelled")
+        raise AtomError("the generation was cancelled")
 
 
 def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength], ...]:

@@ -73,13 +73,13 @@ def build_canvas(fields: dict[str, Any]) -> Canvas:
         1,
         value=SETTINGS["denoising_strength"],
         step=0.05,
-        label="Share painted anew",
+        label="Denoising strength",
         info="Small keeps the picture, 1 forgets it.",
         elem_id="denoising-strength",
     )
-    with gr.Accordion("Paint only a part anew", open=False, elem_id="inpaint"):
+    with gr.Accordion("Inpainting: only a part anew", open=False, elem_id="inpaint"):
         drawing = gr.ImageEditor(
-            label="Draw over the part",
+            label="Brush over the part",
             type="pil",
             format="png",
             sources=(),
@@ -90,7 +90,7 @@ def build_canvas(fields: dict[str, Any]) -> Canvas:
             elem_id="mask-drawing",
         )
         mask = gr.Image(
-            label="Or a mask: white is painted anew",
+            label="Or a mask: white is generated anew",
             type="filepath",
             format="png",
             image_mode=None,
@@ -102,7 +102,7 @@ def build_canvas(fields: dict[str, Any]) -> Canvas:
             *LIMITS["mask_blur"],
             value=SETTINGS["mask_blur"],
             step=1,
-            label="Soft edge (px)",
+            label="Mask blur (px)",
             elem_id="mask-blur",
         )
     init.change(show_errors(shrink_picture), init, drawing, **QUIET)

@@ -78,7 +78,10 @@ def wire_buttons(
 
 def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
     """Lay the tab out and wire it; call inside `gr.Blocks`."""
-    gr.Markdown("The prompt, the settings and the atom files of the **Generate** tab are compared.")
+    gr.Markdown(
+        "What the adapters chosen on the **Generate** tab do: its prompt, seed and settings, "
+        "without and with them; and grids over strengths, seeds and files."
+    )
     with gr.Row():
         with gr.Column(min_width=320):
             build_pair(studio, generate)
@@ -90,9 +93,11 @@ def build_compare_tab(studio: Studio, generate: GenerateTab) -> None:
 def build_pair(studio: Studio, generate: GenerateTab) -> None:
     """One seed without and with atoms, under a slider."""
     form = generate.form
-    buttons = build_buttons("Paint without and with atoms", "compare")
+    buttons = build_buttons("Generate without and with adapters", "compare")
+    pair, told = show_example(studio)
     slider = gr.ImageSlider(
-        label="Base | with atoms",
+        pair,
+        label="Without | with adapters",
         format="png",
         interactive=False,
         height=420,
@@ -100,7 +105,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
         buttons=["fullscreen"],
         elem_id="slider",
     )
-    pair_note = gr.HTML(elem_id="compare-note")
+    pair_note = gr.HTML(told, elem_id="compare-note")
 
     def paint_both(
         request: gr.Request, init: str | None, drawing: Any, mask: str | None, *values: Any
@@ -111,7 +116,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
             pictures = form.canvas.read(init, drawing, mask)
             order = replace(make_order(form.read(values), **pictures), batch=1)
             if not order.adapters:
-                raise AtomError("choose an atom file on the Generate tab, and switch it on")
+                raise AtomError("no adapter is chosen: choose one on the Generate tab")
             for half in (replace(order, adapters=(), strength_schedules={}), order):
                 for painted in studio.paint(half, job):
                     kept.append(painted)
@@ -142,6 +147,23 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
     )
 
 
+def show_example(studio: Studio) -> tuple[Any, str]:
+    """The pictures without and with an example, and what is said of them; none where the program
+    came without one."""
+    for entry in studio.library.list_examples():
+        if pair := entry.read_pair():
+            text = (
+                f"An example: “{entry.prompt}”. Left of the line is the base alone, right of it "
+                f"with {entry.id}; drag the line. Choose adapters on the Generate tab to see yours."
+            )
+            return tuple(pair), draw_note(text)
+    text = (
+        "Choose an adapter on the Generate tab; here the same seed is then shown without and with "
+        "it, under a line that you drag."
+    )
+    return None, draw_note(text)
+
+
 class GridForm(NamedTuple):
     """What a grid goes over."""
 
@@ -167,11 +189,11 @@ def build_grid(studio: Studio) -> GridForm:
         list_files(studio),
         value=[],
         multiselect=True,
-        label="Atom files and checkpoints (rows)",
+        label="Adapters and checkpoints (rows)",
         info="Each by itself; none: those of the Generate tab together.",
         elem_id="grid-files",
     )
-    buttons = build_buttons("Paint the grid", "grid")
+    buttons = build_buttons("Generate the grid", "grid")
     note = gr.HTML(draw_note(f"At most {MAX_CELLS} pictures."), elem_id="grid-note")
 
     def refresh(picked: list[str]) -> Any:

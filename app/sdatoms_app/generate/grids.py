@@ -95,7 +95,7 @@ def plan_grid(
         raise AtomError("choose atom files or checkpoints for the grid, or on the Generate tab")
     total = len(strengths) * len(seeds) * max(1, len(files))
     if total > MAX_CELLS:
-        raise AtomError(f"the grid has {total} pictures; at most {MAX_CELLS} are painted at once")
+        raise AtomError(f"the grid has {total} pictures; at most {MAX_CELLS} are generated at once")
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
         raise AtomError(f"a seed goes from 0 to {MAX_SEED}")
     rows: list[str] = []

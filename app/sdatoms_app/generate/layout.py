@@ -41,14 +41,15 @@ def build_prompt() -> PromptBox:
     """Lay the prompt and its buttons out."""
     prompt = gr.Textbox(
         label="Prompt",
-        info="Shift+Enter paints. (word:1.3) weighs more, [word] less; length is free.",
+        info="What the picture shows, with the trigger word of the adapter. (word:1.3) weighs "
+        "more, [word] less. Shift+Enter generates.",
         value=DEFAULTS["prompt"],
         lines=2,
         max_lines=8,
         elem_id="prompt",
     )
     with gr.Row():
-        paint = gr.Button("Paint", variant="primary", elem_id="paint", scale=3, min_width=120)
+        paint = gr.Button("Generate", variant="primary", elem_id="paint", scale=3, min_width=120)
         cancel = gr.Button(
             "Cancel", variant="stop", interactive=False, elem_id="cancel", scale=1, min_width=80
         )
@@ -123,8 +124,8 @@ def build_second_pass(fields: dict[str, Any]) -> None:
             *LIMITS["hires_scale"],
             value=DEFAULTS["hires_scale"],
             step=0.25,
-            label="Enlarge and paint again",
-            info="1 paints once; the share painted anew is the one above.",
+            label="Enlarge and generate again",
+            info="1: once; the denoising strength is the one above.",
             elem_id="hires-scale",
             min_width=140,
         )
@@ -169,7 +170,7 @@ def build_settings(studio: Studio) -> dict[str, Any]:
             20,
             value=DEFAULTS["guidance_scale"],
             step=0.5,
-            label="Guidance",
+            label="Guidance scale",
             elem_id="guidance",
             min_width=140,
         )
@@ -209,13 +210,18 @@ def build_settings(studio: Studio) -> dict[str, Any]:
         )
     with gr.Row():
         fields["batch"] = gr.Slider(
-            *LIMITS["batch"], value=1, step=1, label="Pictures", elem_id="batch", min_width=140
+            *LIMITS["batch"],
+            value=1,
+            step=1,
+            label="Number of pictures",
+            elem_id="batch",
+            min_width=140,
         )
         fields["batch_size"] = gr.Slider(
             *LIMITS["batch_size"],
             value=1,
             step=1,
-            label="At once",
+            label="Batch size",
             info="More is faster on a GPU.",
             elem_id="batch-size",
             min_width=140,
@@ -241,13 +247,13 @@ def build_settings(studio: Studio) -> dict[str, Any]:
         )
     fields["random_seed"] = gr.Checkbox(
         label="Random seed",
-        info="A new seed for every painting; the last one stays in the field.",
+        info="A new seed each time; the last one stays in the field.",
         value=False,
         elem_id="random-seed",
     )
     fields["embed"] = gr.Checkbox(
-        label="Put the atom files inside the pictures",
-        info="A picture alone then brings its atoms along.",
+        label="Put the adapters inside the pictures",
+        info="A picture alone then brings its atom files along.",
         value=False,
         elem_id="embed",
     )
@@ -286,13 +292,13 @@ class ResultBox:
 def build_result() -> ResultBox:
     """Lay the result out."""
     live = gr.Image(
-        label="While it is painted",
+        label="Preview",
         format="jpeg",
         interactive=False,
         visible=False,
         height=420,
         buttons=[],
-        alt_text="The picture while it is painted",
+        alt_text="The picture while it is generated",
         elem_id="live",
         elem_classes="picture",
     )
@@ -310,8 +316,10 @@ def build_result() -> ResultBox:
     note = gr.HTML(elem_id="note")
     with gr.Row():
         send = gr.Button("Start from this picture", size="sm", elem_id="send", min_width=140)
-        compare = gr.Button("Compare without atoms", size="sm", elem_id="to-compare", min_width=140)
-        reuse = gr.Button("Keep this seed", size="sm", elem_id="reuse-seed", min_width=140)
+        compare = gr.Button(
+            "Compare without adapters", size="sm", elem_id="to-compare", min_width=140
+        )
+        reuse = gr.Button("Reuse this seed", size="sm", elem_id="reuse-seed", min_width=140)
     return ResultBox(live, gallery, note, gr.State([]), gr.State(0), send, compare, reuse)
 
 

@@ -54,7 +54,7 @@ def build_history_panel() -> HistoryPanel:
         with gr.Row():
             search = gr.Textbox(
                 label="Search",
-                placeholder="an atom file, words of a prompt, a seed",
+                placeholder="an adapter, words of a prompt, a seed",
                 elem_id="history-search",
                 scale=4,
             )
@@ -139,7 +139,7 @@ def restore_picture(form: Form, path: Path) -> list[Any]:
     ]
     settings, remarks = restore_recipe(recipe, form.studio)
     filled, _ = form.fill(settings)
-    text = "The form is as it was when the picture was painted."
+    text = "The form is as it was when the picture was generated."
     if brought:
         text += f" It brought {', '.join(brought)} along."
     if remarks:

@@ -1,4 +1,4 @@
-"""The atom files of the Generate tab: chosen from a list or from cards, one row each.
+"""The adapters of the Generate tab: chosen from a list or from cards, one row each.
 
 A row has a switch, a strength, factors by block as sliders and as text, and a schedule.
 """
@@ -13,7 +13,7 @@ import gradio as gr
 from sdatoms import AtomError
 from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.generate.blocks import BLOCK_SCRIPT, draw_blocks, set_block
-from sdatoms_app.generate.cards import CARD_SCRIPT, draw_cards
+from sdatoms_app.generate.cards import CARD_SCRIPT, draw_cards, find_prompt
 from sdatoms_app.generate.form import ROW
 from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.messages import show_errors
@@ -50,8 +50,8 @@ class AdapterRows:
         self.order = gr.State([])
         """Ids of the files in the rows, first row first."""
         self.chosen = gr.Dropdown(
-            label="Atom files and LoRAs",
-            info=f"At most {MAX_ADAPTERS} at once; their order does not matter.",
+            label="Adapters",
+            info=f"Atom files and LoRAs, {MAX_ADAPTERS} at most; their order does not matter.",
             choices=self.list_choices(),
             value=[],
             multiselect=True,
@@ -59,7 +59,7 @@ class AdapterRows:
             elem_id="atoms",
         )
         self.rows = [self._build_row(k) for k in range(MAX_ADAPTERS)]
-        with gr.Accordion("Browse atom files", open=True, elem_id="browse"):
+        with gr.Accordion("Browse adapters", open=True, elem_id="browse"):
             self.cards = gr.HTML(self.draw([]), js_on_load=CARD_SCRIPT, elem_id="cards")
             self.refresh = gr.Button("Refresh list", size="sm", elem_id="refresh")
 
@@ -170,6 +170,15 @@ class AdapterRows:
         kept = {row["id"]: row for row in self.read(values)}
         return self.show([kept.get(id, {"id": id, **ROW}) for id in ids])
 
+    def try_out(self, id: str) -> list[Any]:
+        """The prompt to try a listed file with, then what shows it alone, at strength 1.
+
+        Raises:
+            AtomError: it is not listed.
+        """
+        prompt = find_prompt(self.studio.library.find(id))
+        return [prompt, *self.show([{"id": id, **ROW}])]
+
     def wire(self, prompt: gr.Textbox) -> None:
         """Connect list, cards and rows; triggers go into `prompt`."""
 
@@ -186,7 +195,7 @@ class AdapterRows:
                 return [words, *(gr.skip() for _ in self.outputs)]
             if action == "add" and id not in ids:
                 if len(ids) == MAX_ADAPTERS:
-                    raise AtomError(f"at most {MAX_ADAPTERS} atom files at once; remove one first")
+                    raise AtomError(f"at most {MAX_ADAPTERS} adapters at once; remove one first")
                 ids.append(str(id))
             if action == "remove":
                 ids = [other for other in ids if other != id]

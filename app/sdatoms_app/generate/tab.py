@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.diffusion.recipe import UsedAtoms
 from sdatoms.diffusion.samplers import write_sampler
+from sdatoms.errors import clip
 from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.generate.canvas import fit_sides
 from sdatoms_app.generate.form import make_order
@@ -39,7 +40,7 @@ from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.html import count, draw_note, draw_progress
 from sdatoms_app.shared.messages import draw_error, show_errors
 from sdatoms_app.studio.history import Kept
-from sdatoms_app.studio.orders import MAX_SEED
+from sdatoms_app.studio.orders import MAX_SEED, Order
 from sdatoms_app.studio.painting import Job, Update
 from sdatoms_app.studio.studio import Studio
 
@@ -111,7 +112,7 @@ def wire_form(form: Form, result: ResultBox) -> None:
     @show_errors
     def send(ids: list[str], selected: int) -> list[Any]:
         if not ids:
-            raise AtomError("paint a picture first")
+            raise AtomError("generate a picture first")
         with Image.open(studio.history.find(ids[min(selected, len(ids) - 1)]).path) as picture:
             return [picture.convert("RGB"), gr.Accordion(open=True)]
 
@@ -148,32 +149,61 @@ def wire_load(
 
     def open_page(settings: Any) -> list[Any]:
         forms = gr.Dropdown(choices=studio.saved_forms.list(), value=None)
-        ready = draw_note(f"{studio.bases.list()[0].label} is ready.")
+        ready = draw_note(f"{studio.bases.list()[0].label} is ready. {choose_hint(studio)}")
         return [forms, ready, *form.fill(settings if isinstance(settings, dict) else {})[0]]
 
     load(open_page, remembered, [saved.chosen, note, *form.outputs], **QUIET)
 
 
+def choose_hint(studio: Studio) -> str:
+    """What somebody who sees the page for the first time does next."""
+    if studio.library.list_examples():
+        return "Press Generate, or “Try it” on an example."
+    if studio.library.list_adapters():
+        return "Press Generate, or “Try it” on an adapter."
+    return "Press Generate; to teach it something new, go to the Train tab."
+
+
 def wire_painting(
     ask: PromptBox, form: Form, result: ResultBox, remembered: gr.BrowserState
 ) -> None:
-    """Paint and Cancel, and what the page remembers over a reload."""
+    """Generate and Cancel, a card's "Try it", and what the page remembers over a reload."""
     studio = form.studio
 
     def run(
         request: gr.Request, init: str | None, drawing: Any, mask: str | None, *values: Any
     ) -> Iterator[list[Any]]:
+        settings = choose_seed(form.read(values))
+
+        def list_orders() -> list[Order]:
+            return [make_order(settings, **form.canvas.read(init, drawing, mask))]
+
+        yield from follow(request, settings["seed"], list_orders, show_gallery, describe)
+
+    def run_pair(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        settings = choose_seed(form.read(values))
+
+        def list_orders() -> list[Order]:
+            order = replace(make_order(settings), batch=1)
+            return [replace(order, adapters=(), strength_schedules={}), order]
+
+        yield from follow(request, settings["seed"], list_orders, show_pair, describe_pair)
+
+    def follow(
+        request: gr.Request,
+        seed: int,
+        list_orders: Callable[[], list[Order]],
+        show: Callable[[Sequence[Kept]], gr.Gallery],
+        describe: Callable[..., str],
+    ) -> Iterator[list[Any]]:
         """Yield the preview, the pictures so far, the progress or note, the seed, the ids."""
-        settings = form.read(values)
-        if settings["random_seed"]:
-            settings["seed"] = random.randint(0, MAX_SEED)
         kept: list[Kept] = []
 
         def work(job: Job) -> None:
-            pictures = form.canvas.read(init, drawing, mask)
-            for picture in studio.paint(make_order(settings, **pictures), job):
-                kept.append(picture)
-                job.tell(finished=tuple(kept))
+            for order in list_orders():
+                for picture in studio.paint(order, job):
+                    kept.append(picture)
+                    job.tell(finished=tuple(kept))
 
         job = studio.desk.start(f"{request.session_hash}/generate", work)
         shown, update = 0, Update(0, 1, "starting")
@@ -181,7 +211,7 @@ def wire_painting(
             gr.skip(),
             gr.skip(),
             draw_progress(update.done, update.total, update.message),
-            settings["seed"],
+            seed,
             gr.skip(),
         ]
         try:
@@ -192,7 +222,7 @@ def wire_painting(
                     gallery = gr.Gallery(visible=bool(shown))
                 if len(update.finished) > shown:
                     shown = len(update.finished)
-                    gallery = show_gallery(kept[:shown])
+                    gallery = show(kept[:shown])
                 bar = draw_progress(update.done, update.total, update.message)
                 yield [live, gallery, bar, gr.skip(), [k.id for k in kept]]
             note = describe(kept, update.remarks, cancelled=job.cancelled)
@@ -200,7 +230,7 @@ def wire_painting(
             note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/generate", job)
-        gallery = show_gallery(kept) if kept else gr.Gallery(visible=True)
+        gallery = show(kept) if kept else gr.Gallery(visible=True)
         yield [gr.Image(None, visible=False), gallery, note, gr.skip(), [k.id for k in kept]]
 
     def start() -> list[Any]:
@@ -213,29 +243,60 @@ def wire_painting(
         studio.desk.cancel(f"{request.session_hash}/generate")
         return gr.Button(interactive=False)
 
+    @show_errors
+    def try_out(event: gr.EventData) -> list[Any]:
+        data = event._data if isinstance(event._data, dict) else {}
+        return form.rows.try_out(str(data.get("id")))
+
     buttons = [ask.paint, ask.cancel]
-    gr.on(
+    asked = gr.on(
         [ask.paint.click, ask.prompt.submit],
         start,
         None,
         [*buttons, result.selected],
         queue=False,
         **QUIET,
-    ).then(
-        run,
-        [*form.canvas.inputs, *form.inputs],
-        [result.live, result.gallery, result.note, form.fields["seed"], result.kept],
-        concurrency_limit=8,
-        **QUIET,
-    ).then(  # remembered before Paint is ready again, so that a reload then finds the form
-        lambda *values: form.read(values), form.inputs, remembered, queue=False, **QUIET
-    ).then(stop, None, buttons, queue=False, **QUIET)
+    )
+    tried = form.rows.cards.submit(
+        try_out, None, [ask.prompt, *form.rows.outputs], **QUIET
+    ).success(start, None, [*buttons, result.selected], queue=False, **QUIET)
+    for begun, work, given in (
+        (asked, run, [*form.canvas.inputs, *form.inputs]),
+        (tried, run_pair, form.inputs),
+    ):
+        begun.then(
+            work,
+            given,
+            [result.live, result.gallery, result.note, form.fields["seed"], result.kept],
+            concurrency_limit=8,
+            **QUIET,
+        ).then(  # remembered before Generate is ready again, so that a reload then finds the form
+            lambda *values: form.read(values), form.inputs, remembered, queue=False, **QUIET
+        ).then(stop, None, buttons, queue=False, **QUIET)
     ask.cancel.click(stop_painting, None, ask.cancel, queue=False, **QUIET)
+
+
+def choose_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with a new seed where a random one is asked for."""
+    if settings["random_seed"]:
+        settings["seed"] = random.randint(0, MAX_SEED)
+    return settings
 
 
 def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
     pictures = [(str(picture.path), picture.caption) for picture in kept]
-    return gr.Gallery(pictures, selected_index=len(pictures) - 1, visible=True)
+    return gr.Gallery(pictures, selected_index=len(pictures) - 1, preview=True, visible=True)
+
+
+def show_pair(kept: Sequence[Kept]) -> gr.Gallery:
+    """The picture without an adapter beside the one with it."""
+    pictures = [(str(picture.path), name_half(picture)) for picture in kept]
+    return gr.Gallery(pictures, selected_index=None, preview=False, columns=2, visible=True)
+
+
+def name_half(kept: Kept) -> str:
+    names = ", ".join(used.name for used in kept.recipe.adapters)
+    return clip(f"with {names}" if names else "without adapter", 60)
 
 
 def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
@@ -249,6 +310,19 @@ def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -
     text = f"{seeds}, {atoms or 'no atoms'}, {sampler}, {recipe.num_inference_steps} steps"
     if cancelled:
         text = f"Cancelled after {count(len(kept), 'picture')}. {text}"
+    return draw_note(text, remarks)
+
+
+def describe_pair(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
+    """The same of a picture without and one with an adapter."""
+    if len(kept) < 2:
+        return describe(kept, remarks, cancelled=cancelled)
+    recipe = kept[-1].recipe
+    text = (
+        f"“{recipe.prompt}”, seed {recipe.seed}: without, and with "
+        f"{', '.join(describe_atoms(used) for used in recipe.adapters)}. Change the prompt, keep "
+        f"the trigger word, and press Generate."
+    )
     return draw_note(text, remarks)
 
 

@@ -43,7 +43,7 @@ def build_runs_api(page: TrainPage) -> None:
         return summarize(queue.choose_gpu(run, None if gpu == -1 else gpu))
 
     def sample_training(run: str) -> dict:
-        """Ask a running training to paint and measure samples after this step."""
+        """Ask a running training to generate and measure samples after this step."""
         return summarize(queue.ask(run, "samples"))
 
     def save_training(run: str) -> dict:

@@ -15,6 +15,7 @@ from sdatoms_app.queue.queue import Queue
 from sdatoms_app.queue.training import Training
 from sdatoms_app.runs.files import open_samples, read_curves
 from sdatoms_app.runs.view import (
+    EMPTY,
     describe_training,
     draw_curves,
     list_runs,
@@ -69,9 +70,8 @@ def look_at_runs(
 def show_none(before: dict[str, Any]) -> list[Any]:
     if before.get("id", "") is None:
         return [gr.skip()] * PARTS
-    empty = "<p>No training was started yet; the Train tab starts one.</p>"
     buttons = [gr.Button(interactive=False)] * (BUTTONS - 3) + [gr.Button(visible=False)] * 3
-    return [empty, *buttons, *[gr.skip()] * 6]
+    return [EMPTY, *buttons, *[gr.skip()] * 6]
 
 
 def show_training(

@@ -17,7 +17,7 @@ from sdatoms_app.queue.queue import MOVES, Queue, list_gpus
 from sdatoms_app.runs.api import build_runs_api
 from sdatoms_app.runs.files import pack_run
 from sdatoms_app.runs.look import look_at_runs
-from sdatoms_app.runs.view import BAR, list_runs
+from sdatoms_app.runs.view import BAR, EMPTY, list_runs
 from sdatoms_app.shared.events import PRIVATE, QUIET, go_to
 from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.shared.plots import PLOT_STYLE
@@ -89,7 +89,7 @@ def build_runs_tab(studio: Studio, form: TrainForm, generate: GenerateTab) -> No
         with gr.Column(scale=1, min_width=280):
             runs = gr.Radio(
                 list_runs(queue),
-                label="Runs",
+                label="Trainings",
                 info="Newest first; they go on while this page is closed.",
                 elem_id="runs",
                 elem_classes="run-list",
@@ -106,15 +106,13 @@ def build_runs_tab(studio: Studio, form: TrainForm, generate: GenerateTab) -> No
 
 def build_page(runs: gr.Radio) -> tuple[Page, Controls]:
     """Everything beside the list of runs."""
-    status = gr.HTML(
-        "<p>No run is chosen.</p>", css_template=BAR, elem_id="run-status", js_on_load=None
-    )
+    status = gr.HTML(EMPTY, css_template=BAR, elem_id="run-status", js_on_load=None)
     with gr.Row():
         stop = gr.Button("Stop and save", variant="stop", elem_id="run-stop", min_width=120)
         sample = gr.Button("Sample now", elem_id="run-sample", min_width=120)
         save = gr.Button("Save now", elem_id="run-save", min_width=120)
         resume = gr.Button("Resume", elem_id="run-resume", min_width=120)
-        send = gr.Button("Use in Generate", elem_id="run-send", min_width=120)
+        send = gr.Button("Use in Generate", elem_id="run-send", min_width=200)
         again = gr.Button("Train again with these settings", elem_id="run-again", min_width=320)
     with gr.Row():
         first, up, down = (
@@ -235,7 +233,7 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
     @show_errors
     def press_sample(id: str | None) -> None:
         queue.ask(id or "", "samples")
-        gr.Info("Samples are painted after this step.")
+        gr.Info("Samples are generated after this step.")
 
     @show_errors
     def press_save(id: str | None) -> None:
@@ -291,7 +289,7 @@ def wire_generate(
     def use(id: str | None, *values: Any) -> list[Any]:
         training = queue.find(id or "")
         if not training.newest:
-            raise AtomError(f"the run {training.id!r} has no atoms yet")
+            raise AtomError(f"the run {training.id!r} has no atom file yet")
         listed, _ = name_entry(training.newest.relative_to(studio.library.folder.absolute()))
         ids = [row["id"] for row in rows.read(values) if row["id"] != listed]
         return rows.choose([*ids[: MAX_ADAPTERS - 1], listed], values)

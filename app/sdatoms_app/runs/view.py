@@ -16,6 +16,7 @@ from sdatoms_app.shared.plots import Line, draw_plot
 
 __all__ = [
     "BAR",
+    "EMPTY",
     "describe_training",
     "draw_curves",
     "list_runs",
@@ -34,6 +35,10 @@ STATES = {
     "stopped": "■ stopped",
     "failed": "✗ failed",
 }
+EMPTY = (
+    '<p class="hint">No training yet. Start one on the Train tab: here you then see its progress, '
+    "samples and curves. It goes on while this page is closed.</p>"
+)
 BAR = """
 .run {display: grid; gap: .4rem}
 .run .line {display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: baseline}

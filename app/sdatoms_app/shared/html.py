@@ -18,7 +18,7 @@ def draw_progress(done: int, total: int, message: str) -> str:
         return ""
     share = round(100 * done / max(total, 1))
     return (
-        f'<div class="progress" role="progressbar" aria-label="Painting" aria-valuemin="0" '
+        f'<div class="progress" role="progressbar" aria-label="Generating" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share}"><div style="width: {share}%"></div></div>'
         f'<p class="hint" aria-live="polite">{escape(message)}</p>'
     )

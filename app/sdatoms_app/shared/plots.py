@@ -40,7 +40,8 @@ PLOT_STYLE = """
 .plot rect {fill: transparent}
 .plot rect:hover {fill: var(--body-text-color); opacity: .08}
 .plot .line-0 {--line: #2b8fbf} .plot .line-1 {--line: #d9822b}
-.plots {display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
+.plots {display: grid; gap: 1.8rem 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(260px, 1fr))}
 """
 
 

@@ -159,7 +159,7 @@ class Handover:
         who = f"{borrower[:1].upper()}{borrower[1:]}"
         where = self.home.partition(":")[0].replace("cuda", "GPU")
         if self.policy == "cpu":
-            return f"{who} has the {where}; pictures are painted on the processor"
+            return f"{who} has the {where}; pictures are generated on the processor"
         return f"{who} has the {where}; pictures wait for its end"
 
 

@@ -1,4 +1,4 @@
-"""The atom files and LoRAs the app offers: those found in folders, and those dropped in.
+"""The atom files and LoRAs the app offers: those found in folders, those dropped in, and examples.
 
 Visitors name files by an id from the list, never by a path; an upload is read and checked before it
 is listed.
@@ -7,17 +7,20 @@ is listed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sdatoms import AtomError, AtomFile, read_atoms
 from sdatoms.atoms.strengths import is_name, list_blocks
 from sdatoms.errors import clip, mark_bytes
 from sdatoms.files.lora_file import LoraFile, read_lora, read_lora_header
 from sdatoms.files.sources import read_adapter
+from sdatoms.pictures import read_picture
 from sdatoms.storage import write_whole
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
 
 MAX_UPLOAD_BYTES = 256 << 20
 MAX_LISTED = 200
+MAX_HINT = 300
+"""Characters of a prompt that a file brings."""
 CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -55,6 +60,10 @@ class Entry:
     """Names of the blocks that the file changes, and in how many layers each."""
     rank: str = ""
     """Of a LoRA, such as `8` or `4 to 16`; empty for atoms."""
+    prompt: str = ""
+    """What to try it with, as the file tells it; empty where it names none."""
+    example: bool = False
+    """Whether it came with the program; such files are never written to or deleted."""
 
     @cached_property
     def sha256(self) -> str:
@@ -72,24 +81,44 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What the list shows: name, size, trigger."""
+        """What the list shows: name, size, trigger word."""
         kind = f"LoRA of rank {self.rank} · " if self.rank else ""
-        return f"{self.id} · {kind}{self.size} · {self.trigger or 'no trigger'}"
+        return f"{self.id} · {kind}{self.size} · {self.trigger or 'no trigger word'}"
+
+    def read_pair(self) -> list[Image.Image]:
+        """The pictures of an example's prompt without and with it; empty where there are none.
+
+        Raises:
+            AtomError: the file beside the example is damaged.
+        """
+        path = self.path.with_suffix(".webp")
+        if not self.example or not path.is_file():
+            return []
+        sheet = read_picture(path)
+        half = sheet.width // 2
+        return [sheet.crop((x, 0, x + half, sheet.height)) for x in (0, half)]
 
 
 class Library:
-    """Lists `*.safetensors` below `folder` that are atom files or LoRAs, and LoRAs below `models`;
-    uploads go to `folder/uploads`."""
+    """Lists `*.safetensors` below `folder` that are atom files or LoRAs, LoRAs below `models`, and
+    the atom files of `examples`; uploads go to `folder/uploads`."""
 
-    def __init__(self, folder: Path, models: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, models: Path | None = None, examples: Path | None = None
+    ) -> None:
         self.folder = folder
         self.models = models
+        self.examples = examples
         self._known: dict[tuple[Path, int, int], Entry | None] = {}
 
     def list(self) -> list[Entry]:
-        """All atom files, newest first; checkpoints of runs are passed over."""
+        """All atom files, newest first and examples last; checkpoints of runs are passed over."""
         found = [entry for entry in self._scan() if entry.step is None and not entry.rank]
         return found[:MAX_LISTED]
+
+    def list_examples(self) -> list[Entry]:
+        """The atom files that came with the program, by name."""
+        return [entry for entry in self._scan() if entry.example]
 
     def list_adapters(self) -> list[Entry]:
         """The atom files, and behind them the LoRAs, each newest first."""
@@ -148,7 +177,8 @@ class Library:
         return entry
 
     def _scan(self) -> list[Entry]:
-        """Every atom file and LoRA below the folders, newest first."""
+        """Every atom file and LoRA below the folders, newest first; then the examples, but those
+        whose id a file of a folder has."""
         entries = []
         for folder in filter(None, (self.folder, self.models)):
             for path in folder.rglob("*.safetensors") if folder.is_dir() else ():
@@ -162,7 +192,16 @@ class Library:
                 if entry and (entry.rank or folder == self.folder):
                     entries.append((path.stat().st_mtime, entry))
         entries.sort(key=lambda pair: (-pair[0], pair[1].id))
-        return list({entry.path: entry for _, entry in entries}.values())
+        found = list({entry.path: entry for _, entry in entries}.values())
+        taken = {entry.id for entry in found}
+        return found + [entry for entry in self._scan_examples() if entry.id not in taken]
+
+    def _scan_examples(self) -> Iterator[Entry]:
+        paths = self.examples.glob("*.safetensors") if self.examples else ()
+        for path in sorted(paths):
+            entry = self._read(path)
+            if entry and not entry.rank:
+                yield entry
 
     def _read(self, path: Path) -> Entry | None:
         """The entry of a file, or None where it is neither an atom file nor a LoRA; remembered
@@ -196,7 +235,12 @@ class Library:
             "thumbnail": file.metadata.get("modelspec.thumbnail", ""),
             "step": step,
             "blocks": list_parts(file.layers),
+            "prompt": clip(file.metadata.get("modelspec.usage_hint", ""), MAX_HINT),
+            "example": self._is_example(path),
         }
+
+    def _is_example(self, path: Path) -> bool:
+        return self.examples is not None and path.parent == self.examples
 
     def _read_lora(self, path: Path) -> Entry | None:
         """From the header alone: LoRAs may be large."""
@@ -214,6 +258,8 @@ class Library:
     def _name_entry(self, path: Path) -> tuple[str, int | None]:
         if path.is_relative_to(self.folder):
             return name_entry(path.relative_to(self.folder))
+        if self._is_example(path):
+            return f"examples/{path.stem}", None
         assert self.models is not None
         return f"models/{path.relative_to(self.models).with_suffix('').as_posix()}", None
 

@@ -62,13 +62,13 @@ SAID = {
     "guidance_scale": "guidance",
     "seed": "the seed",
     "batch": "the number of pictures",
-    "denoising_strength": "the share painted anew",
+    "denoising_strength": "the denoising strength",
     "clip_skip": "CLIP skip",
     "guidance_rescale": "the guidance's rescaling",
     "mask_blur": "the mask's soft edge",
     "hires_scale": "the second pass's scale",
     "hires_steps": "the second pass's steps",
-    "batch_size": "the number painted at once",
+    "batch_size": "the batch size",
 }
 """Setting → what refusals call it."""
 TAKEN_OVER = (
@@ -150,7 +150,7 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
             raise AtomError(f"the {what} has {len(text)} characters; it takes {MAX_PROMPT}")
         parse_prompt(text)
     if not order.prompt.strip():
-        raise AtomError("the prompt is empty; say what to paint")
+        raise AtomError("the prompt is empty; say what it should show")
     for name, (low, high) in LIMITS.items():
         number = getattr(order, name)
         if name in ("width", "height"):

@@ -63,6 +63,7 @@ class Studio:
         max_side: int = MAX_SIDE,
         handover: Handover | None = None,
         labellers: Mapping[str, str] | None = None,
+        measures: bool = False,
     ) -> None:
         self.base = base
         self.max_side = max_side
@@ -70,6 +71,8 @@ class Studio:
         self.labellers = dict(labellers or {})
         """Models that label pictures or measure trainings, by hub name or folder: `captioner`,
         `segmenter`, `evaluator`, `style_evaluator`."""
+        self.measures = measures
+        """Whether trainings are measured on this machine before anybody asks."""
         self.opening = dict(opening or {})
         """Arguments of `load_base`; those of one base's files are for the default alone."""
         self.bases = Bases(base, models, hub=hub)

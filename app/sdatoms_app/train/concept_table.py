@@ -81,8 +81,8 @@ def read_cell(name: str, what: str, value: Any) -> float | None:
 
 
 def describe_taken(pictures: Sequence[Picture]) -> list[str]:
-    """What the pictures are taken for, one line for each concept; none where there is nothing to
-    say."""
+    """What the pictures are taken for, one line for each concept; none where they show one thing,
+    each under one caption."""
     lines = []
     for name in dict.fromkeys(picture.concept for picture in pictures):
         mine = [picture for picture in pictures if picture.concept == name]
@@ -92,7 +92,7 @@ def describe_taken(pictures: Sequence[Picture]) -> list[str]:
         parts = [f"{own} with captions of their own"] if own else []
         parts += [f"{several} of them with several, one a line"] if several else []
         parts += [f"{masks} masked"] if masks else []
-        if name or parts:
+        if name or several:
             label = f"{clip(name, 60)}: " if name else ""
             number = f"{len(mine)} {'picture' if len(mine) == 1 else 'pictures'}"
             lines.append(f"{label}{', '.join([number, *parts])}")

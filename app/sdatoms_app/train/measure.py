@@ -1,4 +1,8 @@
-"""Minutes and memory of a training, measured on this machine by the trainer's own dry run."""
+"""Minutes and memory of a training, measured on this machine by the trainer's own dry run.
+
+Steps take as long as they take whatever their number, so one measurement serves all settings that
+differ in nothing but steps, rates and samples.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +22,31 @@ import sdatoms
 from sdatoms import AtomError
 from sdatoms.errors import clip
 from sdatoms.storage import find_assets, read_table
-from sdatoms.training.presets import read_costs
+from sdatoms.training.config import TrainConfig
 from sdatoms_app.queue.worker import write_json
 from sdatoms_app.train.drafts import Draft
 
 __all__ = [
     "Measurements",
     "describe_facts",
-    "describe_source",
+    "describe_minutes",
     "make_key",
-    "name_machine",
-    "quote_cost",
     "sample_folder",
 ]
 
 PATIENCE = 600
+LONG = 10_000
+"""Steps whose minutes are asked for, so that a tenth of a minute is no coarse measure."""
 LINE = re.compile(r"^(\w[\w ]*?)\s{2,}(\S.*)$", re.MULTILINE)
-IRRELEVANT = ("instance_prompt", "class_prompt", "validation_prompt", "trigger", "seed")
-"""Settings that change neither minutes nor memory."""
+IRRELEVANT = (
+    *("instance_prompt", "class_prompt", "trigger", "seed", "prior_loss_weight", "random_flip"),
+    *("max_train_steps", "learning_rate", "spatial_learning_rate", "block_learning_rate"),
+    *("lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"),
+    *("validation_prompt", "validation_steps", "num_validation_images", "num_drift_images"),
+    *("best_metric", "best_metric_goal", "early_stopping_patience"),
+    *("checkpointing_steps", "checkpoints_total_limit"),
+)
+"""Settings that change neither the seconds of a step nor the memory."""
 
 
 class Measurements:
@@ -46,28 +57,39 @@ class Measurements:
         self._lock = threading.Lock()
 
     def find(self, settings: dict[str, Any]) -> dict[str, str] | None:
-        """What was measured for these settings, or None."""
-        return read_table(self.path, {}).get(make_key(settings))
+        """What was measured for these settings, its minutes for as many steps as they have; None
+        where nothing was."""
+        facts = read_table(self.path, {}).get(make_key(settings))
+        if not facts:
+            return None
+        steps = settings.get("max_train_steps", TrainConfig.max_train_steps)
+        minutes, _, apart = facts["minutes"].partition(" ")
+        scaled = float(minutes) * steps / int(facts["steps"])
+        return facts | {"steps": str(steps), "minutes": f"{scaled:.1f} {apart}".strip()}
 
-    def measure(self, settings: dict[str, Any], pictures: Path) -> dict[str, str]:
+    def measure(
+        self, settings: dict[str, Any], pictures: Path, *, anew: bool = False
+    ) -> dict[str, str]:
         """Measure in a process of its own, unless it was done before.
 
         Args:
             settings: the trainer's settings, without folders.
             pictures: any folder of pictures: their number hardly counts.
+            anew: measure all the same; the machine may have been busy then.
 
         Raises:
             AtomError: the trainer refuses the settings; its own sentence.
         """
         with self._lock:
             known = self.find(settings)
-            if known:
+            if known and not anew:
                 return known
-            facts = run_dry(settings, pictures)
-            facts["machine"] = name_machine()
+            facts = run_dry(settings | {"max_train_steps": LONG}, pictures)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, read_table(self.path, {}) | {make_key(settings): facts})
-            return facts
+            found = self.find(settings)
+            assert found is not None
+            return found
 
 
 def run_dry(settings: dict[str, Any], pictures: Path) -> dict[str, str]:
@@ -105,45 +127,29 @@ def make_key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([counted, where]).encode()).hexdigest()[:32]
 
 
-def name_machine() -> str:
-    """Processor and cores, in words."""
-    model = ""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        model = found[1] if found else ""
-    except OSError:
-        model = platform.processor()
-    words = clip(" ".join((model or platform.machine()).split()), 60)
-    return f"{words}, {os.cpu_count()} cores"
-
-
 def describe_facts(facts: dict[str, str] | None, *, brief: bool = False) -> str:
-    """Minutes, memory and size in one line."""
+    """Memory and size in one line; briefly, minutes and memory."""
     if not facts:
-        return "minutes and memory: not measured yet"
-    minutes = f"{facts['minutes'].split()[0]} min" if facts.get("minutes") else ""
-    parts = [minutes, facts.get("memory", "")]
-    if not brief:
-        parts[0] += " (without class pictures and samples)" if minutes else ""
-        parts[1] += " of memory" if parts[1] else ""
-        parts += [f"{facts['parameters']} trained numbers" if "parameters" in facts else ""]
-        parts += [f"a file of {facts['bytes']} bytes" if "bytes" in facts else ""]
-    return (" · " if brief else ", ").join(part for part in parts if part)
-
-
-def quote_cost(preset: str) -> str:
-    """What the library measured of a preset on the bundled base, elsewhere."""
-    row = read_costs().get(preset.lower())
-    if not row:
         return ""
-    memory = row["peak_memory_bytes"] / 2**30
-    return f" · {row['core_seconds'] / 60:.1f} min on one core, {memory:.1f} GiB"
+    if brief:
+        minutes = f"{facts['minutes'].split()[0]} min" if facts.get("minutes") else ""
+        return " · ".join(filter(None, (minutes, facts.get("memory", ""))))
+    parts = [f"{facts['memory']} of memory"] if facts.get("memory") else []
+    if facts.get("bytes") and facts.get("parameters"):
+        size = f"{int(facts['bytes']) / 1000:,.0f} kB"
+        parts.append(f"the file has {size} ({int(facts['parameters']):,} trained numbers)")
+    return "; ".join(parts)
 
 
-def describe_source() -> str | None:
-    """Where the library's costs were measured; None where it has none."""
-    rows = list(read_costs().values())
-    return f"Minutes “on one core” are those of: {rows[0]['device']}." if rows else None
+def describe_minutes(facts: dict[str, str] | None) -> str:
+    """How long it takes here, for a sentence; empty where that is not known."""
+    if not facts or not facts.get("minutes"):
+        return ""
+    minutes = float(facts["minutes"].split()[0])
+    if minutes < 1:
+        return "less than a minute on this machine"
+    amount = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} min"
+    return f"about {amount} on this machine"
 
 
 def sample_folder(draft: Draft) -> Path:

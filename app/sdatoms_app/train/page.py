@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,12 @@ from sdatoms_app.train.form import (
     show_value,
 )
 from sdatoms_app.train.listed import drop_stray_captions
-from sdatoms_app.train.measure import Measurements, describe_facts, quote_cost, sample_folder
+from sdatoms_app.train.measure import (
+    Measurements,
+    describe_facts,
+    describe_minutes,
+    sample_folder,
+)
 from sdatoms_app.train.offered import PLAIN
 from sdatoms_app.train.pictures import PicturesPart
 from sdatoms_app.train.trees import add_tree
@@ -56,6 +63,8 @@ class TrainPage(PicturesPart):
         places = [*roots, find_assets() / "subjects"]
         super().__init__(studio, self.queue.root / ".drafts", places)
         self.measured = Measurements(self.queue.root / ".measured.json")
+        self.measuring = threading.Lock()
+        """Held while settings are measured that nobody asked to."""
         self.folded = [name for name in list_settings() if name not in PLAIN]
         self.names = [*PLAIN, *self.folded]
         """Every setting of the form, in the order its values come in."""
@@ -71,10 +80,9 @@ class TrainPage(PicturesPart):
         found = []
         for name in self.name_presets():
             settings = self.with_base(read_preset(name))
-            facts = self.measured.find(settings)
-            quoted = "" if self.studio.base else quote_cost(name)
-            cost = f" · {describe_facts(facts, brief=True)}" if facts else quoted
-            found.append((f"{name} · {settings['max_train_steps']} steps{cost}", name))
+            cost = describe_facts(self.measured.find(settings), brief=True)
+            words = [name, f"{settings['max_train_steps']} steps", *([cost] if cost else [])]
+            found.append((" · ".join(words), name))
         return found
 
     def with_base(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +99,11 @@ class TrainPage(PicturesPart):
         """The draft and the settings of a page that is opened anew."""
         draft = self.open(token)
         form = draft.form
-        values = [form.get(name, gr.skip()) for name in self.names]
         preset = form.get("preset")
         chosen = preset if preset in PRESETS else "Balanced"
+        fresh = {} if form else read_defaults() | expand_preset(chosen.lower(), {})
+        held = {name: show_value(fresh[name]) for name in self.folded if fresh} | form
+        values = [held.get(name, gr.skip()) for name in self.names]  # what was typed by now stays
         return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
 
     @show_errors
@@ -111,16 +121,62 @@ class TrainPage(PicturesPart):
         return draft.token, self.describe_cost(values, len(draft.list()))
 
     def describe_cost(self, values: Sequence[Any], pictures: int) -> str:
+        """What Start will do and how long it takes here, and below it what it takes else."""
         try:
             settings = self.read(values)
         except AtomError as error:
             return str(error)
         config = TrainConfig(**settings)
         batch = config.train_batch_size * config.gradient_accumulation_steps
-        views = config.max_train_steps * batch
-        each = f"; each of {pictures} is seen {views / pictures:.0f} times" if pictures else ""
-        plan = f"{count(config.max_train_steps, 'step')} of {count(batch, 'picture')}{each}"
-        return f"{plan}\n{describe_facts(self.measured.find(self.with_base(settings)))}"
+        steps = count(config.max_train_steps, "step")
+        facts = self.measured.find(self.with_base(settings))
+        long = describe_minutes(facts)
+        if not pictures:
+            ready = f": {long}" if long else ""
+            plan = f"Add pictures first. With these settings Start then trains {steps}{ready}."
+            return f"{plan}\n{self.describe_rest(facts)}"
+        each = f"each is seen {config.max_train_steps * batch / pictures:.0f} times"
+        taken = f": {long}, samples aside" if long else ""
+        what = f"Start trains {steps} on {count(pictures, 'picture')} ({each}){taken}."
+        after = "Runs shows how it goes; the adapter is then listed on the Generate tab."
+        return f"{what} {after}\n{self.describe_rest(facts)}"
+
+    def describe_rest(self, facts: dict[str, str] | None) -> str:
+        if facts:
+            return f"It takes {describe_facts(facts)}."
+        if self.measuring.locked():
+            return "How long it takes on this machine is being measured."
+        return "How long it takes on this machine is not measured yet."
+
+    @show_errors
+    def measure_quietly(self, token: str, *values: Any) -> list[Any]:
+        """Begin to measure the settings in the background, where nobody has before and the machine
+        is idle; the costs as they are known, and whether to look again."""
+        draft = self.open(token)
+        try:
+            settings = self.with_base(self.read(values))
+        except AtomError:
+            settings = None
+        wanted = settings is not None and self.studio.measures and not self.measured.find(settings)
+        if wanted and self.queue.find_running() is None and self.measuring.acquire(blocking=False):
+            work = (settings, sample_folder(draft))
+            threading.Thread(target=self._measure_quietly, args=work, daemon=True).start()
+        return self.look_measured(token, *values)
+
+    def _measure_quietly(self, settings: dict[str, Any], pictures: Path) -> None:
+        try:
+            with contextlib.suppress(AtomError):  # whoever starts the training is told
+                self.measured.measure(settings, pictures)
+        finally:
+            self.measuring.release()
+
+    @show_errors
+    def look_measured(self, token: str, *values: Any) -> list[Any]:
+        """The cost of the settings, the presets, and a timer that runs while these may change."""
+        under_way = self.measuring.locked()
+        cost = self.describe_cost(values, len(self.open(token).list()))
+        presets = gr.skip() if under_way else gr.Radio(choices=self.list_presets())
+        return [cost, presets, gr.Timer(active=under_way)]
 
     def use_preset(self, name: str, prompt: str) -> list[Any]:
         """The trainer's defaults with the preset's changes, for the folded settings and for what
@@ -137,7 +193,7 @@ class TrainPage(PicturesPart):
         settings = self.read(values)
         self.check_idle()
         with self.studio.lend(MEASURING):
-            self.measured.measure(self.with_base(settings), sample_folder(draft))
+            self.measured.measure(self.with_base(settings), sample_folder(draft), anew=True)
         return self.describe_cost(values, len(draft.list()))
 
     @show_errors
@@ -173,7 +229,9 @@ class TrainPage(PicturesPart):
             AtomError: a prompt is missing, there are no pictures, or the queue is full.
         """
         if not settings.get("instance_prompt"):
-            raise AtomError("the prompt of the pictures is empty; name what they show")
+            raise AtomError(
+                "the instance prompt is empty; name what the pictures show, with a trigger word"
+            )
         return self.queue.add(settings["instance_prompt"], self.with_base(settings), draft.fill)
 
     def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Training:

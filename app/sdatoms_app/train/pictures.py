@@ -12,6 +12,7 @@ from sdatoms import AtomError
 from sdatoms.diffusion.family import read_resolution, read_units
 from sdatoms.errors import clip
 from sdatoms.pictures import read_picture
+from sdatoms.storage import read_subject
 from sdatoms.training.buckets import Size, list_buckets
 from sdatoms.training.labelling import put_trigger
 from sdatoms.training.picture_checks import PictureCheck
@@ -24,6 +25,7 @@ from sdatoms_app.train.labels import Labels
 from sdatoms_app.train.listed import list_files, list_folders, list_passed
 from sdatoms_app.train.masking import cut_shown, read_drawn, show_editor
 from sdatoms_app.train.offered import CAPS
+from sdatoms_app.train.subjects import list_digests
 from sdatoms_app.train.trees import add_zip
 
 __all__ = [
@@ -141,6 +143,19 @@ class PicturesPart:
         if name not in found:
             raise AtomError(f"no folder {clip(str(name))!r} is listed")
         return list_files(found[name])
+
+    @show_errors
+    def try_subject(self, token: str, event: gr.SelectData) -> list[Any]:
+        """The pictures of a bundled subject in place of another one's, and their prompt."""
+        name = str(event.value)
+        folder, about = read_subject(name)
+        draft = self.open(token)
+        if any(picture.id not in list_digests() for picture in draft.list()):
+            raise AtomError("there are pictures of yours here; press “Remove all” before this")
+        for picture in draft.list():
+            draft.remove(picture.id)
+        refused = draft.add(list_files(folder))
+        return [*self.show(draft, refused=refused), about["instance_prompt"]]
 
     @show_errors
     def choose(self, id: str | None, token: str) -> list[Any]:

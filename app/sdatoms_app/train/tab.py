@@ -16,8 +16,9 @@ from sdatoms_app.shared.events import PRIVATE, QUIET
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.concept_table import COLUMNS
 from sdatoms_app.train.form import build_fields
-from sdatoms_app.train.measure import describe_source, name_machine
 from sdatoms_app.train.page import TrainPage
+from sdatoms_app.train.subjects import SUBJECT_SCRIPT, draw_subjects
+from sdatoms_app.train.wiring import CUT_BY, SHOWN, wire_pictures, wire_settings
 
 __all__ = [
     "TrainForm",
@@ -51,13 +52,14 @@ class TrainForm:
     page: TrainPage
 
 
-def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
+def build_train_tab(studio: Studio, roots: Sequence[Path], select: Any) -> TrainForm:
     """Lay the tab out; call inside `gr.Blocks`.
 
     Args:
         studio: names the base and the folder of runs.
         roots: folders an operator listed, whose pictures visitors may train on; the bundled
             subjects are always among them.
+        select: the event of the tab being opened.
     """
     page = TrainPage(studio, roots)
     token = gr.Textbox("", visible="hidden", label="Draft")
@@ -68,7 +70,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
             settings = build_settings(page)
     fields = [settings[name] for name in page.names]
     wire_pictures(page, pictures, token)
-    started = wire_settings(page, settings, fields, token)
+    started = wire_settings(page, pictures | settings, fields, token, select)
     shown = [pictures[name] for name in SHOWN]
     gr.on(
         [settings[name].input for name in CUT_BY],
@@ -87,20 +89,22 @@ def build_train_tab(studio: Studio, roots: Sequence[Path] = ()) -> TrainForm:
     return TrainForm(started, token, [*shown, *fields], page)
 
 
-SHOWN = ("token", "gallery", "verdict", "picture", "caption", "concept", "concepts")
-"""The widgets that `TrainPage.show` fills."""
-CUT_BY = ("resolution", "aspect_ratio_buckets", "crop_style", "alpha_mask")
-"""Settings that change the crops."""
-
-
 def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     """Steps 1 and 2."""
     gr.Markdown("### 1 · Pictures")
+    subjects = gr.HTML(
+        draw_subjects(), js_on_load=SUBJECT_SCRIPT, elem_id="train-subjects", padding=False
+    )
     upload = gr.File(
-        label="Drop pictures, with captions (.txt) and masks (.mask.png, -masklabel.png), or a zip",
+        label="Your pictures, or a zip of them",
         file_count="multiple",
         height=150,
         elem_id="train-upload",
+    )
+    gr.HTML(
+        '<p class="hint">Captions (.txt) and masks (.mask.png, -masklabel.png) may come along.</p>',
+        js_on_load=None,
+        padding=False,
     )
     with gr.Row():
         folder = gr.Dropdown(
@@ -112,7 +116,9 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
             min_width=260,
         )
         take = gr.Button("Add folder", size="sm", elem_id="train-take", scale=1, min_width=120)
-    verdict = gr.Textbox(label="Pre-flight", interactive=False, lines=2, elem_id="train-verdict")
+    verdict = gr.Textbox(
+        label="Check of the pictures", interactive=False, lines=2, elem_id="train-verdict"
+    )
     gallery = gr.Gallery(
         label="What the trainer will see",
         columns=4,
@@ -136,7 +142,9 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     )
     caption_all = gr.Button("Caption those without one", size="sm", elem_id="train-caption-all")
     with gr.Accordion("Mask of this picture", open=False, elem_id="train-masking"):
-        gr.Markdown("Paint what counts; the rest is not learnt. Nothing painted: all of it counts.")
+        gr.Markdown(
+            "Brush over what counts; the rest is not learnt. Nothing brushed: all of it counts."
+        )
         editor = gr.ImageEditor(
             label="Mask",
             type="pil",
@@ -177,6 +185,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
         empty = gr.Button("Remove all", size="sm", elem_id="train-empty")
     return {
         "token": token,
+        "subjects": subjects,
         "upload": upload,
         "folder": folder,
         "take": take,
@@ -202,9 +211,10 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
     texts = read_field_help(TrainConfig)
     gr.Markdown("### 3 · Settings")
     instance = gr.Textbox(
-        label="Prompt of the pictures",
-        info=texts["instance_prompt"],
-        placeholder="an emoji in sks style",
+        label="Instance prompt",
+        info="What the pictures show, with a trigger word that means nothing else, such as sks: it "
+        "calls your subject later.",
+        placeholder="a sks cat, or: an emoji in sks style",
         max_length=2000,
         elem_id="train-instance_prompt",
     )
@@ -212,26 +222,24 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         page.list_presets(),
         value="Balanced",
         label="Preset",
-        info=None if page.studio.base else describe_source(),
         elem_id="train-preset",
     )
     cost = gr.Textbox(
-        label=f"Cost on {name_machine()}",
-        value="not measured yet",
+        label="What will happen",
         interactive=False,
-        lines=2,
+        lines=3,
         elem_id="train-cost",
     )
     with gr.Row():
         measure = gr.Button("Measure these settings", size="sm", elem_id="train-measure")
         measure_all = gr.Button("Measure all presets", size="sm", elem_id="train-measure-all")
     prior = gr.Checkbox(
-        label="Keep the class what it was",
+        label="Prior preservation: keep the class what it was",
         info=texts["with_prior_preservation"],
         elem_id="train-with_prior_preservation",
     )
     class_prompt = gr.Textbox(
-        label="Prompt of the class",
+        label="Class prompt",
         info=texts["class_prompt"],
         visible=False,
         max_length=2000,
@@ -241,7 +249,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         widgets = build_fields()
     gr.Markdown("### 4 · Train")
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
-    result = gr.Textbox(label="Queue", interactive=False, elem_id="train-result")
+    result = gr.Textbox(label="Queued", interactive=False, elem_id="train-result")
     run = gr.Textbox(visible=False, label="Id of the run")
     return widgets | {
         "instance_prompt": instance,
@@ -255,90 +263,3 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         "result": result,
         "run": run,
     }
-
-
-def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None:
-    shown = [w[name] for name in SHOWN]
-    w["upload"].upload(
-        page.add_pictures,
-        [w["upload"], token],
-        [w["upload"], *shown[:5]],
-        api_name="check_pictures",
-        api_description=page.add_pictures.__doc__,
-    ).then(page.see_concepts, [w["picture"], token], shown[5:], **QUIET)
-    w["take"].click(
-        page.add_folder,
-        [w["folder"], token],
-        shown,
-        **PRIVATE,
-    )
-    edited = [w["picture"], w["caption"], w["concept"]]
-    # Every change is sent by itself and in order, with the picture of that moment, and the caption
-    # is covered while another picture's is fetched: no text reaches a picture it was not meant for.
-    # (A text field's `input` event knows key presses alone, not what is pasted.)
-    w["picture"].input(page.choose, [w["picture"], token], edited[1:], **PRIVATE)
-    w["gallery"].select(page.choose_crop, token, edited, **PRIVATE)
-    w["caption"].change(
-        page.keep_caption,
-        [*edited[:2], token],
-        None,
-        trigger_mode="multiple",
-        concurrency_limit=1,
-        **QUIET,
-    )
-    w["draw"].click(page.open_mask, [w["picture"], token], w["editor"], **PRIVATE)
-    w["keep"].click(page.keep_mask, [w["picture"], w["editor"], token], shown, **PRIVATE)
-    slow: dict[str, Any] = {"concurrency_id": "label", "concurrency_limit": 1}
-    w["caption_all"].click(page.caption_all, [w["picture"], token], shown, **PRIVATE, **slow)
-    w["mask_all"].click(
-        page.mask_all, [w["picture"], w["subject"], token], shown, **PRIVATE, **slow
-    )
-    one: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
-    w["concept"].input(
-        page.keep_concept, [w["picture"], w["concept"], token], w["concepts"], **one, **QUIET
-    )
-    w["concepts"].input(page.keep_described, [w["concepts"], token], None, **one, **QUIET)
-    w["remove"].click(page.remove, [w["picture"], token], shown, **QUIET)
-    w["empty"].click(page.remove_all, token, shown, **QUIET)
-
-
-def wire_settings(page: TrainPage, w: dict[str, Any], fields: list[Any], token: gr.Textbox) -> Any:
-    folded = [w[name] for name in page.folded]
-    w["with_prior_preservation"].change(
-        lambda on: gr.Textbox(visible=on), w["with_prior_preservation"], w["class_prompt"], **QUIET
-    )
-    kept = [w["with_prior_preservation"], w["class_prompt"]]
-    w["preset"].input(
-        page.use_preset, [w["preset"], w["instance_prompt"]], [*folded, *kept], **QUIET
-    )
-    gr.on(
-        [field.change for field in [w["preset"], *fields]],
-        page.keep_form,
-        [token, w["preset"], *fields],
-        [token, w["cost"]],
-        trigger_mode="always_last",
-        **QUIET,
-    )
-    one: dict[str, Any] = {"concurrency_id": "measure", "concurrency_limit": 1}
-    w["measure"].click(
-        page.measure,
-        [token, *fields],
-        w["cost"],
-        **PRIVATE,
-        **one,
-    )
-    w["measure_all"].click(
-        page.measure_presets,
-        token,
-        w["preset"],
-        **PRIVATE,
-        **one,
-    )
-    return w["start"].click(
-        page.start,
-        [token, *fields],
-        [w["result"], w["run"]],
-        **PRIVATE,
-        concurrency_id="enqueue",
-        concurrency_limit=1,
-    )

@@ -1,6 +1,8 @@
 """Cards of atom files: what files say stays text."""
 
-from sdatoms_app.generate.cards import clean_thumbnail, draw_cards
+from dataclasses import replace
+
+from sdatoms_app.generate.cards import clean_thumbnail, draw_cards, find_prompt
 
 
 def test_cards_show_hostile_texts_as_text(studio):
@@ -10,4 +12,15 @@ def test_cards_show_hostile_texts_as_text(studio):
     assert html.count("data:image/jpeg;base64,") == 2 and 'class="card picked"' in html
     for uri in ("javascript:alert(1)", "data:text/html;base64,PHA+", "data:image/png;base64,AAAA"):
         assert clean_thumbnail(uri) == ""
-    assert "drop one here" in draw_cards([], [])
+    assert "Train tab" in draw_cards([], [])
+
+
+def test_examples_have_a_list_of_their_own_and_a_prompt(studio):
+    ink = studio.library.find("ink")
+    example = replace(ink, id="examples/ink", prompt="a cat in <b>ink</b>", example=True)
+    html = draw_cards([(ink, None), (example, None)], [])
+    own, came = html.split('class="cards examples"')
+    assert "Examples" in own and 'data-id="examples/ink"' in came and "example ·" in came
+    assert find_prompt(example) == "a cat in <b>ink</b>" and find_prompt(ink) == ink.trigger
+    nameless = replace(ink, trigger="", prompt="")
+    assert "Try it" in html and "Try it" not in draw_cards([(nameless, None)], [])

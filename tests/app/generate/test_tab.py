@@ -74,6 +74,23 @@ def test_the_first_picture_takes_one_click(open_page):
     assert picture.shape == (64, 64, 3) and "seed 0, no atoms, DDIM, 25 steps" in note
 
 
+def test_one_click_on_a_card_generates_without_and_with_it(open_page, studio):
+    from playwright.sync_api import expect
+
+    page = open_page()
+    set_steps(page, 2)
+    page.evaluate("document.querySelector('#note .note')?.setAttribute('data-old', '')")
+    page.get_by_role("button", name="Try dog").click()
+    note, _, _ = finish(page)
+    assert "“sks dog”, seed 0: without, and with dog at 1" in note
+    expect(page.locator("#prompt textarea")).to_have_value("sks dog")
+    expect(page.locator("#strength-0 input[type=number]")).to_be_visible()
+    expect(page.locator("#result .thumbnail-item img")).to_have_count(2)
+    expect(page.locator("#result")).to_contain_text("without adapter")
+    first, second = (kept.recipe for kept in studio.history.list()[1::-1])
+    assert not first.adapters and [used.name for used in second.adapters] == ["dog"]
+
+
 def test_load_mix_and_clear_two_adapters(open_page):
     from playwright.sync_api import expect
 

@@ -11,6 +11,7 @@ from sdatoms_app.studio import library
 from sdatoms_app.studio.library import Library, slugify
 from tiny.app import read_pixels
 from tiny.loras import save_lora
+from tiny.pictures import draw
 from tiny.pipelines import build_pipeline
 
 import sdatoms
@@ -26,6 +27,25 @@ def test_library_lists_atom_files_and_checkpoints_by_id(adapters_dir):
     dog = library.find("dog")
     assert dog.parameters == sdatoms.read_atoms(dog.path).num_parameters
     assert library.find_hash(dog.sha256) == dog and library.find_hash("0" * 64) is None
+
+
+def test_examples_stand_behind_the_own_files_and_are_never_written_to(adapters_dir, tmp_path):
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    file = sdatoms.read_atoms(adapters_dir / "ink.safetensors")
+    hint = {"modelspec.usage_hint": "a cat in ink"}
+    replace(file, metadata=file.metadata | hint).save(examples / "pen.safetensors")
+    draw(examples / "pen.webp", (32, 16))
+    library = Library(tmp_path / "library", None, examples)
+    (example,) = library.list()
+    assert (example.id, example.prompt, example.example) == ("examples/pen", "a cat in ink", True)
+    assert [half.size for half in example.read_pair()] == [(16, 16), (16, 16)]
+    added = library.add(adapters_dir / "dog" / "atoms.safetensors")
+    assert added.path.is_relative_to(library.folder) and not added.example
+    assert library.list() == [added, example] and added.read_pair() == []
+    own = library.folder / "examples" / "pen.safetensors"
+    shutil.copytree(examples, own.parent)
+    assert [entry.example for entry in library.list() if entry.id == "examples/pen"] == [False]
 
 
 @pytest.mark.parametrize("id", ["../dog", "/etc/passwd", "dog/checkpoints/step-000100", "old", ""])

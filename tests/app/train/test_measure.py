@@ -1,22 +1,39 @@
-"""What settings cost is measured once, by the trainer itself."""
+"""What settings cost is measured once, by the trainer itself, before anybody asks."""
 
-from sdatoms_app.train.measure import Measurements, describe_facts
-from tiny.pictures import draw
-from tiny.pipelines import save_base
+import pytest
+from sdatoms_app.train.measure import describe_facts, describe_minutes
+from sdatoms_app.train.page import TrainPage
+from tiny.limits import wait_for
+
+pytestmark = pytest.mark.filterwarnings("default")  # gradio's own warnings
 
 
-def test_measuring_is_done_once_and_told_in_words(tmp_path):
-    base = str(save_base(tmp_path / "base"))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    draw(pictures / "a.png")
-    settings = {"pretrained_model_name_or_path": base, "max_train_steps": 10}
-    measured = Measurements(tmp_path / "measured.json")
-    assert measured.find(settings) is None
-    facts = measured.measure(settings, pictures)
+def test_minutes_are_scaled_to_a_sentence():
+    facts = {"minutes": "0.4 (without samples)"}
+    assert describe_minutes(facts) == "less than a minute on this machine"
+    assert describe_minutes({"minutes": "12.6"}) == "about 13 min on this machine"
+    assert describe_minutes({"minutes": "150.0"}) == "about 2.5 hours on this machine"
+    assert describe_minutes(None) == "" == describe_facts(None)
+
+
+def test_a_preset_is_measured_quietly_and_once(studio, monkeypatch):
+    monkeypatch.setattr(studio, "measures", True)
+    page = TrainPage(studio, [])
+    values: list = [None] * len(page.names)
+    values[page.names.index("max_train_steps")] = 10
+    cost, *_ = page.measure_quietly("", *values)
+    assert "is being measured" in cost
+    wait_for(lambda: not page.measuring.locked())
+    cost, *_ = page.look_measured("", *values)
+    assert "on this machine" in cost and "GiB of memory" in cost
+    settings = page.with_base(page.read(values))
+    facts = page.measured.find(settings)
     assert float(facts["minutes"].split()[0]) >= 0 and "GiB" in facts["memory"]
-    assert Measurements(tmp_path / "measured.json").find(settings) == facts
-    assert measured.measure(settings, tmp_path / "gone") == facts
-    assert measured.find(settings | {"instance_prompt": "another"}) == facts
-    assert measured.find(settings | {"max_train_steps": 11}) is None
-    assert "min" in describe_facts(facts) and "bytes" in describe_facts(facts)
+    assert "min" in describe_facts(facts, brief=True) and "kB" in describe_facts(facts)
+    again = TrainPage(studio, []).measured
+    assert again.find(settings | {"instance_prompt": "another"}) == facts
+    assert again.measure(settings, studio.outputs / "gone") == facts
+    longer = again.find(settings | {"max_train_steps": 10_000})
+    assert longer["steps"] == "10000"
+    assert float(longer["minutes"].split()[0]) >= 100 * float(facts["minutes"].split()[0])
+    assert again.find(settings | {"block_size": 2}) is None

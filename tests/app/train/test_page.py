@@ -65,7 +65,7 @@ def test_a_training_is_queued_only_with_pictures_and_a_prompt(studio):
     with pytest.raises(Exception, match="no pictures"):
         page.start("", *values.values())
     values["instance_prompt"] = ""
-    with pytest.raises(Exception, match="prompt of the pictures is empty"):
+    with pytest.raises(Exception, match="instance prompt is empty"):
         page.start("", *values.values())
     values |= {"instance_prompt": "a dog", "with_prior_preservation": True}
     with pytest.raises(Exception, match="needs class_prompt"):
