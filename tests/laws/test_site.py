@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from sdatoms.cli.main import main
+from sdatoms.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("git", "cd", "bash", "source", "accelerate")
@@ -90,6 +90,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "api" / "index.html").read_text()
     assert all(f'id="sdatoms.{name}"' in page for name in ("inject", "load_atoms", "TrainConfig"))
+    commands = (tmp_path / "commands" / "index.html").read_text()
+    assert all(f"sdatoms {name}" in commands for name in COMMANDS)
+    assert "--instance_data_dir" in commands and "Peak learning rate" in commands
     assert "weakness" in (tmp_path / "security" / "index.html").read_text()
 
 
