@@ -96,6 +96,9 @@ def show_device(studio: Studio, load: Any) -> None:
     gr.on([timer.tick, load], look, shown, [state, shown], trigger_mode="always_last", **QUIET)
 
 
+LAST_PORT = 65535
+
+
 def find_port() -> int:
     """A port that is free now on the loopback address."""
     with socket.socket() as probe:
@@ -167,9 +170,12 @@ def serve(
             measure trainings, `evaluator` and `style_evaluator`.
 
     Raises:
-        AtomError: flags that do not go together, a missing folder or package, or the port is taken.
+        AtomError: flags that do not go together, a missing folder or package, or the port is taken
+            or none.
     """
     check_side("--max-side", max_side, least=64)
+    if not 0 <= port <= LAST_PORT:
+        raise AtomError(f"--port is {port}; it takes 0 to {LAST_PORT}")
     people, root_path = read_auth(auth), check_root_path(root_path)
     if share and not people:
         raise AtomError("--share opens the app to everybody; it takes --auth NAME:PASSWORD too")

@@ -93,6 +93,11 @@ def check_family(where: str, kind: Any, *, inpainting: bool = False) -> None:
     Raises:
         AtomError: names the pipeline, and the families that are known.
     """
+    if not isinstance(kind, str):
+        raise AtomError(
+            f"the model_index.json of the base model {where!r} names no pipeline; bases are "
+            f"{list_families()}"
+        )
     if kind in MASKED and not inpainting:
         raise AtomError(
             f"the base model {where!r} generates from a picture and a mask alone, as inpainting "

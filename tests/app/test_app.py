@@ -53,6 +53,9 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch):
         serve(share=True, offline=True, auth=["me:secret-word"])
     with pytest.raises(AtomError, match="--models-dir"):
         serve(models_dir=tmp_path / "nothing")
+    for port in (-1, 65536, 2**40):
+        with pytest.raises(AtomError, match=rf"--port is {port}; it takes 0 to 65535"):
+            serve(port=port)
     monkeypatch.setattr(app_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AtomError, match=r"sdatoms\[mcp\]"):
         serve(mcp=True)

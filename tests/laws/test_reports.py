@@ -48,6 +48,8 @@ KINDS = {
         "laws/test_coarse_weights.test_atoms_go_into_no_model_of_8_bits",
     ),
     "I surroundings": (
+        "reports/test_surroundings.test_commands_do_their_work_in_every_environment",
+        "reports/test_surroundings.test_folders_that_cannot_be_made_are_named",
         "app/test_surroundings.test_the_app_starts_and_paints_behind_every_kind_of_proxy",
         "app/test_surroundings.test_folders_that_cannot_be_written_to_are_named_in_one_sentence",
         "app/train/test_arrivals.test_a_phones_picture_is_taken_and_kept_smaller",
@@ -62,6 +64,8 @@ KINDS = {
         "layers/test_inject.test_the_state_of_an_injected_model_is_a_safetensors_file",
     ),
     "K wrong before it is asked": (
+        "reports/test_no_models.test_files_that_are_no_models_are_refused",
+        "reports/test_no_models.test_folders_that_are_no_models_are_refused",
         "app/studio/test_bases.test_files_that_are_no_models_are_not_listed",
         "diffusion/test_open.test_a_file_that_is_no_base_ends_in_one_sentence",
         "models/test_recognize.test_what_is_no_base_is_refused_by_name",
