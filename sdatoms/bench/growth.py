@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sdatoms.adapters.keep import Keep
 from sdatoms.adapters.load import AdapterSet, load_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.bench.training import ALL, FULL, SPATIAL, Case, make_step, put_in
+from sdatoms.bench.training import ALL, FULL, Case, make_step, put_in
 from sdatoms.files.writer import save_atoms
 from sdatoms.layers.inject import inject
 from sdatoms.models.open import fill_weights
@@ -31,7 +31,7 @@ from sdatoms.models.single_file import CONFIGS, build
 
 __all__ = ["AXES", "Point", "fit_exponent", "measure_axis", "tabulate_growth"]
 
-TRAINED = ("atoms", "overcomplete", "product, b = 16", "coefficients", SPATIAL, ALL, FULL)
+TRAINED = ("overcomplete", "product, b = 16", "coefficients", ALL, FULL)
 LOADED = {
     "overcomplete": AtomConfig("overcomplete"),
     "product, b = 16": AtomConfig("coefficients", block_form="product", block_size=16),
@@ -45,7 +45,7 @@ CONTEXT = 64
 class Point:
     """A UNet of two levels, its input, and how many files are loaded."""
 
-    width: int = 64
+    width: int = 48
     """Channels of the first level; the second has twice as many."""
     side: int = 16
     """px of the latents."""
@@ -54,8 +54,8 @@ class Point:
 
 
 AXES: dict[str, tuple[Point, ...]] = {
-    "weights": tuple(Point(width=width) for width in (32, 64, 96, 128)),
-    "resolution": tuple(Point(side=side) for side in (8, 16, 24, 32)),
+    "weights": tuple(Point(width=width) for width in (32, 48, 64, 96)),
+    "resolution": tuple(Point(side=side) for side in (8, 12, 16, 24)),
     "batch": tuple(Point(batch=batch) for batch in (1, 2, 4, 8)),
     "adapters": tuple(Point(adapters=count) for count in (1, 2, 4, 8)),
 }
