@@ -22,7 +22,7 @@ from sdatoms.files.writer import save_atoms
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.inject import inject
 
-__all__ = ["DTYPES", "measure_variant"]
+__all__ = ["DTYPES", "measure_variant", "time_call"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

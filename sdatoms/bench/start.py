@@ -67,8 +67,8 @@ def measure_first_step(pictures: Path) -> Waits:
         words = ["-m", "sdatoms", "train", "--instance_data_dir", str(pictures)]
         words += ["--instance_prompt", "a sks subject", "--output_dir", f"{folder}/run"]
         metrics, began = Path(folder) / "run" / "metrics.jsonl", time.monotonic()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, *words], **quiet)
+        nowhere = subprocess.DEVNULL
+        process = subprocess.Popen([sys.executable, *words], stdout=nowhere, stderr=nowhere)
         try:
             while process.poll() is None:
                 if metrics.is_file() and '"step": 1,' in metrics.read_text(encoding="utf-8"):

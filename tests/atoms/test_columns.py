@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sdatoms import AtomLinear, inject
+from sdatoms.atoms.columns import WORTH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +110,14 @@ def test_channels_last_in_is_channels_last_out(rng, perturb):
     y = layer(last)
     assert y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
     torch.testing.assert_close(y, layer(x))
+
+
+@pytest.mark.parametrize(("worth", "formed"), [(0.25, True), (1.0, False), (2.0, False)])
+def test_where_columns_pay_is_the_device_s_own(rng, perturb, monkeypatch, worth, formed):
+    monkeypatch.setitem(WORTH, "cpu", worth)
+    injection, x = make_case("3x3", "overcomplete", rng)
+    layer = perturb(injection, 0.3).layers["0"]
+    assert forms_weight(layer, torch.cat([x] * 3)) == formed, "36 positions, 64 channels"
 
 
 def test_the_weight_is_formed_where_columns_do_not_pay(rng, perturb):
