@@ -103,7 +103,7 @@ class Best:
             self.tensors = dict(state["tensors"])
 
 
-def read_sample_sampler(words: str | None) -> dict[str, str]:
+def read_sample_sampler(words: str | None) -> dict[str, Any]:
     """The arguments of `sdatoms.diffusion.pipeline.paint` for `--validation_scheduler`; none where
     the base's own sampler paints.
 
