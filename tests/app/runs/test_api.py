@@ -35,7 +35,7 @@ def test_trainings_over_http(client, studio, pictures):
     assert client.predict(run, api_name="/delete_training") is True
     assert client.predict(api_name="/list_trainings") == []
     page = TrainPage(studio, [])
-    facts = {"minutes": "1", "memory": "1 GiB"}
+    facts = {"steps": "1", "minutes": "1.0", "memory": "1 GiB"}
     key = make_key(page.with_base(read_preset("Quick", settings)))
     write_json(page.measured.path, {key: facts})
     assert client.predict("Quick", settings, api_name="/measure_training") == facts
