@@ -6,13 +6,15 @@ layer and calls that; what is changed in the projections afterwards reaches no p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NoReturn
 
 from torch import nn
 
 from sdatoms.errors import AtomError, clip
 
-__all__ = ["check_read", "find_fused"]
+__all__ = ["check_read", "find_fused", "forbid_joining"]
 
 JOINED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -63,3 +65,34 @@ def check_read(model: nn.Module, paths: Iterable[str], when: str) -> None:
             f"computes with a copy of it in {fused[passed[0]]!r}, made by fuse_qkv_projections; "
             f"call unfuse_qkv_projections() {when}, and fuse again after that"
         )
+
+
+def forbid_joining(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
+    """Let `fuse_qkv_projections` raise an AtomError where it would copy the weights of layers whose
+    atoms train. Returns what allows it again.
+
+    Args:
+        paths: of the layers that carry atoms.
+    """
+    held: list[nn.Module] = []
+    for path in paths:
+        place, _, name = path.rpartition(".")
+        parent = model.get_submodule(place)
+        joins = any(name in parts for parts in JOINED.values())
+        if joins and parent not in held and hasattr(parent, "fuse_projections"):
+            # A plain attribute of the instance, beside the method of its class.
+            object.__setattr__(parent, "fuse_projections", partial(refuse_joining, path))
+            held.append(parent)
+
+    def allow() -> None:
+        for parent in held:
+            parent.__dict__.pop("fuse_projections", None)
+
+    return allow
+
+
+def refuse_joining(path: str, *_: Any, **__: Any) -> NoReturn:
+    raise AtomError(
+        f"the layer {clip(path)!r} carries atoms that train, and fuse_qkv_projections would pass "
+        "them by; call eject() before it, or fuse a pipeline that has the saved file baked in"
+    )

@@ -28,7 +28,7 @@ from sdatoms.layers.adopt import adopt
 from sdatoms.layers.atom_layers import AtomLayer, TunedWeight, replace_modules
 from sdatoms.layers.attention import switch_off_fused
 from sdatoms.layers.budget import build_deltas
-from sdatoms.layers.fused import check_read
+from sdatoms.layers.fused import check_read, forbid_joining
 from sdatoms.layers.targets import (
     Target,
     choose_targets,
@@ -84,6 +84,7 @@ class Injection:
         self._modes = [(module, module.training) for module in modules]
         self._grads = [(p, p.requires_grad) for p in model.parameters()]
         self._switch_on_fused: Callable[[], None] = lambda: None
+        self._allow_joining: Callable[[], None] = lambda: None
         self._hooks = [(table, dict(table)) for module in modules for table in find_hooks(module)]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,6 +195,7 @@ class Injection:
             base._modules.update((k, v) for k, v in layer._modules.items() if k != "deltas")
         replace_modules(self.model, back)
         self._switch_on_fused()
+        self._allow_joining()
         for table, kept in self._hooks:
             table.clear()
             table.update(kept)
@@ -250,6 +252,7 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
         )
     replace_modules(model, adopted)
     injection._switch_on_fused = switch_off_fused(model)
+    injection._allow_joining = forbid_joining(model, injection.layers)
     injection.train_atoms()
     return injection
 

@@ -65,6 +65,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
+def test_layers_whose_atoms_train_are_not_joined(models, kind, name):
+    make, _ = models
+    model = make(kind)
+    before, names = copy_weights(model), set(model.state_dict())
+    config = AtomConfig("coefficients", target_modules=JOINED[name], block_size=2)
+    injection = perturb(inject(model, config), 0.3)
+    changed = run(model)
+    with pytest.raises(AtomError, match=r"carries atoms that train.* call eject\(\)"):
+        model.fuse_qkv_projections()
+    assert torch.equal(run(model), changed)
+    injection.eject()
+    model.fuse_qkv_projections()
+    assert find_fused(model)
+    model.unfuse_qkv_projections()
+    assert names <= set(model.state_dict()) and same_bits(model, before)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_joined_layers_take_no_atoms_until_they_are_apart(models, kind, name):
     make, make_file = models
     model, file, other = make(kind), make_file(kind, JOINED[name]), make(kind)
