@@ -140,6 +140,7 @@ def build_inpainting(kind="sd", **settings):
         torch.manual_seed(0)
         wide.conv_in = torch.nn.Conv2d(9, wide.conv_in.out_channels, 3, padding=1)
     wide.register_to_config(in_channels=9)
+    wide.to(pipe.unet.dtype)
     name = type(pipe).__name__.replace("Pipeline", "InpaintPipeline")
     extra = {"requires_safety_checker": False} if kind != "sdxl" else {"add_watermarker": False}
     made = getattr(diffusers, name)(**pipe.components | {"unet": wide}, **extra)
