@@ -261,8 +261,8 @@ class TrainConfig:
     validation_prompts: tuple[str, ...] = ()
     """Several prompts of sample pictures."""
     validation_scheduler: str | None = None
-    """Sampler of the sample pictures, as `sdatoms generate --sampler` takes it, schedule included:
-    "DPM++ 2M Karras"; the base's own when not given."""
+    """Sampler of the samples, as `sdatoms generate --sampler` takes it; the base's own when not
+    given."""
     num_validation_images: int = 4
     """Sample pictures of each prompt each time."""
     num_drift_images: int = 4
