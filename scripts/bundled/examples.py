@@ -26,7 +26,6 @@ from sdatoms.pictures import make_thumbnail
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
-from sdatoms.training.presets import expand_preset
 
 __all__ = ["EXAMPLES", "Example", "make_example"]
 
@@ -43,16 +42,23 @@ class Example:
     title: str
     prompt: str
     """What its card paints."""
-    preset: str = "balanced"
 
 
 EXAMPLES = {
     "unicorn": Example("unicorn", "A unicorn", "a sks horse on the beach"),
     "robot": Example("robot", "A robot", "a sks robot wearing a top hat"),
     "teapot": Example("teapot", "A teapot", "a sks teapot in the snow"),
-    "ink": Example("ink", "Ink drawings", "cat face in sks style", "style"),
-    "clay": Example("clay", "Soft 3D figures", "rabbit face in sks style", "style"),
+    "ink": Example("ink", "Ink drawings", "cat face in sks style"),
+    "clay": Example("clay", "Soft 3D figures", "rabbit face in sks style"),
 }
+SETTINGS: dict[str, Any] = {
+    "atom_variant": "coefficients",
+    "block_form": "product",
+    "block_size": 32,
+    "learning_rate": 1e-3,
+    "max_train_steps": 400,
+}
+"""Block atoms in product form: in half precision they fit the size of an example."""
 
 
 def make_example(
@@ -70,21 +76,20 @@ def make_example(
     Args:
         base_dir: the base; None: the bundled one.
         work_dir: where trainings lie.
-        max_train_steps: None: as many as the preset takes.
+        max_train_steps: None: 400.
 
     Raises:
         AtomError: the file would be larger than an example may be.
     """
     example = EXAMPLES[name]
     folder, about = read_subject(example.subject)
-    settings = expand_preset(example.preset, {"instance_prompt": about["instance_prompt"]})
-    if max_train_steps:
-        settings["max_train_steps"] = max_train_steps
+    settings = SETTINGS | {"max_train_steps": max_train_steps or SETTINGS["max_train_steps"]}
     run = work_dir / f"{name}-{settings['max_train_steps']}-{hash_base(base_dir)}"
     atoms = run / "atoms.safetensors"
     if not atoms.is_file():
         config = TrainConfig(
             instance_data_dir=str(folder),
+            instance_prompt=about["instance_prompt"],
             output_dir=str(run),
             pretrained_model_name_or_path=base_dir,
             resume_from_checkpoint="latest",

@@ -42,6 +42,7 @@ __all__ = [
 SUBJECT = "unicorn"
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
+    "coefficients": {"block_form": "product", "block_size": 32, "learning_rate": 1e-3},
     "overcomplete": {"learning_rate": 1e-2},
     "full": {"block_size": 2, "learning_rate": 6e-3},
 }
@@ -69,7 +70,7 @@ def personalize(
     subject: str = SUBJECT,
     output_dir: str = "outputs/demo",
     max_train_steps: int = 300,
-    atom_variant: Any = "overcomplete",
+    atom_variant: Any = "coefficients",
     report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
     stop: StopRequest | None = None,
@@ -183,9 +184,9 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--atom_variant",
-        default="overcomplete",
+        default="coefficients",
         choices=("atoms", "overcomplete", "coefficients", "full"),
-        help="which tensors are trained (default: overcomplete)",
+        help="which tensors are trained (default: coefficients, in product form)",
     )
 
 
