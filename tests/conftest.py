@@ -51,6 +51,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda i: (places.get(i.path, last), -counts[i.path], str(i.path)))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say which files took longest, setting up included, so that `LONGEST` stays true."""
+    seconds = Counter()
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        if hasattr(report, "duration") and hasattr(report, "nodeid"):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    lines = [f"{took:6.1f}  {name}" for name, took in seconds.most_common(40) if took >= 5]
+    if lines:
+        terminalreporter.section(f"{sum(seconds.values()):.0f} seconds, by file")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
