@@ -21,9 +21,11 @@ __all__ = [
     "CAPTION_LIMIT",
     "PICTURE_SUFFIXES",
     "SIDECARS",
+    "cut_square",
     "draw_grid",
     "find_pictures",
     "find_sidecars",
+    "join_squares",
     "list_pictures",
     "make_thumbnail",
     "read_alpha",
@@ -156,6 +158,22 @@ def use_profile(picture: Image.Image) -> Image.Image:
 def to_tensor(picture: Image.Image) -> Tensor:
     """RGB picture → float32 `(3, h, w)` in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def cut_square(picture: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    """The middle square of a picture, scaled to `size` px."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.resize((size, size), filter, box=(left, top, left + side, top + side))
+
+
+def join_squares(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Square pictures side by side, all of the first one's height."""
+    side = pictures[0].height
+    strip = Image.new("RGB", (side * len(pictures), side))
+    for place, picture in enumerate(pictures):
+        strip.paste(picture.resize((side, side)), (side * place, 0))
+    return strip
 
 
 def draw_grid(

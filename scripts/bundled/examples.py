@@ -7,7 +7,7 @@ an interrupted one goes on, a finished one is not done again, and another base b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sdatoms.diffusion.pipeline import paint
 from sdatoms.errors import AtomError
 from sdatoms.files.atom_file import AtomFile, hash_content
 from sdatoms.files.reader import read_atoms
-from sdatoms.pictures import make_thumbnail
+from sdatoms.pictures import join_squares, make_thumbnail
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
@@ -111,7 +111,7 @@ def make_example(
         size = path.stat().st_size
         path.unlink()
         raise AtomError(f"{path.name} has {size:,} bytes; an example takes at most {MAX_BYTES:,}")
-    join(pictures).save(path.with_suffix(".webp"), lossless=True, method=6)
+    join_squares(pictures).save(path.with_suffix(".webp"), lossless=True, method=6)
     return path
 
 
@@ -130,15 +130,6 @@ def pack(file: AtomFile, example: Example, about: dict[str, Any], picture: Image
         "modelspec.hash_sha256": hash_content(tensors),
     }
     return replace(file, metadata=file.metadata | header, tensors=tensors)
-
-
-def join(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number * width, 0))
-    return sheet
 
 
 def hash_base(base_dir: str | None) -> str:

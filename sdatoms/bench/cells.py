@@ -21,6 +21,7 @@ from PIL import Image
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import Method
 from sdatoms.errors import AtomError
+from sdatoms.pictures import join_squares
 from sdatoms.storage import read_table, write_whole
 
 __all__ = ["Cell", "CellStore"]
@@ -95,7 +96,7 @@ class CellStore:
         """Keep a result and, before it, its pictures as one strip."""
         if pictures:
             buffer = io.BytesIO()
-            join(pictures).save(buffer, "PNG")
+            join_squares(pictures).save(buffer, "PNG")
             write_whole(self.folder / f"{cell.name()}.png", buffer.getvalue())
         table = {"base": self.base, "key": cell.key(), "result": result}
         write_whole(self.folder / f"{cell.name()}.json", json.dumps(table).encode())
@@ -109,11 +110,3 @@ class CellStore:
             strip = opened.convert("RGB")
         side = strip.height
         return [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
-
-
-def join(pictures: Sequence[Image.Image]) -> Image.Image:
-    side = pictures[0].height
-    strip = Image.new("RGB", (side * len(pictures), side))
-    for place, picture in enumerate(pictures):
-        strip.paste(picture.resize((side, side)), (side * place, 0))
-    return strip

@@ -30,7 +30,6 @@ from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import clean_prompt
 from sdatoms.errors import AtomError
-from sdatoms.files.reader import read_atoms
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, read_sidecar
 from sdatoms.storage import read_table, write_whole
 
@@ -123,7 +122,7 @@ def mix_adapters(
     """
     if method.tuner == "atoms":
         for k, (path, weight) in enumerate(zip(files, weights, strict=True)):
-            load_atoms(pipe, read_atoms(path), name=f"part{k}", strength=weight)
+            load_atoms(pipe, path, name=f"part{k}", strength=weight)
     elif method.tuner == "LoraConfig":
         mix_loras(pipe.unet, method, files, weights)
     else:

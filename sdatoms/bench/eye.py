@@ -17,7 +17,7 @@ from torch import Tensor
 from sdatoms.errors import AtomError
 from sdatoms.models.efficientnet import EfficientNetLite
 from sdatoms.models.open import open_model
-from sdatoms.pictures import to_tensor
+from sdatoms.pictures import cut_square, to_tensor
 
 __all__ = ["Eye", "open_eye"]
 
@@ -38,15 +38,12 @@ class Eye:
 
     def load(self, pictures: Sequence[Image.Image]) -> Tensor:
         mean, spread = (torch.tensor(t).view(3, 1, 1) for t in (self.model.mean, self.model.spread))
-        return torch.stack([(cut_square(p) - mean) / spread for p in pictures])
+        return torch.stack([(read_pixels(p) - mean) / spread for p in pictures])
 
 
-def cut_square(picture: Image.Image) -> Tensor:
+def read_pixels(picture: Image.Image) -> Tensor:
     """The middle square, `(3, 224, 224)` on [0, 1]."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+    small = cut_square(picture.convert("RGB"), SIDE, Image.Resampling.BICUBIC)
     return to_tensor(small) / 2 + 0.5
 
 

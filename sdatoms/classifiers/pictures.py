@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.pictures import cut_square
 
 __all__ = [
     "Item",
@@ -151,10 +152,6 @@ def decode(items: Sequence[Item], size: int) -> Split:
     """The middle square of every picture at `size` px."""
     pictures = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
     for n, item in enumerate(items):
-        picture = item.open()
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        box = (left, top, left + side, top + side)
-        small = picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+        small = cut_square(item.open(), size, Image.Resampling.LANCZOS)
         pictures[n] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
     return Split(pictures, torch.tensor([item.label for item in items]))
