@@ -10,7 +10,7 @@ import re
 import textwrap
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "list_flags",
     "read_config_file",
     "read_field_help",
+    "read_json",
     "unwrap",
 ]
 
@@ -110,7 +111,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ".toml": tomllib.loads,
         ".yaml": read_yaml,
         ".yml": read_yaml,
-        ".json": json.loads,
+        ".json": read_json,
     }
     if path.suffix not in parsers:
         raise AtomError(f"the config file {path.name!r} is no {', '.join(parsers)} file")
@@ -118,7 +119,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = parsers[path.suffix](decode_text(path.read_bytes())[0])
     except OSError as error:
         raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise AtomError(
             f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
         ) from None
@@ -127,9 +128,33 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_json(text: str) -> Any:
+    """JSON in which no table names a key twice."""
+    return json.loads(text, object_pairs_hook=fill_table)
+
+
+def fill_table(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A table of these keys and values.
+
+    Raises:
+        ValueError: a key stands there twice.
+    """
+    table: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"{key!r} stands there twice")
+        table[key] = value
+    return table
+
+
 class PlainLoader(yaml.SafeLoader):
     """YAML 1.2's scalars, of which PyYAML knows 1.1's: `1e-4` is a number, `no` and `off` are
-    texts."""
+    texts; and no table names a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        plain = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        fill_table((key.value, None) for key in plain if key.value != "<<")
+        return super().construct_mapping(node, deep=deep)
 
 
 PlainLoader.yaml_implicit_resolvers = {

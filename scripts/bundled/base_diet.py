@@ -7,7 +7,7 @@ A third of every batch is plain emoji. Scenes are drawn, painted and encoded ahe
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,12 +22,26 @@ from bundled.base_loops import cast
 from bundled.base_models import MAX_TOKENS
 from bundled.base_training import write_whole
 from bundled.captions import describe
-from bundled.gallery import Example, Gallery, choose_name
+from bundled.gallery import WEIGHTS, Example, Gallery, choose_name
 from bundled.modifiers import Scene
 
 __all__ = ["Diet", "encode", "paint_examples", "read_diet", "tokenize", "write_shard"]
 
 PLAIN_SHARE = 1 / 3
+FIRST_HARD = 6
+"""Number of the first shard that `HARD` draws; those before it follow the gallery's weights."""
+HARD: Mapping[str, float] = {
+    "colour": 0.7,
+    "background": 0.5,
+    "place": 0.7,
+    "worn": 1.6,
+    "number": 0.6,
+    "size": 0.7,
+    "relation": 3.0,
+    "turned": 5.0,
+    "style": 1.6,
+}
+"""Weights of the kinds that a base of 10,000 steps follows least: upside down, relations."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +114,14 @@ def write_shard(
     count: int,
     precision: torch.dtype = torch.float32,
 ) -> None:
-    """Draw, paint and encode `count` scenes from the seed `number`, once."""
+    """Draw, paint and encode `count` scenes from the seed `number`, once; from `FIRST_HARD` on more
+    of the kinds that are hard to follow."""
     path = folder / f"scenes-{number:03d}.pt"
     if path.exists():
         return
     rng = random.Random(f"shard {number}")
-    examples = [gallery.draw_example(rng) for _ in range(count)]
+    weights = HARD if number >= FIRST_HARD else WEIGHTS
+    examples = [gallery.draw_example(rng, weights=weights) for _ in range(count)]
     latents = [
         encode(model, paint_examples(gallery, examples[i : i + 512]), precision).half()
         for i in range(0, count, 512)

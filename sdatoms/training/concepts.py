@@ -8,7 +8,6 @@ take is read too, and so are other trainers' descriptions.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
-from sdatoms.settings import build_config, read_config_file
+from sdatoms.settings import build_config, read_config_file, read_json
 from sdatoms.storage import decode_text
 from sdatoms.training.caption_rules import CaptionRules
 from sdatoms.training.class_pictures import find_class_folder
@@ -202,13 +201,15 @@ def read_data_config(path: Path) -> tuple[tuple[Concept, ...], tuple[str, ...]]:
 def read_description(path: Path) -> Any:
     if path.suffix == ".json":  # a list is no table of settings
         try:
-            return json.loads(decode_text(path.read_bytes())[0])
+            return read_json(decode_text(path.read_bytes())[0])
         except OSError as error:
             raise AtomError(
                 f"the config file {str(path)!r} cannot be read: {error.strerror}"
             ) from None
-        except (ValueError, RecursionError):
-            raise AtomError(f"the config file {path.name!r} is no JSON") from None
+        except (ValueError, RecursionError) as error:
+            raise AtomError(
+                f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
+            ) from None
     return read_config_file(path)
 
 

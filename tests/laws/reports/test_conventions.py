@@ -11,6 +11,7 @@ from tiny.runs import read_tensors
 import sdatoms
 from sdatoms.cli.main import main
 from sdatoms.cli.train import read_launcher
+from sdatoms.errors import AtomError
 from sdatoms.settings import build_config, read_config_file
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import check_folder
@@ -103,6 +104,34 @@ def test_yaml_is_read_as_its_newest_form(tmp_path, ending, line, value):
     path.write_bytes(("\ufeff" + line).encode())
     config = build_config(TrainConfig, read_config_file(path), "the file")
     assert getattr(config, line.split(":")[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.toml", "seed = 1\nseed = 2\n"),
+        ("run.yaml", "seed: 1\nseed: 2\n"),
+        ("run.yml", "concepts:\n- {prompt: a, class: b, prompt: c}\n"),
+        ("run.json", '{"seed": 1, "seed": 2}'),
+        ("run.json", '{"concepts": [{"prompt": "a", "prompt": "b"}]}'),
+        ("run.json", "[" * 100_000),
+    ],
+)
+def test_a_setting_that_stands_there_twice_is_refused(tmp_path, capsys, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(AtomError, match=r"run\.\w+' cannot be parsed: "):
+        read_config_file(path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--config", str(path)])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be parsed" in line
+
+
+def test_a_table_of_yaml_may_change_what_it_takes_over(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("base: &base {seed: 1, rank: 2}\nown:\n  <<: *base\n  seed: 3\n")
+    assert read_config_file(path)["own"] == {"seed": 3, "rank": 2}
 
 
 @pytest.mark.parametrize(
