@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from PIL import Image
+
 from sdatoms.errors import AtomError, clip
 from sdatoms.pictures import PICTURE_SUFFIXES, read_alpha, read_picture
 from sdatoms.training.caption_rules import PLAIN_RULES, CaptionRules
@@ -189,9 +191,20 @@ def read_level(
     found.cut += captions.cut
     for path in level.others:
         if path.suffix.lower() in PICTURE_SUFFIXES:
-            found.broken.append(clip(path.name))
+            found.broken.append(name_broken(path))
         elif path not in captions.used:
             found.ignored.append(clip(path.name))
+
+
+def name_broken(path: Path) -> str:
+    """A picture's name, and why it cannot be read where its size is the reason."""
+    try:
+        Image.open(path).close()
+    except Image.DecompressionBombError:
+        return f"{clip(path.name)} (more than 100 million pixels)"
+    except Exception:  # Pillow raises many kinds for what is no picture
+        pass
+    return clip(path.name)
 
 
 def list_problems(found: Findings, folder: Path) -> list[str]:

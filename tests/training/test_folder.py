@@ -29,6 +29,7 @@ def test_every_problem_is_named_at_once(make_pictures):
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("1", (15_000, 13_000)).save(folder / "vast.png")
     Image.new("L", (20, 10)).save(folder / "1.mask.png")
     Image.new("L", (20, 20)).save(folder / "9.mask.png")
     row = {"file_name": "absent.png", "text": "x"}
@@ -36,7 +37,7 @@ def test_every_problem_is_named_at_once(make_pictures):
     with pytest.raises(AtomError) as error:
         check_folder(folder, "x")
     for words in (
-        "cannot be read as pictures: 0.png, broken.jpg, phone.HEIC",
+        "cannot be read as pictures: 0.png, broken.jpg, phone.HEIC, vast.png (more than 100",
         "masks without a picture: 9.mask.png",
         "the mask 1.mask.png is 20×10 px where its picture is 20×20",
         "names absent pictures: absent.png",
