@@ -235,22 +235,25 @@ def open_weights(path: Path) -> OpenedModel:
 
 def find_architecture(shapes: Mapping[str, tuple[int, ...]]) -> tuple[nn.Module | None, str]:
     """The model, without weights, that has exactly these tensors; and its component."""
-    if "linear.weight" in shapes and "layer1.0.conv1.weight" in shapes:
-        blocks = sum(name.startswith("layer1.") for name in shapes) // 10
-        with init_empty_weights(include_buffers=False):
-            model = CifarResNet(max(1, blocks), shapes["linear.weight"][0])
-        if same_shapes(model, shapes):
-            return model, "model"
-    if "_conv_stem.weight" in shapes and "_fc.weight" in shapes:
-        with init_empty_weights(include_buffers=False):
-            model = EfficientNetLite(shapes["_fc.weight"][0])
-        if same_shapes(model, shapes):
-            return model, "model"
+    with init_empty_weights(include_buffers=False):
+        model = build_classifier(shapes)
+    if model is not None and same_shapes(model, shapes):
+        return model, "model"
     for blueprint in MODELS.values():
         model = build_empty(blueprint, {})
         if same_shapes(model, shapes):
             return model, blueprint.component
     return None, ""
+
+
+def build_classifier(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+    """The classifier of this library that has tensors of these names, sized by them."""
+    if "linear.weight" in shapes and "layer1.0.conv1.weight" in shapes:
+        blocks = sum(name.startswith("layer1.") for name in shapes) // 10
+        return CifarResNet(max(1, blocks), shapes["linear.weight"][0])
+    if "_conv_stem.weight" in shapes and "_fc.weight" in shapes:
+        return EfficientNetLite(shapes["_fc.weight"][0])
+    return None
 
 
 def same_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:

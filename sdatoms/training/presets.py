@@ -8,11 +8,9 @@ What each one costs is in `presets.json`, measured by
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from sdatoms.diffusion.prompts import clean_prompt
@@ -23,10 +21,7 @@ __all__ = [
     "PRESETS",
     "Preset",
     "expand_preset",
-    "read_costs",
 ]
-
-COSTS = Path(__file__).with_name("presets.json")
 
 
 @dataclass(frozen=True)
@@ -133,12 +128,3 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if not keeps or not settings.get("class_prompt"):
         return {k: v for k, v in settings.items() if k in given or k not in KEEP_CLASS}
     return settings
-
-
-def read_costs() -> dict[str, dict[str, Any]]:
-    """Preset → what `presets.json` says it costs, with `device` and `threads`; empty without it."""
-    if not COSTS.is_file():
-        return {}
-    facts = json.loads(COSTS.read_text(encoding="utf-8"))
-    about = {key: facts[key] for key in ("device", "threads")}
-    return {name: row | about for name, row in facts["presets"].items()}
