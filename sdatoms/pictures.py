@@ -7,15 +7,16 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from sdatoms.errors import AtomError
 from sdatoms.storage import decode_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "CAPTION_LIMIT",
@@ -157,6 +158,8 @@ def use_profile(picture: Image.Image) -> Image.Image:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """RGB picture → float32 `(3, h, w)` in [-1, 1]."""
+    import torch  # here: commands that only look at names and settings do without
+
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
 
 

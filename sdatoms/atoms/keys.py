@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sdatoms.errors import AtomError, clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "TOKENS",
@@ -37,7 +38,7 @@ TOKENS = re.compile(r"([A-Za-z_]\w*)\.tokens\.embeddings")
 """Key of the embeddings of a new word; the header's `tokens` names the word."""
 
 
-Views = dict[str, dict[str, Tensor]]
+Views: TypeAlias = "dict[str, dict[str, Tensor]]"
 """View → tensor name → tensor, for one layer."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from sdatoms.adapters.load import load_atoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, write_prompts
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer, measure_samples
 from sdatoms.pictures import draw_grid, find_pictures, read_picture

@@ -28,7 +28,7 @@ from sdatoms.bench.personalization import Bench, average
 from sdatoms.bench.runs import Run, make_config
 from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.prompts import clean_prompt
+from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, read_sidecar
 from sdatoms.storage import read_table, write_whole

@@ -18,7 +18,7 @@ from sdatoms.atoms.schedules import Schedule
 from sdatoms.bench.eye import Eye
 from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.metrics import (
     measure_alignment,

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdatoms.diffusion.prompts import write_prompts
+from sdatoms.diffusion.triggers import write_prompts
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.truth import Wish, choose_prompts, find_truth
 from sdatoms.pictures import find_pictures, list_pictures, read_picture, read_sidecar

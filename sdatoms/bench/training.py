@@ -44,6 +44,7 @@ __all__ = [
     "measure_beside",
     "measure_cases",
     "measure_method",
+    "open_unet",
     "put_in",
 ]
 

@@ -22,6 +22,7 @@ from sdatoms.adapters.state import move_pristine
 from sdatoms.errors import AtomError, first_line
 
 __all__ = [
+    "FIXED",
     "OFFLOADS",
     "Offload",
     "PipelineSize",

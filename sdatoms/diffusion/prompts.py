@@ -16,8 +16,6 @@ window, whatever weighs (compel's own would read the brackets as words).
 `clip_skip` counts layers from the end as A1111 does: 1 reads the last layer, 2 the one before,
 diffusers' `clip_skip=1`; the negative prompt is read the same way. SDXL reads the one before the
 last anyway, so that 1 and 2 are the same there.
-
-At the end: prompts written for a trigger, and what a prompt says without words nobody knows.
 """
 
 from __future__ import annotations
@@ -35,15 +33,12 @@ from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "MAX_WINDOWS",
-    "UNRELATED_PROMPTS",
     "Embedding",
     "TokenCount",
-    "clean_prompt",
     "count_tokens",
     "embed_prompt",
     "encode_prompts",
     "parse_prompt",
-    "write_prompts",
 ]
 
 EMPHASIS = 1.1
@@ -294,37 +289,3 @@ class LayerReader(EmbeddingsProvider):
             return output[0]
         normalize = getattr(encoder, "text_model", encoder).final_layer_norm
         return normalize(output.hidden_states[-self.layer])
-
-
-STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
-SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
-UNRELATED_PROMPTS = (
-    "birthday cake",
-    "earth globe americas",
-    "alarm clock",
-    "banana",
-    "airplane",
-    "open book",
-    "wrapped present",
-    "mushroom",
-    "butterfly",
-    "violin",
-)
-RARE_WORD = r"(?:\b(?:sks|zwx|ohwx|qvx|vbn|xjy|tkz|wqp)\b|<[^<>\s]+>)"
-"""Words that mean nothing, or that were learned: no evaluator can read them."""
-
-
-def write_prompts(trigger: str) -> list[str]:
-    """Five prompts that no training saw: `an emoji in sks style` → `cat face in sks style`, …;
-    `a sks cat` → `a sks cat, winking face`, …"""
-    style = re.search(r"\bin \S+ style\b|\bin the style of .+", trigger)
-    if style:
-        return [f"{concept} {style.group()}" for concept in STYLE_CONCEPTS]
-    return [f"{trigger}, {addition}" for addition in SUBJECT_ADDITIONS]
-
-
-def clean_prompt(prompt: str) -> str:
-    """The prompt as an evaluator reads it: without rare words, and without their `in … style`."""
-    word = RARE_WORD
-    text = re.sub(rf"\bin (?:{word} style\b|the style of {word})|{word}", "", prompt)
-    return re.sub(r"\s+", " ", text).strip(" ,")

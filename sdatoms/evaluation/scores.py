@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdatoms.adapters.load import load_atoms
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS, clean_prompt
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.examiner import Examiner

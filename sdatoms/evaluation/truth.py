@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdatoms.diffusion.prompts import write_prompts
+from sdatoms.diffusion.triggers import write_prompts
 from sdatoms.errors import AtomError
 from sdatoms.storage import find_assets
 

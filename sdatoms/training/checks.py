@@ -7,7 +7,7 @@ from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdatoms.atoms.keys import is_word
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.errors import AtomError, check_text
 
 __all__ = [

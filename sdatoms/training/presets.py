@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from sdatoms.diffusion.prompts import clean_prompt
+from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.training.real_presets import REAL_PRESETS, count_pictures
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdatoms.adapters.bake import bake_injection
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.layers.inject import without_atoms
 from sdatoms.pictures import read_picture
 from sdatoms.training.checkpoints import read_rng, restore_rng

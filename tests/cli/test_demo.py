@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdatoms.cli.demo import SEEDS, SUBJECT, DemoResult, describe_result, draw_truth
+from sdatoms.cli.demo import SUBJECT
+from sdatoms.cli.personalize import SEEDS, DemoResult, describe_result, draw_truth
 from sdatoms.evaluation.scores import Row
 from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.storage import read_subject

@@ -9,7 +9,7 @@ from tiny.pictures import draw_noise
 from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from sdatoms import AtomError
-from sdatoms.diffusion.prompts import clean_prompt
+from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.evaluation.evaluator import StyleHead, load_evaluator, save_evaluator
 from sdatoms.evaluation.named_models import NAMED, choose_models, find_cached
 from sdatoms.evaluation.scores import read_subject_pictures, score_subject

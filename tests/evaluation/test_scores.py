@@ -10,7 +10,7 @@ from tiny.pictures import draw_noise
 import sdatoms
 from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.diffusion.open import load_base
-from sdatoms.diffusion.prompts import clean_prompt, write_prompts
+from sdatoms.diffusion.triggers import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer, evaluate, measure_samples
 from sdatoms.evaluation.truth import choose_prompts, read_truth

@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-LIBRARIES = ("diffusers", "transformers", "sdatoms.cli.demo", "sdatoms.diffusion.open")
+LIBRARIES = ("diffusers", "transformers", "sdatoms.cli.personalize", "sdatoms.diffusion.open")
 
 
 class Forge:

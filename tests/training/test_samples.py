@@ -13,7 +13,7 @@ from tiny.runs import assert_same_atoms, read_metrics
 import sdatoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.prompts import UNRELATED_PROMPTS
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import measure_samples
 from sdatoms.training.loop import Run, train
