@@ -11,7 +11,7 @@ Reference: https://github.com/Stability-AI/generative-models, `sgm/modules/diffu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +93,8 @@ def lay_out(family: str, part: str, shapes: Mapping[str, Shape]) -> list[Origina
         shapes: name → shape of the component's tensors in diffusers or transformers.
     """
     if part == "unet":
-        return [OriginalTensor(UNET + rename_unet(n, shapes), (n,), s) for n, s in shapes.items()]
+        levels = count_levels(shapes)
+        return [OriginalTensor(UNET + rename_unet(n, levels), (n,), s) for n, s in shapes.items()]
     if part == "vae":
         return list(lay_out_vae(shapes))
     prefix = TEXT_PREFIXES[family, part][0]
@@ -149,15 +150,36 @@ def join(tensor: OriginalTensor, held: Mapping[str, Tensor]) -> Tensor:
     return (whole.T if tensor.transposed else whole).reshape(tensor.shape)
 
 
-def rename_unet(name: str, shapes: Mapping[str, Shape]) -> str:
+class Levels(NamedTuple):
+    """What numbers a UNet's blocks in the original layout."""
+
+    layers: Mapping[str, int]
+    """down or up → residual blocks of a level."""
+    attending: frozenset[int]
+    """Levels on the way up that attend."""
+
+
+def count_levels(names: Iterable[str]) -> Levels:
+    """Read the numbers off the names of a UNet's tensors."""
+    held: dict[str, set[str]] = {"down": set(), "up": set()}
+    attending = set()
+    for name in names:
+        if found := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.", name):
+            if found[3] == "resnets" and found[2] == "0":
+                held[found[1]].add(found[4])
+            if found[3] == "attentions" and found[1] == "up":
+                attending.add(int(found[2]))
+    return Levels({way: len(own) for way, own in held.items()}, frozenset(attending))
+
+
+def rename_unet(name: str, levels: Levels) -> str:
     for old, new in TOP.items():
         if name.startswith(old + "."):
             return rename_resnet(new + name.removeprefix(old))
     found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
     assert found, f"{name} is no tensor of a UNet2DConditionModel"
     way, level, kind, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    first = f"{way}_blocks.0.resnets."
-    layers = len({n[len(first) :].split(".")[0] for n in shapes if n.startswith(first)})
+    layers = levels.layers[way]
     if way == "down":
         block = 1 + level * (layers + 1) + place
         if kind == "downsamplers":
@@ -165,7 +187,7 @@ def rename_unet(name: str, shapes: Mapping[str, Shape]) -> str:
         return rename_resnet(f"input_blocks.{block}.{int(kind == 'attentions')}.{rest}")
     block = level * layers + place
     if kind == "upsamplers":
-        attends = any(n.startswith(f"up_blocks.{level}.attentions.") for n in shapes)
+        attends = level in levels.attending
         return f"output_blocks.{block + layers - 1}.{1 + attends}.{rest}"
     return rename_resnet(f"output_blocks.{block}.{int(kind == 'attentions')}.{rest}")
 
