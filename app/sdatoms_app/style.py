@@ -168,6 +168,7 @@ label.block output {text-align: right}
 #past .empty::after {content: "Every picture made here is kept here"}
 #run-samples .empty::after {content: "Samples appear here while it trains"}
 .empty::after {color: var(--body-text-color-subdued); font-size: 14px; padding: 4px 12px}
+[data-testid=status-tracker]:has(> .error) {display: none}
 #result .preview:has(.thumbnails) {padding-bottom: 56px}
 #result .media-button {flex: 1; min-height: 0; height: auto !important}
 #result caption {display: block; flex: none; max-width: 100%; white-space: normal}

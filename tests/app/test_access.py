@@ -86,10 +86,11 @@ def fill(page, tab, picture):
 
 @pytest.mark.parametrize(
     ("theme", "about"),
-    [("light", {}), ("dark", {"runOnly": ["cat.color"]})],  # names and roles are the same in both
+    [("light", {}), ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]})],
     ids=["light", "dark"],
 )
 def test_axe_finds_nothing_grave_on_any_tab(open_page, trained, tmp_path, theme, about):
+    """Names and roles are the same in both; the dark is looked at for its colours alone."""
     from axe_playwright_python.sync_playwright import Axe
 
     page = open_page(f"/?__theme={theme}")
@@ -107,6 +108,22 @@ def test_axe_finds_nothing_grave_on_any_tab(open_page, trained, tmp_path, theme,
             if f["impact"] in GRAVE and not f["theirs"]
         ]
     assert not faults, "\n".join(faults)
+
+
+def test_a_refusal_hides_nothing_that_is_on_the_page(open_page, tmp_path):
+    """Gradio lays the word Error over all that an event would have changed."""
+    from playwright.sync_api import expect
+
+    page = open_page()
+    open_tab(page, "Train")
+    page.locator("#train-upload input[type=file]").set_input_files(draw(tmp_path / "a.png"))
+    expect(page.locator("#train-gallery img").first).to_be_visible()
+    page.locator("#train-caption textarea").fill("a red square")
+    page.locator("#train-take").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("choose a folder first")
+    expect(page.locator("[data-testid=status-tracker] > .error").first).to_be_attached()
+    assert not page.locator("[data-testid=status-tracker] > .error:visible").count()
+    expect(page.locator("#train-caption textarea")).to_have_value("a red square")
 
 
 def test_every_tab_opens_on_something_and_fits_a_phone(open_page):

@@ -137,9 +137,11 @@ class PicturesPart:
         """Pictures and captions of a listed folder.
 
         Raises:
-            AtomError: it is not listed.
+            AtomError: it is not listed, or none was chosen.
         """
         found = list_folders(self.places)
+        if not name:
+            raise AtomError("choose a folder first, then add it")
         if name not in found:
             raise AtomError(f"no folder {clip(str(name))!r} is listed")
         return list_files(found[name])

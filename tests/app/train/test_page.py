@@ -20,6 +20,8 @@ def test_listed_folders_are_offered(studio):
     token, crops, verdict, *_ = page.add_folder("subjects/clay", "")
     assert len(crops) == 8 and verdict.startswith("8 fine")
     assert all(picture.caption for picture in page.open(token).list())
+    with pytest.raises(Exception, match="choose a folder first"):
+        page.add_folder(None, token)
     with pytest.raises(Exception, match="no folder"):
         page.add_folder("../../etc", token)
 
