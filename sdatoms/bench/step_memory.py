@@ -2,7 +2,8 @@
 
 A step is gone through with tensors that have shapes and no numbers (`FakeTensorMode`), while a
 ledger adds up the storages that live at once: weights, what backward keeps, gradients, the
-optimizer's moments. What a device's libraries and its kernels' scratch space take comes on top.
+optimizer's moments. Attention is the kernel that keeps no scores, as on a GPU. What a device's
+libraries and its kernels' scratch space take comes on top.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from sdatoms.bench.training import Case, make_step, open_unet, put_in
 from sdatoms.diffusion.placement import FIXED
 
-__all__ = ["CARDS", "SIZES", "Ledger", "count_step", "count_steps", "fake_tensors"]
+__all__ = [
+    "CARDS",
+    "SIZES",
+    "Ledger",
+    "count_step",
+    "count_steps",
+    "fake_tensors",
+    "fuse_attention",
+]
 
 SIZES = {
     "sd15": Case("sd15-unet", 512, 1, 2),
@@ -88,6 +98,11 @@ def fake_tensors(
     return twins
 
 
+def fuse_attention(device: torch.device) -> Any:
+    """The kernel that works through the scores in tiles, which GPUs take by themselves."""
+    return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+
+
 def count_step(case: Case, method: str, *, checkpointing: bool = True) -> dict[str, Any]:
     """Bytes of one method's step, of the base in bfloat16, from the second step on.
 
@@ -105,7 +120,7 @@ def count_step(case: Case, method: str, *, checkpointing: bool = True) -> dict[s
         ledger.note(tensor)
     weights = ledger.live
     with mode, ledger:
-        step = make_step(unet, twins, case)
+        step = make_step(unet, twins, case, fuse_attention)
         for _ in range(2):  # the optimizer's moments come with the first
             step()
     return {

@@ -212,9 +212,18 @@ def open_unet(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     return unet.to(device).train()
 
 
-def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable[[], None]:
+def make_step(
+    unet: Any,
+    parameters: list[nn.Parameter],
+    case: Case,
+    attention: Callable[[torch.device], Any] = choose_attention,
+) -> Callable[[], None]:
     """One step of AdamW on random latents and text, which are other ones in every call; a base in
-    16 bits computes in them."""
+    16 bits computes in them.
+
+    Args:
+        attention: what chooses the kernel of attention, as a context; the trainer's own choice.
+    """
     device, side = torch.device(case.device), case.px // 8
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     generator = torch.Generator().manual_seed(0)
@@ -227,7 +236,7 @@ def make_step(unet: Any, parameters: list[nn.Parameter], case: Case) -> Callable
         timesteps = torch.randint(1000, (case.batch,), generator=generator).to(device)
         narrow = case.device == "cuda" or unet.dtype != torch.float32
         half = torch.autocast(case.device, torch.bfloat16) if narrow else nullcontext()
-        with half, choose_attention(device):
+        with half, attention(device):
             more = {"added_cond_kwargs": draw_conditions(unet.config, case.batch, draw)}
             predicted = unet(latents, timesteps, context, return_dict=False, **more)[0]
             (predicted.float() - noise).square().mean().backward()

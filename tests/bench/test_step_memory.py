@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdatoms.bench.step_memory import Ledger, count_step
+from sdatoms.bench.step_memory import Ledger, count_step, fuse_attention
 from sdatoms.bench.training import SPATIAL, Case, make_step, open_unet, put_in
 
 BUNDLED = Case("bundled", 64, 2, 2)
@@ -18,7 +18,7 @@ def count_real(method, checkpointing):
     for tensor in (*unet.parameters(), *unet.buffers()):
         ledger.note(tensor)
     with ledger:
-        step = make_step(unet, parameters, BUNDLED)
+        step = make_step(unet, parameters, BUNDLED, fuse_attention)
         for _ in range(2):
             step()
     return ledger.peak
