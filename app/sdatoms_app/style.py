@@ -142,11 +142,11 @@ ul.subjects button:focus-visible {outline: 2px solid var(--color-accent); outlin
 ul.subjects img {width: 64px; height: 64px; margin: 0; border-radius: 6px}
 .blocks {display: grid; gap: 4px 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr))}
-label.block {display: grid; grid-template-columns: 8.5em 5em minmax(50px, 1fr) 2.6em; gap: 6px;
-  align-items: center; font-size: 13px}
-label.block span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-label.block input {min-width: 0; accent-color: var(--color-accent)}
-label.block output {text-align: right}
+.blocks label.block {display: grid; gap: 6px; align-items: center; font-size: 13px;
+  grid-template-columns: 8.5em 5em minmax(50px, 1fr) 2.6em}
+.blocks label.block span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
+.blocks label.block input {min-width: 0; accent-color: var(--color-accent)}
+.blocks label.block output {text-align: right}
 #anatomy-refresh, #anatomy-save, #train-take, #history-look {align-self: center}
 .gallery-container .grid-container.pt-6 {padding-top: 24px; grid-auto-rows: auto;
   grid-template: none / repeat(auto-fill, minmax(90px, 1fr))}

@@ -33,6 +33,11 @@ ASK = """async ([own, about]) => {
 }"""
 
 
+CUT = """() => [...document.querySelectorAll('[data-testid=block-info]')]
+  .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"""
+"""Labels of fields that are not shown whole."""
+
+
 @pytest.fixture(scope="module")
 def trained(studio, tmp_path_factory):
     """A run of two steps with samples, so that the Runs tab has something to show, and with a line
@@ -100,6 +105,7 @@ def test_axe_finds_nothing_grave_on_any_tab(open_page, trained, tmp_path, theme,
     faults = []
     for tab in TABS:
         fill(page, tab, picture)
+        faults += [f"{tab}: the label {words!r} is cut off" for words in page.evaluate(CUT)]
         found = page.evaluate(ASK, [[list(key) for key in GRADIOS], about])
         assert isinstance(found, list)
         faults += [
