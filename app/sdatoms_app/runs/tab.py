@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.context import Context
 
 from sdatoms import AtomError
+from sdatoms_app.generate.form import DEFAULTS
 from sdatoms_app.generate.tab import GenerateTab
 from sdatoms_app.queue.queue import MOVES, Queue, list_gpus
 from sdatoms_app.runs.api import build_runs_api
@@ -282,19 +283,21 @@ def wire_generate(
     studio: Studio, queue: Queue, generate: GenerateTab, send: gr.Button, runs: gr.Radio
 ) -> None:
     """Let a button put the chosen run's atoms, or its last checkpoint's, into the Generate tab and
-    go there."""
-    rows = generate.form.rows
+    go there; its trigger becomes the prompt where nobody has written another."""
+    rows, prompt = generate.form.rows, generate.form.fields["prompt"]
 
     @show_errors
-    def use(id: str | None, *values: Any) -> list[Any]:
+    def use(id: str | None, text: str, *values: Any) -> list[Any]:
         training = queue.find(id or "")
         if not training.newest:
             raise AtomError(f"the run {training.id!r} has no atom file yet")
         listed, _ = name_entry(training.newest.relative_to(studio.library.folder.absolute()))
         ids = [row["id"] for row in rows.read(values) if row["id"] != listed]
-        return rows.choose([*ids[: MAX_ADAPTERS - 1], listed], values)
+        untouched = not text.strip() or text == DEFAULTS["prompt"]
+        words = rows.find_trigger(listed) if untouched else ""
+        return [words or gr.skip(), *rows.choose([*ids[: MAX_ADAPTERS - 1], listed], values)]
 
-    send.click(use, [runs, *rows.inputs], rows.outputs, **QUIET).success(
+    send.click(use, [runs, prompt, *rows.inputs], [prompt, *rows.outputs], **QUIET).success(
         None, None, None, js=go_to("Generate"), **PRIVATE
     )
 

@@ -76,6 +76,7 @@ def test_a_training_goes_on_over_a_reload_is_stopped_resumed_and_used(open_page,
     assert [json.loads(row)["step"] for row in rows] == list(range(1, last + 1))  # each step once
     page.locator("#run-send").click()
     expect(page.locator("#atoms")).to_contain_text(f"runs/{run}@{last}")
+    expect(page.locator("#prompt textarea")).to_have_value("a sks dog")
     page.locator("#paint").click()
     expect(page.locator("#note")).to_contain_text(f"runs/{run}@{last} at 1")
     open_tab(page, "Runs")
