@@ -30,7 +30,7 @@ from sdatoms.training.presets import PRESETS, expand_preset
 __all__ = ["measure_preset", "measure_presets", "read_presets"]
 
 SUBJECTS = {"style": "ink", "pet": "cat"}
-"""Preset → bundled subject; the others take the octopus."""
+"""Preset → bundled subject; the others take the unicorn."""
 
 
 def read_presets(facts: dict[str, Any], output: Path | None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def measure_preset(name: str, steps: int | None, evaluator: str | None) -> dict[
         steps: train so many only, with one round of samples, and count the rest as more of the
             same; what is measured on the samples is then left out.
     """
-    folder, about = read_subject(SUBJECTS.get(name, "octopus"))
+    folder, about = read_subject(SUBJECTS.get(name, "unicorn"))
     given = {"instance_data_dir": str(folder), "instance_prompt": about["instance_prompt"]}
     full = TrainConfig(**expand_preset(name, given), evaluator=evaluator)
     config = replace(full, max_train_steps=steps, validation_steps=steps) if steps else full

@@ -40,8 +40,7 @@ __all__ = [
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
     "coefficients": {"block_form": "product", "block_size": 32, "learning_rate": 1e-3},
-    "overcomplete": {"learning_rate": 1e-2},
-    "full": {"block_size": 2, "learning_rate": 6e-3},
+    "full": {"block_size": 2, "learning_rate": 1e-3},
 }
 """What the demo gives a variant beside the trainer's defaults: it has 300 steps to be seen in."""
 

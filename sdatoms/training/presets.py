@@ -32,8 +32,13 @@ class Preset:
     settings: Mapping[str, Any]
 
 
-SMALL_BLOCKS = {"atom_variant": "full", "block_size": 2, "learning_rate": 6e-3}
-"""Small blocks learn fast, and take a constant rate better than a falling one."""
+PRODUCTS = {
+    "atom_variant": "coefficients",
+    "block_form": "product",
+    "block_size": 32,
+    "learning_rate": 1e-3,
+}
+"""Blocks in product form: a step costs what one of LoRA costs; a larger rate breaks pictures."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
 LOOKS = {"validation_steps": 100, "checkpointing_steps": 100}
@@ -43,7 +48,7 @@ LOOKS = {"validation_steps": 100, "checkpointing_steps": 100}
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
         "A first look in a minute",
-        SMALL_BLOCKS
+        PRODUCTS
         | LOOKS
         | {
             "max_train_steps": 100,
@@ -53,14 +58,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "balanced": Preset(
         "Enough for most subjects",
-        SMALL_BLOCKS | LOOKS | {"max_train_steps": 300},
+        PRODUCTS | LOOKS | {"max_train_steps": 300},
     ),
     "best": Preset(
         "Long, averaged, and the step that measures best is kept",
-        SMALL_BLOCKS
+        PRODUCTS
         | LOOKS
         | {
-            "learning_rate": 4e-3,
             "max_train_steps": 600,
             "use_ema": True,
             "best_metric": "auto",
@@ -69,7 +73,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "pet": Preset(
         "Faces and pets: the class stays what it was, pictures are mirrored too",
-        SMALL_BLOCKS
+        PRODUCTS
         | KEEP_CLASS
         | LOOKS
         | {
@@ -81,7 +85,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "object": Preset(
         "Things: letters and logos are never mirrored, the class stays what it was",
-        SMALL_BLOCKS
+        PRODUCTS
         | KEEP_CLASS
         | LOOKS
         | {
@@ -91,7 +95,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "style": Preset(
         "A way to draw: longer, mirrored, and every picture under its own caption",
-        SMALL_BLOCKS
+        PRODUCTS
         | LOOKS
         | {
             "max_train_steps": 400,
