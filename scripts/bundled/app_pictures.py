@@ -7,6 +7,7 @@ through the app's own endpoint.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def train_one(client: Client) -> None:
     run = client.predict("subjects/unicorn", "a sks horse", api_name="/train")["id"]
     print("training", run, flush=True)
     while (now := client.predict(run, api_name="/get_training"))["state"] not in ("done", "failed"):
-        client.predict(api_name="/list_bases")
+        time.sleep(1)
     if now["state"] == "failed":
         raise SystemExit(now["error"])
 

@@ -194,8 +194,9 @@ def test_models_of_other_libraries_take_a_step(library, inner, perturb, rng):
         build_model(f"{library}/nope")
 
 
-def test_folders_and_files_open_with_their_own_weights(tmp_path):
-    unet, vit = build_small("sd15-unet", 3), build_small("vit-base", 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_folders_and_files_open_with_their_own_weights(tmp_path, dtype):
+    unet, vit = (build_small(name, 3).to(dtype) for name in ("sd15-unet", "vit-base"))
     (tmp_path / "pipe").mkdir()
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", type(unet).__name__]}
     (tmp_path / "pipe" / "model_index.json").write_text(json.dumps(index))
@@ -211,6 +212,7 @@ def test_folders_and_files_open_with_their_own_weights(tmp_path):
         assert opened.component == component
         state = opened.model.state_dict()
         assert all(torch.equal(state[k], v) for k, v in saved.state_dict().items())
+        assert {v.dtype for v in state.values() if v.is_floating_point()} == {dtype}
 
 
 def test_folders_and_files_without_a_model_are_refused(tmp_path):
