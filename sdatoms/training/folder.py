@@ -200,7 +200,7 @@ def name_broken(path: Path) -> str:
     """A picture's name, and why it cannot be read where its size is the reason."""
     try:
         Image.open(path).close()
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"{clip(path.name)} (more than 100 million pixels)"
     except Exception:  # Pillow raises many kinds for what is no picture
         pass

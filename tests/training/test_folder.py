@@ -23,7 +23,10 @@ def test_captions_come_from_metadata_then_text_then_the_prompt(make_pictures):
     assert check_folder(folder, "x", caption_column="words").sources[0].prompt == "a wide wall"
 
 
-def test_every_problem_is_named_at_once(make_pictures):
+@pytest.mark.parametrize("limit", [60_000_000, 100_000_000])
+def test_every_problem_is_named_at_once(make_pictures, monkeypatch, limit):
+    """Over Pillow's limit it warns, which the app makes an error; over twice that it refuses."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     folder = make_pictures(sizes=((20, 20),) * 3)
     whole = (folder / "0.png").read_bytes()
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])
