@@ -115,7 +115,8 @@ def fit_colours(
     else:
         coarse = torch.rand(NUM_FIELDS, 3, 3, 3, generator=generator) * 2 - 1
         fields = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
-    fields = fields.to(vae.device, vae.dtype)
+    # Layers that are fetched one by one are nowhere meanwhile, and fetch their inputs themselves.
+    fields = fields.to("cpu" if vae.device.type == "meta" else vae.device, vae.dtype)
     latents = vae.encode(fields).latent_dist.mean.float().cpu() * vae.config.scaling_factor
     colours = F.adaptive_avg_pool2d(fields.float().cpu(), tuple(latents.shape[2:]))
     x = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
