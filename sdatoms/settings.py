@@ -25,9 +25,9 @@ __all__ = [
     "add_flags",
     "build_config",
     "list_flags",
+    "parse_config_file",
     "read_config_file",
     "read_field_help",
-    "read_json",
     "unwrap",
 ]
 
@@ -105,6 +105,18 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Settings from a `.toml`, `.yaml`, `.yml` or `.json` file.
 
     Raises:
+        AtomError: the file is missing, of another kind, cannot be parsed, or holds no table.
+    """
+    values = parse_config_file(path)
+    if not isinstance(values, dict):
+        raise AtomError(f"the config file {path.name!r} holds no table of settings")
+    return values
+
+
+def parse_config_file(path: Path) -> Any:
+    """Whatever such a file holds.
+
+    Raises:
         AtomError: the file is missing, of another kind, or cannot be parsed.
     """
     parsers = {
@@ -116,16 +128,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if path.suffix not in parsers:
         raise AtomError(f"the config file {path.name!r} is no {', '.join(parsers)} file")
     try:
-        values = parsers[path.suffix](decode_text(path.read_bytes())[0])
+        return parsers[path.suffix](decode_text(path.read_bytes())[0])
     except OSError as error:
         raise AtomError(f"the config file {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise AtomError(
             f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
         ) from None
-    if not isinstance(values, dict):
-        raise AtomError(f"the config file {path.name!r} holds no table of settings")
-    return values
 
 
 def read_json(text: str) -> Any:

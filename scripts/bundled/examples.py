@@ -26,6 +26,7 @@ from sdatoms.pictures import join_squares, make_thumbnail
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
+from sdatoms.training.presets import PRODUCTS
 
 __all__ = ["EXAMPLES", "Example", "make_example"]
 
@@ -51,13 +52,7 @@ EXAMPLES = {
     "ink": Example("ink", "Ink drawings", "cat face in sks style"),
     "clay": Example("clay", "Soft 3D figures", "rabbit face in sks style"),
 }
-SETTINGS: dict[str, Any] = {
-    "atom_variant": "coefficients",
-    "block_form": "product",
-    "block_size": 32,
-    "learning_rate": 1e-3,
-    "max_train_steps": 400,
-}
+SETTINGS: dict[str, Any] = PRODUCTS | {"max_train_steps": 400}
 """Block atoms in product form: in half precision they fit the size of an example."""
 
 

@@ -26,6 +26,7 @@ from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
+from sdatoms.training.presets import PRODUCTS
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.stopping import StopRequest
 
@@ -39,7 +40,7 @@ __all__ = [
 
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
-    "coefficients": {"block_form": "product", "block_size": 32, "learning_rate": 1e-3},
+    "coefficients": PRODUCTS,
     "full": {"block_size": 2, "learning_rate": 1e-3},
 }
 """What the demo gives a variant beside the trainer's defaults: it has 300 steps to be seen in."""
@@ -85,10 +86,9 @@ def personalize(
         instance_prompt=about["instance_prompt"],
         output_dir=output_dir,
         max_train_steps=max_train_steps,
-        atom_variant=atom_variant,
         validation_steps=max(1, max_train_steps // 3),
         checkpointing_steps=max(1, max_train_steps),
-        **(SETTINGS.get(atom_variant, {}) | settings),
+        **({"atom_variant": atom_variant} | SETTINGS.get(atom_variant, {}) | settings),
     )
     report(
         f"Training {max_train_steps} steps on the {len(find_pictures(folder)[0])} pictures in "

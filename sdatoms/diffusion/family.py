@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from sdatoms.errors import AtomError, clip
-from sdatoms.models.header import read_header
-from sdatoms.models.recognize import DTYPES, FAMILIES, read_checkpoint
+from sdatoms.models.recognize import FAMILIES, choose_files, find_dtype, read_checkpoint
 from sdatoms.storage import find_assets, read_table
 
 __all__ = [
@@ -162,12 +161,8 @@ def describe_folder(folder: Path, variant: str | None) -> BaseFacts:
     label += " (v)" if scheduler.get("prediction_type") == "v_prediction" else ""
     inpainting = table.get("in_channels") == 9
     files = [p for part in folder.iterdir() if part.is_dir() for p in part.glob(WEIGHTS)]
-    mark = f".{variant}." if variant else None
-    files = [p for p in files if (mark in p.name if mark else ".fp16." not in p.name)] or files
-    dtype = None
-    if unet := [p for p in files if p.parent.name == "unet"]:
-        entries = read_header(sorted(unet)[0]).tensors.values()
-        dtype = next((DTYPES[e.dtype] for e in entries if e.dtype in DTYPES), None)
+    files = choose_files(files, variant)
+    dtype = find_dtype([p for p in files if p.parent.name == "unet"])
     label += ", inpainting" if inpainting else ""
     size = sum(path.stat().st_size for path in files)
     return BaseFacts(label, dtype, size, read_side(folder), inpainting)

@@ -23,8 +23,8 @@ from sdatoms.errors import AtomError, check_text, clip, first_line
 from sdatoms.models.cifar_resnet import CifarResNet
 from sdatoms.models.efficientnet import EfficientNetLite
 from sdatoms.models.families import MODELS, Blueprint
-from sdatoms.models.header import UNOPENED, read_header
-from sdatoms.models.recognize import DTYPES, read_checkpoint
+from sdatoms.models.header import UNOPENED
+from sdatoms.models.recognize import choose_files, find_dtype, read_checkpoint
 from sdatoms.models.single_file import open_unet
 from sdatoms.storage import read_table
 
@@ -205,27 +205,19 @@ def load_folder(folder: Path) -> nn.Module:
             f"{library}"
         )
     kind: Any = named
-    own = {"dtype" if library == "transformers" else "torch_dtype": find_dtype(folder)}
+    try:
+        own = find_dtype(choose_files(folder.glob("*.safetensors"))) or torch.float32
+    except AtomError:  # which opening it says in its own words
+        own = torch.float32
+    asked = {"dtype" if library == "transformers" else "torch_dtype": own}
     try:
         model = kind.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, **own
+            str(folder), use_safetensors=True, local_files_only=True, **asked
         )
     except UNOPENED as error:
         reason = first_line(error)
         raise AtomError(f"the model in {str(folder)!r} cannot be opened: {reason}") from None
     return model.eval()
-
-
-def find_dtype(folder: Path) -> torch.dtype:
-    """What the weights in a model's folder are kept in; float32 where that is unknown."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            entries = read_header(path).tensors.values()
-        except AtomError:
-            continue
-        if found := [DTYPES[entry.dtype] for entry in entries if entry.dtype in DTYPES]:
-            return found[0]
-    return torch.float32
 
 
 def open_weights(path: Path) -> OpenedModel:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,8 @@ __all__ = [
     "Checkpoint",
     "Family",
     "Prediction",
+    "choose_files",
+    "find_dtype",
     "find_part",
     "read_checkpoint",
     "recognize",
@@ -174,6 +176,24 @@ def read_checkpoint(
         AtomError: it is no safetensors file, or holds no base of a known family.
     """
     return recognize(Path(path), read_header(path), prediction_type)
+
+
+def choose_files(files: Iterable[Path], variant: str | None = None) -> list[Path]:
+    """Of a folder's weight files those of a variant, or those that are not the half-precision twins
+    of others; all where there are none such."""
+    mark = f".{variant}." if variant else None
+    files = sorted(files)
+    return [p for p in files if (mark in p.name if mark else ".fp16." not in p.name)] or files
+
+
+def find_dtype(files: Sequence[Path]) -> torch.dtype | None:
+    """What the first of these weight files is kept in.
+
+    Raises:
+        AtomError: it is no safetensors file.
+    """
+    entries = read_header(min(files)).tensors.values() if files else ()
+    return next((DTYPES[e.dtype] for e in entries if e.dtype in DTYPES), None)
 
 
 def recognize(path: Path, header: Header, prediction_type: Prediction | None = None) -> Checkpoint:

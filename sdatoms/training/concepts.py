@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
-from sdatoms.settings import build_config, read_config_file, read_json
-from sdatoms.storage import decode_text
+from sdatoms.settings import build_config, parse_config_file, read_config_file
 from sdatoms.training.caption_rules import CaptionRules
 from sdatoms.training.class_pictures import find_class_folder
 from sdatoms.training.config import TrainConfig
@@ -199,18 +198,8 @@ def read_data_config(path: Path) -> tuple[tuple[Concept, ...], tuple[str, ...]]:
 
 
 def read_description(path: Path) -> Any:
-    if path.suffix == ".json":  # a list is no table of settings
-        try:
-            return read_json(decode_text(path.read_bytes())[0])
-        except OSError as error:
-            raise AtomError(
-                f"the config file {str(path)!r} cannot be read: {error.strerror}"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise AtomError(
-                f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
-            ) from None
-    return read_config_file(path)
+    """A JSON file may hold a list of concepts, which is no table of settings."""
+    return parse_config_file(path) if path.suffix == ".json" else read_config_file(path)
 
 
 def check_concept(concept: Concept, where: str) -> None:

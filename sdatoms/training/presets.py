@@ -19,6 +19,7 @@ from sdatoms.training.real_presets import REAL_PRESETS, count_pictures
 
 __all__ = [
     "PRESETS",
+    "PRODUCTS",
     "Preset",
     "expand_preset",
 ]

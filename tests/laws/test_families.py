@@ -55,7 +55,7 @@ FAST_APP = {
 }
 GREY = {"float32": 1, "float16": 3, "bfloat16": 24}
 """Grey levels between atoms that are formed as they run and the same ones baked into weights of
-that dtype, which round them, and between kernels that round otherwise."""
+that dtype, which round them."""
 
 
 def list_cells(fast, *axes):
@@ -71,18 +71,36 @@ def bases(tmp_path_factory):
     return Bases(tmp_path_factory.mktemp("families"))
 
 
+def copy_weights(pipe):
+    """Lay every weight at an address of its own."""
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
+
+
+def is_one_of(pictures, known):
+    """Whether the pictures without atoms and with them are to the bit one of the pairs known."""
+    return any(all(map(np.array_equal, pictures, pair)) for pair in known)
+
+
 @pytest.fixture(scope="module")
 def painted(bases):
-    """The pictures without atoms and with them, nothing offloaded."""
+    """The pictures without atoms and with them, nothing offloaded: from weights where they lie, and
+    of a single file, whose weights are mapped, from copies, on which kernels round otherwise."""
     found = {}
 
     def paint(*cell):
         if cell not in found:
             name, form, dtype = cell
-            pipe = open_narrow(bases.find(*cell), dtype)
-            plain = draw(pipe)
-            load_atoms(pipe, bases.tune(name, form))
-            found[cell] = plain, draw(pipe)
+            found[cell] = []
+            for copied in (False, True)[: 1 + (form == "single file")]:
+                pipe = open_narrow(bases.find(*cell), dtype)
+                if copied:
+                    copy_weights(pipe)
+                plain = draw(pipe)
+                load_atoms(pipe, bases.tune(name, form))
+                found[cell].append((plain, draw(pipe)))
         return found[cell]
 
     return paint
@@ -94,15 +112,12 @@ def painted(bases):
 def test_one_file_is_one_picture_and_is_cleared_to_the_bit(
     bases, painted, name, form, dtype, offload
 ):
-    """To the bit in each mode; between modes to what kernels round otherwise where the same weights
-    lie at other addresses, as those do that are mapped from a file."""
     pipe = open_narrow(bases.find(name, form, dtype), dtype, offload)
     plain = draw(pipe)
     adapters = load_atoms(pipe, bases.tune(name, form), name="one")
     full = draw(pipe)
     assert not np.array_equal(plain, full)
-    for mine, lying in zip((plain, full), painted(name, form, dtype), strict=True):
-        assert np.abs(mine.astype(int) - lying.astype(int)).max() <= GREY[dtype]
+    assert is_one_of((plain, full), painted(name, form, dtype))
     adapters.set_strengths({"one": 0.5})
     adapters.set_strengths({"one": 1.0})
     assert np.array_equal(draw(pipe), full)
@@ -244,8 +259,6 @@ def test_the_app_paints_with_it(bases, painted, tmp_path, name, form, dtype, off
         next(iter(studio.paint(replace(order, adapters=adapters))))
         for adapters in ((), ((entry.id, 1.0),), ())
     ]
-    plain, full = painted(name, form, dtype)
     shown = [np.asarray(Image.open(kept.path).convert("RGB")) for kept in pictures]
-    assert np.array_equal(shown[0], shown[2]) and not np.array_equal(shown[0], shown[1])
-    for mine, lying in zip(shown[:2], (plain, full), strict=True):
-        assert np.abs(mine.astype(int) - lying.astype(int)).max() <= GREY[dtype]
+    assert np.array_equal(shown[0], shown[2])
+    assert is_one_of(shown[:2], painted(name, form, dtype))
