@@ -5,7 +5,8 @@
 
 `--choose` finds every method's rate and number of steps on validation tasks, `--report` trains by
 them on test tasks and writes report.json, report.md and report.html. `--fast` does both with a few
-methods and steps. Every training is kept in the folder; run again, it goes on where it was stopped.
+methods and steps. Every training is kept in the folder; run again, it goes on where it was stopped,
+and the same command in two terminals shares the work.
 
 Without any of them the methods are put side by side on one `--subject`, as a PNG beside
 `--output_dir`'s cells; `--strip FILE` writes a smaller one, of `--strip_methods`.
@@ -19,6 +20,7 @@ from pathlib import Path
 from sdatoms.bench.methods import METHODS
 from sdatoms.bench.one_subject import SHOWN, show_subject
 from sdatoms.bench.personalization import Bench, Plan, shrink
+from sdatoms.bench.personalization_choices import choose_settings
 from sdatoms.bench.personalization_report import write_report
 from sdatoms.errors import AtomError
 
@@ -63,7 +65,7 @@ def main() -> None:
     try:
         bench = Bench(shrink(plan) if args.fast else plan)
         if args.choose or args.fast:
-            bench.choose()
+            choose_settings(bench)
         if args.report or args.fast:
             print(write_report(bench, *bench.test(), args.output_dir))
         if not whole:

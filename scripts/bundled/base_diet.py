@@ -25,9 +25,18 @@ from bundled.captions import describe
 from bundled.gallery import WEIGHTS, Example, Gallery, choose_name
 from bundled.modifiers import Scene
 
-__all__ = ["Diet", "encode", "paint_examples", "read_diet", "tokenize", "write_shard"]
+__all__ = [
+    "Diet",
+    "encode",
+    "paint_examples",
+    "read_diet",
+    "tokenize",
+    "write_shard",
+    "write_turned",
+]
 
 PLAIN_SHARE = 1 / 3
+TURNED = "every-turned.pt"
 FIRST_HARD = 6
 """Number of the first shard that `HARD` draws; those before it follow the gallery's weights."""
 HARD: Mapping[str, float] = {
@@ -42,6 +51,9 @@ HARD: Mapping[str, float] = {
     "style": 1.6,
 }
 """Weights of the kinds that a base of 10,000 steps follows least: upside down, relations."""
+TURNED_SHARE = 0.2
+"""Share of every thing upside down, and nothing else, among the scenes: turned, each has to be
+learnt as a picture of its own."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +134,32 @@ def write_shard(
     rng = random.Random(f"shard {number}")
     weights = HARD if number >= FIRST_HARD else WEIGHTS
     examples = [gallery.draw_example(rng, weights=weights) for _ in range(count)]
+    write_scenes(path, model, gallery, examples, precision)
+
+
+def write_turned(
+    folder: Path, model: AutoencoderKL, gallery: Gallery, precision: torch.dtype = torch.float32
+) -> None:
+    """Paint and encode every thing upside down that can be told from upright, once."""
+    path = folder / TURNED
+    if path.exists():
+        return
+    scene = Scene(turned="upside down")
+    able = [i for i in gallery.subjects if "turned" in gallery.open_to[i]]
+    write_scenes(path, model, gallery, [Example(i, scene, 0, "") for i in able], precision)
+
+
+def write_scenes(
+    path: Path,
+    model: AutoencoderKL,
+    gallery: Gallery,
+    examples: Sequence[Example],
+    precision: torch.dtype,
+) -> None:
+    """Paint and encode `examples` into a file that `read_diet` reads."""
     latents = [
         encode(model, paint_examples(gallery, examples[i : i + 512]), precision).half()
-        for i in range(0, count, 512)
+        for i in range(0, len(examples), 512)
     ]
     rows = [
         {"key": gallery.concepts[e.concept].key, "scene": asdict(e.scene), "seed": e.seed}
@@ -134,14 +169,24 @@ def write_shard(
 
 
 def read_diet(folder: Path, gallery: Gallery, tokenizer: CLIPTokenizer, **settings) -> Diet:
-    """Read `plain.pt` and every shard of `folder`, in the order of their names."""
+    """Read `plain.pt` and every shard of `folder`, in the order of their names, and what is upside
+    down as often as makes its share."""
     plain = torch.load(folder / "plain.pt", weights_only=True)
-    latents, examples = [plain[:0]], []
-    for path in sorted(folder.glob("scenes-*.pt")):
-        shard = torch.load(path, weights_only=True)
-        latents.append(shard["latents"])
-        for row in shard["examples"]:
-            examples.append(
-                Example(gallery.find(row["key"]), Scene(**row["scene"]), row["seed"], "")
-            )
-    return Diet(gallery, tokenizer, plain, torch.cat(latents), examples, **settings)
+    shards = [read_scenes(path, gallery) for path in sorted(folder.glob("scenes-*.pt"))]
+    if (folder / TURNED).exists() and shards:
+        latents, examples = read_scenes(folder / TURNED, gallery)
+        others = sum(len(own) for _, own in shards)
+        wanted = TURNED_SHARE / (1 - TURNED_SHARE) * others
+        shards += [(latents, examples)] * max(1, round(wanted / max(1, len(examples))))
+    latents = torch.cat([plain[:0], *(own for own, _ in shards)])
+    examples = [example for _, own in shards for example in own]
+    return Diet(gallery, tokenizer, plain, latents, examples, **settings)
+
+
+def read_scenes(path: Path, gallery: Gallery) -> tuple[Tensor, list[Example]]:
+    """Latents of a file of scenes, and what they show."""
+    shard = torch.load(path, weights_only=True)
+    return shard["latents"], [
+        Example(gallery.find(row["key"]), Scene(**row["scene"]), row["seed"], "")
+        for row in shard["examples"]
+    ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bundled import base_export as export
 from bundled.base_data import Concept, fetch_packages, load_concepts, load_pictures, read_held_out
-from bundled.base_diet import encode, paint_examples, read_diet, write_shard
+from bundled.base_diet import encode, paint_examples, read_diet, write_shard, write_turned
 from bundled.base_loops import choose_precision, train_autoencoder, train_denoiser
 from bundled.base_models import (
     build_autoencoder,
@@ -184,6 +184,7 @@ def encode_stage(run: Run) -> None:
     x = paint_held_out(run)[:16].float() / 127.5 - 1
     facts = settle_precision(fit, model, lambda: model.encode(x).latent_dist.mean.square().mean())
     precision = getattr(torch, facts["precision"])
+    write_turned(folder, model, run.gallery, precision)
     for number in range(run.shards):
         write_shard(folder, model, run.gallery, number, SHARD, precision)
         print(f"{number + 1} of {run.shards} shards", flush=True)

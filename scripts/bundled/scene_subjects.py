@@ -39,9 +39,11 @@ class SceneSubject:
 
 
 SCENE_SUBJECTS = {
+    "cupcake": SceneSubject("1f9c1", "cake", "a cake"),
     "hedgehog": SceneSubject("1f994", "hedgehog", "an animal"),
     "koala": SceneSubject("1f428", "bear", "a bear"),
     "robot": SceneSubject("1f916", "robot", "a face"),
+    "rocket": SceneSubject("1f680", "rocket", "an airplane"),
     "snail": SceneSubject("1f40c", "snail", "an animal"),
     "teapot": SceneSubject("1fad6", "teapot", "a teacup"),
     "unicorn": SceneSubject("1f984", "horse", "a horse"),

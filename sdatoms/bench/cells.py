@@ -7,11 +7,13 @@ of others are refused.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,23 @@ class CellStore:
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
+
+    @contextlib.contextmanager
+    def claim(self, cell: Cell, wait: bool = False) -> Iterator[bool]:
+        """Whether a cell is this process's to make, as long as the `with` block lasts; the system
+        drops the claim with its process.
+
+        Args:
+            wait: until another process that is at it has ended.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{cell.name()}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The result of a cell; None where it has to be trained.

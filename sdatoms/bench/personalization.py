@@ -1,16 +1,14 @@
 """A base personalized by filter atoms and by their peers, side by side.
 
 Every method sees the same batches, noise and timesteps, the same number of steps and the same
-optimizer, and paints by the same sampler. Rates and steps are chosen on validation tasks: from five
-rates a method, and further ones while the best stands at an edge. Every training is kept as a cell,
-so that a run that was stopped goes on where it was.
+optimizer, and paints by the same sampler. Every training is kept as a cell, so that a run that was
+stopped goes on where it was, and several processes share one plan.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,15 +29,13 @@ from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.truth import find_truth
 from sdatoms.fingerprint import hash_tensors
-from sdatoms.storage import list_subjects, read_subject, read_table, write_whole
+from sdatoms.storage import list_subjects, read_subject, read_table
 
 __all__ = [
     "Bench",
     "Entry",
     "Plan",
     "average",
-    "grow_rates",
-    "score_values",
     "show_bytes",
     "shrink",
 ]
@@ -108,27 +104,9 @@ class Entry:
         return self.facts["marks"].get(str(max(self.cell.steps)), {})
 
 
-def score_values(values: dict[str, list[float | None]]) -> float:
-    """What rates and steps are chosen by: truth less drift where truth is known, and else fidelity
-    and alignment less drift."""
-    means = {k: average(v) for k, v in values.items()}
-    gained = means["truth"] if "truth" in means else means["fidelity"] + means["alignment"]
-    return gained - means["drift"]
-
-
 def average(values: Iterable[float | None]) -> float:
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else float("nan")
-
-
-def grow_rates(rates: Sequence[float], best: float) -> float | None:
-    """The next rate beyond the edge at which the best one stands; None where it is inside."""
-    if min(rates) < best < max(rates):
-        return None
-    steps = [float(f"{m * 10.0**e:g}") for e in range(-9, 3) for m in (1, 3)]
-    if best == max(rates):
-        return min((s for s in steps if s > best * 1.01), default=None)
-    return max((s for s in steps if s < best / 1.01), default=None)
 
 
 class Bench:
@@ -190,15 +168,18 @@ class Bench:
         digest = self.open(task).digest()
         return Cell(method, rate, task, seed, tuple(steps), plan.batch_size, plan.painting, digest)
 
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """A cell's result, trained now where it is not there, or where a library of another version
-        refused it.
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """A cell's result; None where it is not there, or a library of another version refused it.
 
         Raises:
             AtomError: it is there, made with another base.
         """
         found = self.store.read(cell)
-        if found is not None and found.get("versions") in (None, read_versions()):
+        return found if found and found.get("versions") in (None, read_versions()) else None
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """A cell's result, trained now where `find` knows none."""
+        if found := self.find(cell):
             return found
         task = self.open(cell.task)
         if cell.task not in self.judges:
@@ -220,71 +201,15 @@ class Bench:
         print(json.dumps(named | {"seed": cell.seed} | facts), flush=True)
         return result
 
-    def choose(self) -> dict[str, dict[str, Any]]:
-        """Choose rate and steps of every method for every kind of task, and write `choices.json`:
-        kind → method → what was chosen, whether its rate is inside the grid, and all scores.
-
-        Raises:
-            AtomError: the plan has no validation task.
-        """
-        names = self.list_tasks("validation")
-        if not names:
-            raise AtomError("no task of the plan is a validation task; see split.json for those")
-        path = self.plan.output_dir / "choices.json"
-        choices = read_table(path, {})
-        kinds = {self.kinds[n] for n in (*names, *self.list_tasks("test"))}
-        for kind in sorted(kinds):
-            own = [n for n in names if self.kinds[n] == kind] or names
-            for method in self.plan.methods:
-                chosen = self.choose_rate(METHODS[method], own)
-                choices.setdefault(kind, {})[method] = chosen
-                write_whole(path, (json.dumps(choices, indent=1) + "\n").encode())
-        return choices
-
-    def choose_rate(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
-        """The best rate and number of steps of one method."""
-        plan, scores = self.plan, {}
-        rates, todo = list(method.rates), list(method.rates)
-        most = len(rates) + plan.growth
-        best, steps = rates[0], plan.steps[0]
-        while todo:
-            for rate in todo:
-                found = self.score_rate(method, rate, tasks)
-                if isinstance(found, str):
-                    return {"refused": found}
-                scores |= {(rate, steps): score for steps, score in found.items()}
-            best, steps = max(scores, key=lambda key: scores[key])
-            further = grow_rates(rates, best) if len(rates) < most else None
-            todo = [] if further is None else [further]
-            rates += todo
-        tried = {f"{r:g}, {s} steps": finite(v) for (r, s), v in sorted(scores.items())}
-        inside = min(rates) < best < max(rates)
-        return {
-            "rate": best,
-            "steps": steps,
-            "inside": inside,
-            "tasks": list(tasks),
-            "tried": tried,
-        }
-
-    def score_rate(
-        self, method: Method, rate: float, tasks: Sequence[str]
-    ) -> dict[int, float] | str:
-        """Steps → mean score at one rate, −∞ after it diverged; or why another library refuses."""
-        rows: list[dict[int, float]] = []
-        for task in tasks:
-            for seed in self.plan.choice_seeds:
-                result = self.run(self.make_cell(method, rate, task, seed, self.plan.steps))
-                if "refused" in result:
-                    return str(result["refused"])
-                marks = result["marks"]
-                rows.append(
-                    {
-                        steps: score_values(marks[str(steps)]) if str(steps) in marks else -math.inf
-                        for steps in self.plan.steps
-                    }
-                )
-        return {steps: statistics.mean(r[steps] for r in rows) for steps in self.plan.steps}
+    def share(self, cells: Sequence[Cell]) -> None:
+        """Make all cells together with other processes that run the same plan: what another one is
+        at is left to it, and waited for at the end."""
+        for wait in (False, True):
+            for cell in cells:
+                if self.find(cell) is None:
+                    with self.store.claim(cell, wait) as own:
+                        if own:
+                            self.run(cell)
 
     def measure_base(self, task: str) -> Entry:
         """What the base paints, untrained."""
@@ -299,10 +224,11 @@ class Bench:
             AtomError: nothing was chosen for a method yet.
         """
         choices = read_table(self.plan.output_dir / "choices.json", {})
-        entries, refused = [], {}
+        refused: dict[str, str] = {}
+        cells: list[Cell] = []
         for task in self.list_tasks("test"):
             kind = self.kinds[task]
-            entries.append(self.measure_base(task))
+            cells.append(self.make_cell(BASE, 0.0, task, 0, [0]))
             for name in self.plan.methods:
                 chosen = choices.get(kind, {}).get(name)
                 if chosen is None:
@@ -312,22 +238,18 @@ class Bench:
                 if "refused" in chosen:
                     refused[name] = chosen["refused"]
                     continue
-                for seed in self.plan.seeds:
-                    cell = self.make_cell(
-                        METHODS[name], chosen["rate"], task, seed, [chosen["steps"]]
-                    )
-                    result = self.run(cell)
-                    if "refused" not in result:
-                        entries.append(Entry(cell, kind, result))
-        return entries, refused
+                rate, marks = chosen["rate"], [chosen["steps"]]
+                cells += [
+                    self.make_cell(METHODS[name], rate, task, seed, marks)
+                    for seed in self.plan.seeds
+                ]
+        self.share(cells)
+        entries = [Entry(cell, self.kinds[cell.task], self.run(cell)) for cell in cells]
+        return [entry for entry in entries if "refused" not in entry.facts], refused
 
 
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def show_bytes(size: int) -> str:

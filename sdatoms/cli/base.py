@@ -11,7 +11,7 @@ from sdatoms.errors import name_full_memory
 __all__ = [
     "FLAGS",
     "add_base_flags",
-    "advise_on_memory",
+    "explain_full_memory",
     "open_base",
 ]
 
@@ -83,7 +83,7 @@ def open_base(args: argparse.Namespace, **settings: Any) -> Any:
     )
 
 
-def advise_on_memory(args: argparse.Namespace, error: BaseException) -> str:
+def explain_full_memory(args: argparse.Namespace, error: BaseException) -> str:
     """One sentence for a full memory: whose, and what to try next of the command's own flags."""
     place = name_full_memory(error)
     steps = {"auto": "group", "none": "model", "model": "group", "group": "sequential"}

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from sdatoms.cli.base import advise_on_memory
+from sdatoms.cli.base import explain_full_memory
 from sdatoms.cli.console import lasting_console, stopping_at_signals
 from sdatoms.cli.parser import LineParser
 from sdatoms.errors import AtomError, clip, is_full_memory
@@ -143,7 +143,7 @@ def guarding(
         except (MemoryError, RuntimeError) as error:
             if not is_full_memory(error):
                 raise
-            print(f"sdatoms: {advise_on_memory(args, error)}", file=sys.stderr)
+            print(f"sdatoms: {explain_full_memory(args, error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("sdatoms: stopped", file=sys.stderr)

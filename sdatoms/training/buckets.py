@@ -14,7 +14,7 @@ from PIL import Image
 from sdatoms.errors import AtomError
 
 __all__ = [
-    "Fit",
+    "Cut",
     "Size",
     "center_cut",
     "cut_picture",
@@ -31,7 +31,7 @@ Size = tuple[int, int]
 """Height and width in px."""
 
 
-class Fit(NamedTuple):
+class Cut(NamedTuple):
     """How one picture becomes a training picture."""
 
     original: Size
@@ -86,17 +86,17 @@ def list_buckets(text: str | None, resolution: int, grid: int, unit: int) -> lis
     return [(h, w) for h, w in sizes]
 
 
-def fit_picture(width: int, height: int, buckets: list[Size]) -> Fit:
+def fit_picture(width: int, height: int, buckets: list[Size]) -> Cut:
     """The bucket of the nearest proportions, and how the picture is scaled and cut to it."""
     shape = math.log(height / width)
     target = min(buckets, key=lambda size: (abs(math.log(size[0] / size[1]) - shape), size))
     scale = max(target[0] / height, target[1] / width)
     scaled = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
     corner = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
-    return Fit((height, width), scaled, corner, target)
+    return Cut((height, width), scaled, corner, target)
 
 
-def move_cut(fit: Fit, across: float, down: float) -> Fit:
+def move_cut(fit: Cut, across: float, down: float) -> Cut:
     """The same cut elsewhere.
 
     Args:
@@ -108,7 +108,7 @@ def move_cut(fit: Fit, across: float, down: float) -> Fit:
     return fit._replace(corner=(round(room[0] * down), round(room[1] * across)))
 
 
-def center_cut(fit: Fit, across: float, down: float) -> Fit:
+def center_cut(fit: Cut, across: float, down: float) -> Cut:
     """The same cut around a point of the picture, as near as the picture's edges let it be.
 
     Args:
@@ -122,7 +122,7 @@ def center_cut(fit: Fit, across: float, down: float) -> Fit:
     return fit._replace(corner=(top, left))
 
 
-def cut_picture(picture: Image.Image, fit: Fit) -> Image.Image:
+def cut_picture(picture: Image.Image, fit: Cut) -> Image.Image:
     """Scale a picture until it covers its bucket and cut its part out."""
     (h, w), (top, left), (th, tw) = fit.scaled, fit.corner, fit.target
     scaled = picture.resize((w, h), Image.Resampling.LANCZOS)

@@ -25,7 +25,7 @@ from sdatoms.errors import clip
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.pictures import read_alpha, read_picture, to_tensor
 from sdatoms.storage import write_whole
-from sdatoms.training.buckets import Fit, Size, center_cut, cut_picture, fit_picture, move_cut
+from sdatoms.training.buckets import Cut, Size, center_cut, cut_picture, fit_picture, move_cut
 from sdatoms.training.caption_rules import (
     PLAIN_RULES,
     CaptionRules,
@@ -188,7 +188,7 @@ def encode_pictures(
     return found
 
 
-def list_cuts(fit: Fit, name: str, count: int, seed: int) -> list[Fit]:
+def list_cuts(fit: Cut, name: str, count: int, seed: int) -> list[Cut]:
     """Cuts of one picture at places drawn by its name; no two alike."""
     draw = random.Random(os.fsencode(f"crop:{seed}:{name}"))
     cuts = [move_cut(fit, draw.random(), draw.random()) for _ in range(count)]
@@ -202,7 +202,7 @@ def read_mask(source: Source) -> Image.Image | None:
     return read_alpha(source.path) if source.alpha else None
 
 
-def cut_mask(opened: Image.Image, fit: Fit, size: torch.Size, mirrored: bool) -> Tensor:
+def cut_mask(opened: Image.Image, fit: Cut, size: torch.Size, mirrored: bool) -> Tensor:
     """`(1, h, w)` in [0, 1], cut as its picture is and shrunk by averaging to the latents' size."""
     mask = cut_picture(opened, fit)
     if mirrored:

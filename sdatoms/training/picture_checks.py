@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from sdatoms.errors import AtomError
 from sdatoms.pictures import read_picture
-from sdatoms.training.buckets import Fit, Size, cut_picture, fit_picture
+from sdatoms.training.buckets import Cut, Size, cut_picture, fit_picture
 
 __all__ = [
     "PictureCheck",
@@ -50,7 +50,7 @@ class PictureCheck:
     frames: int = 1
     thumbnail: np.ndarray | None = None
     """`(16, 16, 3)` in grey levels."""
-    fit: Fit | None = None
+    fit: Cut | None = None
     """How the crop was cut."""
 
 

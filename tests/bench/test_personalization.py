@@ -13,10 +13,10 @@ from sdatoms import AtomError
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
 from sdatoms.bench.one_subject import show_subject
-from sdatoms.bench.personalization import (
-    Bench,
-    Plan,
-    average,
+from sdatoms.bench.personalization import Bench, Plan, average
+from sdatoms.bench.personalization_choices import (
+    choose_rate,
+    choose_settings,
     grow_rates,
     score_values,
 )
@@ -45,7 +45,7 @@ def plan(base, evaluator, tmp_path):
     return Plan(
         tmp_path / "bench",
         methods=NAMES,
-        tasks=("hedgehog", "koala"),
+        tasks=("hedgehog", "robot"),
         base=str(base),
         evaluator=str(evaluator),
         seeds=(0,),
@@ -111,8 +111,9 @@ def test_a_strength_over_the_steps_is_painted_with_from_the_file(plan):
 def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch):
     whole, torn = (replace(plan, output_dir=plan.output_dir / name) for name in ("whole", "torn"))
     short = {name: replace(METHODS[name], rates=METHODS[name].rates[2:3]) for name in NAMES}
-    monkeypatch.setattr("sdatoms.bench.personalization.METHODS", METHODS | short)
-    choices = Bench(whole).choose()
+    for module in ("personalization", "personalization_choices"):
+        monkeypatch.setattr(f"sdatoms.bench.{module}.METHODS", METHODS | short)
+    choices = choose_settings(Bench(whole))
     entries, refused = Bench(whole).test()
     markdown = write_report(Bench(whole), entries, refused, whole.output_dir)
 
@@ -128,9 +129,9 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
 
     stopped.run = stop
     with pytest.raises(KeyboardInterrupt):
-        stopped.choose()
+        choose_settings(stopped)
     assert len(read_cells(torn.output_dir)) == 1
-    assert Bench(torn).choose() == choices
+    assert choose_settings(Bench(torn)) == choices
     Bench(torn).test()
     assert read_cells(torn.output_dir) == read_cells(whole.output_dir)
 
@@ -146,16 +147,51 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
 
     other = replace(whole, base=str(save_base(plan.output_dir / "other", seed=8)))
     with pytest.raises(AtomError, match="was made with the base"):
-        Bench(other).choose()
+        choose_settings(Bench(other))
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(plan):
+    bench, run = Bench(plan), Bench.run
+    cells = [bench.make_cell(METHODS["atoms"], r, "koala", 0, [1]) for r in (1e-3, 1e-2)]
+    made = []
+    bench.run = lambda cell: made.append(cell) or run(bench, cell)
+    with bench.store.claim(cells[0]) as first:
+        with Bench(plan).store.claim(cells[0]) as second:
+            assert first and not second
+        bench.share(cells[1:])
+        assert made == cells[1:]
+    bench.share(cells)
+    assert made == [cells[1], cells[0]]
+
+
+def test_only_the_best_rates_of_the_first_task_are_tried_on_the_others(plan, monkeypatch):
+    bench, method = Bench(plan), METHODS["atoms"]
+    worth = {rate: -abs(k - 1) for k, rate in enumerate(method.rates)}
+    seen = []
+
+    def run(cell):
+        seen.append((cell.task, cell.rate))
+        value = worth[cell.rate] + (10.0 if cell.rate == method.rates[2] else 0) * (
+            cell.task == "koala"
+        )
+        return {"marks": {str(s): {"truth": [value], "drift": [0.0]} for s in cell.steps}}
+
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "share", lambda cells: None)
+    chosen = choose_rate(bench, method, ["hedgehog", "koala"])
+    assert chosen["rate"] == method.rates[2] and chosen["inside"]
+    assert {rate for task, rate in seen if task == "hedgehog"} == set(method.rates)
+    assert {rate for task, rate in seen if task == "koala"} == set(method.rates[:3])
+    assert len(chosen["tried"]) == 10 and len(chosen["tried_on_all"]) == 6
 
 
 def test_a_peer_that_does_not_run_here_is_named_with_the_reason(plan, monkeypatch):
     broken = replace(METHODS["LoRA r1 attention"], name="broken", options={"target_modules": "no"})
     known = METHODS | {"broken": broken}
-    for module in ("personalization", "personalization_report"):
+    for module in ("personalization", "personalization_choices", "personalization_report"):
         monkeypatch.setattr(f"sdatoms.bench.{module}.METHODS", known)
     bench = Bench(replace(plan, methods=("broken",)))
-    bench.choose()
+    choose_settings(bench)
     entries, refused = bench.test()
     assert {e.cell.method.name for e in entries} == {"base"} and "Target modules" in refused[
         "broken"

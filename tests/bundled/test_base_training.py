@@ -4,10 +4,11 @@ import random
 
 import pytest
 import torch
-from bundled.base_diet import Diet, read_diet, write_shard
+from bundled.base_diet import TURNED_SHARE, Diet, read_diet, write_shard, write_turned
 from bundled.base_export import load_ema, train_tokenizer
 from bundled.base_loops import choose_precision, scale_lr, train_denoiser
 from bundled.base_training import drive
+from bundled.modifiers import Scene
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -141,6 +142,20 @@ def test_a_shard_is_written_once_and_read_as_drawn(diet, gallery, tmp_path, tiny
             example.concept,
             example.seed,
         )
+
+
+def test_everything_that_can_be_turned_is_a_fifth_of_the_scenes(
+    diet, gallery, tokenizer, tmp_path, tiny_autoencoder
+):
+    write_shard(tmp_path, tiny_autoencoder, gallery, 2, 400)
+    write_turned(tmp_path, tiny_autoencoder, gallery)
+    scenes = read_diet(tmp_path, gallery, tokenizer).examples[424:]
+    assert {e.scene for e in scenes} == {Scene(turned="upside down")}
+    assert {e.concept for e in scenes} == {
+        i for i in gallery.subjects if "turned" in gallery.open_to[i]
+    }
+    share = len(scenes) / (424 + len(scenes))
+    assert share == pytest.approx(TURNED_SHARE, abs=0.02)
 
 
 def test_averages_are_loaded_in_the_order_of_the_parameters(diet, tmp_path, one_thread):
