@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,10 +30,15 @@ __all__ = [
 PLAIN, HELD_OUT_PAIRS = 0.08, 0.12
 """Shares of pictures without a modifier, and of such with a held-out pair."""
 EVENLY = dict.fromkeys(KINDS, 1.0)
+LESSONS = EVENLY | {"turned": 2.5}
+"""What the probe is trained on; upside down is the last that it learns."""
 
 
-def draw_examples(gallery: Gallery, count: int, rng: random.Random) -> list[Example]:
-    """Scenes with every kind of modifier as often, all pairs among them, and plain subjects."""
+def draw_examples(
+    gallery: Gallery, count: int, rng: random.Random, weights: Mapping[str, float] = EVENLY
+) -> list[Example]:
+    """Scenes with every kind of modifier as often, unless `weights` say otherwise, all pairs among
+    them, and plain subjects."""
     examples = []
     for _ in range(count):
         share = rng.random()
@@ -43,7 +48,7 @@ def draw_examples(gallery: Gallery, count: int, rng: random.Random) -> list[Exam
             hidden = share < PLAIN + HELD_OUT_PAIRS
             kinds = rng.choice((2, 3)) if hidden else None
             examples.append(
-                gallery.draw_example(rng, kinds=kinds, weights=EVENLY, held_out_pair=hidden)
+                gallery.draw_example(rng, kinds=kinds, weights=weights, held_out_pair=hidden)
             )
     return examples
 
@@ -88,7 +93,8 @@ def train_probe(
     probe.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        examples = draw_examples(gallery, batch_size, random.Random(seed * 1_000_003 + step))
+        rng = random.Random(seed * 1_000_003 + step)
+        examples = draw_examples(gallery, batch_size, rng, LESSONS)
         x = spoil(normalize(paint_examples(gallery, examples)), generator)
         y = normalize(references[[e.concept for e in examples]])
         labels = label([e.scene for e in examples])

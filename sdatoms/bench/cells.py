@@ -26,7 +26,7 @@ from sdatoms.errors import AtomError
 from sdatoms.pictures import join_squares
 from sdatoms.storage import read_table, write_whole
 
-__all__ = ["Cell", "CellStore"]
+__all__ = ["Cell", "CellStore", "hold"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,24 @@ class Cell:
         return f"{re.sub('[^a-z0-9]+', '-', words.lower())[:60]}-{digest[:16]}"
 
 
+@contextlib.contextmanager
+def hold(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether no other process has `path` locked, for the time of a `with` block; the system drops
+    the lock with its process.
+
+    Args:
+        wait: until it is free.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 class CellStore:
     """The cells in one folder.
 
@@ -75,22 +93,13 @@ class CellStore:
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
 
-    @contextlib.contextmanager
-    def claim(self, cell: Cell, wait: bool = False) -> Iterator[bool]:
-        """Whether a cell is this process's to make, as long as the `with` block lasts; the system
-        drops the claim with its process.
+    def claim(self, cell: Cell, wait: bool = False) -> contextlib.AbstractContextManager[bool]:
+        """Whether a cell is this process's to make, as long as the `with` block lasts.
 
         Args:
             wait: until another process that is at it has ended.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{cell.name()}.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return hold(self.folder / f".{cell.name()}.lock", wait)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The result of a cell; None where it has to be trained.

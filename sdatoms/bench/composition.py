@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sdatoms.adapters.load import load_atoms
-from sdatoms.bench.cells import Cell
+from sdatoms.bench.cells import Cell, hold
 from sdatoms.bench.judge import Judge
 from sdatoms.bench.methods import METHODS, Method
 from sdatoms.bench.personalization import Bench, average
@@ -102,7 +102,9 @@ def make_pair(bench: Bench, subject: str, style: str) -> Pair:
 def train_part(bench: Bench, cell: Cell, task: Task) -> Path:
     """The file of one training, trained now where it is not there."""
     path = bench.plan.output_dir / "parts" / f"{cell.name()}.safetensors"
-    if not path.is_file():
+    with hold(path.with_name(f".{path.name}.lock"), wait=True):
+        if path.is_file():
+            return path
         run = Run(load_base(bench.plan.base), cell, make_config(cell, task, bench.plan.base))
         for _ in range(max(cell.steps)):
             if (loss := run.take_step()) != loss:

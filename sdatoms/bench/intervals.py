@@ -7,6 +7,7 @@ subject alone, or by one seed alone, does not pass for one that wins everywhere.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ class Interval(NamedTuple):
 def measure_interval(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """The mean of `values (subjects, prompts, seeds)` with its interval; NaN marks what is absent.
 
-    With one subject, prompt or seed, what it would vary by is not in the interval.
+    With one subject, prompt or seed, what it would vary by is not in the interval. Of few, a draw
+    with replacement varies by too little, n − 1 of n parts of the variance: draws are spread about
+    the mean by the least of them, √(n / (n − 1)).
     """
     known = ~np.isnan(values)
     if not known.any():
@@ -43,5 +46,8 @@ def measure_interval(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -
             for part in (filled, known.astype(float))
         )
         found.append((total / np.where(weight, weight, 1))[weight > 0])
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
-    return Interval(float(np.mean(values[known])), float(low), float(high))
+    mean = float(np.mean(values[known]))
+    few = min((n for n in values.shape if n > 1), default=0)
+    spread = math.sqrt(few / (few - 1)) if few else 1.0
+    low, high = mean + spread * (np.quantile(np.concatenate(found), (0.025, 0.975)) - mean)
+    return Interval(mean, float(low), float(high))

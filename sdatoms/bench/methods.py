@@ -16,6 +16,7 @@ from sdatoms.bench.peers import (
     tune_word,
 )
 from sdatoms.layers.inject import inject
+from sdatoms.models.families import FAMILY_EXCLUDES
 from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.parts import inject_atoms
 
@@ -25,6 +26,19 @@ TRIGGER, WORD = "sks", "<new>"
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
 PLACES = {"attention": ATTENTION, "attention + conv": CONVOLUTIONS}
+EVERYWHERE = f"{CONVOLUTIONS}|.*(conv_in|conv_out|proj_in|proj_out|net\\.0\\.proj|net\\.2)"
+"""The layers that block atoms take by default."""
+LORA_LAYERS = (
+    "*.to_q",
+    "*.to_k",
+    "*.to_v",
+    "*.to_out.0",
+    "*.conv1",
+    "*.conv2",
+    "*.conv_shortcut",
+    "*samplers.0.conv",
+)
+"""Those of `CONVOLUTIONS`, as atoms are told."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +156,19 @@ def list_atoms() -> list[Method]:
         use_atoms("full atoms b2", 3e-3, variant="full", block_size=2),
     ]
     product = {"block_form": "product"}
-    middles = {8: 3e-3, 16: 3e-3, 32: 1e-3, 64: 1e-3}
+    middles = {6: 3e-3, 8: 3e-3, 12: 3e-3, 16: 3e-3, 24: 1e-3, 32: 1e-3, 64: 1e-3}
     for side, middle in middles.items():
         rows.append(use_atoms(f"product b{side}", middle, **blocks, **product, block_size=side))
+        rows.append(
+            use_atoms(
+                f"product b{side}, LoRA's layers",
+                middle,
+                LORA_LAYERS,
+                **blocks,
+                **product,
+                block_size=side,
+            )
+        )
         rows.append(
             use_atoms(
                 f"product b{side} + spatial",
@@ -184,6 +208,14 @@ def list_peers() -> list[Method]:
     rows = [Method("full fine-tuning", "all", rates_around(1e-4))]
     for rank in (1, 4, 16):
         rows += use_peft(f"LoRA r{rank}", "LoraConfig", 3e-3, r=rank, lora_alpha=rank)
+    rows.append(
+        Method(
+            "LoRA r4 all layers",
+            "LoraConfig",
+            rates_around(3e-3),
+            {"r": 4, "lora_alpha": 4, "target_modules": EVERYWHERE},
+        )
+    )
     rows += use_peft("DoRA r4", "LoraConfig", 3e-3, r=4, lora_alpha=4, use_dora=True)
     rows += use_peft("LoHa r4", "LoHaConfig", 3e-3, r=4, alpha=4)
     rows += use_peft("LoKr r4", "LoKrConfig", 3e-3, r=4, alpha=4)
@@ -218,12 +250,17 @@ def list_peers() -> list[Method]:
 ABLATED = "product b16"
 """The row that every ablation changes in one point."""
 CHANGES: dict[str, dict[str, Any]] = {
-    "weight decay 0.01": {"adam_weight_decay": 0.01},
-    "weight decay 0.1": {"adam_weight_decay": 0.1},
+    "weight decay 1": {"adam_weight_decay": 1.0},
+    "weight decay 10": {"adam_weight_decay": 10.0},
     "averages": {"use_ema": True},
     "prior by prediction": {
         "with_prior_preservation": True,
         "prior_preservation_mode": "prediction",
+    },
+    "prior by prediction, a quarter of the rows": {
+        "with_prior_preservation": True,
+        "prior_preservation_mode": "prediction",
+        "prior_share": 0.25,
     },
     "prior by prediction, half": {
         "with_prior_preservation": True,
@@ -302,7 +339,10 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
         getattr(pipe, name).requires_grad_(False)
     if method.tuner == "atoms":
         if method.targets:
-            atoms = replace(make_atom_config(config), target_modules=method.targets)
+            left = FAMILY_EXCLUDES.get(type(pipe.unet).__name__)
+            atoms = replace(
+                make_atom_config(config), target_modules=method.targets, exclude_modules=left
+            )
             return hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
         return hold_atoms(inject_atoms(pipe, config), base)
     if method.tuner == "all":

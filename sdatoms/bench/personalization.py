@@ -27,6 +27,7 @@ from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.evaluation.probe import load_probe
 from sdatoms.evaluation.truth import find_truth
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.storage import list_subjects, read_subject, read_table
@@ -92,16 +93,18 @@ def find_folder(name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One test training."""
+    """One training, as it is reported."""
 
     cell: Cell
     kind: str
     facts: dict[str, Any]
+    mark: int | None = None
+    """The number of steps after which it is looked at; None: the last."""
 
     @property
     def values(self) -> dict[str, list[float | None]]:
         """Figure → a value a prompt; none of a training that diverged."""
-        return self.facts["marks"].get(str(max(self.cell.steps)), {})
+        return self.facts["marks"].get(str(self.mark or max(self.cell.steps)), {})
 
 
 def average(values: Iterable[float | None]) -> float:
@@ -146,7 +149,8 @@ class Bench:
     def store(self) -> CellStore:
         parts = [self.pipe.unet, self.pipe.vae, self.pipe.text_encoder]
         own = [part for part in vars(self.evaluator).values() if isinstance(part, nn.Module)]
-        digests = ["".join(hash_tensors(m.state_dict()) for m in group) for group in (parts, own)]
+        groups = (parts, [*own, load_probe()])
+        digests = ["".join(hash_tensors(m.state_dict()) for m in group) for group in groups]
         names = [hash_text(digest) for digest in digests]
         if self.eye:
             names.append(hash_text("".join(hash_tensors(self.eye.model.state_dict()))))
@@ -218,7 +222,8 @@ class Bench:
 
     def test(self) -> tuple[list[Entry], dict[str, str]]:
         """Train every method by its choice on every test task and seed. Returns the entries,
-        the base's among them, and of each method that another library refuses, why.
+        the base's among them, and of each method that another library refuses, why. A training
+        that diverged counts as the base: it taught nothing.
 
         Raises:
             AtomError: nothing was chosen for a method yet.
@@ -244,8 +249,16 @@ class Bench:
                     for seed in self.plan.seeds
                 ]
         self.share(cells)
-        entries = [Entry(cell, self.kinds[cell.task], self.run(cell)) for cell in cells]
-        return [entry for entry in entries if "refused" not in entry.facts], refused
+        entries, untaught = [], {}
+        for cell in cells:
+            facts = self.run(cell)
+            if cell.method is BASE:
+                untaught[cell.task] = facts["marks"]["0"]
+            if "diverged" in facts:
+                facts = facts | {"marks": {str(max(cell.steps)): untaught[cell.task]}}
+            if "refused" not in facts:
+                entries.append(Entry(cell, self.kinds[cell.task], facts))
+        return entries, refused
 
 
 def hash_text(text: str) -> str:

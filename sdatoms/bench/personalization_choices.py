@@ -12,20 +12,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdatoms.bench.cells import hold
 from sdatoms.bench.methods import METHODS, Method
-from sdatoms.bench.personalization import Bench, average
+from sdatoms.bench.personalization import Bench, Entry, average
 from sdatoms.errors import AtomError
 from sdatoms.storage import read_table, write_whole
 
-__all__ = ["choose_rate", "choose_settings", "grow_rates", "score_values"]
+__all__ = [
+    "choose_rate",
+    "choose_settings",
+    "grow_rates",
+    "list_between",
+    "list_validation",
+    "score_values",
+]
 
-FINAL = 3
+FINAL = 2
 """How many of a method's rates are tried on every validation task, after the first."""
 
 
 def choose_settings(bench: Bench) -> dict[str, dict[str, Any]]:
     """Choose rate and steps of every method for every kind of task, and write `choices.json`:
     kind → method → what was chosen, whether its rate is inside the grid, and all scores.
+
+    A method that another process is at is left to it, and waited for at the end.
 
     Raises:
         AtomError: the plan has no validation task.
@@ -34,22 +44,27 @@ def choose_settings(bench: Bench) -> dict[str, dict[str, Any]]:
     if not names:
         raise AtomError("no task of the plan is a validation task; see split.json for those")
     path = bench.plan.output_dir / "choices.json"
-    choices = read_table(path, {})
-    kinds = {bench.kinds[n] for n in (*names, *bench.list_tasks("test"))}
-    for kind in sorted(kinds):
-        own = [n for n in names if bench.kinds[n] == kind] or names
-        for method in bench.plan.methods:
-            chosen = choose_rate(bench, METHODS[method], own)
-            choices.setdefault(kind, {})[method] = chosen
-            write_whole(path, (json.dumps(choices, indent=1) + "\n").encode())
-    return choices
+    kinds = sorted({bench.kinds[n] for n in (*names, *bench.list_tasks("test"))})
+    todo = [(kind, method) for kind in kinds for method in bench.plan.methods]
+    for wait in (False, True):
+        for kind, method in list(todo):
+            own = [n for n in names if bench.kinds[n] == kind] or names
+            with hold(path.parent / "cells" / f".{kind} {method}.lock", wait) as free:
+                if not free:
+                    continue
+                chosen = choose_rate(bench, METHODS[method], own)
+            todo.remove((kind, method))
+            with hold(path.with_name(".choices.lock"), True):
+                choices = read_table(path, {})
+                choices.setdefault(kind, {})[method] = chosen
+                write_whole(path, (json.dumps(choices, indent=1) + "\n").encode())
+    return read_table(path, {})
 
 
 def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
-    """The best rate and number of steps of one method: every rate is tried on the first task,
-    and the `FINAL` best of them on all."""
-    rates, todo = list(method.rates), list(method.rates)
-    most = len(rates) + bench.plan.growth
+    """The best rate and number of steps of one method: every rate is tried on the first task, then
+    those between the best and its neighbours, and the `FINAL` best on all tasks."""
+    plan, rates, todo = bench.plan, list(method.rates), list(method.rates)
     first: dict[tuple[float, int], float] = {}
     while todo:
         found = score_rates(bench, method, todo, tasks[:1])
@@ -57,10 +72,14 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
             return {"refused": found}
         first |= found
         best = max(first, key=lambda key: first[key])[0]
-        further = grow_rates(rates, best) if len(rates) < most else None
+        further = grow_rates(rates, best) if len(rates) < len(method.rates) + plan.growth else None
         todo = [] if further is None else [further]
         rates += todo
-    score_best = lambda rate: max(first[rate, steps] for steps in bench.plan.steps)
+    if plan.growth:
+        between = list_between(rates, best)
+        rates += between
+        first |= dict(score_rates(bench, method, between, tasks[:1]))
+    score_best = lambda rate: max(first[rate, steps] for steps in plan.steps)
     final = sorted(rates, key=score_best, reverse=True)[:FINAL]
     scores = score_rates(bench, method, final, tasks)
     if isinstance(scores, str):
@@ -74,6 +93,22 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
         "tried": show_scores(first),
         "tried_on_all": show_scores(scores),
     }
+
+
+def list_validation(bench: Bench, choices: Mapping[str, Any]) -> list[Entry]:
+    """What every choice gave on its validation tasks."""
+    found = []
+    for kind, methods in choices.items():
+        for name, chosen in methods.items():
+            if "refused" in chosen or name not in bench.plan.methods:
+                continue
+            rate, marks = chosen["rate"], bench.plan.steps
+            for task in chosen["tasks"]:
+                for seed in bench.plan.choice_seeds:
+                    cell = bench.make_cell(METHODS[name], rate, task, seed, marks)
+                    if facts := bench.find(cell):
+                        found.append(Entry(cell, kind, facts, chosen["steps"]))
+    return found
 
 
 def score_rates(
@@ -101,11 +136,13 @@ def score_rates(
 
 
 def score_values(values: dict[str, list[float | None]]) -> float:
-    """What rates and steps are chosen by: truth less drift where truth is known, and else fidelity
-    and alignment less drift."""
+    """What rates and steps are chosen by, for every method alike: how well the subject is learnt
+    (truth, and where it is not known fidelity and likeness), and half as much each of the figures
+    that learning it may cost: followed prompts, diversity, and drift."""
     means = {k: average(v) for k, v in values.items()}
-    gained = means["truth"] if "truth" in means else means["fidelity"] + means["alignment"]
-    return gained - means["drift"]
+    gained = means["truth"] if "truth" in means else means["fidelity"] + means["likeness"]
+    kept = means.get("followed", 0.0) + means.get("diversity", 0.0)
+    return gained + (kept - means["drift"]) / 2
 
 
 def grow_rates(rates: Sequence[float], best: float) -> float | None:
@@ -116,6 +153,13 @@ def grow_rates(rates: Sequence[float], best: float) -> float | None:
     if best == max(rates):
         return min((s for s in steps if s > best * 1.01), default=None)
     return max((s for s in steps if s < best / 1.01), default=None)
+
+
+def list_between(rates: Sequence[float], best: float) -> list[float]:
+    """The rates halfway, as factors, from the best to the next one below and above."""
+    around = [max((r for r in rates if r < best), default=None)]
+    around.append(min((r for r in rates if r > best), default=None))
+    return [float(f"{math.sqrt(best * rate):.2g}") for rate in around if rate is not None]
 
 
 def show_scores(scores: Mapping[tuple[float, int], float]) -> dict[str, float | None]:

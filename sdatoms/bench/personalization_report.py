@@ -10,28 +10,31 @@ import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sdatoms.bench.intervals import Interval, measure_interval
-from sdatoms.bench.judge import BETTER_DOWN, MEASURES
-from sdatoms.bench.methods import BASE, METHODS
-from sdatoms.bench.personalization import Bench, Entry, average, show_bytes
+from sdatoms.bench.intervals import Interval
+from sdatoms.bench.judge import MEASURES
+from sdatoms.bench.methods import METHODS
+from sdatoms.bench.personalization import Bench, Entry, show_bytes
+from sdatoms.bench.personalization_choices import list_validation
+from sdatoms.bench.personalization_matches import (
+    LOSS,
+    compare_methods,
+    find_best,
+    find_matches,
+    group_entries,
+    list_rows,
+    pick_atoms,
+)
 from sdatoms.bench.plots import Point, draw_pareto
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
-from sdatoms.storage import write_whole
+from sdatoms.storage import read_table, write_whole
 
-__all__ = ["compare_methods", "find_matches", "list_rows", "write_report"]
+__all__ = ["write_report"]
 
 REFERENCE = "LoRA r4 attention + conv"
-LARGE, SHARE, LOSS = 50_000, 10, 0.01
-"""A peer above so many numbers is held against atoms with a tenth of them; a loss up to `LOSS` is
-none."""
-GOALS = ("truth", "followed", "diversity", "drift")
-GOALS_WITHOUT_TRUTH = ("fidelity", "alignment", "diversity", "drift")
 COLUMNS: tuple[str, ...] = (
     "method",
     "numbers",
@@ -48,78 +51,6 @@ STYLE = (
     "text-align:right}td:first-child,th:first-child{text-align:left}.t{overflow-x:auto}"
     "svg{max-width:640px}img{max-width:100%}"
 )
-
-
-def group_entries(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Method → its entries, in the table's order."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.cell.method.name, []).append(entry)
-    return {name: found[name] for name in (BASE.name, *METHODS) if name in found}
-
-
-def stack_values(entries: Sequence[Entry], measure: str) -> dict[tuple[str, int], list[float]]:
-    """Task and seed → a value a prompt, NaN where there is none."""
-    return {
-        (e.cell.task, e.cell.seed): [float("nan") if v is None else v for v in e.values[measure]]
-        for e in entries
-        if measure in e.values
-    }
-
-
-def compare_methods(first: Sequence[Entry], second: Sequence[Entry], measure: str) -> Interval:
-    """By how much the first method is better, over the tasks and seeds that both have; positive is
-    better also of figures that are to be low."""
-    own, other = stack_values(first, measure), stack_values(second, measure)
-    both = [key for key in own if key in other]
-    tasks, seeds = sorted({t for t, _ in both}), sorted({s for _, s in both})
-    prompts = max((len(own[key]) for key in both), default=0)
-    values = np.full((len(tasks), prompts, len(seeds)), np.nan)
-    for task, seed in both:
-        a, b = own[task, seed], other[task, seed]
-        values[tasks.index(task), : len(a), seeds.index(seed)] = np.subtract(a, b)
-    return measure_interval(-values if measure in BETTER_DOWN else values)
-
-
-def list_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """A row a method: its size, what was chosen, and mean figures."""
-    rows = []
-    for name, own in group_entries(entries).items():
-        facts, cell = own[0].facts, own[0].cell
-        timed = [e.facts["seconds_per_step"] for e in own if "seconds_per_step" in e.facts]
-        row: dict[str, Any] = {"method": name, "group": cell.method.group}
-        row |= {key: facts[key] for key in ("numbers", "bytes", "layers")}
-        row |= {"rate": cell.rate, "steps": max(cell.steps), "seconds_per_step": average(timed)}
-        row["diverged"] = sum("diverged" in e.facts for e in own)
-        for measure in MEASURES:
-            values = [v for rows in stack_values(own, measure).values() for v in rows if v == v]
-            row[measure] = average(values) if values else None
-        rows.append(row)
-    return rows
-
-
-def find_matches(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Of every peer the atoms that come closest with a tenth of its numbers, or with as many where
-    it is small: by how much they are better on each goal, and whether none loses more than
-    `LOSS`."""
-    groups, rows = group_entries(entries), {row["method"]: row for row in list_rows(entries)}
-    goals = GOALS if any("truth" in e.values for e in entries) else GOALS_WITHOUT_TRUTH
-    found = []
-    for peer in (name for name in groups if rows[name]["group"] == "peers"):
-        numbers = rows[peer]["numbers"]
-        most = numbers / SHARE if numbers > LARGE else numbers
-        tried = []
-        for name, own in groups.items():
-            if rows[name]["group"] in ("base", "peers") or rows[name]["numbers"] > most:
-                continue
-            gains = {goal: compare_methods(own, groups[peer], goal) for goal in goals}
-            known = [gain for gain in gains.values() if gain.mean == gain.mean]
-            if known:
-                tried.append((min(gain.low for gain in known), name, gains))
-        worst, name, gains = max(tried, default=(float("nan"), "", {}))
-        row = {"peer": peer, "numbers": numbers, "most": int(most), "atoms": name}
-        found.append(row | {"gains": gains, "holds": bool(tried) and worst > -LOSS})
-    return found
 
 
 def clean(value: Any) -> Any:
@@ -150,7 +81,29 @@ def show_gain(gain: Interval | None) -> str:
     return f"{gain.mean:+.3f} ({gain.low:+.3f} … {gain.high:+.3f})"
 
 
-def list_tables(kind: str, own: Sequence[Entry]) -> list[tuple[str, list[str], list[list[str]]]]:
+def show_best(best: Mapping[str, Any]) -> str:
+    """Who is best at what is learnt, in a sentence."""
+    if not best:
+        return "no atoms and peer to compare."
+    seconds = best["seconds_per_step"]
+    return (
+        f"of atoms {best['atoms']} has the most {best['measure']}, of peers {best['peer']}; the "
+        f"first is better by {show_gain(best['gain'])}, at {show(seconds[best['atoms']])} and "
+        f"{show(seconds[best['peer']])} processor seconds a step."
+    )
+
+
+def show_edges(chosen: Mapping[str, Any]) -> str:
+    """Which rates stand at an edge of what was tried."""
+    edges = [name for name, choice in chosen.items() if choice.get("inside") is False]
+    if not edges:
+        return "every rate is inside its grid."
+    return f"rates at an edge of their grid: {', '.join(edges)}."
+
+
+def list_tables(
+    kind: str, own: Sequence[Entry], picks: Mapping[str, str]
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, head and rows of each table of one kind of task."""
     rows, groups = list_rows(own), group_entries(own)
     tables: list[tuple[str, list[str], list[list[str]]]] = [
@@ -165,11 +118,11 @@ def list_tables(kind: str, own: Sequence[Entry]) -> list[tuple[str, list[str], l
         ]
         title = f"{kind}: better than {REFERENCE} by (95 % interval; positive is better)"
         tables.append((title, ["method", *measures], lines))
-    matches = find_matches(own)
+    matches = find_matches(own, picks)
     if matches:
         goals = list(next((m["gains"] for m in matches if m["gains"]), {}))
         lines = [
-            [m["peer"], f"{m['numbers']:,}", m["atoms"] or f"none below {m['most']:,} numbers"]
+            [m["peer"], f"{m['numbers']:,}", m["atoms"] or f"none up to {m['most']:,} numbers"]
             + [show_gain(m["gains"].get(goal)) for goal in goals]
             + ["yes" if m["holds"] else "no"]
             for m in matches
@@ -235,6 +188,7 @@ def write_report(
     notes = [
         f"Rates and steps chosen on {', '.join(chosen) or 'no task'}; reported on "
         f"{', '.join(tested)}; seeds {', '.join(map(str, bench.plan.seeds))}.",
+        "Atoms held against a peer were picked on the tasks that choose. "
         "Intervals: 95 %, pigeonhole bootstrap of paired differences over tasks × prompts × seeds. "
         "Seconds are processor time, medians of a training.",
     ]
@@ -248,11 +202,18 @@ def write_report(
         ["# Personalization", *notes, *missing],
         [f"<p>{html.escape(line)}</p>" for line in (*notes, *missing)],
     )
+    choices = read_table(bench.plan.output_dir / "choices.json", {})
+    known = list_validation(bench, choices)
     for kind in kinds:
         own = [entry for entry in entries if entry.kind == kind]
-        facts["kinds"][kind] = {"rows": list_rows(own), "matches": find_matches(own)}
+        picks = pick_atoms([entry for entry in known if entry.kind == kind])
+        best, matches = find_best(own), find_matches(own, picks)
+        facts["kinds"][kind] = {"rows": list_rows(own), "matches": matches, "best": best}
         page.append(f"<h2>{html.escape(kind)}</h2>")
-        for title, head, rows in list_tables(kind, own):
+        for line in (show_best(best), show_edges(choices.get(kind, {}))):
+            text.append(f"{kind}: {line}")
+            page.append(f"<p>{html.escape(line)}</p>")
+        for title, head, rows in list_tables(kind, own, picks):
             text += [f"## {title}", write_markdown(head, rows)]
             page += [f"<h3>{html.escape(title)}</h3>", write_html_table(head, rows)]
         page.append(draw_plots(list_rows(own)))

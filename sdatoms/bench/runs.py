@@ -100,6 +100,7 @@ class Run:
             config.train_batch_size,
             proportion_empty_prompts=config.proportion_empty_prompts,
             class_prompt=kept,
+            prior_share=config.prior_share,
         )
         self.step = 0
 

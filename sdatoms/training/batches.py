@@ -57,19 +57,31 @@ class Batch:
 
     def share(self, process: int, size: int) -> Batch:
         """The rows of one process."""
-        mine = slice(process * size, (process + 1) * size)
+        return self.take(slice(process * size, (process + 1) * size))
+
+    def take(self, rows: slice) -> Batch:
+        """Some of the rows."""
         return replace(
             self,
-            names=self.names[mine],
-            prompts=self.prompts[mine],
-            latents=self.latents[mine],
-            mask=None if self.mask is None else self.mask[mine],
-            time_ids=self.time_ids[mine],
-            noise=self.noise[mine],
-            input_noise=self.input_noise[mine],
-            timesteps=self.timesteps[mine],
-            class_prompts=self.class_prompts[mine],
+            names=self.names[rows],
+            prompts=self.prompts[rows],
+            latents=self.latents[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            time_ids=self.time_ids[rows],
+            noise=self.noise[rows],
+            input_noise=self.input_noise[rows],
+            timesteps=self.timesteps[rows],
+            class_prompts=self.class_prompts[rows],
         )
+
+    def as_class(self, prompt: str) -> Batch:
+        """The same noisy latents read as their class, whose target is the base's prediction.
+
+        Args:
+            prompt: of rows whose concept has no class of its own.
+        """
+        prompts = tuple(own or prompt for own in self.class_prompts)
+        return replace(self, prompts=prompts, mask=None, prior=True, from_base=True)
 
 
 @dataclass(frozen=True)
@@ -84,22 +96,30 @@ class Draw:
     proportion_empty_prompts: float = 0.0
     class_prompt: str | None = None
     """With it and without class pictures, the base's prediction for this prompt is a target."""
+    prior_share: float = 0.0
+    """Share of a batch's rows that are read as their class alone; 0: all are read as both."""
 
 
 def draw_batches(
     instances: Sequence[Encoded], classes: Sequence[Encoded] | None, index: int, draw: Draw
 ) -> list[Batch]:
-    """The `index`-th batch of the run for one process: instance rows and, if kept, class rows."""
+    """The `index`-th batch of the run for one process: instance rows and, if kept, class rows.
+
+    The base's prediction is a target for the instances' own noisy latents: for all of them, or for
+    the first `prior_share` of the rows, which then teach no instance.
+    """
     generator = torch.Generator().manual_seed((draw.seed * 1_000_003 + index) % SEEDS)
     whole = [draw_rows(instances, index, draw.seed, draw, generator)]
     if classes is not None:
         whole.append(replace(draw_rows(classes, index, draw.seed + 1, draw, generator), prior=True))
-    elif draw.class_prompt is not None:
-        # The instances' own noisy latents, read as their class.
-        own = whole[0]
-        prompts = tuple(text or draw.class_prompt for text in own.class_prompts)
-        whole.append(replace(own, prompts=prompts, mask=None, prior=True, from_base=True))
-    return [batch.share(draw.process, draw.batch_size) for batch in whole]
+    batches = [batch.share(draw.process, draw.batch_size) for batch in whole]
+    if classes is not None or draw.class_prompt is None:
+        return batches
+    own = batches[0]
+    if not draw.prior_share:
+        return [own, own.as_class(draw.class_prompt)]
+    kept = round(draw.prior_share * draw.batch_size)
+    return [own.take(slice(kept, None)), own.take(slice(kept)).as_class(draw.class_prompt)]
 
 
 def draw_rows(

@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "proportion_empty_prompts": (0, 1),
     "unmasked_weight": (0, 1),
     "prior_loss_weight": (0, 1e6),
+    "prior_share": (0, 0.9),
     "huber_c": (1e-6, 1e3),
     "snr_gamma": (1e-6, 1e6),
     "noise_offset": (0, 10),
@@ -122,6 +123,16 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     yield (
         prediction and config.class_data_dir is not None,
         "--class_data_dir is not read with --prior_preservation_mode prediction; leave one out",
+    )
+    kept = round(config.prior_share * config.train_batch_size)
+    yield (
+        config.prior_share > 0 and not prediction,
+        "--prior_share needs --prior_preservation_mode prediction",
+    )
+    yield (
+        config.prior_share > 0 and not 0 < kept < config.train_batch_size,
+        f"--prior_share {config.prior_share:g} of batches of {config.train_batch_size} is {kept} "
+        "rows; it takes at least one, and leaves one that teaches",
     )
     yield (
         "auto" not in (config.dtype, config.base_dtype) and config.dtype != config.base_dtype,

@@ -129,6 +129,8 @@ class TrainConfig:
     """How many class pictures there should be."""
     prior_loss_weight: float = 1.0
     """Weight of the class's loss."""
+    prior_share: float = 0.0
+    """Share of a batch's rows that keep the class by prediction, in pictures' place; 0: all do."""
     sample_batch_size: int = 8
     """Class pictures painted at once."""
 

@@ -161,6 +161,7 @@ class Trainer:
             process=self.accelerator.process_index,
             proportion_empty_prompts=config.proportion_empty_prompts,
             class_prompt=(config.class_prompt or "") if config.with_prior_preservation else None,
+            prior_share=config.prior_share,
         )
         self.torn = False
         """Whether an optimizer step began and has not ended."""

@@ -168,16 +168,34 @@ def browser():
         browser.close()
 
 
+FORGET = """if (location.protocol === 'http:' && !sessionStorage.getItem('began')) {
+  localStorage.clear();
+  sessionStorage.setItem('began', 'yes');
+}"""
+"""At a page's first script, not when it is loaded again."""
+
+
+@pytest.fixture(scope="module")
+def profile(browser):
+    """One profile, so that the app's scripts are fetched and compiled once."""
+    profile = browser.new_context()
+    profile.add_init_script(FORGET)
+    yield profile
+    profile.close()
+
+
 @pytest.fixture
-def open_page(browser, address):
-    """Open the app in a browser of its own; at the end, no error and no foreign request."""
+def open_page(profile, address):
+    """Open the app in a tab that remembers nothing; at the end, no error and no foreign request."""
     from playwright.sync_api import expect
 
-    contexts, foreign, errors = [], [], []
+    pages, foreign, errors = [], [], []
 
-    def open(path="/", **settings):
-        contexts.append(browser.new_context(**settings))
-        page = contexts[-1].new_page()
+    def open(path="/", viewport=None):
+        page = profile.new_page()
+        pages.append(page)
+        if viewport:
+            page.set_viewport_size(viewport)
         page.set_default_timeout(1000 * HANG)
         own = (address, "data:", "blob:")
         page.on("request", lambda r: None if r.url.startswith(own) else foreign.append(r.url))
@@ -187,6 +205,6 @@ def open_page(browser, address):
         return page
 
     yield open
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not foreign and not errors

@@ -9,7 +9,7 @@ from sdatoms.diffusion.prompts import embed_prompt
 from sdatoms.training.config import TrainConfig
 
 PROMPT = f"a {TRIGGER} cat"
-NEEDED = ("with_prior_preservation", "prior_preservation_mode", "prior_loss_weight")
+NEEDED = ("with_prior_preservation", "prior_preservation_mode", "prior_loss_weight", "prior_share")
 REFUSED = {"OFT b4 attention + conv": "unfolds without padding on maps of 2×2"}
 """Rows that PEFT does not run on every model."""
 FORMS = (

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 from sdatoms.cli.main import COMMANDS, main
 
@@ -23,23 +24,40 @@ PAGES = (
     "../app/webui/README.md",
     "train-your-own.md",
     "cluster.md",
+    "painting.md",
+    "sampling.md",
+    "strengths.md",
 )
 """In the order in which a newcomer could type what they say."""
+SLOW_PAGES = ("truth.md",)
+FILES = {
+    "app": "app",
+    "assets": "assets",
+    "my-dog": "assets/subjects/cat",
+    "dog.safetensors": "assets/examples/unicorn.safetensors",
+    "ink.safetensors": "assets/examples/ink.safetensors",
+}
+"""What the pages take for given → what stands for it here."""
 
 
 def read_lines(page):
     """The lines of a page's shell blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def furnish(folder):
+    for name, path in FILES.items():
+        (folder / name).symlink_to(ROOT / path)
+    Image.new("RGB", (64, 64), "orange").save(folder / "fox.jpg")
+    Image.new("L", (64, 64), "white").save(folder / "hat.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "assets").symlink_to(ROOT / "assets")
-    (folder / "app").symlink_to(ROOT / "app")
-    (folder / "my-dog").symlink_to(ROOT / "assets/subjects/cat")
-    return folder
+    return furnish(tmp_path_factory.mktemp("site"))
 
 
 FEWER = {
@@ -50,11 +68,11 @@ FEWER = {
 """What is added to a command where the pages are tried and not lived."""
 
 
-def run_pages(folder, monkeypatch, added):
+def run_pages(folder, monkeypatch, added, pages=PAGES):
     """Type what the pages say, in their order, with the flags that are added to a command."""
     monkeypatch.chdir(folder)
     ran = []
-    for page in PAGES:
+    for page in pages:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
             exec(compile(block, page, "exec"), {"__name__": "page"})
         for words in read_lines(page):
@@ -78,10 +96,7 @@ def test_every_command_of_the_pages_runs(workplace, monkeypatch):
 
 @pytest.mark.slow
 def test_every_command_of_the_pages_runs_as_it_stands(tmp_path, monkeypatch):
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
-    (tmp_path / "app").symlink_to(ROOT / "app")
-    (tmp_path / "my-dog").symlink_to(ROOT / "assets/subjects/cat")
-    run_pages(tmp_path, monkeypatch, {})
+    run_pages(furnish(tmp_path), monkeypatch, {}, PAGES + SLOW_PAGES)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -107,7 +122,8 @@ def read_notebook():
     book.cells = [c for c in book.cells if "install" not in c.metadata.get("tags", ())]
     (settings,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", ())]
     pictures = ROOT / "assets/subjects/cat"
-    settings.source += f'\nBASE, PROMPT, STEPS, PICTURES = "", "a sks cat", 2, "{pictures}"'
+    settings.source += '\nBASE, PRESET, PROMPT = "", "pet", "a sks cat"'
+    settings.source += f'\nSTEPS, PICTURES = 2, "{pictures}"'
     return book
 
 

@@ -43,6 +43,17 @@ def test_numbers_out_of_range_are_refused_by_name(name):
             },
             "--class_data_dir is not read",
         ),
+        ({"prior_share": 0.25}, "--prior_share needs --prior_preservation_mode"),
+        (
+            {
+                "prior_preservation_mode": "prediction",
+                "with_prior_preservation": True,
+                "class_prompt": "x",
+                "prior_share": 0.25,
+                "train_batch_size": 1,
+            },
+            "--prior_share 0.25 of batches of 1 is 0 rows",
+        ),
         ({"use_8bit_adam": True, "optimizer": "adafactor"}, "name two optimizers"),
         ({"optimizer": "prodigy", "block_learning_rate": 1e-3}, "finds one rate for all"),
         ({"text_encoder_lr": 1e-3}, "--text_encoder_lr needs --train_text_encoder"),

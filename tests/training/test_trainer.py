@@ -81,6 +81,31 @@ def test_prediction_of_the_base_is_kept_without_class_pictures(train_config, tex
     torch.testing.assert_close(errors, expected, rtol=1e-2, atol=1e-9)
 
 
+def test_a_share_of_the_rows_keeps_the_class_and_the_others_teach(train_config):
+    config = train_config(
+        with_prior_preservation=True,
+        prior_preservation_mode="prediction",
+        class_prompt="cat",
+        train_batch_size=4,
+        prior_share=0.25,
+    )
+    trainer = Trainer(config)
+    for process in range(2):
+        draw = replace(trainer.draw, num_processes=2, process=process)
+        own, kept = draw_batches(trainer.data.instances, None, 3, draw)
+        all_rows, both = draw_batches(
+            trainer.data.instances, None, 3, replace(draw, prior_share=0.0)
+        )
+        assert own.names == all_rows.names[1:] and kept.names == all_rows.names[:1]
+        assert torch.equal(own.latents, all_rows.latents[1:])
+        assert torch.equal(kept.noise, all_rows.noise[:1])
+        assert kept.prompts == both.prompts[:1] == ("cat",) and kept.from_base and kept.prior
+        assert not own.from_base and "cat" not in own.prompts
+    first, second = trainer.take_step(), trainer.take_step()
+    assert first.prior_loss == pytest.approx(0, abs=1e-9) and second.prior_loss
+    assert second.loss == pytest.approx(second.instance_loss + second.prior_loss, rel=1e-5)
+
+
 def test_tiny_pictures_are_measured_by_the_base_before_it_is_loaded(train_config, make_pictures):
     folder = make_pictures("small", ((7, 30), (8, 30)))
     found = check_inputs(train_config(instance_data_dir=str(folder)))  # the base paints 16 px

@@ -54,6 +54,7 @@ GROUPS = {
         "class_prompt",
         "prior_preservation_mode",
         "prior_loss_weight",
+        "prior_share",
         "num_class_images",
         "sample_batch_size",
     ),
