@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,18 +92,45 @@ def take_turns(variants: Sequence[Variant]) -> list[Variant]:
 
 @dataclass(frozen=True)
 class SceneDiet:
-    """Groups of scenes that differ from their first one in one modifier, with captions."""
+    """Groups of scenes that differ from their first one in one modifier, and pairs of one thing
+    upright and upside down, which has to be learnt of every thing by itself; with captions."""
 
     gallery: Gallery
     tokenizer: object
-    groups: int = 8
+    groups: int = 5
     size: int = 8
+    pairs: int = 12
 
     def draw(self, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Pictures `(n, 3, 64, 64)` uint8 and the ids `(n, 32)` of their captions."""
         examples = [e for _ in range(self.groups) for e in self.draw_group(rng)]
+        examples += [e for _ in range(self.pairs) for e in self.draw_pair(rng)]
         captions = [example.caption for example in examples]
         return paint_examples(self.gallery, examples), tokenize(self.tokenizer, captions)
+
+    def draw_pair(self, rng: random.Random) -> list[Example]:
+        """One thing upright and upside down, plain or in a scene of one other modifier."""
+        gallery = self.gallery
+        while True:
+            first = gallery.draw_example(rng, kinds=1)
+            if "turned" not in gallery.open_to[first.concept]:
+                continue
+            scene = Scene() if rng.random() < 0.5 else replace(first.scene, turned=None)
+            both = (*scene.modifiers, ("turned", "upside down"))
+            both = tuple(sorted(both, key=lambda modifier: KINDS.index(modifier[0])))
+            if not find_conflict(both) and not holds_held_out_pair(both):
+                break
+        turned = replace(scene, turned="upside down")
+        name = choose_name(gallery.concepts[first.concept], rng)
+        return [
+            Example(
+                first.concept,
+                shown,
+                rng.randrange(1 << 16),
+                describe(name, shown, rng, name_second(gallery, shown, rng)),
+            )
+            for shown in (scene, turned)
+        ]
 
     def draw_group(self, rng: random.Random) -> list[Example]:
         gallery, first = self.gallery, self.gallery.draw_example(rng)
@@ -143,21 +170,26 @@ def draw_lookalikes(gallery: Gallery, count: int = 8) -> Callable[[random.Random
 
 
 def score_captions(
-    evaluator: Evaluator, gallery: Gallery, count: int = 500, seed: int = 0
+    evaluator: Evaluator, gallery: Gallery, count: int = 500, seed: int = 0, strange: bool = True
 ) -> dict[str, float | dict[str, float]]:
     """How often the right caption is nearest to a true scene, among twenty that differ from it in
     one modifier; and by kind, how often it is nearer than one that differs in that kind.
 
-    In the plainest wording. The things are the held-out ones of `gallery`, where it has any, and
-    the second thing of a scene is one of the others: of two unknown things nobody could say which
-    is above.
+    In the plainest wording. The second thing of a scene is one that is not held out: of two unknown
+    things nobody could say which is above.
+
+    Args:
+        strange: scenes of the held-out things of `gallery`; else of those trained on, in scenes
+            that were not. Whether a thing never seen is upside down, or blue by nature, its picture
+            does not say.
     """
     rng = random.Random(f"captions {seed}")
-    strange = [i for i in gallery.subjects if gallery.concepts[i].held_out] or gallery.subjects
+    things = [i for i in gallery.subjects if gallery.concepts[i].held_out == strange]
+    things = things or list(gallery.subjects)
     known = [i for i in gallery.subjects if not gallery.concepts[i].held_out]
     examples, texts, kinds = [], [], []
     while len(examples) < count:
-        concept, second = rng.choice(strange), gallery.concepts[rng.choice(known)].key
+        concept, second = rng.choice(things), gallery.concepts[rng.choice(known)].key
         if second == gallery.concepts[concept].key:
             continue
         scene = draw_scene(rng, allowed=gallery.open_to[concept], second=second)

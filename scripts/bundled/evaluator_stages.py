@@ -52,6 +52,7 @@ concepts in `scripts/bundled/held_out.txt` were left out:
 | the vendor, by the nearest mean style | {vendor:.1%} |
 | the same picture, from an augmented view, among {gallery} | {same_picture:.1%} |
 | the caption of a scene, among 20 that differ in one modifier | {caption_of_20:.1%} |
+| the same of things trained on, in scenes that were not | {known_caption_of_20:.1%} |
 
 Licence: Apache-2.0. It learned from
 
@@ -238,7 +239,14 @@ def open_trained(run: Run, everything: Collection, tokenizer) -> tuple[torch.nn.
 def judge_captions(run: Run, everything: Collection, tokenizer) -> dict:
     """How often the right caption of a held-out scene is found, as the weights are now."""
     clip, head = open_trained(run, everything, tokenizer)
-    return score_captions(make_evaluator(clip, head, tokenizer, run.run_dir), run.whole)
+    evaluator = make_evaluator(clip, head, tokenizer, run.run_dir)
+    return score_both(evaluator, run.whole)
+
+
+def score_both(evaluator: Evaluator, gallery: Gallery) -> dict:
+    """`score_captions` of things never seen, and of things trained on, as `known_…`."""
+    known = score_captions(evaluator, gallery, strange=False)
+    return score_captions(evaluator, gallery) | {f"known_{k}": v for k, v in known.items()}
 
 
 def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:
@@ -250,7 +258,7 @@ def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:
     figures = score_concepts(evaluator, held, everything) | {
         "vendor": score_vendors(evaluator, held, everything),
         "same_picture": score_pictures(evaluator, held),
-        **score_captions(evaluator, run.whole),
+        **score_both(evaluator, run.whole),
     }
     (staging / "README.md").write_text(write_card(figures, everything))
     shutil.rmtree(run.output_dir, ignore_errors=True)

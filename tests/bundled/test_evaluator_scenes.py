@@ -50,6 +50,16 @@ def test_evenly_every_kind_comes_as_often(gallery):
     assert len(set(added[:7])) == 7  # of all kinds but place and background
 
 
+def test_a_pair_is_one_thing_upright_and_upside_down(gallery):
+    rng = random.Random(2)
+    for _ in range(40):
+        upright, turned = SceneDiet(gallery, None).draw_pair(rng)
+        assert upright.concept == turned.concept and "turned" in gallery.open_to[turned.concept]
+        assert upright.scene == replace(turned.scene, turned=None) and turned.scene.turned
+        assert "upside down" in turned.caption and "upside down" not in upright.caption
+        assert not holds_held_out_pair(turned.scene.modifiers)
+
+
 def test_a_group_is_one_thing_under_one_name(gallery):
     rng = random.Random(1)
     for _ in range(20):
