@@ -47,7 +47,7 @@ def main() -> None:
             pass
         atoms = read_atoms(f"{scratch}/atoms.safetensors").tensors
     weight = load_base().unet.get_submodule(LAYER).weight.detach()
-    draw_method(weight, atoms[f"unet.{LAYER}.spatial.delta"]).save(args.output, optimize=True)
+    draw_method(weight, atoms[f"unet.{LAYER}.spatial.atoms"]).save(args.output, optimize=True)
     print(args.output)
 
 

@@ -48,14 +48,14 @@ def draw_method(weight: Tensor, delta_atoms: Tensor) -> Image.Image:
     square = lambda x: x.reshape(-1, side, side).numpy()
     parts = [
         ("filters X", f"{len(rows):,} of them", stack_squares(square(rows[:SHOWN]), 2)),
-        ("encoder E", "eigenvectors of XᵀX", stack_squares(square(encoder.T), 3)),
+        ("encoder E", "of the filters, in order", stack_squares(square(encoder.T), 3)),
         ("coefficients A = X E", "stay as they are", paint_grid(coefficients[:SHOWN].numpy())),
         (
-            "trained atoms ΔD",
+            "trained atoms dD",
             f"{delta_atoms.numel()} numbers",
             stack_squares(square(delta_atoms), 3),
         ),
-        ("change ΔX = A ΔD", "of the same filters", stack_squares(square(change), 2)),
+        ("change dX = A dD", "of the same filters", stack_squares(square(change), 2)),
     ]
     title, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
     widths = [

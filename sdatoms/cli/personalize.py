@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coefficients": PRODUCTS,
     "full": {"block_size": 2, "learning_rate": 1e-3},
 }
-"""What the demo gives a variant beside the trainer's defaults: it has 300 steps to be seen in."""
+"""What the demo gives a variant beside the trainer's defaults: it has 150 steps to be seen in."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class DemoResult:
 def personalize(
     subject: str,
     output_dir: str = "outputs/demo",
-    max_train_steps: int = 300,
+    max_train_steps: int = 150,
     atom_variant: Any = "coefficients",
     report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,
