@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from sdatoms.bench.step_memory import SIZES, count_steps
-from sdatoms.bench.training import METHODS, SPATIAL
+from sdatoms.bench.training import METHODS
 from sdatoms.storage import write_whole
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", default=list(SIZES), help="sd15, sd21, sdxl")
     parser.add_argument("--methods", nargs="+", default=list(METHODS[:-1]), choices=METHODS)
-    parser.add_argument("--rival", default=SPATIAL, choices=METHODS, help="the ratios' LoRA")
+    parser.add_argument("--rival", choices=METHODS, help="(default: LoRA r4 on the same layers)")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
     found: dict = {}

@@ -66,6 +66,7 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
     those between the best and its neighbours, and the `FINAL` best on all tasks."""
     plan, rates, todo = bench.plan, list(method.rates), list(method.rates)
     first: dict[tuple[float, int], float] = {}
+    best = rates[0]
     while todo:
         found = score_rates(bench, method, todo, tasks[:1])
         if isinstance(found, str):
@@ -77,8 +78,10 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
         rates += todo
     if plan.growth:
         between = list_between(rates, best)
-        rates += between
-        first |= dict(score_rates(bench, method, between, tasks[:1]))
+        found = score_rates(bench, method, between, tasks[:1])
+        if isinstance(found, str):
+            return {"refused": found}
+        rates, first = rates + between, first | found
     score_best = lambda rate: max(first[rate, steps] for steps in plan.steps)
     final = sorted(rates, key=score_best, reverse=True)[:FINAL]
     scores = score_rates(bench, method, final, tasks)

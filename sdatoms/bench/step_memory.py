@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sdatoms.bench.training import Case, make_step, open_unet, put_in
+from sdatoms.bench.training import RIVALS, Case, make_step, open_unet, put_in
 from sdatoms.diffusion.placement import FIXED
 
 __all__ = [
@@ -134,13 +134,16 @@ def count_step(case: Case, method: str, *, checkpointing: bool = True) -> dict[s
 
 
 def count_steps(
-    names: Sequence[str], methods: Sequence[str], rival: str
+    names: Sequence[str], methods: Sequence[str], rival: str | None = None
 ) -> Iterator[dict[str, dict[str, dict[str, Any]]]]:
-    """UNet → method → its step, as far as they are known; `to_lora` is the peak by the rival's."""
+    """UNet → method → its step, as far as they are known; `to_lora` is the peak by that of `rival`,
+    or of the LoRA of rank 4 on the same layers."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names:
         rows = found[name] = {}
-        for method in dict.fromkeys((rival, *methods)):
+        others = {method: rival or RIVALS.get(method, method) for method in methods}
+        for method in dict.fromkeys((*others.values(), *methods)):
             row = rows[method] = count_step(SIZES[name], method)
-            row["to_lora"] = round(row["peak_bytes"] / rows[rival]["peak_bytes"], 3)
+            other = rows[others.get(method, method)]
+            row["to_lora"] = round(row["peak_bytes"] / other["peak_bytes"], 3)
             yield found
