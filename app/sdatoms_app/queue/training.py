@@ -118,7 +118,9 @@ def read_training(run: Path) -> Training:
     else:
         shown = "failed" if isinstance(code, int) and code > 0 and code != 130 else "stopped"
     error = read_tail(run / OUTPUT, 40) if shown == "failed" else ""
-    asked = bool(stored.get("stop_requested")) and code == -signal.SIGTERM  # before it listened
+    # Before it listened; an interrupt that nobody catches ends Python by SIGINT, whoever sent it.
+    early = code in (-signal.SIGTERM, -signal.SIGINT)
+    asked = bool(stored.get("stop_requested")) and early
     if shown == "stopped" and isinstance(code, int) and code < 0 and not asked:
         error = f"its process was ended by signal {-code}"
     elif shown == "stopped" and state == "started" and not is_worker(stored.get("worker")):
