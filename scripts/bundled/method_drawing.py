@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from sdatoms_app.atoms.drawing import draw_sheet
 from torch import Tensor
 
 from sdatoms.atoms.decompose import View, fit_encoder, measure_gram
 
 __all__ = ["draw_method"]
 
-CELL, GAP, TOP = 14, 6, 46
-SHOWN = 8
+TOP, SPACE = 46, 40
+SHOWN = 10
 """Filters of the weight that are shown."""
-WARM, COLD = np.array([178, 72, 40]), np.array([38, 104, 168])
 
 
-def paint_grid(values: np.ndarray, cell: int = CELL) -> Image.Image:
-    """Numbers as squares: white is 0, warm above, cold below, full at the largest of them."""
-    share = np.clip(values / max(1e-12, float(np.abs(values).max())), -1, 1)[..., None]
-    colour = np.where(share > 0, WARM, COLD)
-    pixels = 255 + np.abs(share) * (colour - 255)
-    picture = Image.fromarray(pixels.astype(np.uint8), "RGB")
-    return picture.resize(
-        (values.shape[1] * cell, values.shape[0] * cell), Image.Resampling.NEAREST
-    )
-
-
-def stack_squares(filters: np.ndarray, columns: int) -> Image.Image:
-    """Filters `(n, k, k)` as squares in rows, all on one scale."""
-    n, k, _ = filters.shape
-    rows = -(-n // columns)
-    whole = np.zeros((rows * (k + 1) - 1, columns * (k + 1) - 1))
-    for number, own in enumerate(filters):
-        y, x = divmod(number, columns)
-        whole[y * (k + 1) : y * (k + 1) + k, x * (k + 1) : x * (k + 1) + k] = own
-    return paint_grid(whole)
+def show(tiles: Tensor) -> Image.Image:
+    """Tiles `(m, rows, columns)` as on the Atoms tab, full colour at the largest number."""
+    return draw_sheet(tiles.numpy(), float(tiles.abs().max()))
 
 
 def draw_method(weight: Tensor, delta_atoms: Tensor) -> Image.Image:
@@ -45,17 +27,13 @@ def draw_method(weight: Tensor, delta_atoms: Tensor) -> Image.Image:
     encoder = fit_encoder(measure_gram(weight, view), view.width).float()
     coefficients = rows @ encoder
     change = (coefficients @ delta_atoms.float())[:SHOWN]
-    square = lambda x: x.reshape(-1, side, side).numpy()
+    square = lambda filters: show(filters.reshape(-1, side, side))
     parts = [
-        ("filters X", f"{len(rows):,} of them", stack_squares(square(rows[:SHOWN]), 2)),
-        ("encoder E", "of the filters, in order", stack_squares(square(encoder.T), 3)),
-        ("coefficients A = X E", "stay as they are", paint_grid(coefficients[:SHOWN].numpy())),
-        (
-            "trained atoms dD",
-            f"{delta_atoms.numel()} numbers",
-            stack_squares(square(delta_atoms), 3),
-        ),
-        ("change dX = A dD", "of the same filters", stack_squares(square(change), 2)),
+        ("filters X", f"{len(rows):,} of them", square(rows[:SHOWN])),
+        ("encoder E", "of the filters, in order", square(encoder.T)),
+        ("coefficients A = X E", "stay as they are", show(coefficients[None, :SHOWN])),
+        ("trained atoms dD", f"{delta_atoms.numel()} numbers", square(delta_atoms.float())),
+        ("change dX = A dD", "of the same filters", square(change)),
     ]
     title, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
     widths = [
@@ -63,13 +41,12 @@ def draw_method(weight: Tensor, delta_atoms: Tensor) -> Image.Image:
         for name, note, p in parts
     ]
     height = max(part.height for _, _, part in parts)
-    canvas = Image.new("RGB", (sum(widths) + 40 * (len(parts) + 1), TOP + height + 24), "white")
-    draw, x = ImageDraw.Draw(canvas), 40
+    canvas = Image.new("RGB", (sum(widths) + SPACE * (len(parts) + 1), TOP + height + 24), "white")
+    draw, x = ImageDraw.Draw(canvas), SPACE
     for (name, note, part), width in zip(parts, widths, strict=True):
         draw.text((x, 6), name, "black", title)
         draw.text((x, 26), note, "#666666", small)
         y = TOP + (height - part.height) // 2
-        draw.rectangle((x - 1, y - 1, x + part.width, y + part.height), outline="#bbbbbb")
-        canvas.paste(part, (x, y))
-        x += width + 40
+        canvas.paste(part, (x, y), part)
+        x += width + SPACE
     return canvas

@@ -87,16 +87,13 @@ def list_goals(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 def list_rivals(entries: Sequence[Entry]) -> dict[str, tuple[int, list[str]]]:
     """Peer → how many numbers atoms may have beside it, and those that have no more."""
-    rows = {row["method"]: row for row in list_rows(entries)}
+    rows = list_rows(entries)
+    atoms = [row for row in rows if row["group"] in ("atoms", "ablations")]
     found = {}
-    for peer, row in rows.items():
-        if row["group"] == "peers":
-            numbers = row["numbers"]
-            most = numbers // SHARE if numbers > LARGE else numbers
-            able = lambda r, most=most: (
-                r["group"] in ("atoms", "ablations") and r["numbers"] <= most
-            )
-            found[peer] = (most, [name for name, other in rows.items() if able(other)])
+    for peer in (row for row in rows if row["group"] == "peers"):
+        numbers = peer["numbers"]
+        most = numbers // SHARE if numbers > LARGE else numbers
+        found[peer["method"]] = (most, [r["method"] for r in atoms if r["numbers"] <= most])
     return found
 
 
