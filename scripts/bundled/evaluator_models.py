@@ -4,7 +4,8 @@ The loss is the supervised contrastive one on unit rows z with temperature τ: f
 positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
 
 Positives are all pictures of the same concept, whoever drew them, and its captions. Of scenes the
-only positive is a picture's own caption: others in the batch differ from it in one modifier. The
+only positive is a picture's own caption: others in the batch differ from it in one modifier; and
+one linear head a kind of modifier has to read it from either's row. The heads are not kept. The
 style head, in `evaluator_styles.py`, is trained the other way round.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.base_models import configure_text
 from bundled.evaluator_data import Collection
+from bundled.modifiers import KINDS, VALUES
 
 __all__ = [
     "PICTURE_SIZE",
+    "ModifierHeads",
     "blur",
     "build_clip",
     "contrast",
@@ -37,7 +40,9 @@ __all__ = [
     "train_clip",
 ]
 
-PICTURE_SIZE, PATCH, WIDTH, BLOCKS = 64, 8, 192, 6
+PICTURE_SIZE, PATCH, WIDTH, BLOCKS, ROW = 64, 8, 192, 6, 128
+LESSON = 0.5
+"""Weight of the heads' summed cross-entropies beside the contrastive losses."""
 
 
 def build_clip(vocab_size: int) -> CLIPModel:
@@ -45,7 +50,7 @@ def build_clip(vocab_size: int) -> CLIPModel:
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=3 * WIDTH,
-        projection_dim=128,
+        projection_dim=ROW,
         num_hidden_layers=BLOCKS,
         num_attention_heads=WIDTH // 64,
         hidden_act="gelu",  # one kernel where CLIP's own quick_gelu is three
@@ -53,10 +58,28 @@ def build_clip(vocab_size: int) -> CLIPModel:
         patch_size=PATCH,
     )
     config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=ROW
     )
     # At 65 tokens plain matrix products are the fastest attention on a CPU.
     return CLIPModel._from_config(config, attn_implementation="eager")
+
+
+class ModifierHeads(nn.Module):
+    """Unit rows of pictures or captions `(n, 128)` → kind → logits, "none" first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(
+            {kind: nn.Linear(ROW, len(own) + 1) for kind, own in VALUES.items()}
+        )
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        return {kind: head(rows * ROW**0.5) for kind, head in self.heads.items()}
+
+    def measure(self, rows: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+        """Sum over the kinds of the mean cross-entropy; `labels`: kind → classes `(n,)`."""
+        logits = self(rows)
+        return torch.stack([F.cross_entropy(logits[k], labels[k]) for k in KINDS]).sum()
 
 
 def contrast(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
@@ -128,11 +151,12 @@ def blur(x: Tensor) -> Tensor:
 
 def train_clip(
     model: CLIPModel,
+    heads: ModifierHeads,
     optimizer: torch.optim.Optimizer,
     ema,
     collection: Collection,
     write_tokens,
-    draw_scenes: Callable[[random.Random], tuple[Tensor, Tensor]],
+    draw_scenes: Callable[[random.Random], tuple[Tensor, Tensor, Mapping[str, Tensor]]],
     *,
     steps: int,
     start: int = 0,
@@ -145,17 +169,18 @@ def train_clip(
 
     A batch is two vendors' pictures of each of `concepts_per_batch` concepts, and a caption a
     picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`. Beside them it has scenes,
-    `draw_scenes(rng)`: pictures `(n, 3, 64, 64)` uint8 and the ids of their captions.
+    `draw_scenes(rng)`: pictures `(n, 3, 64, 64)` uint8, the ids of their captions, and the class of
+    every kind of modifier.
     """
     by_concept, warmup = group_pictures(collection), min(200, 1 + steps // 10)
-    parameters = list(model.parameters())
+    kept = list(model.parameters())
     model.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
         pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
         concept = collection.concept[pick]
-        scenes, words = draw_scenes(rng)
+        scenes, words, labels = draw_scenes(rng)
         pictures = torch.cat([collection.pictures[pick], scenes])
         views = make_view(pictures.float() / 255, generator) * 2 - 1
         tokens = torch.cat([write_tokens(concept.tolist(), rng), words])
@@ -167,13 +192,14 @@ def train_clip(
         n = len(concept)
         loss = match_concepts(model.logit_scale, images[:n], texts[:n], concept)
         loss = loss + match_captions(model.logit_scale, images[n:], texts[n:])
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        lesson = heads.measure(images[n:], labels) + heads.measure(texts[n:], labels)
+        (loss + LESSON / 2 * lesson).backward()
+        nn.utils.clip_grad_norm_([*kept, *heads.parameters()], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        ema.step(parameters)
+        ema.step([*kept, *heads.parameters()])
         yield Step(step + 1, float(loss.detach()), lr)
 
 

@@ -19,6 +19,7 @@ from bundled.base_diet import paint_examples, tokenize
 from bundled.captions import describe
 from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
+from bundled.probe_training import label
 from sdatoms.evaluation.evaluator import Evaluator
 
 __all__ = ["SceneDiet", "draw_lookalikes", "score_captions", "vary_scene"]
@@ -101,12 +102,14 @@ class SceneDiet:
     size: int = 8
     pairs: int = 12
 
-    def draw(self, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Pictures `(n, 3, 64, 64)` uint8 and the ids `(n, 32)` of their captions."""
+    def draw(self, rng: random.Random) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Pictures `(n, 3, 64, 64)` uint8, the ids `(n, 32)` of their captions, and the class of
+        every kind of modifier, as the probe knows them."""
         examples = [e for _ in range(self.groups) for e in self.draw_group(rng)]
         examples += [e for _ in range(self.pairs) for e in self.draw_pair(rng)]
         captions = [example.caption for example in examples]
-        return paint_examples(self.gallery, examples), tokenize(self.tokenizer, captions)
+        words = tokenize(self.tokenizer, captions)
+        return paint_examples(self.gallery, examples), words, label([e.scene for e in examples])
 
     def draw_pair(self, rng: random.Random) -> list[Example]:
         """One thing upright and upside down, plain or in a scene of one other modifier."""

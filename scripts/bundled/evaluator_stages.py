@@ -102,6 +102,7 @@ class Run:
 
 def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
     model, diet = open_clip(run, tokenizer), SceneDiet(run.gallery, tokenizer)
+    heads = models.ModifierHeads()
     x, ids = torch.rand(64, 3, models.PICTURE_SIZE, models.PICTURE_SIZE), diet.draw(Random(0))[1]
     work = lambda: (
         model.get_image_features(pixel_values=x).pooler_output.square().mean()
@@ -117,6 +118,7 @@ def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
     held = everything.take(everything.held_out)
     fit = lambda optimizer, ema, start: models.train_clip(
         model,
+        heads,
         optimizer,
         ema,
         shown,
@@ -136,7 +138,7 @@ def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
         model.requires_grad_(True).train()
         return found
 
-    fit_part(run, "clip", model, fit, show, facts)
+    fit_part(run, "clip", {"clip": model, "heads": heads}, fit, show, facts)
 
 
 def fit_instance(run: Run, everything: Collection, tokenizer) -> None:
@@ -163,7 +165,7 @@ def fit_instance(run: Run, everything: Collection, tokenizer) -> None:
         head.requires_grad_(True).train()
         return {"same_picture": found}
 
-    fit_part(run, "instance", head.instance, fit, show, facts)
+    fit_part(run, "instance", {"instance": head.instance}, fit, show, facts)
 
 
 def fit_drawing(run: Run, everything: Collection, tokenizer) -> None:
@@ -186,7 +188,7 @@ def fit_drawing(run: Run, everything: Collection, tokenizer) -> None:
         head.requires_grad_(True).train()
         return {"vendor": found}
 
-    fit_part(run, "drawing", learner, fit, show)
+    fit_part(run, "drawing", {"drawing": learner}, fit, show)
 
 
 def open_head(run: Run, head: StyleHead, tokenizer) -> Evaluator:
@@ -195,15 +197,17 @@ def open_head(run: Run, head: StyleHead, tokenizer) -> Evaluator:
 
 
 def fit_part(
-    run: Run, name: str, part: torch.nn.Module, fit, show, facts: dict | None = None
+    run: Run, name: str, parts: dict[str, torch.nn.Module], fit, show, facts: dict | None = None
 ) -> None:
+    """Train the parts; the first is what is kept, `load_ema` reads it alone."""
+    part = torch.nn.ModuleList(parts.values())
     ema = EMAModel(part.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.75)
     optimizer = torch.optim.AdamW(
         sort_parameters(part), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
     loop = lambda start: fit(optimizer, ema, start)
     path = run.run_dir / f"{name}.pt"
-    drive(path, {name: part}, optimizer, ema, loop, show, run.save_every, facts=facts)
+    drive(path, parts, optimizer, ema, loop, show, run.save_every, facts=facts)
 
 
 def open_clip(run: Run, tokenizer) -> torch.nn.Module:

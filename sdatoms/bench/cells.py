@@ -1,8 +1,9 @@
 """Results of the personalization benchmark, a file a cell, written whole.
 
 A cell is a method with its settings, a rate, a task, a seed, and how it was trained and painted.
-Its file is found by a hash of all that, and says which base and evaluator it was made with: those
-of others are refused.
+Its file is found by a hash of all that, and says which base it was made with: those of others are
+refused. All that was painted is kept beside it, so that another evaluator measures it anew without
+a training.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdatoms.bench.judge import Painting
+from sdatoms.bench.judge import Painted, Painting, Values
 from sdatoms.bench.methods import Method
 from sdatoms.errors import AtomError
 from sdatoms.pictures import join_squares
@@ -87,11 +88,12 @@ class CellStore:
     """The cells in one folder.
 
     Args:
-        base: names the base and the evaluator.
+        base: names the base.
+        judge: names what measures: evaluator, probe, and the eye where there is one.
     """
 
-    def __init__(self, folder: Path, base: str) -> None:
-        self.folder, self.base = folder, base
+    def __init__(self, folder: Path, base: str, judge: str) -> None:
+        self.folder, self.base, self.judge = folder, base, judge
 
     def claim(self, cell: Cell, wait: bool = False) -> contextlib.AbstractContextManager[bool]:
         """Whether a cell is this process's to make, as long as the `with` block lasts.
@@ -101,11 +103,14 @@ class CellStore:
         """
         return hold(self.folder / f".{cell.name()}.lock", wait)
 
-    def read(self, cell: Cell) -> dict[str, Any] | None:
+    def read(self, cell: Cell, measure: Callable[[Painted], Values]) -> dict[str, Any] | None:
         """The result of a cell; None where it has to be trained.
 
+        Args:
+            measure: takes the figures anew of what was painted, where another judge took them.
+
         Raises:
-            AtomError: the result was made with another base or evaluator.
+            AtomError: it was made with another base.
         """
         path = self.folder / f"{cell.name()}.json"
         table = read_table(path, {})
@@ -113,28 +118,52 @@ class CellStore:
             return None
         if table.get("base") != self.base:
             raise AtomError(
-                f"{str(path)!r} was made with the base and evaluator {table.get('base')!r}, not "
-                f"{self.base!r}; give another --output_dir"
+                f"{str(path)!r} was made with the base {table.get('base')!r}, not {self.base!r}; "
+                "give another --output_dir"
             )
-        return table["result"]
+        result = table["result"]
+        if table.get("judge") == self.judge or not result.get("marks"):
+            return result
+        painted = self.read_painted(cell)
+        if list(painted) != list(result["marks"]):
+            return None
+        marks = {mark: measure(pictures) for mark, pictures in painted.items()}
+        self.write(cell, result | {"marks": marks})
+        return result | {"marks": marks}
 
     def write(
-        self, cell: Cell, result: dict[str, Any], pictures: Sequence[Image.Image] = ()
+        self, cell: Cell, result: dict[str, Any], painted: Mapping[str, Painted] | None = None
     ) -> None:
-        """Keep a result and, before it, its pictures as one strip."""
-        if pictures:
+        """Keep a result and, before it, what was painted at each of its marks, a row a mark."""
+        if painted:
+            rows = [join_squares([*p.asked, *p.unrelated]) for p in painted.values()]
+            sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+            for place, row in enumerate(rows):
+                sheet.paste(row, (0, place * row.height))
             buffer = io.BytesIO()
-            join_squares(pictures).save(buffer, "PNG")
+            sheet.save(buffer, "PNG")
             write_whole(self.folder / f"{cell.name()}.png", buffer.getvalue())
-        table = {"base": self.base, "key": cell.key(), "result": result}
+        table = {"base": self.base, "judge": self.judge, "key": cell.key(), "result": result}
         write_whole(self.folder / f"{cell.name()}.json", json.dumps(table).encode())
+
+    def read_painted(self, cell: Cell) -> dict[str, Painted]:
+        """Mark → what was painted there, to the bit; none where it is gone."""
+        path = self.folder / f"{cell.name()}.png"
+        marks = list(read_table(path.with_suffix(".json"), {}).get("result", {}).get("marks", {}))
+        if not path.is_file() or not marks:
+            return {}
+        with Image.open(path) as opened:
+            sheet = opened.convert("RGB")
+        side = sheet.height // len(marks)
+        found = {}
+        for place, mark in enumerate(marks):
+            y = place * side
+            row = [sheet.crop((x, y, x + side, y + side)) for x in range(0, sheet.width, side)]
+            count = len(row) - cell.painting.count_unrelated()
+            found[mark] = Painted(row[:count], row[count:])
+        return found
 
     def read_pictures(self, cell: Cell) -> list[Image.Image]:
         """The first picture of every prompt after the last step; none where they are gone."""
-        path = self.folder / f"{cell.name()}.png"
-        if not path.is_file():
-            return []
-        with Image.open(path) as opened:
-            strip = opened.convert("RGB")
-        side = strip.height
-        return [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+        painted = list(self.read_painted(cell).values())
+        return painted[-1].asked[:: len(cell.painting.seeds)] if painted else []

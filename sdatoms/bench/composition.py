@@ -46,6 +46,8 @@ WAYS: Mapping[str, tuple[float, float] | None] = {
     "in one training": None,
 }
 """Way → strength of the subject's file and of the style's; None: one file of both."""
+MIXED = "0"
+"""The one mark of a cell of two files."""
 MEASURES = ("likeness", "fidelity", "alignment", "followed", "diversity", "drift")
 
 
@@ -166,7 +168,8 @@ def make_way_cell(bench: Bench, pair: Pair, way: str, method: Method, seed: int)
 def measure_way(bench: Bench, pair: Pair, way: str, method: Method, seed: int) -> dict[str, Any]:
     """One pair painted in one way by one method; kept as a cell, with its pictures."""
     cell = make_way_cell(bench, pair, way, method, seed)
-    found = bench.store.read(cell)
+    judge = open_judge(bench, pair)
+    found = bench.store.read(cell, judge.measure)
     if found is not None:
         return found
     strengths = WAYS[way]
@@ -182,9 +185,10 @@ def measure_way(bench: Bench, pair: Pair, way: str, method: Method, seed: int) -
         files, weights = [train_part(bench, own, task) for task, own in parts], list(strengths)
     pipe = load_base(bench.plan.base)
     mix_adapters(pipe, method, files, weights)
-    values, pictures = open_judge(bench, pair).measure(pipe)
-    result = {"bytes": sum(path.stat().st_size for path in files), "values": values}
-    bench.store.write(cell, result, pictures)
+    painted = judge.paint_all(pipe)
+    size = sum(path.stat().st_size for path in files)
+    result = {"bytes": size, "marks": {MIXED: judge.measure(painted)}}
+    bench.store.write(cell, result, {MIXED: painted})
     print(json.dumps({"pair": pair.name, "way": way, "method": method.name, "seed": seed}))
     return result
 
@@ -214,7 +218,10 @@ def compare_ways(
 ) -> list[dict[str, Any]]:
     """A row a way and method: mean figures over pairs, prompts and seeds; the base comes first."""
     pairs = [make_pair(bench, a, b) for a in subjects for b in styles]
-    base = [open_judge(bench, pair).measure(bench.pipe)[0] for pair in pairs]
+    base = []
+    for pair in pairs:
+        judge = open_judge(bench, pair)
+        base.append(judge.measure(judge.paint_all(bench.pipe)))
     rows = [{"way": "base", "method": "", "bytes": 0} | mean_values(base)]
     for way in ways:
         for name in bench.plan.methods:
@@ -224,7 +231,7 @@ def compare_ways(
                 for seed in bench.plan.seeds
             ]
             row = {"way": way, "method": name, "bytes": found[0]["bytes"]}
-            rows.append(row | mean_values([one["values"] for one in found]))
+            rows.append(row | mean_values([one["marks"][MIXED] for one in found]))
     return rows
 
 

@@ -32,7 +32,10 @@ from sdatoms.evaluation.metrics import (
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
 from sdatoms.pictures import find_pictures, read_picture, to_tensor
 
-__all__ = ["BETTER_DOWN", "MEASURES", "Judge", "Painting"]
+__all__ = ["BETTER_DOWN", "MEASURES", "Judge", "Painted", "Painting", "Values"]
+
+Values = dict[str, list[float | None]]
+"""Figure → a value a prompt, of drift one an unrelated prompt; None where a prompt has none."""
 
 MEASURES = (
     "truth",
@@ -68,6 +71,18 @@ class Painting:
         """Numbers of the prompts that are painted, of `count`."""
         most = min(self.prompts or count, count)
         return [k * count // most for k in range(most)]
+
+    def count_unrelated(self) -> int:
+        return min(self.unrelated, len(UNRELATED_PROMPTS))
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one trained method painted."""
+
+    asked: list[Image.Image]
+    """Prompt by prompt, a picture a seed."""
+    unrelated: list[Image.Image]
 
 
 class Judge:
@@ -117,23 +132,27 @@ class Judge:
             strength_schedules=strengths,
         )
 
-    def measure(
+    def paint_all(
         self,
         pipe: Any,
         rewrite: Callable[[str], str] = str,
         strengths: Mapping[str, Schedule] | None = None,
-    ) -> tuple[dict[str, list[float | None]], list[Image.Image]]:
-        """Figure → a value a prompt, of drift one an unrelated prompt, None where it has none; and
-        the first picture of every prompt.
+    ) -> Painted:
+        """What is measured.
 
         Args:
             rewrite: a prompt as it has to be said.
             strengths: how those of loaded adapters go over the steps.
         """
+        asked = [(rewrite(prompt), seed) for prompt in self.prompts for seed in self.painting.seeds]
+        return Painted(
+            self.paint(pipe, [p for p, _ in asked], [s for _, s in asked], strengths),
+            self.paint(pipe, self.unrelated, range(len(self.unrelated)), strengths),
+        )
+
+    def measure(self, painted: Painted) -> Values:
         seeds, count = self.painting.seeds, len(self.prompts)
-        asked = [(rewrite(prompt), seed) for prompt in self.prompts for seed in seeds]
-        pictures = self.paint(pipe, [p for p, _ in asked], [s for _, s in asked], strengths)
-        others = self.paint(pipe, self.unrelated, range(len(self.unrelated)), strengths)
+        pictures, others = painted.asked, painted.unrelated
         evaluator = self.evaluator
         styles, concepts = evaluator.embed_styles(pictures), evaluator.embed_concepts(pictures)
         each = len(seeds)
@@ -160,8 +179,7 @@ class Judge:
         if each > 1:
             values["diversity"] = measure_diversity(styles.unflatten(0, (count, each)))
         values["drift"] = measure_drift(evaluator.embed_styles(others), self.base)
-        rounded = {name: round_values(values[name]) for name in MEASURES if name in values}
-        return rounded, pictures[::each]
+        return {name: round_values(values[name]) for name in MEASURES if name in values}
 
 
 def round_values(values: Tensor) -> list[float | None]:

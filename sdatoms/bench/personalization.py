@@ -148,13 +148,12 @@ class Bench:
     @cached_property
     def store(self) -> CellStore:
         parts = [self.pipe.unet, self.pipe.vae, self.pipe.text_encoder]
-        own = [part for part in vars(self.evaluator).values() if isinstance(part, nn.Module)]
-        groups = (parts, [*own, load_probe()])
-        digests = ["".join(hash_tensors(m.state_dict()) for m in group) for group in groups]
-        names = [hash_text(digest) for digest in digests]
-        if self.eye:
-            names.append(hash_text("".join(hash_tensors(self.eye.model.state_dict()))))
-        return CellStore(self.plan.output_dir / "cells", " ".join(names))
+        judges = [part for part in vars(self.evaluator).values() if isinstance(part, nn.Module)]
+        judges += [load_probe(), *([self.eye.model] if self.eye else [])]
+        names = [
+            hash_text("".join(hash_tensors(m.state_dict()) for m in own)) for own in (parts, judges)
+        ]
+        return CellStore(self.plan.output_dir / "cells", *names)
 
     def list_tasks(self, part: str) -> list[str]:
         """Names of the validation or test tasks of the plan."""
@@ -172,34 +171,36 @@ class Bench:
         digest = self.open(task).digest()
         return Cell(method, rate, task, seed, tuple(steps), plan.batch_size, plan.painting, digest)
 
+    def judge(self, task: str) -> Judge:
+        if task not in self.judges:
+            plan, opened = self.plan, self.open(task)
+            self.judges[task] = Judge(opened, self.evaluator, plan.painting, self.pipe, self.eye)
+        return self.judges[task]
+
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's result; None where it is not there, or a library of another version refused it.
+        Where another evaluator measured it, what it painted is measured anew.
 
         Raises:
             AtomError: it is there, made with another base.
         """
-        found = self.store.read(cell)
+        found = self.store.read(cell, lambda painted: self.judge(cell.task).measure(painted))
         return found if found and found.get("versions") in (None, read_versions()) else None
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """A cell's result, trained now where `find` knows none."""
         if found := self.find(cell):
             return found
-        task = self.open(cell.task)
-        if cell.task not in self.judges:
-            self.judges[cell.task] = Judge(
-                task, self.evaluator, self.plan.painting, self.pipe, self.eye
-            )
+        judge = self.judge(cell.task)
         if cell.method is BASE:
-            values, pictures = self.judges[cell.task].measure(self.pipe)
+            painted = judge.paint_all(self.pipe)
             facts = dict.fromkeys(("numbers", "bytes", "layers"), 0)
-            result: dict[str, Any] = {**facts, "marks": {"0": values}}
-            self.store.write(cell, result, pictures)
+            result: dict[str, Any] = {**facts, "marks": {"0": judge.measure(painted)}}
+            self.store.write(cell, result, {"0": painted})
             return result
-        config = make_config(cell, task, self.plan.base)
-        fresh = load_base(self.plan.base)
-        result, pictures = run_cell(fresh, cell, config, self.judges[cell.task])
-        self.store.write(cell, result, pictures)
+        config = make_config(cell, self.open(cell.task), self.plan.base)
+        result, made = run_cell(load_base(self.plan.base), cell, config, judge)
+        self.store.write(cell, result, made)
         facts = {k: v for k, v in result.items() if k != "marks"}
         named = {"method": cell.method.name, "rate": cell.rate, "task": cell.task}
         print(json.dumps(named | {"seed": cell.seed} | facts), flush=True)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from sdatoms.adapters.load import load_atoms
 from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.bench.cells import Cell
-from sdatoms.bench.judge import Judge
+from sdatoms.bench.judge import Judge, Painted
 from sdatoms.bench.methods import attach_method, count_method
 from sdatoms.bench.peers import Peer
 from sdatoms.bench.tasks import Task
@@ -176,8 +175,9 @@ def hold(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterat
 
 def run_cell(
     pipe: Any, cell: Cell, config: TrainConfig, judge: Judge
-) -> tuple[dict[str, Any], list[Image.Image]]:
-    """Train a cell on a fresh base and measure it at its marks.
+) -> tuple[dict[str, Any], dict[str, Painted]]:
+    """Train a cell on a fresh base and measure it at its marks. Returns the result, and what was
+    painted at each mark.
 
     The result tells the trained numbers, bytes and layers, processor seconds a step, and by mark a
     value a prompt; or `diverged`, the step after which a loss was not finite; or `refused`, why
@@ -191,34 +191,32 @@ def run_cell(
         if not cell.method.is_foreign:  # another library's refusals are of every class
             raise
         why = f"{type(error).__name__}: {first_line(error)}"
-        return {"refused": why, "versions": read_versions()}, []
+        return {"refused": why, "versions": read_versions()}, {}
     facts: dict[str, Any] = {**count_method(run.peer), "marks": {}}
-    pictures: list[Image.Image] = []
+    painted: dict[str, Painted] = {}
     for step in range(1, max(cell.steps) + 1):
         if step > 1:
             began = time.process_time()
             losses.append(run.take_step())
             seconds.append(time.process_time() - began)
         if losses[-1] != losses[-1]:
-            return facts | {"diverged": step}, []
+            return facts | {"diverged": step}, painted
         if step in cell.steps:
             with run.finish():
                 if cell.method.strength:
-                    values, pictures = measure_file(run, judge, cell.method.strength)
+                    made = paint_file(run, judge, cell.method.strength)
                 else:
-                    values, pictures = judge.measure(run.pipe, run.peer.rewrite)
-            facts["marks"][str(step)] = values
+                    made = judge.paint_all(run.pipe, run.peer.rewrite)
+            painted[str(step)], facts["marks"][str(step)] = made, judge.measure(made)
     facts["seconds_per_step"] = round(statistics.median(seconds), 4)
     facts["loss"] = round(statistics.mean(losses[-50:]), 6)
-    return facts, pictures
+    return facts, painted
 
 
-def measure_file(
-    run: Run, judge: Judge, strength: str
-) -> tuple[dict[str, list[float | None]], list[Image.Image]]:
-    """What a run's file gives on a fresh base, at a strength that goes over the steps."""
+def paint_file(run: Run, judge: Judge, strength: str) -> Painted:
+    """What a run's file paints on a fresh base, at a strength that goes over the steps."""
     pipe = load_base(run.config.pretrained_model_name_or_path)
     with tempfile.TemporaryDirectory() as folder:
         path = write_whole(Path(folder) / "atoms.safetensors", run.peer.save())
         load_atoms(pipe, path, name="atoms")
-    return judge.measure(pipe, run.peer.rewrite, {"atoms": parse_schedule(strength)})
+    return judge.paint_all(pipe, run.peer.rewrite, {"atoms": parse_schedule(strength)})

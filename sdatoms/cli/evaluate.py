@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.report import check_report, write_report
-from sdatoms.cli.sampling import add_sampling_flags, read_sampling
+from sdatoms.cli.sampling import (
+    add_sampling_flags,
+    add_size_flags,
+    check_size,
+    read_sampling,
+)
 from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.errors import AtomError
 
@@ -67,6 +72,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="dinov2, clip, or a vision model, folder or hub id, for fidelity, diversity and drift",
     )
     add_sampling_flags(parser)
+    add_size_flags(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures at once (default: 8)")
     parser.add_argument(
         "--report",
@@ -81,6 +87,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
     from sdatoms.diffusion.open import pick_device
+    from sdatoms.diffusion.sizes import describe_choice, fit_size
     from sdatoms.evaluation.evaluator import load_evaluator
     from sdatoms.evaluation.scores import evaluate
     from sdatoms.evaluation.truth import choose_prompts, find_truth
@@ -93,6 +100,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             raise AtomError(f"--{flag} is {count}; it takes at least 1")
     places = check_report(args.report) if args.report else None
     painting = read_sampling(args)
+    check_size(args)
     files = name_files([(path, read_atoms(path)) for path in args.files])
     subject = find_subject(args.subject) if args.subject else None
     trigger = files[0][1].metadata.get("trigger", "")
@@ -108,6 +116,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
         report(f"no true pictures are known of {what}: no truth, error and followed")
     evaluator = load_evaluator(args.evaluator, args.style_evaluator, device=pick_device())
     pipe = open_base(args)
+    size = fit_size(pipe, args.width, args.height)
+    if chosen := describe_choice((args.width, args.height), size):
+        report(chosen)
     rows = evaluate(
         pipe,
         files,
@@ -117,6 +128,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         subject=subject,
         strength=args.strength,
         batch_size=args.batch_size,
+        width=size[0],
+        height=size[1],
         **painting,
         report=report,
     )

@@ -17,7 +17,12 @@ from typing import Any
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.canvas import add_canvas_flags, read_canvas
 from sdatoms.cli.files import check_folder, split_strength, writing
-from sdatoms.cli.sampling import add_sampling_flags, read_sampling
+from sdatoms.cli.sampling import (
+    add_sampling_flags,
+    add_size_flags,
+    check_size,
+    read_sampling,
+)
 from sdatoms.errors import AtomError, clip
 
 __all__ = [
@@ -62,14 +67,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_images", type=int, default=1, help="pictures, with rising seeds (default: 1)"
     )
-    for name, other in (("height", "width"), ("width", "height")):
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            default=None,
-            help=f"px, a multiple of 8 up to 2048 (default: the base's own, in the proportions of "
-            f"--image; with --{other} alone, what makes its area)",
-        )
+    add_size_flags(parser, "in the proportions of --image")
     add_canvas_flags(parser)
     parser.add_argument(
         "--batch_size", type=int, default=1, help="pictures generated at once (default: 1)"
@@ -96,7 +94,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.diffusion.pipeline import check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
     from sdatoms.diffusion.samplers import name_scheduler
-    from sdatoms.diffusion.sizes import check_side, describe_choice, fit_size
+    from sdatoms.diffusion.sizes import describe_choice, fit_size
     from sdatoms.files.atom_file import AtomFile
     from sdatoms.files.sources import read_adapter
 
@@ -105,9 +103,7 @@ def run_generate(args: argparse.Namespace) -> None:
             raise AtomError(f"--{name} is {getattr(args, name)}; it takes at least 1")
     check_seeds([args.seed, args.seed + args.num_images - 1])
     painting = read_sampling(args)
-    for name in ("width", "height"):
-        if getattr(args, name) is not None:
-            check_side(name, getattr(args, name))
+    check_size(args)
     wanted = [split_file(text) for text in args.atoms]
     schedules = read_schedules(args.strength_schedule, [path for path, _ in wanted])
     folder = Path(args.output_dir)

@@ -16,6 +16,8 @@ from sdatoms.errors import AtomError
 
 __all__ = [
     "add_sampling_flags",
+    "add_size_flags",
+    "check_size",
     "read_sampling",
 ]
 
@@ -53,6 +55,31 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="read the text encoder's layer N from its end: 1 the last, 2 the one before "
         "(default: 1)",
     )
+
+
+def add_size_flags(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """`--height` and `--width`; `note` tells more of the default."""
+    for name, other in (("height", "width"), ("width", "height")):
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=None,
+            help=f"px, a multiple of 8 up to 2048 (default: the base's own{', ' * bool(note)}"
+            f"{note}; with --{other} alone, what makes its area)",
+        )
+
+
+def check_size(args: argparse.Namespace) -> None:
+    """Refuse sides that no base takes, before one is opened.
+
+    Raises:
+        AtomError: a side is too small, too large or no multiple of 8.
+    """
+    from sdatoms.diffusion.sizes import check_side
+
+    for name in ("width", "height"):
+        if getattr(args, name) is not None:
+            check_side(name, getattr(args, name))
 
 
 def read_sampling(args: argparse.Namespace) -> dict[str, Any]:

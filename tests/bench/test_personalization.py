@@ -32,6 +32,7 @@ from sdatoms.bench.personalization_matches import (
 from sdatoms.bench.personalization_report import write_report
 from sdatoms.bench.runs import Run, make_config
 from sdatoms.bench.tasks import list_tasks, open_task, split_tasks
+from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.training.batches import draw_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,6 +158,29 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
     other = replace(whole, base=str(save_base(plan.output_dir / "other", seed=8)))
     with pytest.raises(AtomError, match="was made with the base"):
         choose_settings(Bench(other))
+
+
+def test_another_evaluator_measures_what_was_painted_without_a_training(plan, monkeypatch):
+    bench = Bench(replace(plan, steps=(1, 2)))
+    cell = bench.make_cell(METHODS["atoms"], 1e-2, "koala", 0, [1, 2])
+    first = bench.run(cell)
+    head = load_evaluator(plan.evaluator)
+    with torch.no_grad():
+        head.clip.logit_scale.zero_()  # changes no figure
+    monkeypatch.setattr("sdatoms.bench.personalization.run_cell", pytest.fail)
+    again = Bench(bench.plan)
+    again.evaluator = head
+    assert again.store.judge != bench.store.judge and again.store.base == bench.store.base
+    assert again.run(cell) == first and list(first["marks"]) == ["1", "2"]
+    with torch.no_grad():
+        head.clip.visual_projection.weight[::2].zero_()
+    other = Bench(bench.plan)
+    other.evaluator = head
+    second = other.run(cell)
+    assert second["marks"]["2"]["truth"] == first["marks"]["2"]["truth"]
+    assert second["marks"]["2"]["alignment"] != first["marks"]["2"]["alignment"]
+    shown, painted = bench.store.read_pictures(cell), bench.store.read_painted(cell)["2"]
+    assert [p.tobytes() for p in shown] == [p.tobytes() for p in painted.asked[::2]]
 
 
 def test_a_cell_that_another_process_is_at_is_left_to_it(plan):

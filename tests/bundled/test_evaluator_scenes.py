@@ -146,13 +146,14 @@ SETTINGS = {"steps": 1, "concepts_per_batch": 2, "precision": torch.float32, "le
 def test_a_step_on_drawings_and_scenes_moves_both_towers(gallery, drawings):
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    clip = evaluator_models.build_clip(len(tokenizer))
+    clip, heads = evaluator_models.build_clip(len(tokenizer)), evaluator_models.ModifierHeads()
+    both = torch.nn.ModuleList([clip, heads])
     diet = SceneDiet(gallery, tokenizer, groups=2, size=3)
     write = lambda numbers, _: torch.zeros(len(numbers), 32, dtype=torch.long)
     loop = lambda optimizer, ema: evaluator_models.train_clip(
-        clip, optimizer, ema, drawings, write, diet.draw, **SETTINGS
+        clip, heads, optimizer, ema, drawings, write, diet.draw, **SETTINGS
     )
-    assert take_step(clip, loop) > 0.8  # a bias of keys has no effect
+    assert take_step(both, loop) > 0.8  # a bias of keys has no effect
 
 
 def test_a_step_on_drawings_and_lookalikes_moves_the_instance_net(gallery, drawings):

@@ -6,6 +6,7 @@ import pytest
 
 from sdatoms.cli.evaluate import name_files
 from sdatoms.cli.main import main
+from sdatoms.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def test_wrong_input_is_one_line(refuse, tmp_path, make_file, evaluator_folder, 
         ([file, "--seeds", "0"], "--seeds is 0"),
         ([file, "--batch_size", "0"], "--batch_size is 0"),
         ([file, file], "twice"),
+        ([file, "--width", "63"], "63"),
         ([file, "--subject", str(tmp_path / "nowhere")], "nowhere"),
         ([file, "--evaluator", str(subject)], "style_head.safetensors"),
         ([file, *tiny, "--pretrained_model_name_or_path", str(subject)], "model_index.json"),
@@ -62,6 +64,23 @@ def test_the_command_prints_one_json_object(
     assert names[:2] == ["dog", "base without atoms"]
     assert facts["parameters"]["dog"] > 0
     assert not any("truth" in row for row in facts["rows"]) and "true pictures" not in err
+
+
+def test_pictures_are_painted_in_the_size_that_is_asked_for(
+    one_thread, pipe, evaluator_folder, make_file, tmp_path, monkeypatch
+):
+    pipe.save_pretrained(tmp_path / "base")
+    seen, embed = set(), Evaluator.embed_styles
+
+    def look(self, pictures):
+        seen.update(picture.size for picture in pictures)
+        return embed(self, pictures)
+
+    monkeypatch.setattr(Evaluator, "embed_styles", look)
+    given = f"--evaluator {evaluator_folder} --seeds 1 --num_inference_steps 1 --width 32"
+    base = ["--pretrained_model_name_or_path", str(tmp_path / "base"), "--prompt", "a cat"]
+    main(["evaluate", str(make_file(variant="atoms")), *base, *given.split(), "--height", "48"])
+    assert seen == {(32, 48)}
 
 
 def test_absent_columns_are_said_in_one_line(

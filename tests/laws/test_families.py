@@ -232,9 +232,9 @@ def test_every_command_takes_it(bases, make_run, tmp_path, capsys, name, form):
 
 @pytest.mark.parametrize(("name", "form"), list_cells({("XL", "directory")}, PLAIN, FORMS))
 def test_evaluation_takes_it(bases, tmp_path, capsys, name, form):
-    """At the base's own size, which that command paints in."""
     base = bases.find(name, form, "float16")
-    words = "--prompt cat --seeds 1 --num_inference_steps 1 --batch_size 1 --json"
+    words = "--prompt cat --seeds 1 --num_inference_steps 1 --width 64 --batch_size 1 --json"
+    words += " --height 64"
     main(
         [
             "evaluate",
