@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sdatoms.bench.peers import (
     Peer,
     hold_atoms,
+    join_word,
     tune_all,
     tune_biases,
     tune_peft,
@@ -338,13 +339,16 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
     for name in ("vae", "text_encoder"):
         getattr(pipe, name).requires_grad_(False)
     if method.tuner == "atoms":
+        word = tune_word(pipe, TRIGGER, WORD) if config.train_text_encoder_ti else None
         if method.targets:
             left = FAMILY_EXCLUDES.get(type(pipe.unet).__name__)
             atoms = replace(
                 make_atom_config(config), target_modules=method.targets, exclude_modules=left
             )
-            return hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
-        return hold_atoms(inject_atoms(pipe, config), base)
+            held = hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
+        else:
+            held = hold_atoms(inject_atoms(pipe, config), base)
+        return join_word(held, word) if word else held
     if method.tuner == "all":
         return tune_all(pipe.unet)
     if method.tuner == "biases":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from sdatoms.layers.inject import Injection, inject
 __all__ = [
     "Peer",
     "hold_atoms",
+    "join_word",
     "match_paths",
     "tune_all",
     "tune_atoms",
@@ -45,6 +46,8 @@ class Peer:
     """Component → its atoms."""
     rewrite: Callable[[str], str] = str
     """A prompt as it has to be said to this method."""
+    words: Sequence[nn.Parameter] = ()
+    """Those of the parameters that are vectors of a new word beside atoms."""
 
 
 def tune_atoms(model: nn.Module, config: AtomConfig, base_model: str) -> Peer:
@@ -158,6 +161,17 @@ def tune_word(pipe: Any, known: str, word: str) -> Peer:
     rewrite = lambda prompt: re.sub(rf"\b{re.escape(known)}(?=s?\b)", word, prompt)
     save = lambda: save_tensors({word: rows.detach().contiguous()})
     return Peer([rows], save, 1, rewrite=rewrite)
+
+
+def join_word(atoms: Peer, word: Peer) -> Peer:
+    """Atoms and the vectors of a new word, trained together."""
+    return replace(
+        atoms,
+        parameters=[*atoms.parameters, *word.parameters],
+        save=lambda: atoms.save() + word.save(),
+        rewrite=word.rewrite,
+        words=word.parameters,
+    )
 
 
 def hold_named(named: Mapping[str, nn.Parameter]) -> Peer:

@@ -79,7 +79,7 @@ class Run:
         self.starts = [p.detach().clone() for p in self.parameters]
         self.optimizer = make_run_optimizer(
             injections,
-            [] if injections else self.parameters,
+            self.peer.words if injections else self.parameters,
             config,
             processes=1,
             log=lambda text: None,
