@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from sdatoms.adapters.words import TrainedTokens, add_word, check_word, start_embeddings
 from sdatoms.atoms.config import AtomConfig
+from sdatoms.bench.subspaces import Form, attach_subspaces
 from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import Injection, inject
 
@@ -29,6 +30,7 @@ __all__ = [
     "tune_lora",
     "tune_peft",
     "tune_singular_values",
+    "tune_subspaces",
     "tune_word",
 ]
 
@@ -145,6 +147,10 @@ def tune_singular_values(model: nn.Module, targets: str) -> Peer:
             register_parametrization(module, "weight", change)
             shifts[path] = change.shift
     return hold_named(shifts)
+
+
+def tune_subspaces(model: nn.Module, targets: str, form: Form, size: int) -> Peer:
+    return hold_named(attach_subspaces(model, targets, form, size))
 
 
 def tune_word(pipe: Any, known: str, word: str) -> Peer:

@@ -21,8 +21,12 @@ FORMS = (
     "product b8, one a block",
     "product b16: down alone",
     "product b16: text encoder too",
+    "product b16: a new word too",
+    "whole filters m4 attention + conv",
+    "subspace map m16 attention",
 )
-"""One row of every form of atoms; tests of atoms hold the same for all settings."""
+"""One row of every form of atoms and of other subspaces; tests of atoms hold the same for all
+settings."""
 PEERS = [
     name
     for name, method in METHODS.items()

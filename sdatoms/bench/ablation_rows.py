@@ -1,0 +1,97 @@
+"""The rows that change one thing: settings, layers, strengths, and other filter subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sdatoms.bench.peer_rows import WORD
+from sdatoms.bench.rows import PLACES, Method, rates_around
+
+__all__ = ["list_ablations", "list_trials"]
+
+ABLATED = "product b16"
+"""The row that every ablation changes in one point."""
+CHANGES: dict[str, dict[str, Any]] = {
+    "weight decay 1": {"adam_weight_decay": 1.0},
+    "weight decay 10": {"adam_weight_decay": 10.0},
+    "averages": {"use_ema": True},
+    "prior by prediction": {
+        "with_prior_preservation": True,
+        "prior_preservation_mode": "prediction",
+    },
+    "prior by prediction, a quarter of the rows": {
+        "with_prior_preservation": True,
+        "prior_preservation_mode": "prediction",
+        "prior_share": 0.25,
+    },
+    "prior by prediction, half": {
+        "with_prior_preservation": True,
+        "prior_loss_weight": 0.5,
+        "prior_preservation_mode": "prediction",
+    },
+    "no warm-up": {"lr_warmup_steps": 0},
+    "warm-up 100": {"lr_warmup_steps": 100},
+    "falling rate": {"lr_scheduler": "cosine"},
+    "min-SNR 5": {"snr_gamma": 5.0},
+    "offset noise": {"noise_offset": 0.05},
+    "early steps": {"timestep_bias_strategy": "earlier", "timestep_bias_multiplier": 2.0},
+    "late steps": {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0},
+    "empty prompts 0.1": {"proportion_empty_prompts": 0.1},
+    "text encoder too": {"train_text_encoder": True},
+    "a new word too": {"train_text_encoder_ti": True, "token_abstraction": WORD},
+}
+PARTS = {
+    "attention alone": ("*.attentions.*",),
+    "convolutions alone": ("*.resnets.*", "*samplers.*"),
+    "down alone": ("down_blocks.*",),
+    "middle alone": ("mid_block.*",),
+    "up alone": ("up_blocks.*",),
+}
+STRENGTHS = {
+    "strength 0.8": "0.8",
+    "strength 1.2": "1.2",
+    "half over the first 0.3 of the steps": "0.5 until 0.3, then 1",
+    "half over the last 0.3 of the steps": "1 until 0.7, then 0.5",
+    "falling from 1.2 to 0.6": "1.2 to 0.6",
+}
+"""What is painted with, by the noise level; the training is the same."""
+
+
+def list_trials() -> list[Method]:
+    """Other filter subspaces, which the product does not have."""
+    return [
+        Method(
+            f"{label} m{size} {place}",
+            "subspaces",
+            rates_around(middle),
+            {"targets": pattern, "form": form, "size": size},
+            group="ablations",
+        )
+        for label, form, size, middle in (
+            ("whole filters", "filters", 1, 3e-3),
+            ("whole filters", "filters", 4, 1e-3),
+            ("subspace map", "map", 16, 3e-3),
+        )
+        for place, pattern in PLACES.items()
+    ]
+
+
+def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
+    own, beside = rows[ABLATED], rows[f"{ABLATED} + spatial"]
+    changed = [
+        replace(own, name=f"{ABLATED}: {name}", training={**own.training, **change})
+        for name, change in CHANGES.items()
+    ]
+    changed += [
+        replace(own, name=f"{ABLATED}: {name}", targets=paths) for name, paths in PARTS.items()
+    ]
+    changed += [
+        replace(beside, name=f"{beside.name}: spatial rate x {ratio:g}", spatial=ratio)
+        for ratio in (0.3, 3.0, 10.0)
+    ]
+    changed += [
+        replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
+    ]
+    return [replace(row, group="ablations") for row in changed]
