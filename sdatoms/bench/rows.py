@@ -18,7 +18,8 @@ __all__ = [
 
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
-PLACES = {"attention": ATTENTION, "attention + conv": CONVOLUTIONS}
+CROSS = r".*attn2\.(to_q|to_k|to_v|to_out\.0)"
+PLACES = {"cross-attention": CROSS, "attention": ATTENTION, "attention + conv": CONVOLUTIONS}
 EVERYWHERE = f"{CONVOLUTIONS}|.*(conv_in|conv_out|proj_in|proj_out|net\\.0\\.proj|net\\.2)"
 """The layers that block atoms take by default."""
 LORA_LAYERS = (
@@ -32,6 +33,8 @@ LORA_LAYERS = (
     "*samplers.0.conv",
 )
 """Those of `CONVOLUTIONS`, as atoms are told."""
+CROSS_LAYERS = ("*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0")
+"""Those of `CROSS`."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +142,20 @@ def list_atoms() -> list[Method]:
     middles = {6: 3e-3, 8: 3e-3, 12: 3e-3, 16: 3e-3, 24: 1e-3, 32: 1e-3, 64: 1e-3}
     for side, middle in middles.items():
         rows.append(use_atoms(f"product b{side}", middle, **blocks, **product, block_size=side))
-        rows.append(
-            use_atoms(
-                f"product b{side}, LoRA's layers",
-                middle,
-                LORA_LAYERS,
-                **blocks,
-                **product,
-                block_size=side,
+        for place, layers, rate in (
+            ("LoRA's layers", LORA_LAYERS, middle),
+            ("cross-attention", CROSS_LAYERS, 3e-3),
+        ):
+            rows.append(
+                use_atoms(
+                    f"product b{side}, {place}",
+                    rate,
+                    layers,
+                    **blocks,
+                    **product,
+                    block_size=side,
+                )
             )
-        )
         rows.append(
             use_atoms(
                 f"product b{side} + spatial",

@@ -13,6 +13,7 @@ from sdatoms.atoms.config import AtomConfig, read_atom_flags
 from sdatoms.training.checks import check_settings
 
 __all__ = [
+    "ATOM_LAYERS",
     "DEFAULT_RATES",
     "TrainConfig",
     "make_atom_config",
@@ -22,6 +23,15 @@ __all__ = [
 DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "full": 3e-3}
 """Learning rate by variant while `--learning_rate` is not given, in relative weight change per
 step."""
+
+
+ATOM_LAYERS: dict[str, tuple[str, ...] | None] = {
+    "all": None,
+    "attention": ("*.attn1.*", "*.attn2.*"),
+    "cross-attention": ("*.attn2.*",),
+    "convolutions": ("*.conv1", "*.conv2", "*.conv_shortcut", "*samplers.0.conv"),
+}
+"""Patterns on module paths, as diffusers' UNets spell them; None: all that the family takes."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +314,8 @@ class TrainConfig:
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
+    atom_layers: Literal["all", "attention", "cross-attention", "convolutions"] = "all"
+    """Which of the denoiser's layers get atoms; a subject is learnt in cross-attention."""
     atom_decomposition: Literal["linear", "sparse"] = "linear"
     """How coefficients are found."""
     num_atoms: int | None = None
@@ -335,9 +347,10 @@ class TrainConfig:
 
 
 def make_atom_config(config: TrainConfig) -> AtomConfig:
-    """The method's flags as an `AtomConfig`; flags not given keep its defaults, budget rule
-    included."""
-    return AtomConfig(**read_atom_flags(vars(config)), seed=config.seed)
+    """The method's flags as the denoiser's `AtomConfig`; flags not given keep its defaults, budget
+    rule included."""
+    layers = ATOM_LAYERS[config.atom_layers]
+    return AtomConfig(**read_atom_flags(vars(config)), target_modules=layers, seed=config.seed)
 
 
 def make_text_config(config: TrainConfig) -> AtomConfig:

@@ -35,7 +35,7 @@ __all__ = [
 RECORD = "record.json"
 FIXED = (
     *("instance_prompt", "seed", "base_dtype"),
-    *ATOM_FLAGS,
+    *(*ATOM_FLAGS, "atom_layers"),
     *("train_text_encoder", "train_text_encoder_ti", "token_abstraction"),
     *("num_new_tokens_per_abstraction", "initializer_concept"),
     *("optimizer", "optimizer_args", "use_8bit_adam", "use_ema"),

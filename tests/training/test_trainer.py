@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny.pipelines import build_pipeline
 
 import sdatoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.training.batches import draw_batches
 from sdatoms.training.conditions import TextStack
+from sdatoms.training.config import ATOM_LAYERS, TrainConfig
 from sdatoms.training.inputs import check_inputs
+from sdatoms.training.parts import inject_atoms
 from sdatoms.training.trainer import Trainer
 
 BASES = [("sd", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "epsilon"), ("sd", "sample")]
@@ -241,3 +244,23 @@ def test_a_base_held_in_few_bits_trains_atoms_for_the_whole_one(
     before = trainer.unet.conv_in.weight
     assert adapters.delta("small", "conv_in").norm() > 1e-3 * before.norm()
     adapters.clear()
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("layers", list(ATOM_LAYERS))
+def test_the_layers_named_get_atoms_and_no_others(kind, layers):
+    pipe, every = build_pipeline(kind), build_pipeline(kind)
+    asked = {"instance_prompt": "a", "atom_variant": "coefficients", "block_form": "product"}
+    found = inject_atoms(pipe, TrainConfig(**asked, atom_layers=layers))["unet"].layers
+    whole = inject_atoms(every, TrainConfig(**asked))["unet"].layers
+    belongs = {
+        "all": lambda path: True,
+        "attention": lambda path: ".attn" in path,
+        "cross-attention": lambda path: ".attn2." in path,
+        "convolutions": lambda path: (
+            isinstance(whole[path], torch.nn.Conv2d)
+            and path not in ("conv_in", "conv_out")
+            and not path.endswith(("proj_in", "proj_out"))
+        ),
+    }[layers]
+    assert list(found) == [path for path in whole if belongs(path)] != []

@@ -24,6 +24,7 @@ PLAIN = ("instance_prompt", "class_prompt", "with_prior_preservation")
 GROUPS = {
     "Method": (
         "atom_variant",
+        "atom_layers",
         "atom_decomposition",
         "num_atoms",
         "num_inner_atoms",
