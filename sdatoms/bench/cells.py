@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from sdatoms.bench.judge import Painted, Painting, Values
-from sdatoms.bench.methods import Method
+from sdatoms.bench.rows import Method
 from sdatoms.errors import AtomError
 from sdatoms.pictures import join_squares
 from sdatoms.storage import read_table, write_whole

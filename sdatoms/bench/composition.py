@@ -23,8 +23,9 @@ from torch import nn
 from sdatoms.adapters.load import load_atoms
 from sdatoms.bench.cells import Cell, hold
 from sdatoms.bench.judge import Judge
-from sdatoms.bench.methods import METHODS, Method
+from sdatoms.bench.methods import METHODS
 from sdatoms.bench.personalization import Bench, average
+from sdatoms.bench.rows import Method
 from sdatoms.bench.runs import Run, make_config
 from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.open import load_base

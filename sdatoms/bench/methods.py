@@ -18,13 +18,13 @@ from sdatoms.bench.peers import (
     tune_subspaces,
     tune_word,
 )
-from sdatoms.bench.rows import BASE, Method, list_atoms
+from sdatoms.bench.rows import Method, list_atoms
 from sdatoms.layers.inject import inject
 from sdatoms.models.families import FAMILY_EXCLUDES
 from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.parts import inject_atoms
 
-__all__ = ["BASE", "METHODS", "TRIGGER", "Method", "attach_method", "count_method"]
+__all__ = ["METHODS", "TRIGGER", "attach_method", "count_method"]
 
 TRIGGER = "sks"
 

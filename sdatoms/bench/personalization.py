@@ -21,7 +21,8 @@ from torch import nn
 from sdatoms.bench.cells import Cell, CellStore
 from sdatoms.bench.eye import Eye, open_eye
 from sdatoms.bench.judge import Judge, Painting
-from sdatoms.bench.methods import BASE, METHODS, Method
+from sdatoms.bench.methods import METHODS
+from sdatoms.bench.rows import BASE, Method
 from sdatoms.bench.runs import make_config, read_versions, run_cell
 from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdatoms.bench.cells import hold
-from sdatoms.bench.methods import METHODS, Method
+from sdatoms.bench.methods import METHODS
 from sdatoms.bench.personalization import Bench, Entry, average
+from sdatoms.bench.rows import Method
 from sdatoms.errors import AtomError
 from sdatoms.storage import read_table, write_whole
 

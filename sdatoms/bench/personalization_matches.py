@@ -13,8 +13,9 @@ import numpy as np
 
 from sdatoms.bench.intervals import Interval, measure_interval
 from sdatoms.bench.judge import BETTER_DOWN, MEASURES
-from sdatoms.bench.methods import BASE, METHODS
+from sdatoms.bench.methods import METHODS
 from sdatoms.bench.personalization import Entry, average
+from sdatoms.bench.rows import BASE
 
 __all__ = [
     "LOSS",
