@@ -39,4 +39,4 @@ def test_steps_go_by_the_folder_and_what_is_given_wins(tmp_path):
     assert expand_preset("sd15-pet", given)["max_train_steps"] == 900
     assert expand_preset("sd15-pet", given | {"max_train_steps": 7})["max_train_steps"] == 7
     assert expand_preset("sd15-pet", {})["max_train_steps"] == 500
-    assert expand_preset("pet", given)["max_train_steps"] == 200  # the bundled base's own
+    assert expand_preset("pet", given)["max_train_steps"] == 100  # the bundled base's own
