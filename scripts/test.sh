@@ -8,6 +8,6 @@ done
 ruff check .
 ruff format --check .
 basedpyright
-# processes of one thread each: tensors of this size only wait for a second one; three on two cores,
-# since a third of the time a test waits for a browser or a process of its own
-OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile "${flags[@]}"
+# two processes of one thread each: tensors of this size only wait for a second one, and a third
+# process gains nothing on two cores
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile "${flags[@]}"
