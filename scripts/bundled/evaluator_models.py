@@ -26,7 +26,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.base_models import configure_text
 from bundled.evaluator_data import Collection
-from bundled.modifiers import KINDS, VALUES
+from bundled.modifiers import VALUES
+from bundled.probe_training import sum_errors
 
 __all__ = [
     "PICTURE_SIZE",
@@ -78,8 +79,7 @@ class ModifierHeads(nn.Module):
 
     def measure(self, rows: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         """Sum over the kinds of the mean cross-entropy; `labels`: kind → classes `(n,)`."""
-        logits = self(rows)
-        return torch.stack([F.cross_entropy(logits[k], labels[k]) for k in KINDS]).sum()
+        return sum_errors(self(rows), labels)
 
 
 def contrast(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def train_clip(
     every kind of modifier.
     """
     by_concept, warmup = group_pictures(collection), min(200, 1 + steps // 10)
-    kept = list(model.parameters())
+    parameters = [*model.parameters(), *heads.parameters()]
     model.train()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -194,12 +194,12 @@ def train_clip(
         loss = loss + match_captions(model.logit_scale, images[n:], texts[n:])
         lesson = heads.measure(images[n:], labels) + heads.measure(texts[n:], labels)
         (loss + LESSON / 2 * lesson).backward()
-        nn.utils.clip_grad_norm_([*kept, *heads.parameters()], 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        ema.step([*kept, *heads.parameters()])
+        ema.step(parameters)
         yield Step(step + 1, float(loss.detach()), lr)
 
 

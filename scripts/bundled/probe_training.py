@@ -24,6 +24,7 @@ __all__ = [
     "read_references",
     "score_probe",
     "show_on_white",
+    "sum_errors",
     "train_probe",
 ]
 
@@ -75,6 +76,11 @@ def label(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     return labels
 
 
+def sum_errors(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    """Sum over the kinds of the mean cross-entropy."""
+    return torch.stack([F.cross_entropy(logits[k].float(), labels[k]) for k in KINDS]).sum()
+
+
 def train_probe(
     probe: Probe,
     optimizer: torch.optim.Optimizer,
@@ -100,7 +106,7 @@ def train_probe(
         labels = label([e.scene for e in examples])
         with cast(precision):
             logits = probe(x, y)
-        loss = sum(F.cross_entropy(logits[kind].float(), labels[kind]) for kind in KINDS)
+        loss = sum_errors(logits, labels)
         lr = set_rate(optimizer, learning_rate * scale_lr(step, steps))
         loss.backward()
         nn.utils.clip_grad_norm_(probe.parameters(), 1.0)

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from sdatoms.adapters.words import TrainedTokens, add_word, check_word, start_embeddings
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.bench.subspaces import Form, attach_subspaces
+from sdatoms.bench.subspaces import Form, SubspaceChange
 from sdatoms.files.writer import FileFacts, pack_atoms
 from sdatoms.layers.inject import Injection, inject
 
@@ -139,18 +139,28 @@ def tune_singular_values(model: nn.Module, targets: str) -> Peer:
     Args:
         targets: a pattern of module paths.
     """
-    model.requires_grad_(False)
-    shifts = {}
-    for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear) and re.fullmatch(targets, path):
-            change = SingularShift(module.weight)
-            register_parametrization(module, "weight", change)
-            shifts[path] = change.shift
-    return hold_named(shifts)
+    return tune_changes(model, targets, SingularShift)
 
 
 def tune_subspaces(model: nn.Module, targets: str, form: Form, size: int) -> Peer:
-    return hold_named(attach_subspaces(model, targets, form, size))
+    """The trials of `subspaces.py`."""
+    return tune_changes(model, targets, lambda weight: SubspaceChange(weight, form, size))
+
+
+def tune_changes(model: nn.Module, targets: str, make: Callable[[Tensor], nn.Module]) -> Peer:
+    """A change on the weight of every layer whose path fits; everything else is frozen.
+
+    Args:
+        make: a weight → its change, a parametrization with one trained tensor.
+    """
+    model.requires_grad_(False)
+    trained = {}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear) and re.fullmatch(targets, path):
+            change = make(module.weight)
+            (trained[path],) = change.parameters()
+            register_parametrization(module, "weight", change)
+    return hold_named(trained)
 
 
 def tune_word(pipe: Any, known: str, word: str) -> Peer:

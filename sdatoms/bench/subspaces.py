@@ -14,14 +14,12 @@ LoRA-XS (Bałazy et al. 2024, https://arxiv.org/abs/2405.17604) for the map.
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
 
-__all__ = ["Form", "SubspaceChange", "attach_subspaces"]
+__all__ = ["Form", "SubspaceChange"]
 
 Form = Literal["filters", "map"]
 
@@ -54,22 +52,3 @@ class SubspaceChange(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         right = self.trained if self.form == "filters" else self.trained @ self.inputs.T
         return weight + (self.outputs @ right).view(weight.shape)
-
-
-def attach_subspaces(
-    model: nn.Module, targets: str, form: Form, size: int
-) -> dict[str, nn.Parameter]:
-    """Give every layer whose path fits a change, freeze everything else, and return what trains by
-    the layer's path.
-
-    Args:
-        targets: a pattern of module paths.
-    """
-    model.requires_grad_(False)
-    trained = {}
-    for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear) and re.fullmatch(targets, path):
-            change = SubspaceChange(module.weight, form, size)
-            register_parametrization(module, "weight", change)
-            trained[path] = change.trained
-    return trained
