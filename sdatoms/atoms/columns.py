@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdatoms.atoms.deltas import Delta, ProductDelta
+from sdatoms.atoms.deltas import Delta
 
 __all__ = [
     "WORTH",
@@ -53,7 +53,7 @@ def pick_columns(layer: Any, positions: int) -> dict[str, Delta] | None:
     if not torch.is_grad_enabled() or getattr(layer, "groups", 1) != 1:
         return None
     deltas = layer.views()
-    if not deltas or any(d.sparse or isinstance(d, ProductDelta) for d in deltas.values()):
+    if not deltas or any(d.sparse or d.form for d in deltas.values()):
         return None
     side = max(delta.view.block[0] for delta in deltas.values())
     most = WORTH.get(layer.weight.device.type, 1.0) * len(layer.weight)

@@ -19,7 +19,7 @@ __all__ = [
 Variant = Literal["atoms", "overcomplete", "coefficients", "full"]
 Decomposition = Literal["linear", "sparse"]
 BlockView = Literal["channel", "joint"]
-BlockForm = Literal["map", "product"]
+BlockForm = Literal["map", "product", "shared"]
 BlockFactors = Literal["shared", "each"]
 
 
@@ -83,9 +83,10 @@ class AtomConfig:
     above 0 and at most 1. A layer has at least one, which may hold more."""
     block_form: BlockForm = "map"
     """How `coefficients` and `full` change channel blocks: by one full map between the entries of a
-    block (`map`), or by a small matrix over its output channels and one over its input channels
+    block (`map`); by a small matrix over its output channels and one over its input channels
     (`product`), which holds far fewer numbers, trains at LoRA's price and takes a `block_size` of
-    16 where none is given."""
+    16 where none is given; or by `block_atoms` atoms (4 where none is given) as long as a layer's
+    rows, which all layers with inputs of that width share (`shared`) and which hold the fewest."""
     block_factors: BlockFactors = "shared"
     """Whether all blocks of a weight have one pair of factors (`shared`), or each row and column of
     blocks its own (`each`); with `block_form` "product" only."""
@@ -142,23 +143,36 @@ class AtomConfig:
 
     def _check_form(self) -> None:
         """Refuse what a product of two factors has no place for."""
+        if self.block_form != "product" and self.block_factors != "shared":
+            raise AtomError(
+                "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
+            )
         if self.block_form == "map":
-            if self.block_factors != "shared":
-                raise AtomError(
-                    "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
-                )
             return
         if self.decomposition == "sparse":
             raise AtomError(
-                "AtomConfig.block_form is 'product', which has no codes; decomposition 'sparse' "
-                "takes block_form 'map'"
+                f"AtomConfig.block_form is {self.block_form!r}, which has no codes; decomposition "
+                "'sparse' takes block_form 'map'"
             )
-        for name in ("block_atoms", "block_share"):
-            if getattr(self, name) is not None:
+        reasons = {
+            "product": dict.fromkeys(
+                ("block_atoms", "block_share"), "has two factors and no atoms to count"
+            ),
+            "shared": {
+                "block_share": "shares its atoms between layers; block_atoms says how many",
+                "block_size": "has filters as long as a layer's rows; block_atoms says how many",
+            },
+        }
+        for name, reason in reasons[self.block_form].items():
+            if getattr(self, name) is not None and not self._came(name):
                 raise AtomError(
-                    f"AtomConfig.{name} is {getattr(self, name)!r}; block_form 'product' has two "
-                    "factors and no atoms to count"
+                    f"AtomConfig.{name} is {getattr(self, name)!r}; block_form "
+                    f"{self.block_form!r} {reason}"
                 )
+
+    def _came(self, name: str) -> bool:
+        """Whether the number is a default that a config read or replaced hands on."""
+        return name in LOWERED and name in (self.defaults or ())
 
     def _check_share(self) -> None:
         share = self.block_share

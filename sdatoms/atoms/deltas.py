@@ -11,6 +11,8 @@ that no state dict holds. The subclasses differ in what `ΔD` is made of:
   adapters take.
 - `ProductDelta`: a block view's map as a product of two small matrices, without an encoder
   (`products.py`): variants `coefficients` and `full` with `block_form` "product".
+- `SharedDelta`: whole rows as filters, atoms and a trained encoder that many layers share
+  (`shared.py`): the same variants with `block_form` "shared".
 
 Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in
 float32, whatever the weight's dtype.
@@ -32,15 +34,18 @@ from torch import Tensor, nn
 from sdatoms.atoms.codes import CodeBook, Codes, encode_weight
 from sdatoms.atoms.decompose import View
 from sdatoms.atoms.products import FACTORS, apply_factors, factor_shapes
+from sdatoms.atoms.shared import SHARED, apply_shared, draw_atoms
 
 __all__ = [
     "AtomDelta",
     "ChannelDelta",
     "Delta",
     "FixedProductDelta",
+    "FixedSharedDelta",
     "MapDelta",
     "OvercompleteDelta",
     "ProductDelta",
+    "SharedDelta",
     "apply_map",
     "combine_inner",
     "form_once",
@@ -82,6 +87,8 @@ class Delta(nn.Module):
     """A `(n, m)`."""
     held: Tensor | None = None
     """T as `form_once` holds it, on which gradients gather."""
+    form = ""
+    """What reports call the form of a block view that is no plain map."""
 
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__()
@@ -159,7 +166,7 @@ def form_once(deltas: Iterable[Delta]) -> Iterator[None]:
     try:
         for delta in deltas:
             trains = any(p.requires_grad for p in delta.parameters())
-            if trains and not delta.sparse and not isinstance(delta, ProductDelta):
+            if trains and not delta.sparse and not delta.form:
                 transform = delta.transform()
                 delta.held = transform.detach().requires_grad_()
                 formed.append((delta, transform))
@@ -241,6 +248,7 @@ class ProductDelta(Delta):
             `(b, b)` that all share.
     """
 
+    form = "product"
     strength = 1.0
 
     def __init__(self, view: View, each: bool, like: Tensor) -> None:
@@ -274,6 +282,55 @@ class FixedProductDelta(ProductDelta):
         self.view, self.sparse, self.strength = view, False, strength
         for name, factor in zip(FACTORS, factors, strict=True):
             self.register_buffer(name, factor.to(torch.float32), persistent=False)
+
+
+class SharedDelta(Delta):
+    """Trained `shared_encoder` E `(p, r)`, zero at the start, and `shared_atoms` D `(r, p)`, which
+    the deltas of other layers may hold too.
+
+    Args:
+        view: whole rows, of kind `channel` with blocks of 1×i.
+        atoms: r.
+        seed: of the atoms.
+        owner: path of the layer that keeps the tensors in state dicts and files.
+    """
+
+    form = "shared"
+
+    def __init__(self, view: View, atoms: int, seed: int, like: Tensor, owner: str = "") -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, owner
+        self.shared_encoder = nn.Parameter(make_zeros(like, view.width, atoms))
+        self.shared_atoms = nn.Parameter(draw_atoms(atoms, view.width, seed).to(like.device))
+
+    def share(self, view: View) -> SharedDelta:
+        """A delta of another weight with the very tensors of this one."""
+        other = SharedDelta(view, 0, 0, self.shared_atoms, self.owner)
+        for name in SHARED:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    @property
+    def num_atoms(self) -> int:
+        return len(self.shared_atoms)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return apply_shared(weight, self.view, self.shared_encoder, self.shared_atoms)
+
+    def extra_repr(self) -> str:
+        return f"shared atoms={self.num_atoms}, width={self.view.width}, with {self.owner!r}"
+
+
+class FixedSharedDelta(SharedDelta):
+    """Shared atoms, their strength in the encoder, which no gradient reaches and no state dict
+    holds."""
+
+    def __init__(self, view: View, encoder: Tensor, atoms: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, ""
+        for name, tensor in zip(SHARED, (encoder, atoms), strict=True):
+            self.register_buffer(name, tensor.to(torch.float32), persistent=False)
 
 
 class MapDelta(Delta):

@@ -19,6 +19,7 @@ __all__ = [
     "TOKENS",
     "Views",
     "find_blocks",
+    "find_owners",
     "group_tensors",
     "is_frozen",
     "is_word",
@@ -62,6 +63,20 @@ def find_blocks(layout: Mapping[str, Any], view: str) -> Any:
     if view == "spatial":
         return None
     return layout if view == "block" else layout.get(view)
+
+
+def find_owners(layout: Any) -> dict[str, str]:
+    """View → path of the layer whose tensors that view shares; a layout that says nothing of it
+    has tensors of its own in every view."""
+    if not isinstance(layout, Mapping):
+        return {}
+    views = [view for view in layout if re.fullmatch(r"block_[1-9][0-9]*", view)]
+    named = {view: find_blocks(layout, view) for view in ("block", *views)}
+    return {
+        view: blocks["shared_with"]
+        for view, blocks in named.items()
+        if isinstance(blocks, Mapping) and "shared_with" in blocks
+    }
 
 
 def group_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Views]]:

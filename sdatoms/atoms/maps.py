@@ -1,13 +1,14 @@
 """One view's delta of one weight, and what several of them add to it.
 
 ΔD of a stored adapter is formed here (`LayerMap.delta`); while it trains, in `deltas.py`. Sums are
-maps, deltas of one code book, or products one by one.
+maps, deltas of one code book, or products and shared atoms one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sdatoms.atoms.decompose import Kind, View
 from sdatoms.atoms.deltas import (
     Delta,
     FixedProductDelta,
+    FixedSharedDelta,
     MapDelta,
     apply_map,
     combine_inner,
@@ -24,12 +26,14 @@ from sdatoms.atoms.deltas import (
 )
 from sdatoms.atoms.lora import LoraMap, SummedLora
 from sdatoms.atoms.products import FACTORS, apply_factors
+from sdatoms.atoms.shared import SHARED, apply_shared
 from sdatoms.errors import AtomError
 
 __all__ = [
     "LayerMap",
     "SummedMap",
     "SummedProduct",
+    "SummedShared",
     "form_deltas",
     "sum_transforms",
 ]
@@ -79,18 +83,36 @@ class SummedProduct:
         return self.strength * apply_factors(part, self.view, *self.factors, start)
 
 
+@dataclass(frozen=True, eq=False)
+class SummedShared:
+    """What one adapter of shared atoms adds to a weight: `X (E D)`, its strength in E."""
+
+    view: View
+    encoder: Tensor
+    atoms: Tensor
+    whole = False
+
+    def apply(self, part: Tensor, start: int) -> Tensor:
+        """As in `SummedMap`; every row is changed by itself."""
+        view = View(self.view.kind, tuple(part.shape), 1, self.view.block)
+        return apply_shared(part, view, self.encoder, self.atoms)
+
+
+Summed: TypeAlias = SummedMap | SummedProduct | SummedShared | SummedLora
+
+
 def sum_transforms(
     weight: Tensor, terms: Iterable[tuple[float, LayerMap | LoraMap]]
-) -> list[SummedMap | SummedProduct | SummedLora]:
+) -> list[Summed]:
     """The maps of one weight, those of one view (deltas of one code book) summed in float64 in the
-    order given; products and LoRAs follow one by one.
+    order given; products, shared atoms and LoRAs follow one by one.
 
     Raises:
         AtomError: a sum is not finite in float32.
     """
     sums: dict[tuple[View, str, int], Tensor] = {}
     codes: dict[tuple[View, str], Tensor] = {}
-    products: list[SummedMap | SummedProduct | SummedLora] = []
+    products: list[Summed] = []
     for strength, m in terms:
         if isinstance(m, LoraMap):
             products.append(SummedLora(weight, m, strength))
@@ -98,6 +120,10 @@ def sum_transforms(
         if m.factors:
             own = (m.factors[0].to(weight.device), m.factors[1].to(weight.device))
             products.append(SummedProduct(m.view(weight), own, strength * m.own_strength))
+            continue
+        if m.shared:
+            encoder, atoms = (t.to(weight.device) for t in m.shared)
+            products.append(SummedShared(m.view(weight), strength * encoder, atoms))
             continue
         view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
         key = (view, book, part.dim())
@@ -123,6 +149,8 @@ def form_deltas(
     for n, m in enumerate(sum_transforms(weight, terms), 1):
         if isinstance(m, SummedProduct):
             deltas[f"map_{n}"] = FixedProductDelta(m.view, m.factors, m.strength)
+        elif isinstance(m, SummedShared):
+            deltas[f"map_{n}"] = FixedSharedDelta(m.view, m.encoder, m.atoms)
         else:
             assert isinstance(m, SummedMap) and m.codes is None
             deltas[f"map_{n}"] = MapDelta(m.view, m.transform)
@@ -131,19 +159,35 @@ def form_deltas(
 
 @dataclass(frozen=True, eq=False)
 class LayerMap:
-    """One view's unit-strength delta of one layer: `ΔX = X T`, `ΔX = A ΔD` of sparse codes, or the
-    product of two factors."""
+    """One view's unit-strength delta of one layer: `ΔX = X T`, `ΔX = A ΔD` of sparse codes, the
+    product of two factors, or atoms that layers share."""
 
     kind: Kind
     block: tuple[int, int]
     groups: int
     kernel: tuple[int, ...]
     tensors: Mapping[str, Tensor]
-    """The encoder, or the base atoms, and the trained tensors of the view; or two factors."""
+    """The encoder, or the base atoms, and the trained tensors of the view; two factors; or the
+    encoder and the atoms that layers share."""
     book: CodeBook | None = None
     """What decides the codes A; None with the linear decomposition."""
     codes: Tensor | None = None
     """A, where it is known already."""
+    owner: str | None = None
+    """Path of the layer whose tensors these are; None: this one's own."""
+
+    @property
+    def shared(self) -> tuple[Tensor, Tensor] | None:
+        """E `(p, r)` and D `(r, p)` of shared atoms, float32; else None."""
+        if SHARED[0] not in self.tensors:
+            return None
+        encoder, atoms = (self.tensors[name].detach().float() for name in SHARED)
+        return encoder, atoms
+
+    @property
+    def encoder(self) -> Tensor:
+        """E `(p, m)`, frozen or trained, as stored; with the linear decomposition only."""
+        return self.tensors["encoder" if "encoder" in self.tensors else SHARED[0]]
 
     @property
     def factors(self) -> tuple[Tensor, Tensor] | None:
@@ -174,7 +218,7 @@ class LayerMap:
         t = {n: v.detach().to("cpu", torch.float64) for n, v in self.tensors.items()}
         if "inner_atoms" in t:
             return combine_inner(t["inner_coefficients"], t["inner_atoms"])
-        return t["atoms"] if "atoms" in t else t["channel_atoms"]
+        return next(t[name] for name in ("atoms", "channel_atoms", SHARED[1]) if name in t)
 
     @property
     def transform(self) -> Tensor:
@@ -182,7 +226,7 @@ class LayerMap:
         `(g·i, p, p)`, with sparse codes ΔD itself."""
         if self.book:
             return self.delta
-        return self.tensors["encoder"].detach().to("cpu", torch.float64) @ self.delta
+        return self.encoder.detach().to("cpu", torch.float64) @ self.delta
 
     def view(self, weight: Tensor) -> View:
         return View(self.kind, tuple(weight.shape), self.groups, self.block)

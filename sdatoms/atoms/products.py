@@ -30,6 +30,7 @@ __all__ = [
     "compare_factors",
     "factor_shapes",
     "fold_factors",
+    "keep_layout",
     "mix_channels",
     "run_factors",
 ]
@@ -132,11 +133,18 @@ def add_mixed(base: Tensor, x: Tensor, factor: Tensor, dim: int) -> Tensor:
     if factor.dim() == 3:
         return base + mix_channels(x, factor, dim)
     if dim == -1:
-        return torch.addmm(base.reshape(-1, b), x.reshape(-1, b), factor.mT).view(x.shape)
+        mixed = torch.addmm(base.reshape(-1, b), x.reshape(-1, b), factor.mT).view(x.shape)
+        return keep_layout(mixed, base)
     size = x.shape[2:].numel()
     parts = x.reshape(-1, b, size)
     many = factor.expand(len(parts), b, b)
     return torch.baddbmm(base.reshape(-1, b, size), many, parts).view(x.shape)
+
+
+def keep_layout(y: Tensor, x: Tensor) -> Tensor:
+    """`y` laid out in memory as `x` of the same shape is: products round by layout, and layers
+    give the base's own bits only where they read what the base would."""
+    return y if y.stride() == x.stride() else torch.empty_like(x, dtype=y.dtype).copy_(y)
 
 
 def compare_factors(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:

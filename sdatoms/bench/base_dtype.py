@@ -123,7 +123,7 @@ def add_by(way: str) -> Iterator[None]:
 
 def add_apart(own: Callable[..., Tensor], call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(layer: Any, x: Tensor) -> Tensor:
-        if not layer.deltas or layer.product():
+        if not layer.deltas or layer.mixture():
             return own(layer, x)
         change = layer.delta_weight().to(layer.weight.dtype)
         return call(layer, x, layer.weight, layer.bias) + call(layer, x, change, None)

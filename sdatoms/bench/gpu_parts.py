@@ -36,6 +36,7 @@ ADAPTERS = {
     "coefficients, product, b = 16": AtomConfig(
         "coefficients", block_form="product", block_size=16
     ),
+    "coefficients, shared": AtomConfig("coefficients", block_form="shared"),
     "full": AtomConfig("full"),
     "atoms": AtomConfig("atoms"),
     "coefficients": AtomConfig("coefficients"),

@@ -18,8 +18,10 @@ from sdatoms.bench.process import forget_peak, read_held, read_peak
 from sdatoms.bench.training import (
     ALL,
     FULL,
+    LORAS,
     RIVALS,
     SPATIAL,
+    TEXT,
     Case,
     list_layers,
     make_step,
@@ -38,6 +40,8 @@ PEERS = {
 METHODS = (
     "product, b = 16",
     ALL,
+    "shared r4, text",
+    TEXT,
     "overcomplete",
     SPATIAL,
     "coefficients",
@@ -85,7 +89,7 @@ def put_in_method(unet: nn.Module, method: str) -> Peer:
         import peft
 
         kind, options = PEERS[method]
-        targets = match_paths(list_layers(unet, "full"))
+        targets = match_paths(list_layers(unet, LORAS[ALL]))
         peer = tune_peft(unet, getattr(peft, kind)(target_modules=targets, **options))
     else:
         peer = put_in(unet, method)

@@ -37,6 +37,10 @@ CROSS_LAYERS = ("*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.
 """Those of `CROSS`."""
 
 
+TEXT_LAYERS = ("*.attn2.to_k", "*.attn2.to_v")
+"""Those of `CROSS` that read the prompt."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One row: how something is trained, and the learning rates that are tried first."""
@@ -188,6 +192,22 @@ def list_atoms() -> list[Method]:
             block_factors="each",
         )
     )
+    rows += [
+        use_atoms(
+            f"shared r{count}, {place}",
+            3e-3,
+            layers,
+            **blocks,
+            block_form="shared",
+            block_atoms=count,
+        )
+        for place, layers in (
+            ("text", TEXT_LAYERS),
+            ("cross-attention", CROSS_LAYERS),
+            ("LoRA's layers", LORA_LAYERS),
+        )
+        for count in (1, 2, 4, 8, 16)
+    ]
     return rows
 
 

@@ -28,15 +28,18 @@ from sdatoms.bench.process import call_apart, forget_peak, limit_memory, read_pe
 from sdatoms.diffusion.open import load_base
 from sdatoms.layers.inject import inject
 from sdatoms.models.open import build_model
+from sdatoms.training.config import ATOM_LAYERS
 from sdatoms.training.trainer import choose_attention
 
 __all__ = [
     "ALL",
     "CASES",
     "FULL",
+    "LORAS",
     "METHODS",
     "RIVALS",
     "SPATIAL",
+    "TEXT",
     "Case",
     "list_cases",
     "list_layers",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
+TEXT = "LoRA r4 on the layers that read the prompt"
 FULL = "full fine-tuning"
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SETTINGS: dict[str, AtomConfig] = {
@@ -58,14 +62,29 @@ SETTINGS: dict[str, AtomConfig] = {
     ),
     "product, b = 16": AtomConfig("coefficients", block_form="product", block_size=16),
     "product, b = 32": AtomConfig("coefficients", block_form="product", block_size=32),
+    "shared r4, text": AtomConfig(
+        "coefficients", block_form="shared", target_modules=ATOM_LAYERS["text"]
+    ),
 }
 """Method → its atoms."""
-RIVALS = {
-    name: ALL if config.variant in ("coefficients", "full") else SPATIAL
-    for name, config in SETTINGS.items()
+LORAS = {
+    SPATIAL: SETTINGS["atoms"],
+    ALL: SETTINGS["full"],
+    TEXT: SETTINGS["shared r4, text"],
 }
+"""LoRA → the atoms whose layers it tunes."""
+
+
+def find_rival(config: AtomConfig) -> str:
+    """The LoRA on the layers that a setting of atoms tunes."""
+    if config.target_modules:
+        return TEXT
+    return ALL if config.variant in ("coefficients", "full") else SPATIAL
+
+
+RIVALS = {name: find_rival(config) for name, config in SETTINGS.items()}
 """Method → the LoRA that tunes the same layers."""
-METHODS = (*SETTINGS, SPATIAL, ALL, FULL)
+METHODS = (*SETTINGS, *LORAS, FULL)
 TIMES = ("seconds_per_step", "core_seconds_per_step")
 """By the clock, and of all processors together, which a shared machine does not blur."""
 
@@ -264,12 +283,12 @@ def put_in(unet: nn.Module, method: str) -> Peer:
         return tune_all(unet)
     if method in SETTINGS:
         return tune_atoms(unet, SETTINGS[method], "base")
-    return tune_lora(unet, list_layers(unet, "atoms" if method == SPATIAL else "full"))
+    return tune_lora(unet, list_layers(unet, LORAS[method]))
 
 
-def list_layers(unet: nn.Module, variant: Variant) -> list[str]:
-    """Paths of the layers that the variant tunes."""
-    injection = inject(unet, AtomConfig(variant))
+def list_layers(unet: nn.Module, config: AtomConfig) -> list[str]:
+    """Paths of the layers that the setting tunes."""
+    injection = inject(unet, config)
     paths = list(injection.layers)
     injection.eject()
     return paths

@@ -12,6 +12,7 @@ Nothing here draws or paints, and no model is needed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,9 +21,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from sdatoms.atoms.decompose import split_side
 from sdatoms.atoms.keys import TOKENS, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS
+from sdatoms.atoms.shared import SHARED
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import AtomFile
 
@@ -37,7 +40,7 @@ __all__ = [
     "show_atoms",
 ]
 
-ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1}
+ATOM_AXIS = {"atoms": 0, "inner_atoms": 0, "channel_atoms": 1, SHARED[1]: 0}
 """The tensor of each kind of delta that an atom can be muted in, and its axis of atoms."""
 
 
@@ -46,8 +49,10 @@ class AtomTiles:
     """Atoms of one view as pictures `(m, rows, columns)`, float32.
 
     Spatial atoms are h×w kernels. Products have two, their b×b factors of output and input
-    channels. Block atoms are b×b channel mixings; in the joint view each of
-    their b×b entries is an h×w kernel, laid out as one tile of b·h × b·w.
+    channels. Shared atoms are rows of p numbers, wrapped to the squarest rectangle, each scaled by
+    how much of it the layers' filters take up; the base has none. Block atoms are b×b channel
+    mixings; in the joint view each of their b×b entries is an h×w kernel, laid out as one tile of
+    b·h × b·w.
     """
 
     kind: str
@@ -124,6 +129,9 @@ def show_atoms(
     if found.factors:
         tiles = [lay_factors(found, added).float() for added in (False, True)]
         return AtomTiles("product", tiles[0], tiles[1], None)
+    if found.shared:
+        rows = lay_rows(*found.shared)
+        return AtomTiles("shared", torch.zeros_like(rows), rows, None)
     delta = found.delta
     if delta.dim() == 3:
         delta = delta.mean(0) if channel is None else delta[channel]
@@ -149,7 +157,13 @@ def form_dictionary(found: LayerMap) -> Tensor:
     """D `(m, p)`, float64: `E⁺`, or the base atoms of sparse codes."""
     if "base_atoms" in found.tensors:
         return found.tensors["base_atoms"].double()
-    return torch.linalg.pinv(found.tensors["encoder"].double())
+    return torch.linalg.pinv(found.encoder.double())
+
+
+def lay_rows(encoder: Tensor, atoms: Tensor) -> Tensor:
+    """Shared atoms `(r, p)` as tiles of p numbers, each times the norm of its encoder's column."""
+    scaled, p = encoder.norm(dim=0)[:, None] * atoms, atoms.shape[1]
+    return scaled.reshape(len(atoms), split_side(p, math.isqrt(p)), -1)
 
 
 def lay_factors(found: LayerMap, added: bool) -> Tensor:

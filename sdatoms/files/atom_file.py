@@ -22,7 +22,15 @@ from torch import Tensor
 
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.keys import TOKENS, Views, find_blocks, group_tensors, is_frozen, split_key
+from sdatoms.atoms.keys import (
+    TOKENS,
+    Views,
+    find_blocks,
+    find_owners,
+    group_tensors,
+    is_frozen,
+    split_key,
+)
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.sparse import Solver
 from sdatoms.errors import check_text
@@ -105,10 +113,14 @@ class AtomFile:
 def list_maps(
     grouped: Mapping[str, Views], layouts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[LayerMap]]:
-    """Module path → one map a view, from the tensors and the layouts by module path."""
+    """Module path → one map a view, from the tensors and the layouts by module path; a layer that
+    shares the atoms of another has that one's tensors."""
     found: dict[str, list[LayerMap]] = {}
-    for path, views in grouped.items():
-        layout = layouts[path]
+    sharing = (path for path, layout in layouts.items() if find_owners(layout))
+    for path in dict.fromkeys([*grouped, *sharing]):
+        layout, views = layouts[path], dict(grouped.get(path, {}))
+        owners = find_owners(layout)
+        views |= {v: grouped[owner][v] for v, owner in owners.items() if owner in grouped}
         for view, tensors in views.items():
             blocks = find_blocks(layout, view)
             found.setdefault(path, []).append(
@@ -119,6 +131,7 @@ def list_maps(
                     kernel=tuple(layout["kernel"]),
                     tensors=tensors,
                     book=read_book(layout, view, tensors),
+                    owner=owners.get(view),
                 )
             )
     return found

@@ -28,9 +28,10 @@ from torch import Tensor
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
-from sdatoms.atoms.keys import join_key
+from sdatoms.atoms.keys import find_blocks, join_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS, fold_factors
+from sdatoms.atoms.shared import SHARED
 from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
@@ -42,6 +43,8 @@ __all__ = [
     "compose",
 ]
 
+SHARED_PLACE = -2
+"""Where shared atoms stand among the views of a sum: before plain maps of the same block."""
 Term = tuple[float, LayerMap]
 Part = tuple[AtomFile, float]
 KEPT = (
@@ -99,6 +102,7 @@ def compose(
         for path, found in sorted(terms.items()):
             stored, layers[f"{component}.{path}"] = sum_layer(path, found)
             tensors |= {f"{component}.{path}.{name}": tensor for name, tensor in stored.items()}
+    share_equal(tensors, layers)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AtomError(f"strengths this large leave {key!r} no finite sum in float32")
@@ -224,7 +228,8 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
                 f"two files hold the layer {clip(path)!r} with kernels {first.kernel} and "
                 f"{m.kernel} in {first.groups} and {m.groups} groups; they fit no common base"
             )
-        place = len(slots) if m.factors else -1  # products stand side by side
+        # Products stand side by side; maps of shared atoms make one of more atoms.
+        place = len(slots) if m.factors else SHARED_PLACE if m.shared else -1
         slots.setdefault((m.kind, m.block, place), []).append((strength, m))
     channels = {m.channels for _, m in terms if m.channels is not None}
     if len(channels) > 1:
@@ -285,8 +290,51 @@ def fold_products(terms: Sequence[Term]) -> list[Term]:
     return rest + products
 
 
+def share_equal(tensors: dict[str, Tensor], layers: Mapping[str, dict[str, Any]]) -> None:
+    """Keep shared atoms that are the same in several layers with the first of them alone."""
+    owners: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for key in list(layers):
+        component, _, path = key.partition(".")
+        for name in [name for name in tensors if name.startswith(f"{key}.block")]:
+            view, _, kind = name.removeprefix(f"{key}.").partition(".")
+            if kind != SHARED[0] or "." in view:
+                continue
+            known = owners.setdefault((component, view, tuple(tensors[name].shape)), [])
+            pairs = lambda owner, view=view, key=key, c=component: [
+                (tensors[f"{c}.{owner}.{view}.{n}"], tensors[f"{key}.{view}.{n}"]) for n in SHARED
+            ]
+            same = [o for o in known if all(torch.equal(a, b) for a, b in pairs(o))]
+            if not same:
+                known.append(path)
+                continue
+            for n in SHARED:
+                del tensors[f"{key}.{view}.{n}"]
+            find_blocks(layers[key], view)["shared_with"] = same[0]
+
+
+def sum_shared(terms: Sequence[Term]) -> dict[str, Tensor]:
+    """Maps of shared atoms as one with all their atoms, or with as many as rows are long where that
+    is fewer; equal ones are taken together."""
+    kept: list[tuple[float, tuple[Tensor, Tensor]]] = []
+    for strength, m in terms:
+        assert m.shared
+        own = (m.shared[0].double(), m.shared[1].double())
+        same = [k for k, (_, other) in enumerate(kept) if all(map(torch.equal, own, other))]
+        if same:
+            kept[same[0]] = (kept[same[0]][0] + strength, own)
+        else:
+            kept.append((strength, own))
+    encoder = torch.cat([strength * e for strength, (e, _) in kept], 1)
+    atoms = torch.cat([d for _, (_, d) in kept])
+    if len(atoms) > atoms.shape[1]:
+        encoder, atoms = torch.eye(len(encoder), dtype=torch.float64), encoder @ atoms
+    return dict(zip(SHARED, (encoder.float(), atoms.float()), strict=True))
+
+
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     """The tensors of one view's sum, in the smallest form that holds it exactly, float32."""
+    if terms[0][1].shared:
+        return sum_shared(terms)
     if terms[0][1].factors:
         ((strength, m),) = terms
         kept = {name: m.tensors[name].float() for name in FACTORS}
@@ -296,7 +344,7 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     """Of each term, which of the distinct encoders is its own."""
     for _, m in terms:
         # Sparse terms have one code book (`check_books` saw to it): they sum like one encoder's.
-        encoder = m.book.atoms.float().T if m.book else m.tensors["encoder"].float()
+        encoder = m.book.atoms.float().T if m.book else m.encoder.float()
         same = [k for k, known in enumerate(encoders) if torch.equal(known, encoder)]
         places.append(same[0] if same else len(encoders))
         encoders += [] if same else [encoder]

@@ -61,9 +61,10 @@ class LayerRow:
     layer: str
     """`<component>.<module path>`"""
     view: str
-    """`spatial`, `channel 4x4`, `joint 2x2` or `product 16x16`"""
+    """`spatial`, `channel 4x4`, `joint 2x2`, `product 16x16` or `shared 1x768`"""
     atoms: int
     parameters: int
+    """Trained numbers; those that layers share count with the layer that keeps them."""
     bytes: int
     """Of its encoder, or base atoms, and its trained tensors."""
     change: float | None
@@ -79,16 +80,17 @@ def report_file(file: AtomFile) -> list[LayerRow]:
         for path, maps in file.maps(component).items():
             for m in maps:
                 block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
-                form = "product" if m.factors else m.kind
+                form = "product" if m.factors else "shared" if m.shared else m.kind
                 atoms = len(FACTORS) if m.factors else count_frame(m)
-                trained = [t for name, t in m.tensors.items() if not is_frozen(name)]
+                held = {} if m.owner else m.tensors
+                trained = [t for name, t in held.items() if not is_frozen(name)]
                 rows.append(
                     LayerRow(
                         layer=f"{component}.{path}",
                         view=f"{form}{block}",
                         atoms=atoms,
                         parameters=sum(t.numel() for t in trained),
-                        bytes=sum(t.numel() * t.element_size() for t in m.tensors.values()),
+                        bytes=sum(t.numel() * t.element_size() for t in held.values()),
                         change=measure_change(m),
                     )
                 )
@@ -97,13 +99,13 @@ def report_file(file: AtomFile) -> list[LayerRow]:
 
 def count_frame(m: LayerMap) -> int:
     """The atoms of an encoder, or base atoms."""
-    return len(m.book.atoms) if m.book else m.tensors["encoder"].shape[1]
+    return len(m.book.atoms) if m.book else m.encoder.shape[1]
 
 
 def measure_change(m: LayerMap) -> float | None:
     """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
     that change on average only."""
-    if m.book or m.factors or not is_principal(m.tensors["encoder"].double()):
+    if m.book or m.factors or m.shared or not is_principal(m.encoder.double()):
         return None
     return float(m.delta.square().mean().sqrt())
 

@@ -4,8 +4,8 @@ Where two files have one encoder, the columns of `A = X E` are orthogonal and of
 `‖X‖/√(m·p)`, so inner products of `ΔD` are those of `ΔX = A ΔD` up to that factor, and the cosine
 is that of the weights' changes (exactly, for one complete spatial or block view a layer shared by
 its channels). Where encoders differ, the maps `T = E ΔD` are compared, as if all entries of a
-filter were uncorrelated and alike in size; so are products of two factors. Layers count by the
-norms of their weights, which the fingerprints hold.
+filter were uncorrelated and alike in size; so are products of two factors, and shared atoms. Layers
+count by the norms of their weights, which the fingerprints hold.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import compare_factors
+from sdatoms.atoms.shared import compare_shared
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.fingerprint import matches
 
@@ -78,13 +79,14 @@ def compare_pair(first: AtomFile, second: AtomFile) -> Likeness:
 def walk_maps(file: AtomFile) -> dict[tuple[str, str, str], LayerMap]:
     """(component, path, kind and block of the view) → map; a view's number does not matter.
 
-    Products are left to `compare_products`: several of one block side may stand in one layer.
+    Products and shared atoms are left to `compare_products`: several products of one block side may
+    stand in one layer, and maps of shared atoms are too wide to form.
     """
     found = {}
     for component in file.components:
         for path, maps in file.maps(component).items():
             for m in maps:
-                if m.factors:
+                if m.factors or m.shared:
                     continue
                 found[component, path, f"{m.kind} {m.block[0]}x{m.block[1]}"] = m
     return found
@@ -93,8 +95,8 @@ def walk_maps(file: AtomFile) -> dict[tuple[str, str, str], LayerMap]:
 def compare_products(
     first: AtomFile, second: AtomFile
 ) -> tuple[float, tuple[float, float], list[tuple[str, str]]]:
-    """What products add to the inner product and to both squared norms, and the layers where both
-    files have some of one block side and form."""
+    """What products and shared atoms add to the inner product and to both squared norms, and the
+    layers where both files have some of one block side and form."""
     parts = [group_products(file) for file in (first, second)]
     shared = [key for key in parts[0] if key in parts[1]]
     crossed = sum(multiply_products(first, second, key, *(p[key] for p in parts)) for key in shared)
@@ -106,7 +108,7 @@ def compare_products(
 
 
 def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]:
-    """(component, path, shapes of the factors) → the products there."""
+    """(component, path, shapes of the factors, or block of shared atoms) → those there."""
     found: dict[tuple[str, str, str], list[LayerMap]] = {}
     for component in file.components:
         for path, maps in file.maps(component).items():
@@ -114,6 +116,8 @@ def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]
                 if m.factors:
                     shapes = " ".join(str(tuple(factor.shape)) for factor in m.factors)
                     found.setdefault((component, path, shapes), []).append(m)
+                elif m.shared:
+                    found.setdefault((component, path, f"shared {m.block}"), []).append(m)
     return found
 
 
@@ -124,15 +128,18 @@ def multiply_products(
     ours: Sequence[LayerMap],
     theirs: Sequence[LayerMap],
 ) -> float:
-    """The inner product of two sums of products in one layer."""
+    """The inner product of two sums of products, or of shared atoms, in one layer."""
     norms = [file.fingerprints.get(key[0], {}).get(key[1]) for file in (first, second)]
     scale = math.prod(stored[0] if stored else 1.0 for stored in norms)
-    return scale * sum(
-        a.own_strength * b.own_strength * compare_factors(a.factors, b.factors) / math.prod(a.block)
-        for a in ours
-        for b in theirs
-        if a.factors and b.factors
-    )
+    return scale * sum(multiply_pair(a, b) / math.prod(a.block) for a in ours for b in theirs)
+
+
+def multiply_pair(a: LayerMap, b: LayerMap) -> float:
+    """`⟨T_a, T_b⟩` of two products, or of two maps of shared atoms."""
+    if a.shared and b.shared:
+        return compare_shared(a.shared, b.shared)
+    assert a.factors and b.factors
+    return a.own_strength * b.own_strength * compare_factors(a.factors, b.factors)
 
 
 def fits(a: LayerMap, b: LayerMap) -> bool:
@@ -155,7 +162,7 @@ def find_frame(found: LayerMap) -> Tensor:
     """What the atoms are relative to: the encoder `(p, m)`, or base atoms as `(p, m)`."""
     if "base_atoms" in found.tensors:
         return found.tensors["base_atoms"].T
-    return found.tensors["encoder"]
+    return found.encoder
 
 
 def read_numbers(found: LayerMap, deltas: bool) -> Tensor:

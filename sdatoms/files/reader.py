@@ -21,8 +21,9 @@ from torch import Tensor
 from sdatoms.atoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
-from sdatoms.atoms.keys import find_blocks, group_tensors, is_word
+from sdatoms.atoms.keys import Views, find_blocks, find_owners, group_tensors, is_word
 from sdatoms.atoms.products import FACTORS
+from sdatoms.atoms.shared import SHARED
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
 from sdatoms.models.header import read_opening
@@ -175,6 +176,34 @@ def check_tensors(
                     problem = check_book(found[basis], (layout or {}).get("sparse"), view)
                 if problem:
                     raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+    for key, layout in layers.items():
+        component, _, path = key.partition(".")
+        for view, owner in find_owners(layout).items():
+            found = grouped.get(component, {})
+            problem = check_layout(layout, view) or check_owner(layers, found, key, view, owner)
+            if problem:
+                raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+
+
+def check_owner(
+    layouts: Mapping[str, Any], found: Mapping[str, Views], key: str, view: str, owner: Any
+) -> str:
+    """What is wrong with a layer that shares another's atoms, or an empty string.
+
+    Args:
+        found: the tensors of its component by module path.
+        key: `<component>.<module path>` of the layer.
+    """
+    component, _, path = key.partition(".")
+    if view in found.get(path, {}):
+        return "holds tensors beside those it shares"
+    tensors = found.get(owner, {}).get(view, {}) if isinstance(owner, str) else {}
+    if set(tensors) != {*SHARED}:
+        return f"shares atoms with {clip(str(owner))!r}, which has none to share"
+    own, other = (find_blocks(layouts[k], view) for k in (key, f"{component}.{owner}"))
+    if (own["view"], own["block"]) != (other["view"], other["block"]):
+        return f"has a layout of another block than {clip(owner)!r}, whose atoms it shares"
+    return ""
 
 
 def check_word(file: AtomFile, where: str) -> None:
@@ -242,6 +271,8 @@ def check_shapes(
     """What is wrong with one view's tensors, or an empty string."""
     if FACTORS[0] in found:
         return check_factors(found, find_blocks(layout, view), basis)
+    if SHARED[0] in found or SHARED[1] in found:
+        return check_shared(found, find_blocks(layout, view), basis)
     names = set(found) - {basis}
     blocks = find_blocks(layout, view)
     if basis not in found or names not in (TRAINED[:1] if blocks else TRAINED):
@@ -296,4 +327,21 @@ def check_factors(found: Mapping[str, Tensor], blocks: Any, basis: str) -> str:
         return "holds an empty tensor"
     if "strength" in found and found["strength"].shape != (1,):
         return f"has a strength of shape {tuple(found['strength'].shape)} where (1,) fits"
+    return ""
+
+
+def check_shared(found: Mapping[str, Tensor], blocks: Any, basis: str) -> str:
+    """What is wrong with atoms that layers share, or an empty string."""
+    if set(found) != set(SHARED):
+        return f"holds {clip(', '.join(sorted(found)))}: not an encoder and atoms to share"
+    if basis != "encoder" or not blocks or blocks["view"] != "channel" or blocks["block"][0] != 1:
+        return "holds shared atoms, which a linear file's rows alone may have"
+    p = blocks["block"][1]
+    encoder, atoms = (tuple(found[name].shape) for name in SHARED)
+    r = atoms[0] if atoms else 0
+    if p > MAX_WIDTH or not 1 <= r <= p or (encoder, atoms) != ((p, r), (r, p)):
+        return (
+            f"has shared atoms of shapes {encoder} and {atoms} where ({p}, r) and (r, {p}) fit, "
+            f"with p at most {MAX_WIDTH} and r at most p"
+        )
     return ""

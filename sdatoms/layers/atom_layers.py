@@ -3,7 +3,7 @@
 An atom layer shares the base layer's `weight` and `bias` Parameter objects under the same
 state-dict keys, and all its other attributes. Built with the base constructor, it has no deltas and
 *is* that layer. Block atoms in product form (`sdatoms.atoms.products`) mix the layer's input and
-output instead of its weight.
+output instead of its weight, shared atoms (`sdatoms.atoms.shared`) its input.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from sdatoms.atoms.columns import (
     multiply_columns,
     pick_columns,
 )
-from sdatoms.atoms.deltas import Delta, ProductDelta
+from sdatoms.atoms.deltas import Delta, ProductDelta, SharedDelta
 from sdatoms.atoms.products import run_factors
+from sdatoms.atoms.shared import run_shared
 from sdatoms.errors import AtomError
 from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
@@ -103,29 +104,34 @@ class OneWeightLayer(AtomLayer):
     weight: Tensor
     bias: Tensor | None
 
-    def product(self) -> ProductDelta | None:
-        """The delta of a layer that carries one product and nothing else: its two factors meet the
-        activations, and no weight-sized change is formed."""
+    def mixture(self) -> ProductDelta | SharedDelta | None:
+        """The delta of a layer that carries one product, or shared atoms, and nothing else: they
+        meet the activations, and no weight-sized change is formed."""
         deltas = list(self.deltas.values())
         if len(deltas) != 1:
             return None
         (delta,) = deltas
-        return delta if isinstance(delta, ProductDelta) and delta.strength == 1.0 else None
+        if isinstance(delta, ProductDelta):
+            return delta if delta.strength == 1.0 else None
+        return delta if isinstance(delta, SharedDelta) else None
 
-    def run_product(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
-        """The layer's output by its product; None where it carries none, or where float64 asks for
+    def run_mixture(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
+        """The layer's output by its mixture; None where it carries none, or where float64 asks for
         the weight's own sum, which is formed in float32, or something is merged into the weight.
 
         Args:
             run: the base layer's own forward pass.
             axes: how many come after the channels, 0 with channels last.
         """
-        delta = self.product()
+        delta = self.mixture()
         if delta is None or x.dtype == torch.float64 or self.merged():
             return None
         if axes and x.dim() == axes + 1:  # an unbatched input
-            y = self.run_product(x[None], run, axes)
+            y = self.run_mixture(x[None], run, axes)
             return None if y is None else y[0]
+        if isinstance(delta, SharedDelta):
+            groups = delta.view.groups if axes else 0
+            return run_shared(x, delta.shared_encoder, delta.shared_atoms, run, groups)
         factors = (delta.output_factor, delta.input_factor)
         return run_factors(x, *factors, self.bias, run, 1 if axes else -1)
 
@@ -166,7 +172,7 @@ class AtomConv1d(OneWeightLayer, nn.Conv1d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.run_product(input, super().forward, 1)
+        y = self.run_mixture(input, super().forward, 1)
         return self._conv_forward(input, self.tuned_weight(), self.bias) if y is None else y
 
 
@@ -179,7 +185,7 @@ class AtomConv2d(OneWeightLayer, nn.Conv2d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.run_product(input, super().forward, 2)
+        y = self.run_mixture(input, super().forward, 2)
         if y is not None:
             return y
         deltas = self.pick_columns(count_positions(self, input)) if input.dim() == 4 else None
@@ -197,7 +203,7 @@ class AtomConv3d(OneWeightLayer, nn.Conv3d):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.run_product(input, super().forward, 3)
+        y = self.run_mixture(input, super().forward, 3)
         return self._conv_forward(input, self.tuned_weight(), self.bias) if y is None else y
 
 
@@ -209,7 +215,7 @@ class AtomLinear(OneWeightLayer, nn.Linear):
         self.deltas = nn.ModuleDict()
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.run_product(input, super().forward, 0)
+        y = self.run_mixture(input, super().forward, 0)
         if y is not None:
             return y
         deltas = self.pick_columns(input.numel() // max(1, self.in_features))

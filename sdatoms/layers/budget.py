@@ -24,7 +24,7 @@ from sdatoms.atoms.decompose import (
     relative_error,
     split_side,
 )
-from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta, ProductDelta
+from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta, ProductDelta, SharedDelta
 from sdatoms.atoms.products import factor_shapes
 from sdatoms.errors import AtomError
 from sdatoms.layers.targets import is_spatial
@@ -35,12 +35,18 @@ __all__ = [
     "build_deltas",
 ]
 
+SHARED_ATOMS = 4
+"""Atoms that layers share, where no number of `block_atoms` was given."""
 BUDGET = 4
 """A delta may hold at most one `BUDGET`-th of its layer's weights."""
 
 
 def build_deltas(
-    path: str, source: LayerWeight, config: AtomConfig, named: bool
+    path: str,
+    source: LayerWeight,
+    config: AtomConfig,
+    named: bool,
+    shared: dict[int, SharedDelta],
 ) -> tuple[dict[str, Delta], str, float]:
     """The deltas of one layer by view, what was cut, and the worst relative reconstruction error.
 
@@ -48,6 +54,7 @@ def build_deltas(
         path: seeds inner coefficients and sparse atoms together with `config.seed`.
         named: a pattern of the caller's chose this layer, so that a layer without spatial filters
             takes block atoms in every variant.
+        shared: input width → the layer whose atoms others share; grows by this layer's own.
     """
     weight, groups, shape = source.weight, source.groups, source.shape
     if config.decomposition == "sparse" and source.quantized:
@@ -82,6 +89,9 @@ def build_deltas(
                 deltas["spatial"] = AtomDelta(view, basis)
     if wants_block and config.block_form == "product":
         if delta := fit_product(weight, shape, groups, config, limit, notes):
+            deltas["block"] = delta
+    elif wants_block and config.block_form == "shared":
+        if delta := fit_shared(path, source, config, shared, notes):
             deltas["block"] = delta
     elif wants_block:
         view, m = fit_block(shape, groups, config, limit, notes)
@@ -151,6 +161,29 @@ def fit_product(
             return ProductDelta(view, each, weight)
     notes.append("product left out: no factors fit a quarter of its weights")
     return None
+
+
+def fit_shared(
+    path: str,
+    source: LayerWeight,
+    config: AtomConfig,
+    shared: dict[int, SharedDelta],
+    notes: list[str],
+) -> SharedDelta | None:
+    """The atoms of all layers with this one's input width; None, noted, where rows are too short
+    to have any or too long. What they share is no part of one layer's budget."""
+    width = source.shape[1]
+    if not 2 <= width <= MAX_WIDTH:
+        notes.append(f"shared left out: rows of {width} where 2 to {MAX_WIDTH} fit")
+        return None
+    view = View("channel", source.shape, source.groups, (1, width))
+    if width in shared:
+        notes.append(f"shared with {shared[width].owner}")
+        return shared[width].share(view)
+    count = min(config.block_atoms or SHARED_ATOMS, width)
+    seed = seed_layer(config.seed, path)
+    shared[width] = SharedDelta(view, count, seed, source.weight, path)
+    return shared[width]
 
 
 def count_blocks(view: View, config: AtomConfig) -> int:

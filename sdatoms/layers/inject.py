@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.codes import unit_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.deltas import Delta, ProductDelta
+from sdatoms.atoms.deltas import Delta, SharedDelta
 from sdatoms.atoms.keys import join_key
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import adopt
@@ -54,11 +54,12 @@ class LayerReport:
     path: str
     shape: tuple[int, ...]
     view: str
-    """`spatial`, `channel 4x4`, `joint 2x2`, `product 16x16`, several joined by ` + `; empty if
-    left out."""
+    """`spatial`, `channel 4x4`, `joint 2x2`, `product 16x16`, `shared 1x768`, several joined by
+    ` + `; empty if left out."""
     atoms: int
     """Atoms over all views of the layer."""
     parameters: int
+    """Trained numbers; those that layers share count with the layer that owns them."""
     error: float
     """Relative reconstruction error `‖W − A D‖/‖W‖` of the worst view; 0 for complete atoms of the
     linear decomposition."""
@@ -88,9 +89,12 @@ class Injection:
         self._hooks = [(table, dict(table)) for module in modules for table in find_hooks(module)]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every encoder or base atom and trained tensor as `<module path>.<view>.<tensor>`."""
+        """Every encoder or base atom and trained tensor as `<module path>.<view>.<tensor>`; tensors
+        that layers share once, with the layer that owns them."""
         for path, weight in self.weights.items():
             for view, delta in weight.views.items():
+                if isinstance(delta, SharedDelta) and delta.owner != path:
+                    continue
                 for name, tensor in delta.state_dict(keep_vars=True).items():
                     yield f"{path}.{join_key(view, name)}", tensor
 
@@ -228,10 +232,13 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
     check_read(model, [target.layer_path for target in targets], "before injecting")
     injection = Injection(model, config)
     adopted: dict[nn.Module, AtomLayer] = {}
+    shared: dict[int, SharedDelta] = {}
     for target in targets:
         deltas, note, error = {}, refuse_target(target, holders, readers), 0.0
         if not note:
-            deltas, note, error = build_deltas(target.path, target.weight, config, target.named)
+            deltas, note, error = build_deltas(
+                target.path, target.weight, config, target.named, shared
+            )
         injection._reports.append(describe(target, deltas, note, error))
         if deltas:
             if target.module not in adopted:
@@ -275,15 +282,19 @@ def find_hooks(module: nn.Module) -> Iterator[dict[Any, Any]]:
 def describe(target: Target, deltas: dict[str, Delta], note: str, error: float) -> LayerReport:
     names = []
     for delta in deltas.values():
-        (bo, bi), kind = delta.view.block, delta.view.kind
-        kind = "product" if isinstance(delta, ProductDelta) else kind
+        (bo, bi), kind = delta.view.block, delta.form or delta.view.kind
         names.append(kind if kind == "spatial" else f"{kind} {bo}x{bi}")
     return LayerReport(
         path=target.path,
         shape=target.weight.shape,
         view=" + ".join(names),
         atoms=sum(delta.num_atoms for delta in deltas.values()),
-        parameters=sum(p.numel() for delta in deltas.values() for p in delta.parameters()),
+        parameters=sum(
+            p.numel()
+            for delta in deltas.values()
+            for p in delta.parameters()
+            if not isinstance(delta, SharedDelta) or delta.owner == target.path
+        ),
         error=error,
         note=note,
     )

@@ -61,9 +61,9 @@ class QuantizedAtomLayer(OneWeightLayer):
     def multiply(self, x: Tensor) -> Tensor:
         dtype = getattr(self, "compute_dtype", None) or x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        if self.product():
+        if self.mixture():
             weight = dequantize(self).to(dtype)
-            y = self.run_product(x.to(dtype), lambda z: nn.functional.linear(z, weight, bias), 0)
+            y = self.run_mixture(x.to(dtype), lambda z: nn.functional.linear(z, weight, bias), 0)
             if y is not None:
                 return y.to(x.dtype)
         weight = self.tuned_weight().to(dtype)

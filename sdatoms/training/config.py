@@ -29,6 +29,7 @@ ATOM_LAYERS: dict[str, tuple[str, ...] | None] = {
     "all": None,
     "attention": ("*.attn1.*", "*.attn2.*"),
     "cross-attention": ("*.attn2.*",),
+    "text": ("*.attn2.to_k", "*.attn2.to_v"),
     "convolutions": ("*.conv1", "*.conv2", "*.conv_shortcut", "*samplers.0.conv"),
 }
 """Patterns on module paths, as diffusers' UNets spell them; None: all that the family takes."""
@@ -314,8 +315,9 @@ class TrainConfig:
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
-    atom_layers: Literal["all", "attention", "cross-attention", "convolutions"] = "all"
-    """Which of the denoiser's layers get atoms; a subject is learnt in cross-attention."""
+    atom_layers: Literal["all", "attention", "cross-attention", "text", "convolutions"] = "all"
+    """Which of the denoiser's layers get atoms; a subject is learnt in cross-attention, and nearly
+    as well in those of its layers that read the prompt (text)."""
     atom_decomposition: Literal["linear", "sparse"] = "linear"
     """How coefficients are found."""
     num_atoms: int | None = None
@@ -323,15 +325,17 @@ class TrainConfig:
     num_inner_atoms: int | None = None
     """Inner atoms behind each atom in overcomplete and full (3)."""
     block_atoms: int | None = None
-    """Atoms of the block view in coefficients and full; all the weight has when not given."""
+    """Atoms of the block view in coefficients and full; all the weight has when not given, and 4
+    where layers share them."""
     block_size: int | None = None
     """Side of a channel block in coefficients and full (4)."""
     block_view: Literal["channel", "joint"] | None = None
     """Whether block atoms are shared over kernel positions or hold them (joint)."""
     block_share: float | None = None
     """In place of block_atoms, the share of a layer's weights its block atoms may hold."""
-    block_form: Literal["map", "product"] | None = None
-    """How a channel block changes: by one full map, or by a product of two small factors (map)."""
+    block_form: Literal["map", "product", "shared"] | None = None
+    """How a channel block changes: by one full map, by a product of two small factors, or by
+    block_atoms atoms that all layers of one input width share (map)."""
     block_factors: Literal["shared", "each"] | None = None
     """Whether all blocks of a weight share one pair of factors, or each has its own (shared)."""
     sparsity: float | None = None

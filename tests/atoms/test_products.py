@@ -74,8 +74,10 @@ def test_zero_factors_leave_the_layers_own_bits(rng):
     linear = nn.Linear(8, 12)
     x = torch.randn(5, 8, generator=rng)
     zeros = torch.zeros(4, 4), torch.zeros(2, 2)
+    turned = torch.randn(3, 8, 5, generator=rng).mT
     with torch.no_grad():
-        assert torch.equal(run_factors(x, *zeros, linear.bias, linear, -1), linear(x))
+        for rows in (x, turned):
+            assert torch.equal(run_factors(rows, *zeros, linear.bias, linear, -1), linear(rows))
 
 
 @pytest.mark.parametrize("each", [False, True])

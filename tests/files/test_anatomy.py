@@ -78,6 +78,25 @@ def test_muting_one_atom_in_one_layer_changes_that_layer_alone(make_unet, make_f
         mute_atom(file, 99)
 
 
+def test_shared_atoms_show_once_and_can_be_muted(make_unet, make_file, run_unet):
+    shared = {"variant": "coefficients", "block_form": "shared", "block_atoms": 2}
+    file, unet = sdatoms.read_atoms(make_file(**shared)), make_unet()
+    views = list_views(file)
+    assert len(views) < len(report_file(file)), "layers share what is shown once"
+    for component, path, view in views:
+        tiles = show_atoms(file, component, path, view)
+        width = file.layers[f"{component}.{path}"]["block"][1]
+        assert tiles.kind == "shared" and tiles.before[0].numel() == width
+        assert not tiles.before.any() and tiles.difference.abs().max() > 0
+    assert count_atoms(file) == 2
+    expected = run_unet(unet)
+    one = mute_atom(file, 0)
+    assert max(row.change for row in measure_changes(one, unet)) > 0
+    adapters = sdatoms.load_atoms(unet, mute_atom(one, 1))
+    assert torch.equal(run_unet(unet), expected)
+    adapters.clear()
+
+
 @pytest.mark.parametrize("factors", ["shared", "each"])
 def test_products_show_two_factors_that_can_be_muted(make_unet, make_file, run_unet, factors):
     product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}

@@ -71,6 +71,7 @@ MIXED = [
     {"variant": "full", "num_inner_atoms": 1},
     {"variant": "coefficients", "block_form": "product", "block_size": 4},
     {"variant": "full", "block_form": "product", "block_factors": "each", "block_size": 2},
+    {"variant": "coefficients", "block_form": "shared"},
     {"variant": "atoms", "target_modules": ["head", "stem"]},
 ]
 

@@ -43,12 +43,18 @@ def test_likeness_tells_other_bases_and_other_encoders(make_unet, make_file, per
     assert apart.cosine == 0 and apart.common == 0
 
 
-@pytest.mark.parametrize("factors", ["shared", "each"])
-def test_likeness_of_products_is_that_of_their_changes(make_unet, make_file, factors):
+PRODUCT = {"block_form": "product", "block_size": 4}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [PRODUCT, PRODUCT | {"block_factors": "each"}, {"block_form": "shared"}],
+    ids=["product", "product each", "shared"],
+)
+def test_likeness_of_products_is_that_of_their_changes(make_unet, make_file, form):
     """White filters give the cosine of the changes; random ones come near."""
-    product = {"variant": "coefficients", "block_form": "product", "block_factors": factors}
     a, b = (
-        sdatoms.read_atoms(make_file(name, seed=seed, block_size=4, **product))
+        sdatoms.read_atoms(make_file(name, seed=seed, variant="coefficients", **form))
         for seed, name in enumerate("ab")
     )
     mixed = compose([a, b], [1.0, 0.5])

@@ -17,13 +17,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-READER, PRODUCT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+READER, *MORE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+WHOLE = "".join([READER, *MORE])
 
 
-def run_reader(text=READER + PRODUCT):
+def run_reader(text=WHOLE):
     scope = {}
     exec(text, scope)
-    return lambda *layer: scope["delta"](*layer) + scope["product"](*layer)
+    return lambda *layer: sum(scope[name](*layer) for name in ("delta", "product", "shared"))
 
 
 def test_the_reader_is_twenty_lines_of_plain_numpy():
@@ -53,7 +54,7 @@ def test_the_plain_reader_reads_half_precision(sample_files, tmp_path, make_conv
             file.tensors[key] = file.tensors[key].half()
         path = file.save(tmp_path / name)
         compare(
-            run_reader((READER + PRODUCT).replace("<f4", "<f2")),
+            run_reader(WHOLE.replace("<f4", "<f2")),
             path,
             make_convnet(),
             name,

@@ -23,7 +23,7 @@ CELLS = [
     for case in FLAVOURS
     for decomposition in ("linear", "sparse")
     for setting in SETTINGS
-    if decomposition == "linear" or "product" not in setting
+    if decomposition == "linear" or "block_form" not in SETTINGS[setting]
     for dtype in DTYPES
 ]
 
@@ -97,6 +97,9 @@ def count_numbers(base, config):
         bo, bi = side(o), side(i)
         shared = config.block_factors == "shared"
         found["block"] = bo**2 + bi**2 if shared else g * (o * bo + i * bi)
+    elif wants.get("block") and config.block_form == "shared":
+        if i > 1:
+            found["block"] = 2 * i * min(config.block_atoms or 4, i)
     elif wants.get("block"):
         side = lambda n: max(b for b in (1, config.block_size) if n % b == 0)
         width = side(o) * side(i) * (p if config.block_view == "joint" else 1)

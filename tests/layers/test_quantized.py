@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = AtomConfig("coefficients", block_size=4)
 PRODUCT = AtomConfig("coefficients", block_form="product", block_size=16)
+SHARED = AtomConfig("coefficients", block_form="shared")
 KINDS = {
     "nf4": lambda i, o: bnb.nn.Linear4bit(i, o, quant_type="nf4"),
     "fp4": lambda i, o: bnb.nn.Linear4bit(i, o, quant_type="fp4", compress_statistics=False),
@@ -50,7 +51,7 @@ def x(rng):
     return torch.randn(3, 5, 128, generator=rng)
 
 
-@pytest.mark.parametrize("config", [CONFIG, PRODUCT], ids=["map", "product"])
+@pytest.mark.parametrize("config", [CONFIG, PRODUCT, SHARED], ids=["map", "product", "shared"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_modes_multiply_with_the_dequantized_weight_and_the_delta(x, perturb, kind, config):
     model = make_model(kind)

@@ -83,6 +83,12 @@ RESUMED = {
         "train_text_encoder": True,
         "use_ema": True,
     },
+    "shared": {
+        "atom_variant": "full",
+        "block_form": "shared",
+        "train_text_encoder": True,
+        "use_ema": True,
+    },
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "16-bit base": {
         "base_dtype": "bfloat16",

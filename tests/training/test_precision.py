@@ -13,6 +13,7 @@ SETTINGS = [
     {"atom_variant": "overcomplete"},
     {"atom_variant": "full", "gradient_checkpointing": True},
     {"atom_variant": "coefficients", "block_form": "product", "block_size": 4},
+    {"atom_variant": "coefficients", "block_form": "shared"},
     {"train_text_encoder": True},
     {"load_in": "4bit", "atom_variant": "coefficients"},
     {"with_prior_preservation": True, "class_prompt": "cat", "num_class_images": 2},

@@ -257,6 +257,7 @@ def test_the_layers_named_get_atoms_and_no_others(kind, layers):
         "all": lambda path: True,
         "attention": lambda path: ".attn" in path,
         "cross-attention": lambda path: ".attn2." in path,
+        "text": lambda path: path.endswith((".attn2.to_k", ".attn2.to_v")),
         "convolutions": lambda path: (
             isinstance(whole[path], torch.nn.Conv2d)
             and path not in ("conv_in", "conv_out")

@@ -65,7 +65,14 @@ def read_atoms(path: str) -> tuple[dict[str, Views], dict[str, Any]]:
         if view != "spatial" and not view.startswith("block"):
             raise ValueError(f"{path!r} holds {view!r} tensors, which this node does not apply")
         layers.setdefault(layer, {}).setdefault(view, {})[name] = tensor
-    return layers, json.loads(metadata["layers"])
+    layouts = json.loads(metadata["layers"])
+    for layer, layout in layouts.items():
+        component = layer.partition(".")[0]
+        for view, blocks in [("block", layout), *layout.items()]:
+            if isinstance(blocks, dict) and "shared_with" in blocks:
+                owner = f"{component}.{blocks['shared_with']}"
+                layers.setdefault(layer, {})[view] = layers[owner][view]
+    return layers, layouts
 
 
 def name_left_out(path: str) -> str:
@@ -95,6 +102,9 @@ def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Te
         if "output_factor" in t:
             total += multiply_factors(w, groups, t)
             continue
+        if "shared_atoms" in t:
+            total += mix_rows(w, layout["kernel"], t)
+            continue
         change = t["atoms"] if "atoms" in t else t.get("channel_atoms")
         if change is None:
             beta, inner = t["inner_coefficients"].double(), t["inner_atoms"].double()
@@ -122,6 +132,19 @@ def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Te
         x = x.permute(order)
         total += (x.reshape(-1, p) @ transform).reshape(x.shape).permute(back).reshape(w.shape)
     return total.reshape(weight.shape)
+
+
+def mix_rows(w: Tensor, kernel: list[int], t: Mapping[str, Tensor]) -> Tensor:
+    """`X E D` of a weight `(g·o, i, taps)`, whose filters X are rows over its input channels, with
+    the atoms D and the encoder E that layers share.
+
+    Raises:
+        ValueError: the rows are of another length than the atoms.
+    """
+    encoder, atoms = (t[f"shared_{name}"].float().to(w.device) for name in ("encoder", "atoms"))
+    if w.shape[1] != len(encoder) or w.shape[2] != math.prod(kernel):
+        raise ValueError(f"rows of {w.shape[1]} do not fit shared atoms of {len(encoder)} numbers")
+    return ((w.mT @ encoder) @ atoms).mT
 
 
 def multiply_factors(w: Tensor, groups: int, t: Mapping[str, Tensor]) -> Tensor:
