@@ -13,6 +13,8 @@ __all__ = ["list_ablations", "list_trials"]
 
 ABLATED = "product b16"
 """The row that every ablation changes in one point."""
+SHARED = "shared r4, text"
+"""The row whose settings ablations change too: it trains neither these layers nor spatial atoms."""
 CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 1": {"adam_weight_decay": 1.0},
     "weight decay 10": {"adam_weight_decay": 10.0},
@@ -81,7 +83,8 @@ def list_trials() -> list[Method]:
 def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     own, beside = rows[ABLATED], rows[f"{ABLATED} + spatial"]
     changed = [
-        replace(own, name=f"{ABLATED}: {name}", training={**own.training, **change})
+        replace(row, name=f"{row.name}: {name}", training={**row.training, **change})
+        for row in (own, rows[SHARED])
         for name, change in CHANGES.items()
     ]
     changed += [
