@@ -81,9 +81,9 @@ def draw_multipliers(device: torch.device) -> Tensor:
     return numbers.to(device) * 2 + 1
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
+def hash_tensors(tensors: Mapping[str, Tensor], more: str = "") -> str:
+    """SHA-256 of names, dtypes, shapes and bytes, and of `more`, a text that belongs to them."""
+    digest = hashlib.sha256(more.encode())
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

@@ -214,7 +214,7 @@ def bake_injection(
     Raises:
         AtomError: a tensor fits no injected layer; nothing is changed.
     """
-    layouts = {p: describe_layout(p, weight) for p, weight in injection.weights.items()}
+    layouts = {path: describe_layout(weight) for path, weight in injection.weights.items()}
     grouped = group_tensors(tensors).get(component, {})
     for path in grouped:
         if path not in layouts:

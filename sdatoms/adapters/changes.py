@@ -78,7 +78,8 @@ def measure_changes(file: AtomFile | LoraFile, target: Any) -> list[LayerChange]
         module, adapter = plans[component]
         norm = float(read_pristine(module, path).float().norm())
         change = float(delta.norm()) / max(norm, 1e-30)
-        tensors = [item for m in adapter.maps[path] for item in m.tensors.items()]
+        own = (m for m in adapter.maps[path] if not (isinstance(m, LayerMap) and m.owner))
+        tensors = [item for m in own for item in m.tensors.items()]
         trained = sum(tensor.numel() for name, tensor in tensors if not is_frozen(name))
         rows.append(LayerChange(component, path, name_block(path), change, trained))
     return rows

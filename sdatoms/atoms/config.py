@@ -128,6 +128,8 @@ class AtomConfig:
     def _fill_defaults(self) -> None:
         """Give the numbers that were not given, and keep their names."""
         numbers = LOWERED | (PRODUCT if self.block_form == "product" else {})
+        if self.block_form == "shared" and self.may_lower("block_size"):
+            self._set("block_size", LOWERED["block_size"])  # the form has none: any other's goes
         missing = [name for name in numbers if getattr(self, name) is None]
         for name in missing:
             self._set(name, numbers[name])
@@ -164,15 +166,11 @@ class AtomConfig:
             },
         }
         for name, reason in reasons[self.block_form].items():
-            if getattr(self, name) is not None and not self._came(name):
+            if getattr(self, name) is not None and not self.may_lower(name):
                 raise AtomError(
                     f"AtomConfig.{name} is {getattr(self, name)!r}; block_form "
                     f"{self.block_form!r} {reason}"
                 )
-
-    def _came(self, name: str) -> bool:
-        """Whether the number is a default that a config read or replaced hands on."""
-        return name in LOWERED and name in (self.defaults or ())
 
     def _check_share(self) -> None:
         share = self.block_share

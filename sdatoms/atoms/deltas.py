@@ -46,6 +46,7 @@ __all__ = [
     "OvercompleteDelta",
     "ProductDelta",
     "SharedDelta",
+    "SharingDelta",
     "apply_map",
     "combine_inner",
     "form_once",
@@ -286,7 +287,7 @@ class FixedProductDelta(ProductDelta):
 
 class SharedDelta(Delta):
     """Trained `shared_encoder` E `(p, r)`, zero at the start, and `shared_atoms` D `(r, p)`, which
-    the deltas of other layers may hold too.
+    the deltas of other layers may use too (`SharingDelta`).
 
     Args:
         view: whole rows, of kind `channel` with blocks of 1×i.
@@ -303,13 +304,6 @@ class SharedDelta(Delta):
         self.shared_encoder = nn.Parameter(make_zeros(like, view.width, atoms))
         self.shared_atoms = nn.Parameter(draw_atoms(atoms, view.width, seed).to(like.device))
 
-    def share(self, view: View) -> SharedDelta:
-        """A delta of another weight with the very tensors of this one."""
-        other = SharedDelta(view, 0, 0, self.shared_atoms, self.owner)
-        for name in SHARED:
-            setattr(other, name, getattr(self, name))
-        return other
-
     @property
     def num_atoms(self) -> int:
         return len(self.shared_atoms)
@@ -320,6 +314,21 @@ class SharedDelta(Delta):
 
     def extra_repr(self) -> str:
         return f"shared atoms={self.num_atoms}, width={self.view.width}, with {self.owner!r}"
+
+
+class SharingDelta(SharedDelta):
+    """The delta of another weight with the very tensors of a `SharedDelta`, which alone has them
+    among its parameters and in its state dict."""
+
+    def __init__(self, view: View, keeper: SharedDelta) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, keeper.owner
+        self.__dict__["keeper"] = keeper  # no submodule: its tensors are the owner's alone
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SHARED:
+            return getattr(self.__dict__["keeper"], name)
+        return super().__getattr__(name)
 
 
 class FixedSharedDelta(SharedDelta):

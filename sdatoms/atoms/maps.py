@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+TOO_LARGE = "strengths this large leave the sum of the atoms no finite float32 numbers"
+
+
 @dataclass(frozen=True, eq=False)
 class SummedMap:
     """What one view of a weight adds to it: `X T`, or `A ΔD` with the codes A."""
@@ -119,10 +122,12 @@ def sum_transforms(
             continue
         if m.factors:
             own = (m.factors[0].to(weight.device), m.factors[1].to(weight.device))
+            check_bound(strength * m.own_strength, *(1 + f.double().norm() for f in own))
             products.append(SummedProduct(m.view(weight), own, strength * m.own_strength))
             continue
         if m.shared:
             encoder, atoms = (t.to(weight.device) for t in m.shared)
+            check_bound(strength, encoder.double().norm(), atoms.double().norm())
             products.append(SummedShared(m.view(weight), strength * encoder, atoms))
             continue
         view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
@@ -132,12 +137,22 @@ def sum_transforms(
             found = fetch_codes(weight, view, m.book) if m.codes is None else m.codes
             codes[view, book] = found
     if not all(torch.isfinite(total.float()).all() for total in sums.values()):
-        raise AtomError("strengths this large leave the sum of the atoms no finite float32 numbers")
+        raise AtomError(TOO_LARGE)
     order = sorted(sums, key=lambda key: (key[0].kind, key[0].block, *key[1:]))
     summed = [
         SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[:2])) for key in order
     ]
     return [*summed, *products]
+
+
+def check_bound(strength: float, first: Tensor, second: Tensor) -> None:
+    """Refuse a product of two factors whose entries may leave float32, by the factors' norms.
+
+    Raises:
+        AtomError: they may.
+    """
+    if not abs(strength) * float(first * second) < torch.finfo(torch.float32).max:
+        raise AtomError(TOO_LARGE)
 
 
 def form_deltas(

@@ -138,7 +138,8 @@ def add_mixed(base: Tensor, x: Tensor, factor: Tensor, dim: int) -> Tensor:
     size = x.shape[2:].numel()
     parts = x.reshape(-1, b, size)
     many = factor.expand(len(parts), b, b)
-    return torch.baddbmm(base.reshape(-1, b, size), many, parts).view(x.shape)
+    mixed = torch.baddbmm(base.reshape(-1, b, size), many, parts).view(x.shape)
+    return keep_layout(mixed, base)
 
 
 def keep_layout(y: Tensor, x: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def apply_shared(part: Tensor, view: View, encoder: Tensor, atoms: Tensor) -> Te
         part: `(channels, i, *kernel)` of the weight's output channels.
         view: of kind `channel` with blocks of 1×i, of `part` itself.
     """
-    return view.fold((view.rows(part.float()) @ encoder.float()) @ atoms.float())
+    encoder, atoms = (t.to(part.device, torch.float32) for t in (encoder, atoms))
+    return view.fold((view.rows(part.float()) @ encoder) @ atoms)
 
 
 def run_shared(
@@ -74,11 +75,12 @@ def run_shared(
 
 
 def change_inputs(x: Tensor, encoder: Tensor, atoms: Tensor, groups: int) -> Tensor:
-    """`x + E D x` over the channels, in the dtype of x."""
+    """`x + E D x` over the channels, in the dtype of x and laid out as x is."""
+    encoder, atoms = encoder.to(x), atoms.to(x)
     if groups:
-        parts = x.reshape(len(x), groups, len(encoder), -1)
-        return (parts + encoder.to(x.dtype) @ (atoms.to(x.dtype) @ parts)).reshape(x.shape)
-    return keep_layout(x + (x @ atoms.to(x.dtype).mT) @ encoder.to(x.dtype).mT, x)
+        parts = x.reshape(len(x), groups, len(encoder), x.shape[2:].numel())
+        return keep_layout((parts + encoder @ (atoms @ parts)).reshape(x.shape), x)
+    return keep_layout(x + (x @ atoms.mT) @ encoder.mT, x)
 
 
 def compare_shared(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sdatoms.training.config import ATOM_LAYERS
+
 __all__ = [
     "BASE",
     "CONVOLUTIONS",
@@ -35,10 +37,6 @@ LORA_LAYERS = (
 """Those of `CONVOLUTIONS`, as atoms are told."""
 CROSS_LAYERS = ("*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0")
 """Those of `CROSS`."""
-
-
-TEXT_LAYERS = ("*.attn2.to_k", "*.attn2.to_v")
-"""Those of `CROSS` that read the prompt."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def list_atoms() -> list[Method]:
             block_atoms=count,
         )
         for place, layers in (
-            ("text", TEXT_LAYERS),
+            ("text", ATOM_LAYERS["text"]),
             ("cross-attention", CROSS_LAYERS),
             ("LoRA's layers", LORA_LAYERS),
         )

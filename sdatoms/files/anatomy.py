@@ -12,6 +12,7 @@ Nothing here draws or paints, and no model is needed.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sdatoms.atoms.decompose import split_side
-from sdatoms.atoms.keys import TOKENS, split_key
+from sdatoms.atoms.keys import TOKENS, find_blocks, find_owners, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS
 from sdatoms.atoms.shared import SHARED
@@ -92,9 +93,16 @@ def drop_word(file: AtomFile) -> AtomFile:
 
 
 def list_views(file: AtomFile) -> list[tuple[str, str, str]]:
-    """Component, module path and view of every map, in the file's order."""
+    """Component, module path and view of every map, in the file's order; those that share the
+    atoms of other layers last."""
     keys = (key for key in file.tensors if not TOKENS.fullmatch(key))
-    return list(dict.fromkeys(split_key(key)[:3] for key in keys))
+    sharing = [
+        (component, path, view)
+        for key, layout in file.layers.items()
+        for component, _, path in [key.partition(".")]
+        for view in find_owners(layout)
+    ]
+    return list(dict.fromkeys([*(split_key(key)[:3] for key in keys), *sharing]))
 
 
 def find_map(file: AtomFile, component: str, path: str, view: str) -> LayerMap:
@@ -213,6 +221,8 @@ def mute_atom(
     Raises:
         AtomError: no layer that was meant has so many atoms.
     """
+    if path is not None:
+        file = split_off(file, component, path)
     tensors, muted, most = {}, 0, 0
     for key, tensor in file.tensors.items():
         owner, module, _, name = ("", "", "", "") if TOKENS.fullmatch(key) else split_key(key)
@@ -234,6 +244,35 @@ def mute_atom(
         raise AtomError(f"there is no atom {atom} to mute; these layers have at most {most} atoms")
     header = {k: v for k, v in file.metadata.items() if k != "modelspec.hash_sha256"}
     return replace(file, metadata=header, tensors=tensors)
+
+
+def split_off(file: AtomFile, component: str | None, path: str) -> AtomFile:
+    """The file with shared atoms of the layer at `path` as its own, which no other layer shares:
+    the first of those that shared them keeps a copy."""
+    layers, tensors = file.layers, dict(file.tensors)
+    for key in [f"{owner}.{path}" for owner in file.components if component in (None, owner)]:
+        owner = key.partition(".")[0]
+        for view, keeper in find_owners(layers.get(key)).items():
+            for name in SHARED:
+                tensors[f"{key}.{view}.{name}"] = tensors[f"{owner}.{keeper}.{view}.{name}"].clone()
+            del find_blocks(layers[key], view)["shared_with"]
+        sharing = [
+            (other, view)
+            for other, layout in layers.items()
+            for view, keeper in find_owners(layout).items()
+            if keeper == path and other.startswith(f"{owner}.")
+        ]
+        heirs: dict[str, str] = {}
+        for other, view in sharing:
+            heir = heirs.setdefault(view, other)
+            blocks = find_blocks(layers[other], view)
+            if heir != other:
+                blocks["shared_with"] = heir.partition(".")[2]
+                continue
+            del blocks["shared_with"]
+            for name in SHARED:
+                tensors[f"{heir}.{view}.{name}"] = tensors[f"{key}.{view}.{name}"].clone()
+    return replace(file, metadata=file.metadata | {"layers": json.dumps(layers)}, tensors=tensors)
 
 
 def count_atoms(file: AtomFile) -> int:

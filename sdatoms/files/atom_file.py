@@ -76,8 +76,10 @@ class AtomFile:
 
     @property
     def sha256(self) -> str:
-        """Hash of names, shapes and bytes of all tensors."""
-        return hash_tensors(self.tensors)
+        """Hash of names, shapes and bytes of all tensors, and of which layers share them."""
+        sharing = {key: find_owners(layout) for key, layout in self.layers.items()}
+        found = json.dumps({key: owners for key, owners in sharing.items() if owners})
+        return hash_tensors(self.tensors, "" if found == "{}" else found)
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -120,7 +122,8 @@ def list_maps(
     for path in dict.fromkeys([*grouped, *sharing]):
         layout, views = layouts[path], dict(grouped.get(path, {}))
         owners = find_owners(layout)
-        views |= {v: grouped[owner][v] for v, owner in owners.items() if owner in grouped}
+        kept = {view: grouped.get(owner, {}).get(view) for view, owner in owners.items()}
+        views |= {view: tensors for view, tensors in kept.items() if tensors}
         for view, tensors in views.items():
             blocks = find_blocks(layout, view)
             found.setdefault(path, []).append(

@@ -28,7 +28,7 @@ from torch import Tensor
 from sdatoms.atoms.codes import CodeBook
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
-from sdatoms.atoms.keys import find_blocks, join_key
+from sdatoms.atoms.keys import find_blocks, join_key, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS, fold_factors
 from sdatoms.atoms.shared import SHARED
@@ -43,6 +43,8 @@ __all__ = [
     "compose",
 ]
 
+SharedSums = dict[tuple[tuple[int, float], ...], dict[str, Tensor]]
+"""Which tensors at which strengths → their sum."""
 SHARED_PLACE = -2
 """Where shared atoms stand among the views of a sum: before plain maps of the same block."""
 Term = tuple[float, LayerMap]
@@ -96,11 +98,12 @@ def compose(
     layers: dict[str, dict[str, Any]] = {}
     for component in sorted({c for file, _ in parts for c in file.components}):
         terms: dict[str, list[Term]] = {}
+        sums: SharedSums = {}
         for file, strength in parts:
             for path, maps in file.maps(component).items():
                 terms.setdefault(path, []).extend((strength, m) for m in maps)
         for path, found in sorted(terms.items()):
-            stored, layers[f"{component}.{path}"] = sum_layer(path, found)
+            stored, layers[f"{component}.{path}"] = sum_layer(path, found, sums)
             tensors |= {f"{component}.{path}.{name}": tensor for name, tensor in stored.items()}
     share_equal(tensors, layers)
     for key, tensor in tensors.items():
@@ -217,8 +220,14 @@ def check_books(files: Sequence[AtomFile]) -> None:
                         )
 
 
-def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """One layer's summed tensors as `<view>.<tensor>`, and its layout."""
+def sum_layer(
+    path: str, terms: Sequence[Term], sums: SharedSums
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One layer's summed tensors as `<view>.<tensor>`, and its layout.
+
+    Args:
+        sums: of shared atoms that other layers had; grows by this layer's.
+    """
     first = terms[0][1]
     layout: dict[str, Any] = {"kernel": list(first.kernel), "groups": first.groups}
     slots: dict[tuple[str, tuple[int, int], int], list[Term]] = {}
@@ -229,7 +238,7 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
                 f"{m.kernel} in {first.groups} and {m.groups} groups; they fit no common base"
             )
         # Products stand side by side; maps of shared atoms make one of more atoms.
-        place = len(slots) if m.factors else SHARED_PLACE if m.shared else -1
+        place = len(slots) if m.factors else SHARED_PLACE if SHARED[0] in m.tensors else -1
         slots.setdefault((m.kind, m.block, place), []).append((strength, m))
     channels = {m.channels for _, m in terms if m.channels is not None}
     if len(channels) > 1:
@@ -240,14 +249,14 @@ def sum_layer(path: str, terms: Sequence[Term]) -> tuple[dict[str, Tensor], dict
     stored: dict[str, Tensor] = {}
     books: dict[str, CodeBook] = {}
     blocks = 0
-    for (kind, block, _), group in sorted(slots.items(), key=lambda slot: slot[0]):
+    for (kind, block, place), group in sorted(slots.items(), key=lambda slot: slot[0]):
         name = "spatial"
         if kind != "spatial":
             blocks += 1
             name = "block" if blocks == 1 else f"block_{blocks}"
             facts = {"view": kind, "block": list(block)}
             layout |= facts if blocks == 1 else {name: facts}
-        summed = sum_view(group)
+        summed = sum_shared(group, sums) if place == SHARED_PLACE else sum_view(group)
         if book := group[0][1].book:
             books[name] = book
             summed["base_atoms"] = summed.pop("encoder").T.contiguous()
@@ -291,30 +300,27 @@ def fold_products(terms: Sequence[Term]) -> list[Term]:
 
 
 def share_equal(tensors: dict[str, Tensor], layers: Mapping[str, dict[str, Any]]) -> None:
-    """Keep shared atoms that are the same in several layers with the first of them alone."""
-    owners: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
-    for key in list(layers):
-        component, _, path = key.partition(".")
-        for name in [name for name in tensors if name.startswith(f"{key}.block")]:
-            view, _, kind = name.removeprefix(f"{key}.").partition(".")
-            if kind != SHARED[0] or "." in view:
-                continue
-            known = owners.setdefault((component, view, tuple(tensors[name].shape)), [])
-            pairs = lambda owner, view=view, key=key, c=component: [
-                (tensors[f"{c}.{owner}.{view}.{n}"], tensors[f"{key}.{view}.{n}"]) for n in SHARED
-            ]
-            same = [o for o in known if all(torch.equal(a, b) for a, b in pairs(o))]
-            if not same:
-                known.append(path)
-                continue
-            for n in SHARED:
-                del tensors[f"{key}.{view}.{n}"]
-            find_blocks(layers[key], view)["shared_with"] = same[0]
+    """Keep sums of shared atoms that several layers have with the first of them alone."""
+    owners: dict[tuple[str, str, int], str] = {}
+    for name in [name for name in tensors if name.endswith(f".{SHARED[0]}")]:
+        component, path, view, _ = split_key(name)
+        owner = owners.setdefault((component, view, id(tensors[name])), path)
+        if owner != path:
+            for kind in SHARED:
+                del tensors[f"{component}.{path}.{view}.{kind}"]
+            find_blocks(layers[f"{component}.{path}"], view)["shared_with"] = owner
 
 
-def sum_shared(terms: Sequence[Term]) -> dict[str, Tensor]:
+def sum_shared(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
     """Maps of shared atoms as one with all their atoms, or with as many as rows are long where that
-    is fewer; equal ones are taken together."""
+    is fewer; equal ones are taken together. Layers with the same terms get the very same tensors.
+
+    Args:
+        sums: those formed before; grows by this one.
+    """
+    key = tuple((id(m.tensors), strength) for strength, m in terms)
+    if key in sums:
+        return sums[key]
     kept: list[tuple[float, tuple[Tensor, Tensor]]] = []
     for strength, m in terms:
         assert m.shared
@@ -328,13 +334,12 @@ def sum_shared(terms: Sequence[Term]) -> dict[str, Tensor]:
     atoms = torch.cat([d for _, (_, d) in kept])
     if len(atoms) > atoms.shape[1]:
         encoder, atoms = torch.eye(len(encoder), dtype=torch.float64), encoder @ atoms
-    return dict(zip(SHARED, (encoder.float(), atoms.float()), strict=True))
+    sums[key] = dict(zip(SHARED, (encoder.float(), atoms.float()), strict=True))
+    return sums[key]
 
 
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
     """The tensors of one view's sum, in the smallest form that holds it exactly, float32."""
-    if terms[0][1].shared:
-        return sum_shared(terms)
     if terms[0][1].factors:
         ((strength, m),) = terms
         kept = {name: m.tensors[name].float() for name in FACTORS}

@@ -21,7 +21,14 @@ from torch import Tensor
 from sdatoms.atoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import MAX_WIDTH
-from sdatoms.atoms.keys import Views, find_blocks, find_owners, group_tensors, is_word
+from sdatoms.atoms.keys import (
+    Views,
+    find_blocks,
+    find_owners,
+    group_tensors,
+    is_word,
+    split_key,
+)
 from sdatoms.atoms.products import FACTORS
 from sdatoms.atoms.shared import SHARED
 from sdatoms.errors import AtomError, clip, first_line
@@ -179,10 +186,23 @@ def check_tensors(
     for key, layout in layers.items():
         component, _, path = key.partition(".")
         for view, owner in find_owners(layout).items():
+            check_path(component, path, view, where)
             found = grouped.get(component, {})
             problem = check_layout(layout, view) or check_owner(layers, found, key, view, owner)
             if problem:
                 raise AtomError(f"{where}: {clip(f'{component}.{path}.{view}')!r} {problem}")
+
+
+def check_path(component: str, path: str, view: str, where: str) -> None:
+    """Refuse a layer that holds no tensors of its own under a name that no tensor could have."""
+    key = f"{component}.{path}.{view}.{SHARED[0]}"
+    try:
+        key.encode()
+        fits = split_key(key) == (component, path, view, SHARED[0])
+    except (AtomError, UnicodeEncodeError):
+        fits = False
+    if not fits:
+        raise AtomError(f"{where}: {clip(f'{component}.{path}')!a} is no name of a layer")
 
 
 def check_owner(

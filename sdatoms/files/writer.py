@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.deltas import SharedDelta
+from sdatoms.atoms.deltas import SharingDelta
 from sdatoms.atoms.keys import is_frozen
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
@@ -124,7 +124,7 @@ def pack_atoms(
         stored |= {f"{component}.{name}": t for name, t in injection.state_dict().items()}
         prints[component] = {}
         for path, weight in injection.weights.items():
-            layers[f"{component}.{path}"] = describe_layout(path, weight)
+            layers[f"{component}.{path}"] = describe_layout(weight)
             prints[component][path] = fingerprint(weight.base.weight)
     for key, tensor in (tensors or {}).items():
         if key not in stored or stored[key].shape != tensor.shape:
@@ -240,14 +240,14 @@ def save_atoms(
     return file.save(path)
 
 
-def describe_layout(path: str, weight: TunedWeight) -> dict[str, Any]:
-    """What a file says about the layer at `path`: kernel and groups, the view and sides of its
-    blocks, the layer that keeps the atoms it shares, and λ and the solver of sparse codes."""
+def describe_layout(weight: TunedWeight) -> dict[str, Any]:
+    """What a file says about a layer: kernel and groups, the view and sides of its blocks, the
+    layer that keeps the atoms it shares, and λ and the solver of sparse codes."""
     layout: dict[str, Any] = {"kernel": list(weight.base.shape[2:]), "groups": weight.base.groups}
     block = weight.views.get("block")
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
-        if isinstance(block, SharedDelta) and block.owner != path:
+        if isinstance(block, SharingDelta):
             layout |= {"shared_with": block.owner}
     return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
 

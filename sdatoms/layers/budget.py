@@ -24,7 +24,14 @@ from sdatoms.atoms.decompose import (
     relative_error,
     split_side,
 )
-from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta, ProductDelta, SharedDelta
+from sdatoms.atoms.deltas import (
+    AtomDelta,
+    Delta,
+    OvercompleteDelta,
+    ProductDelta,
+    SharedDelta,
+    SharingDelta,
+)
 from sdatoms.atoms.products import factor_shapes
 from sdatoms.errors import AtomError
 from sdatoms.layers.targets import is_spatial
@@ -179,7 +186,7 @@ def fit_shared(
     view = View("channel", source.shape, source.groups, (1, width))
     if width in shared:
         notes.append(f"shared with {shared[width].owner}")
-        return shared[width].share(view)
+        return SharingDelta(view, shared[width])
     count = min(config.block_atoms or SHARED_ATOMS, width)
     seed = seed_layer(config.seed, path)
     shared[width] = SharedDelta(view, count, seed, source.weight, path)

@@ -93,8 +93,6 @@ class Injection:
         that layers share once, with the layer that owns them."""
         for path, weight in self.weights.items():
             for view, delta in weight.views.items():
-                if isinstance(delta, SharedDelta) and delta.owner != path:
-                    continue
                 for name, tensor in delta.state_dict(keep_vars=True).items():
                     yield f"{path}.{join_key(view, name)}", tensor
 
@@ -289,12 +287,7 @@ def describe(target: Target, deltas: dict[str, Delta], note: str, error: float) 
         shape=target.weight.shape,
         view=" + ".join(names),
         atoms=sum(delta.num_atoms for delta in deltas.values()),
-        parameters=sum(
-            p.numel()
-            for delta in deltas.values()
-            for p in delta.parameters()
-            if not isinstance(delta, SharedDelta) or delta.owner == target.path
-        ),
+        parameters=sum(p.numel() for delta in deltas.values() for p in delta.parameters()),
         error=error,
         note=note,
     )

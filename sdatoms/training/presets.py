@@ -126,6 +126,8 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
         raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
     settings = {**PRESETS[name].settings, **given}
+    if given.get("block_form") == "shared" and "block_size" not in given:
+        settings.pop("block_size", None)  # of another form
     if name in REAL_PRESETS and "max_train_steps" not in given:
         count = count_pictures(given.get("instance_data_dir"))
         settings["max_train_steps"] = REAL_PRESETS[name].pace.count_steps(count)

@@ -1,17 +1,22 @@
 """Shared atoms: many layers' one map of their inputs, read from weights and from activations."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
+from sdatoms.adapters.bake import bake_injection
 from sdatoms.atoms.decompose import View
 from sdatoms.atoms.shared import apply_shared, compare_shared, draw_atoms, run_shared
 from sdatoms.files.contents import report_file
 from sdatoms.files.writer import pack_atoms
+from sdatoms.training.presets import expand_preset
 
 CONFIG = AtomConfig("coefficients", block_form="shared", block_atoms=2, target_modules=("*",))
 
@@ -96,7 +101,7 @@ def test_layers_of_one_input_width_train_the_same_tensors(x, perturb):
     (run(model, x)[0].square().sum()).backward()
     whole = {name: p.grad.clone() for name, p in injection.named_parameters()}
     assert all(grad.abs().max() > 0 for grad in whole.values())
-    # The layers behind the first alone reach its tensors too.
+    # Layers that share alone reach their tensors too.
     injection.model.zero_grad()
     model["query"](torch.randn(3, 8)).sum().backward()
     assert injection.layers["conv"].deltas["block"].shared_atoms.grad.abs().max() > 0
@@ -235,6 +240,99 @@ def test_what_shared_atoms_have_no_place_for_is_refused():
     assert AtomConfig.from_dict(config.to_dict()) == config
     with pytest.raises(AtomError, match="no layer of this Linear"):
         inject(nn.Linear(1, 4), config)
+
+
+def test_sharing_is_part_of_what_a_file_is(perturb):
+    file = make_file(0, perturb)
+    layers = file.layers
+    del layers["model.query"]
+    less = replace(file, metadata=file.metadata | {"layers": json.dumps(layers)})
+    assert less.tensors == file.tensors and less.sha256 != file.sha256
+
+
+def test_names_that_no_tensor_could_have_are_refused(perturb, tmp_path):
+    file = make_file(0, perturb)
+    for name in ("model.", "model.x\ny", "model.\ud800", "model", ".x"):
+        layers = file.layers | {name: file.layers["model.query"]}
+        odd = replace(file, metadata=file.metadata | {"layers": json.dumps(layers)})
+        with pytest.raises(AtomError, match="is no name of a layer"):
+            read_atoms(odd.save(tmp_path / "a.safetensors"))
+
+
+def test_many_layers_that_share_cost_a_sum_one_tensor(perturb):
+    """A small file may name tens of thousands of them."""
+    file = make_file(0, perturb)
+    layers = file.layers
+    layers |= {f"model.q{n}": layers["model.query"] for n in range(2000)}
+    many = replace(file, metadata=file.metadata | {"layers": json.dumps(layers)})
+    summed = compose([many, file], [1.0, 0.5])
+    assert len(summed.tensors) == 4 + 2 and len(summed.layers) == len(layers)
+
+
+@pytest.mark.parametrize("form", ["shared", "product"])
+@pytest.mark.parametrize("strength", [1e38, 3e38])
+def test_what_leaves_float32_is_refused_and_changes_nothing(perturb, form, strength):
+    model = nn.ModuleDict({"query": nn.Linear(8, 6)})
+    plain = copy.deepcopy(model)
+    config = AtomConfig("coefficients", block_form=form, target_modules=("*",))
+    file = pack_atoms({"model": perturb(inject(model, config), 30.0)})
+    kept = plain["query"].weight.clone()
+    with pytest.raises(AtomError, match="no finite float32 numbers"):
+        load_atoms(plain, file, strength=strength)
+    assert torch.equal(plain["query"].weight, kept)
+
+
+@pytest.mark.parametrize("form", ["shared", "product"])
+def test_empty_batches_and_channels_last_are_the_base(form, rng):
+    conv = nn.Conv2d(64, 32, 3, padding=1).requires_grad_(False)
+    model = nn.Sequential(conv)
+    inputs = [torch.randn(1, 64, side, side, generator=rng) for side in (1, 16)]
+    inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
+    inputs.append(torch.zeros(0, 64, 4, 4))
+    before = [model(x) for x in inputs]
+    inject(model, AtomConfig("coefficients", block_form=form, target_modules=("*",)))
+    for x, expected in zip(inputs, before, strict=True):
+        found = model(x)
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
+
+
+def test_a_models_own_state_holds_shared_tensors_once(x, perturb, tmp_path):
+    """safetensors refuses tensors that share memory, and `assign` would part them."""
+    model = make_model()
+    injection = perturb(inject(model, CONFIG), 0.3)
+    expected = [y.detach() for y in run(model, x)]
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    assert all(torch.equal(a, b) for a, b in zip(run(model, x), expected, strict=True))
+    perturb(injection, 0.3, 5)
+    changed = [y.detach() for y in run(model, x)]
+    again = inject(other := make_model(), CONFIG)
+    again.load_state_dict(injection.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(run(other, x), changed, strict=True))
+    twin = copy.deepcopy(model)
+    assert all(torch.equal(a, b) for a, b in zip(run(twin, x), changed, strict=True))
+    with torch.no_grad():
+        twin["conv"].deltas["block"].shared_encoder.zero_()
+    assert twin["query"].deltas["block"].shared_encoder.abs().max() == 0
+    assert all(torch.equal(a, b) for a, b in zip(run(model, x), changed, strict=True))
+
+
+def test_a_form_without_blocks_forgets_the_side_of_another():
+    product = AtomConfig("coefficients", block_form="product")
+    shared = replace(product, block_form="shared")
+    assert AtomConfig.from_dict(shared.to_dict()) == shared
+    settings = expand_preset("quick", {"block_form": "shared", "atom_layers": "text"})
+    assert "block_size" not in settings
+
+
+def test_part_of_the_tensors_bakes_into_the_own_model(x, perturb):
+    """Spatial tensors alone, as averages of one kind are."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    config = AtomConfig("full", block_form="shared", num_inner_atoms=1)
+    injection = perturb(inject(model, config), 0.3)
+    named = {f"model.{k}": t for k, t in injection.state_dict().items() if ".spatial." in k}
+    with torch.no_grad(), bake_injection(injection, named, "model"):
+        assert model(torch.randn(1, 8, 9, 9)).isfinite().all()
 
 
 def test_they_are_public_like_every_other_form(make_unet, make_file):

@@ -82,7 +82,11 @@ def test_shared_atoms_show_once_and_can_be_muted(make_unet, make_file, run_unet)
     shared = {"variant": "coefficients", "block_form": "shared", "block_atoms": 2}
     file, unet = sdatoms.read_atoms(make_file(**shared)), make_unet()
     views = list_views(file)
-    assert len(views) < len(report_file(file)), "layers share what is shown once"
+    rows = report_file(file)
+    assert [".".join(v[:2]) for v in views] == [row.layer for row in rows]
+    assert sum(row.parameters for row in rows) == file.num_parameters
+    changes = measure_changes(file, unet)
+    assert sum(change.parameters for change in changes) == file.num_parameters
     for component, path, view in views:
         tiles = show_atoms(file, component, path, view)
         width = file.layers[f"{component}.{path}"]["block"][1]
@@ -95,6 +99,25 @@ def test_shared_atoms_show_once_and_can_be_muted(make_unet, make_file, run_unet)
     adapters = sdatoms.load_atoms(unet, mute_atom(one, 1))
     assert torch.equal(run_unet(unet), expected)
     adapters.clear()
+
+
+@pytest.mark.parametrize("which", [0, 1, -1], ids=["owner", "another", "last"])
+def test_shared_atoms_muted_in_one_layer_stay_in_the_others(make_unet, make_file, which, tmp_path):
+    shared = {"variant": "coefficients", "block_form": "shared", "block_atoms": 2}
+    file, unet = sdatoms.read_atoms(make_file(**shared)), make_unet()
+    groups = {}
+    for key, layout in file.layers.items():
+        groups.setdefault(layout["block"][1], []).append(key.partition(".")[2])
+    path = max(groups.values(), key=len)[which]
+    muted = file
+    for atom in (0, 1):
+        muted = mute_atom(muted, atom, path=path)
+    muted = sdatoms.read_atoms(muted.save(tmp_path / "muted.safetensors"))
+    before, after = ({r.path: r.change for r in measure_changes(f, unet)} for f in (file, muted))
+    assert before[path] > 0 and after[path] == 0
+    del before[path], after[path]
+    assert after == before
+    assert muted.sha256 != file.sha256
 
 
 @pytest.mark.parametrize("factors", ["shared", "each"])
