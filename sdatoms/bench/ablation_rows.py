@@ -15,6 +15,8 @@ ABLATED = "product b16"
 """The row that every ablation changes in one point."""
 SHARED = "shared r4, text"
 """The row whose settings ablations change too: it trains neither these layers nor spatial atoms."""
+RIVALS = ("LoRA r4 attention + conv", "LoRA r4 cross-attention")
+"""Peers that are given what helps atoms: decay towards the base."""
 CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 1": {"adam_weight_decay": 1.0},
     "weight decay 10": {"adam_weight_decay": 10.0},
@@ -97,4 +99,13 @@ def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     changed += [
         replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
     ]
-    return [replace(row, group="ablations") for row in changed]
+    helped = [
+        replace(
+            rows[peer],
+            name=f"{peer}: {name}",
+            training={**rows[peer].training, **CHANGES[name]},
+        )
+        for peer in RIVALS
+        for name in ("weight decay 1", "weight decay 10")
+    ]
+    return [*(replace(row, group="ablations") for row in changed), *helped]

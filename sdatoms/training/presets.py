@@ -21,6 +21,7 @@ __all__ = [
     "PRESETS",
     "PRODUCTS",
     "SUBJECT",
+    "TINY",
     "Preset",
     "expand_preset",
 ]
@@ -44,6 +45,14 @@ PRODUCTS = {
 SUBJECT = PRODUCTS | {"atom_layers": "cross-attention", "learning_rate": 3e-3}
 """A subject is learnt where the prompt's words are read: with a quarter of the numbers, in half of
 the steps and with half of the drift of all layers (docs/results.md)."""
+TINY = {
+    "atom_variant": "coefficients",
+    "block_form": "shared",
+    "atom_layers": "text",
+    "learning_rate": 1e-2,
+    "adam_weight_decay": 1.0,
+}
+"""Four atoms for all layers that read the prompt; decay towards the base halves what they drift."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
 LOOKS = {"validation_steps": 50, "checkpointing_steps": 50}
@@ -75,6 +84,10 @@ PRESETS: dict[str, Preset] = {
             "best_metric": "auto",
             "early_stopping_patience": 3,
         },
+    ),
+    "tiny": Preset(
+        "The smallest file: colours and kind of the subject more than its outline",
+        TINY | LOOKS | {"max_train_steps": 100},
     ),
     "pet": Preset(
         "Faces and pets: the class stays what it was, pictures are mirrored too",

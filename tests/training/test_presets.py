@@ -49,7 +49,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(AtomError, match="no preset 'quik'; did you mean quick"):
         expand_preset("quik", {})
     with pytest.raises(
-        AtomError, match="there are quick, balanced, best, pet, object, style, sd15-"
+        AtomError, match="there are quick, balanced, best, tiny, pet, object, style, sd15-"
     ):
         expand_preset("zzz", {})
 
