@@ -316,8 +316,8 @@ class TrainConfig:
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
     atom_layers: Literal["all", "attention", "cross-attention", "text", "convolutions"] = "all"
-    """Which of the denoiser's layers get atoms; a subject is learnt in cross-attention, and nearly
-    as well in those of its layers that read the prompt (text)."""
+    """Which of the denoiser's layers get atoms; text: those of cross-attention that read the
+    prompt."""
     atom_decomposition: Literal["linear", "sparse"] = "linear"
     """How coefficients are found."""
     num_atoms: int | None = None
@@ -334,8 +334,8 @@ class TrainConfig:
     block_share: float | None = None
     """In place of block_atoms, the share of a layer's weights its block atoms may hold."""
     block_form: Literal["map", "product", "shared"] | None = None
-    """How a channel block changes: by one full map, by a product of two small factors, or by
-    block_atoms atoms that all layers of one input width share (map)."""
+    """How a channel block changes: by one full map, by two small factors, or by atoms that layers
+    share (map)."""
     block_factors: Literal["shared", "each"] | None = None
     """Whether all blocks of a weight share one pair of factors, or each has its own (shared)."""
     sparsity: float | None = None
