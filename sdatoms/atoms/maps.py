@@ -194,10 +194,14 @@ class LayerMap:
     @property
     def shared(self) -> tuple[Tensor, Tensor] | None:
         """E `(p, r)` and D `(r, p)` of shared atoms, float32; else None."""
-        if SHARED[0] not in self.tensors:
+        return self._read_pair(SHARED)
+
+    def _read_pair(self, names: tuple[str, str]) -> tuple[Tensor, Tensor] | None:
+        """Two trained tensors that come together, float32; None where the view has others."""
+        if names[0] not in self.tensors:
             return None
-        encoder, atoms = (self.tensors[name].detach().float() for name in SHARED)
-        return encoder, atoms
+        first, second = (self.tensors[name].detach().float() for name in names)
+        return first, second
 
     @property
     def encoder(self) -> Tensor:
@@ -207,10 +211,7 @@ class LayerMap:
     @property
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """L and R of the product form, `(b, b)` or `(blocks, b, b)`, float32; else None."""
-        if FACTORS[0] not in self.tensors:
-            return None
-        left, right = (self.tensors[name].detach().float() for name in FACTORS)
-        return left, right
+        return self._read_pair(FACTORS)
 
     @property
     def own_strength(self) -> float:

@@ -82,13 +82,15 @@ def list_trials() -> list[Method]:
     ]
 
 
+def change(row: Method, name: str) -> Method:
+    """The row with one of `CHANGES`."""
+    training = {**row.training, **CHANGES[name]}
+    return replace(row, name=f"{row.name}: {name}", training=training)
+
+
 def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     own, beside = rows[ABLATED], rows[f"{ABLATED} + spatial"]
-    changed = [
-        replace(row, name=f"{row.name}: {name}", training={**row.training, **change})
-        for row in (own, rows[SHARED])
-        for name, change in CHANGES.items()
-    ]
+    changed = [change(row, name) for row in (own, rows[SHARED]) for name in CHANGES]
     changed += [
         replace(own, name=f"{ABLATED}: {name}", targets=paths) for name, paths in PARTS.items()
     ]
@@ -99,13 +101,6 @@ def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     changed += [
         replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
     ]
-    helped = [
-        replace(
-            rows[peer],
-            name=f"{peer}: {name}",
-            training={**rows[peer].training, **CHANGES[name]},
-        )
-        for peer in RIVALS
-        for name in ("weight decay 1", "weight decay 10")
-    ]
+    decays = ("weight decay 1", "weight decay 10")
+    helped = [change(rows[peer], name) for peer in RIVALS for name in decays]
     return [*(replace(row, group="ablations") for row in changed), *helped]

@@ -77,9 +77,9 @@ class AtomFile:
     @property
     def sha256(self) -> str:
         """Hash of names, shapes and bytes of all tensors, and of which layers share them."""
-        sharing = {key: find_owners(layout) for key, layout in self.layers.items()}
-        found = json.dumps({key: owners for key, owners in sharing.items() if owners})
-        return hash_tensors(self.tensors, "" if found == "{}" else found)
+        found = {key: find_owners(layout) for key, layout in self.layers.items()}
+        sharing = {key: owners for key, owners in found.items() if owners}
+        return hash_tensors(self.tensors, json.dumps(sharing) if sharing else "")
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -118,10 +118,9 @@ def list_maps(
     """Module path → one map a view, from the tensors and the layouts by module path; a layer that
     shares the atoms of another has that one's tensors."""
     found: dict[str, list[LayerMap]] = {}
-    sharing = (path for path, layout in layouts.items() if find_owners(layout))
-    for path in dict.fromkeys([*grouped, *sharing]):
-        layout, views = layouts[path], dict(grouped.get(path, {}))
-        owners = find_owners(layout)
+    sharing = {path: find_owners(layout) for path, layout in layouts.items()}
+    for path in dict.fromkeys([*grouped, *(path for path, owners in sharing.items() if owners)]):
+        layout, owners, views = layouts[path], sharing[path], dict(grouped.get(path, {}))
         kept = {view: grouped.get(owner, {}).get(view) for view, owner in owners.items()}
         views |= {view: tensors for view, tensors in kept.items() if tensors}
         for view, tensors in views.items():
