@@ -79,7 +79,8 @@ def read_atoms(path: str) -> tuple[dict[str, Views], dict[str, Any]]:
         for view, blocks in [("block", layout), *layout.items()]:
             if isinstance(blocks, dict) and "shared_with" in blocks:
                 owner = f"{component}.{blocks['shared_with']}"
-                layers.setdefault(layer, {})[view] = layers[owner][view]
+                own = layers.setdefault(layer, {}).get(view, {})
+                layers[layer][view] = {**layers[owner][view], **own}
     return layers, layouts
 
 
@@ -144,15 +145,22 @@ def compute_delta(weight: Tensor, layout: Mapping[str, Any], views: Views) -> Te
 
 def mix_rows(w: Tensor, kernel: list[int], t: Mapping[str, Tensor]) -> Tensor:
     """`X E D` of a weight `(g·o, i, taps)`, whose filters X are rows over its input channels, with
-    the atoms D and the encoder E that layers share.
+    the atoms D and the encoder E that layers share; `C D` with coefficients of its own.
 
     Raises:
         ValueError: the rows are of another length than the atoms.
     """
-    encoder, atoms = (t[f"shared_{name}"].float().to(w.device) for name in ("encoder", "atoms"))
-    if w.shape[1] != len(encoder) or w.shape[2] != math.prod(kernel):
-        raise ValueError(f"rows of {w.shape[1]} do not fit shared atoms of {len(encoder)} numbers")
-    return ((w.mT @ encoder) @ atoms).mT
+    atoms = t["shared_atoms"].float().to(w.device)
+    if w.shape[1] != atoms.shape[1] or w.shape[2] != math.prod(kernel):
+        raise ValueError(
+            f"rows of {w.shape[1]} do not fit shared atoms of {atoms.shape[1]} numbers"
+        )
+    if "coefficients" not in t:
+        return ((w.mT @ t["shared_encoder"].float().to(w.device)) @ atoms).mT
+    own = t["coefficients"].float().to(w.device)
+    if len(own) != w.shape[0] * w.shape[2]:
+        raise ValueError(f"a weight of shape {tuple(w.shape)} does not fit the atoms")
+    return (own @ atoms).reshape(w.mT.shape).mT
 
 
 def multiply_factors(w: Tensor, groups: int, t: Mapping[str, Tensor]) -> Tensor:

@@ -39,13 +39,23 @@ class SceneSubject:
 
 
 SCENE_SUBJECTS = {
+    "bell": SceneSubject("1f514", "bell", "an alarm clock"),
+    "boat": SceneSubject("26f5", "ship", "a ship"),
+    "cactus": SceneSubject("1f335", "plant", "a plant"),
     "cupcake": SceneSubject("1f9c1", "cake", "a cake"),
+    "guitar": SceneSubject("1f3b8", "guitar", "a violin"),
+    "hamburger": SceneSubject("1f354", "hamburger", "a sandwich"),
     "hedgehog": SceneSubject("1f994", "hedgehog", "an animal"),
     "koala": SceneSubject("1f428", "bear", "a bear"),
+    "monkey": SceneSubject("1f648", "monkey", "a monkey"),
+    "pineapple": SceneSubject("1f34d", "fruit", "a fruit"),
     "robot": SceneSubject("1f916", "robot", "a face"),
     "rocket": SceneSubject("1f680", "rocket", "an airplane"),
     "snail": SceneSubject("1f40c", "snail", "an animal"),
+    "snowman": SceneSubject("26c4", "snowman", "a snowflake"),
+    "sunflower": SceneSubject("1f33b", "flower", "a flower"),
     "teapot": SceneSubject("1fad6", "teapot", "a teacup"),
+    "tractor": SceneSubject("1f69c", "truck", "a truck"),
     "unicorn": SceneSubject("1f984", "horse", "a horse"),
 }
 """Name of the folder → its subject."""

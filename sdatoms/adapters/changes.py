@@ -78,8 +78,8 @@ def measure_changes(file: AtomFile | LoraFile, target: Any) -> list[LayerChange]
         module, adapter = plans[component]
         norm = float(read_pristine(module, path).float().norm())
         change = float(delta.norm()) / max(norm, 1e-30)
-        own = (m for m in adapter.maps[path] if not (isinstance(m, LayerMap) and m.owner))
-        tensors = [item for m in own for item in m.tensors.items()]
+        held = (m.held if isinstance(m, LayerMap) else m.tensors for m in adapter.maps[path])
+        tensors = [item for own in held for item in own.items()]
         trained = sum(tensor.numel() for name, tensor in tensors if not is_frozen(name))
         rows.append(LayerChange(component, path, name_block(path), change, trained))
     return rows

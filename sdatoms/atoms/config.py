@@ -88,8 +88,9 @@ class AtomConfig:
     16 where none is given; or by `block_atoms` atoms (4 where none is given) as long as a layer's
     rows, which all layers with inputs of that width share (`shared`) and which hold the fewest."""
     block_factors: BlockFactors = "shared"
-    """Whether all blocks of a weight have one pair of factors (`shared`), or each row and column of
-    blocks its own (`each`); with `block_form` "product" only."""
+    """With `block_form` "product", whether all blocks of a weight have one pair of factors
+    (`shared`), or each row and column of blocks its own (`each`). With "shared", whether the layers
+    have one encoder in common too (`shared`), or each has coefficients of its own (`each`)."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -145,9 +146,9 @@ class AtomConfig:
 
     def _check_form(self) -> None:
         """Refuse what a product of two factors has no place for."""
-        if self.block_form != "product" and self.block_factors != "shared":
+        if self.block_form == "map" and self.block_factors != "shared":
             raise AtomError(
-                "AtomConfig.block_factors is 'each', which block_form 'product' alone has"
+                "AtomConfig.block_factors is 'each', which block_form 'map' has no place for"
             )
         if self.block_form == "map":
             return

@@ -13,6 +13,7 @@ that no state dict holds. The subclasses differ in what `ΔD` is made of:
   (`products.py`): variants `coefficients` and `full` with `block_form` "product".
 - `SharedDelta`: whole rows as filters, atoms and a trained encoder that many layers share
   (`shared.py`): the same variants with `block_form` "shared".
+- `OwnDelta`: the same atoms with coefficients of each layer's own: `block_factors` "each" there.
 
 Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in
 float32, whatever the weight's dtype.
@@ -34,16 +35,18 @@ from torch import Tensor, nn
 from sdatoms.atoms.codes import CodeBook, Codes, encode_weight
 from sdatoms.atoms.decompose import View
 from sdatoms.atoms.products import FACTORS, apply_factors, factor_shapes
-from sdatoms.atoms.shared import SHARED, apply_shared, draw_atoms
+from sdatoms.atoms.shared import OWN, SHARED, apply_shared, draw_atoms
 
 __all__ = [
     "AtomDelta",
     "ChannelDelta",
     "Delta",
+    "FixedOwnDelta",
     "FixedProductDelta",
     "FixedSharedDelta",
     "MapDelta",
     "OvercompleteDelta",
+    "OwnDelta",
     "ProductDelta",
     "SharedDelta",
     "SharingDelta",
@@ -90,6 +93,10 @@ class Delta(nn.Module):
     """T as `form_once` holds it, on which gradients gather."""
     form = ""
     """What reports call the form of a block view that is no plain map."""
+    keeper: Delta | None = None
+    """The delta of another layer that keeps the atoms of this one."""
+    owner: str = ""
+    """Path of the layer that keeps shared atoms."""
 
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__()
@@ -339,6 +346,55 @@ class FixedSharedDelta(SharedDelta):
         nn.Module.__init__(self)
         self.view, self.sparse, self.owner = view, False, ""
         for name, tensor in zip(SHARED, (encoder, atoms), strict=True):
+            self.register_buffer(name, tensor.to(torch.float32), persistent=False)
+
+
+class OwnDelta(Delta):
+    """Trained `coefficients` C `(n, r)`, zero at the start, of `shared_atoms` D `(r, p)`, which one
+    layer keeps for all that share them.
+
+    Args:
+        view: as in `SharedDelta`.
+        atoms: D to start from, or the delta that keeps it.
+        owner: path of the layer that keeps it.
+    """
+
+    form = "shared"
+
+    def __init__(self, view: View, atoms: Tensor | OwnDelta, like: Tensor, owner: str) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, owner
+        if isinstance(atoms, Tensor):
+            self.shared_atoms = nn.Parameter(atoms.to(like.device))
+        else:
+            self.__dict__["keeper"] = atoms  # no submodule: its atoms are the owner's alone
+        self.coefficients = nn.Parameter(make_zeros(like, view.height, self.num_atoms))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == OWN[1] and "keeper" in self.__dict__:
+            return getattr(self.__dict__["keeper"], name)
+        return super().__getattr__(name)
+
+    @property
+    def num_atoms(self) -> int:
+        return len(self.shared_atoms)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.view.fold(self.coefficients @ self.shared_atoms).to(weight.device)
+
+    def extra_repr(self) -> str:
+        return f"coefficients of {self.num_atoms} atoms, width={self.view.width}, {self.owner!r}"
+
+
+class FixedOwnDelta(OwnDelta):
+    """Coefficients at a strength and their atoms, which no gradient reaches and no state dict
+    holds."""
+
+    def __init__(self, view: View, coefficients: Tensor, atoms: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, ""
+        for name, tensor in zip(OWN, (coefficients, atoms), strict=True):
             self.register_buffer(name, tensor.to(torch.float32), persistent=False)
 
 

@@ -17,6 +17,7 @@ from sdatoms.atoms.codes import CodeBook, fetch_codes
 from sdatoms.atoms.decompose import Kind, View
 from sdatoms.atoms.deltas import (
     Delta,
+    FixedOwnDelta,
     FixedProductDelta,
     FixedSharedDelta,
     MapDelta,
@@ -26,7 +27,7 @@ from sdatoms.atoms.deltas import (
 )
 from sdatoms.atoms.lora import LoraMap, SummedLora
 from sdatoms.atoms.products import FACTORS, apply_factors
-from sdatoms.atoms.shared import SHARED, apply_shared
+from sdatoms.atoms.shared import OWN, SHARED, apply_shared
 from sdatoms.errors import AtomError
 
 __all__ = [
@@ -44,7 +45,7 @@ TOO_LARGE = "strengths this large leave the sum of the atoms no finite float32 n
 
 @dataclass(frozen=True, eq=False)
 class SummedMap:
-    """What one view of a weight adds to it: `X T`, or `A ΔD` with the codes A."""
+    """What one view of a weight adds to it: `X T`, or `A ΔD` with codes or own coefficients A."""
 
     view: View
     transform: Tensor
@@ -130,6 +131,11 @@ def sum_transforms(
             check_bound(strength, encoder.double().norm(), atoms.double().norm())
             products.append(SummedShared(m.view(weight), strength * encoder, atoms))
             continue
+        if m.own:
+            own = (m.own[0].to(weight.device), m.own[1].to(weight.device))
+            check_bound(strength, *(t.double().norm() for t in own))
+            products.append(SummedMap(m.view(weight), own[1], strength * own[0]))
+            continue
         view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
         key = (view, book, part.dim())
         sums[key] = sums[key] + part if key in sums else part
@@ -166,8 +172,10 @@ def form_deltas(
             deltas[f"map_{n}"] = FixedProductDelta(m.view, m.factors, m.strength)
         elif isinstance(m, SummedShared):
             deltas[f"map_{n}"] = FixedSharedDelta(m.view, m.encoder, m.atoms)
+        elif isinstance(m, SummedMap) and m.codes is not None:
+            deltas[f"map_{n}"] = FixedOwnDelta(m.view, m.codes, m.transform)
         else:
-            assert isinstance(m, SummedMap) and m.codes is None
+            assert isinstance(m, SummedMap)
             deltas[f"map_{n}"] = MapDelta(m.view, m.transform)
     return deltas
 
@@ -175,7 +183,7 @@ def form_deltas(
 @dataclass(frozen=True, eq=False)
 class LayerMap:
     """One view's unit-strength delta of one layer: `ΔX = X T`, `ΔX = A ΔD` of sparse codes, the
-    product of two factors, or atoms that layers share."""
+    product of two factors, or atoms that layers share, `ΔX = X E D` or `C D`."""
 
     kind: Kind
     block: tuple[int, int]
@@ -183,18 +191,28 @@ class LayerMap:
     kernel: tuple[int, ...]
     tensors: Mapping[str, Tensor]
     """The encoder, or the base atoms, and the trained tensors of the view; two factors; or the
-    encoder and the atoms that layers share."""
+    atoms that layers share, with their encoder or this layer's coefficients."""
     book: CodeBook | None = None
     """What decides the codes A; None with the linear decomposition."""
     codes: Tensor | None = None
     """A, where it is known already."""
     owner: str | None = None
-    """Path of the layer whose tensors these are; None: this one's own."""
+    """Path of the layer that keeps the shared atoms, and their encoder; None: this one."""
 
     @property
     def shared(self) -> tuple[Tensor, Tensor] | None:
         """E `(p, r)` and D `(r, p)` of shared atoms, float32; else None."""
         return self._read_pair(SHARED)
+
+    @property
+    def own(self) -> tuple[Tensor, Tensor] | None:
+        """C `(n, r)` and D `(r, p)` of coefficients of the layer's own, float32; else None."""
+        return self._read_pair(OWN)
+
+    @property
+    def held(self) -> dict[str, Tensor]:
+        """The tensors that this layer keeps itself."""
+        return {n: t for n, t in self.tensors.items() if not self.owner or n == OWN[0]}
 
     def _read_pair(self, names: tuple[str, str]) -> tuple[Tensor, Tensor] | None:
         """Two trained tensors that come together, float32; None where the view has others."""
@@ -205,7 +223,8 @@ class LayerMap:
 
     @property
     def encoder(self) -> Tensor:
-        """E `(p, m)`, frozen or trained, as stored; with the linear decomposition only."""
+        """E `(p, m)`, frozen or trained, as stored; with the linear decomposition only, and not
+        where coefficients are the layer's own."""
         return self.tensors["encoder" if "encoder" in self.tensors else SHARED[0]]
 
     @property

@@ -15,11 +15,27 @@ ABLATED = "product b16"
 """The row that every ablation changes in one point."""
 SHARED = "shared r4, text"
 """The row whose settings ablations change too: it trains neither these layers nor spatial atoms."""
-RIVALS = ("LoRA r4 attention + conv", "LoRA r4 cross-attention")
-"""Peers that are given what helps atoms: decay towards the base."""
+HELPED = (
+    "shared r2 each, text",
+    "shared r4 each, text",
+    "product b32, cross-attention",
+    "LoRA r4 text",
+    "LoRA r4 cross-attention",
+    "LoRA r4 attention + conv",
+)
+"""Rows that are given what helps shared atoms, peers among them: decay towards the base, and more
+of the steps at which a picture is mostly noise."""
+NOISY = {
+    "timestep_bias_strategy": "later",
+    "timestep_bias_multiplier": 5.0,
+    "timestep_bias_portion": 0.5,
+}
+"""Five of six steps learn from the noisier half of the timesteps."""
 CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 1": {"adam_weight_decay": 1.0},
     "weight decay 10": {"adam_weight_decay": 10.0},
+    "noisy steps": NOISY,
+    "weight decay 1, noisy steps": {"adam_weight_decay": 1.0, **NOISY},
     "averages": {"use_ema": True},
     "prior by prediction": {
         "with_prior_preservation": True,
@@ -101,6 +117,6 @@ def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     changed += [
         replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
     ]
-    decays = ("weight decay 1", "weight decay 10")
-    helped = [change(rows[peer], name) for peer in RIVALS for name in decays]
+    helpers = ("weight decay 1", "weight decay 10", "weight decay 1, noisy steps")
+    helped = [change(rows[row], name) for row in HELPED for name in helpers]
     return [*(replace(row, group="ablations") for row in changed), *helped]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdatoms.bench.rows import CONVOLUTIONS, EVERYWHERE, PLACES, Method, rates_around
+from sdatoms.bench.rows import CONVOLUTIONS, EVERYWHERE, PLACES, TEXT, Method, rates_around
 
 __all__ = ["SLOW", "WORD", "list_peers"]
 
@@ -31,14 +31,15 @@ def list_peers() -> list[Method]:
     rows = [Method("full fine-tuning", "all", rates_around(1e-4))]
     for rank in (1, 4, 16):
         rows += use_peft(f"LoRA r{rank}", "LoraConfig", 3e-3, r=rank, lora_alpha=rank)
-    rows.append(
+    rows += [
         Method(
-            "LoRA r4 all layers",
+            f"LoRA r4 {place}",
             "LoraConfig",
             rates_around(3e-3),
-            {"r": 4, "lora_alpha": 4, "target_modules": EVERYWHERE},
+            {"r": 4, "lora_alpha": 4, "target_modules": pattern},
         )
-    )
+        for place, pattern in (("text", TEXT), ("all layers", EVERYWHERE))
+    ]
     rows += use_peft("DoRA r4", "LoraConfig", 3e-3, r=4, lora_alpha=4, use_dora=True)
     rows += use_peft("LoHa r4", "LoHaConfig", 3e-3, r=4, alpha=4)
     rows += use_peft("LoKr r4", "LoKrConfig", 3e-3, r=4, alpha=4)

@@ -13,6 +13,7 @@ __all__ = [
     "CONVOLUTIONS",
     "EVERYWHERE",
     "PLACES",
+    "TEXT",
     "Method",
     "list_atoms",
     "rates_around",
@@ -21,6 +22,8 @@ __all__ = [
 ATTENTION = r".*(to_q|to_k|to_v|to_out\.0)"
 CONVOLUTIONS = r".*(conv1|conv2|conv_shortcut|samplers\.0\.conv|to_q|to_k|to_v|to_out\.0)"
 CROSS = r".*attn2\.(to_q|to_k|to_v|to_out\.0)"
+TEXT = r".*attn2\.(to_k|to_v)"
+"""The layers that read the prompt."""
 PLACES = {"cross-attention": CROSS, "attention": ATTENTION, "attention + conv": CONVOLUTIONS}
 EVERYWHERE = f"{CONVOLUTIONS}|.*(conv_in|conv_out|proj_in|proj_out|net\\.0\\.proj|net\\.2)"
 """The layers that block atoms take by default."""
@@ -192,13 +195,15 @@ def list_atoms() -> list[Method]:
     )
     rows += [
         use_atoms(
-            f"shared r{count}, {place}",
+            f"shared r{count}{label}, {place}",
             3e-3,
             layers,
             **blocks,
             block_form="shared",
             block_atoms=count,
+            **factors,
         )
+        for label, factors in (("", {}), (" each", {"block_factors": "each"}))
         for place, layers in (
             ("text", ATOM_LAYERS["text"]),
             ("cross-attention", CROSS_LAYERS),

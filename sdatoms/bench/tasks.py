@@ -29,6 +29,8 @@ __all__ = ["Task", "list_tasks", "open_task", "split_tasks"]
 
 HELD_OUT = 3
 """Drawings of a style that are not trained on."""
+VALIDATION = ("bell", "cactus", "hedgehog", "koala", "monkey", "octopus", "tractor")
+"""The bundled tasks by which rates, steps and defaults were chosen."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,14 @@ def list_tasks(photographs: Path | None = None) -> dict[str, str]:
 def split_tasks(tasks: dict[str, str], path: Path, seed: int = 0) -> dict[str, list[str]]:
     """`validation` and `test` → names, written to `path` once and read from there afterwards.
 
-    A third of every kind is drawn for validation; a kind of fewer than three has none, and takes
-    what was chosen on the other kinds. Tasks that came since are test tasks.
+    Of the bundled tasks those of `VALIDATION` choose, of photographs a third that is drawn. A kind
+    without one takes what was chosen on the other kinds. Tasks that came since are test tasks.
     """
     kept = read_table(path, {}).get("validation")
     if kept is None:
-        kept = []
-        for kind in sorted(set(tasks.values())):
-            own = sorted(name for name in tasks if tasks[name] == kind)
-            kept += random.Random(f"{seed}:{kind}").sample(own, len(own) // 3)
+        own = sorted(name for name, kind in tasks.items() if kind == "photographs")
+        kept = random.Random(f"{seed}:photographs").sample(own, len(own) // 3)
+        kept += [name for name in VALIDATION if name in tasks]
     known = [name for name in tasks if name in kept]
     split = {"validation": known, "test": [name for name in tasks if name not in kept]}
     if not path.is_file():

@@ -137,8 +137,8 @@ def show_atoms(
     if found.factors:
         tiles = [lay_factors(found, added).float() for added in (False, True)]
         return AtomTiles("product", tiles[0], tiles[1], None)
-    if found.shared:
-        rows = lay_rows(*found.shared)
+    if pair := found.shared or found.own:
+        rows = lay_rows(*pair)
         return AtomTiles("shared", torch.zeros_like(rows), rows, None)
     delta = found.delta
     if delta.dim() == 3:
@@ -169,7 +169,8 @@ def form_dictionary(found: LayerMap) -> Tensor:
 
 
 def lay_rows(encoder: Tensor, atoms: Tensor) -> Tensor:
-    """Shared atoms `(r, p)` as tiles of p numbers, each times the norm of its encoder's column."""
+    """Shared atoms `(r, p)` as tiles of p numbers, each times the norm of its column of the encoder
+    or of the layer's own coefficients."""
     scaled, p = encoder.norm(dim=0)[:, None] * atoms, atoms.shape[1]
     return scaled.reshape(len(atoms), split_side(p, math.isqrt(p)), -1)
 
@@ -253,8 +254,7 @@ def split_off(file: AtomFile, component: str | None, path: str) -> AtomFile:
     for key in [f"{owner}.{path}" for owner in file.components if component in (None, owner)]:
         owner = key.partition(".")[0]
         for view, keeper in find_owners(layers.get(key)).items():
-            for name in SHARED:
-                tensors[f"{key}.{view}.{name}"] = tensors[f"{owner}.{keeper}.{view}.{name}"].clone()
+            copy_shared(tensors, f"{owner}.{keeper}.{view}", f"{key}.{view}")
             del find_blocks(layers[key], view)["shared_with"]
         sharing = [
             (other, view)
@@ -270,9 +270,16 @@ def split_off(file: AtomFile, component: str | None, path: str) -> AtomFile:
                 blocks["shared_with"] = heir.partition(".")[2]
                 continue
             del blocks["shared_with"]
-            for name in SHARED:
-                tensors[f"{heir}.{view}.{name}"] = tensors[f"{key}.{view}.{name}"].clone()
+            copy_shared(tensors, f"{key}.{view}", f"{heir}.{view}")
     return replace(file, metadata=file.metadata | {"layers": json.dumps(layers)}, tensors=tensors)
+
+
+def copy_shared(tensors: dict[str, Tensor], source: str, target: str) -> None:
+    """Give the layer and view `target` a copy of the shared atoms at `source`, and of their encoder
+    where they have one."""
+    for name in SHARED:
+        if f"{source}.{name}" in tensors:
+            tensors[f"{target}.{name}"] = tensors[f"{source}.{name}"].clone()
 
 
 def count_atoms(file: AtomFile) -> int:

@@ -122,7 +122,7 @@ def list_maps(
     for path in dict.fromkeys([*grouped, *(path for path, owners in sharing.items() if owners)]):
         layout, owners, views = layouts[path], sharing[path], dict(grouped.get(path, {}))
         kept = {view: grouped.get(owner, {}).get(view) for view, owner in owners.items()}
-        views |= {view: tensors for view, tensors in kept.items() if tensors}
+        views |= {view: held | views.get(view, {}) for view, held in kept.items() if held}
         for view, tensors in views.items():
             blocks = find_blocks(layout, view)
             found.setdefault(path, []).append(

@@ -31,7 +31,7 @@ from sdatoms.atoms.decompose import MAX_WIDTH
 from sdatoms.atoms.keys import find_blocks, join_key, split_key
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.products import FACTORS, fold_factors
-from sdatoms.atoms.shared import SHARED
+from sdatoms.atoms.shared import OWN, SHARED
 from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
@@ -44,9 +44,10 @@ __all__ = [
 ]
 
 SharedSums = dict[tuple[tuple[int, float], ...], dict[str, Tensor]]
-"""Which tensors at which strengths → their sum."""
-SHARED_PLACE = -2
-"""Where shared atoms stand among the views of a sum: before plain maps of the same block."""
+"""Which tensors at which strengths → what several layers have of their sum."""
+PLACES = {OWN[0]: -3, SHARED[0]: -2}
+"""Where shared atoms with own coefficients, or with an encoder, stand among the views of a sum:
+before plain maps of the same block, which are at -1."""
 Term = tuple[float, LayerMap]
 Part = tuple[AtomFile, float]
 KEPT = (
@@ -238,7 +239,8 @@ def sum_layer(
                 f"{m.kernel} in {first.groups} and {m.groups} groups; they fit no common base"
             )
         # Products stand side by side; maps of shared atoms make one of more atoms.
-        place = len(slots) if m.factors else SHARED_PLACE if SHARED[0] in m.tensors else -1
+        alone = next((PLACES[name] for name in PLACES if name in m.tensors), -1)
+        place = len(slots) if m.factors else alone
         slots.setdefault((m.kind, m.block, place), []).append((strength, m))
     channels = {m.channels for _, m in terms if m.channels is not None}
     if len(channels) > 1:
@@ -256,7 +258,12 @@ def sum_layer(
             name = "block" if blocks == 1 else f"block_{blocks}"
             facts = {"view": kind, "block": list(block)}
             layout |= facts if blocks == 1 else {name: facts}
-        summed = sum_shared(group, sums) if place == SHARED_PLACE else sum_view(group)
+        if place == PLACES[OWN[0]]:
+            summed = sum_own(group, sums)
+        elif place == PLACES[SHARED[0]]:
+            summed = sum_shared(group, sums)
+        else:
+            summed = sum_view(group)
         if book := group[0][1].book:
             books[name] = book
             summed["base_atoms"] = summed.pop("encoder").T.contiguous()
@@ -300,14 +307,15 @@ def fold_products(terms: Sequence[Term]) -> list[Term]:
 
 
 def share_equal(tensors: dict[str, Tensor], layers: Mapping[str, dict[str, Any]]) -> None:
-    """Keep sums of shared atoms that several layers have with the first of them alone."""
+    """Keep sums of shared atoms that several layers have, and their encoder where they have one,
+    with the first of them alone."""
     owners: dict[tuple[str, str, int], str] = {}
-    for name in [name for name in tensors if name.endswith(f".{SHARED[0]}")]:
+    for name in [name for name in tensors if name.endswith(f".{SHARED[1]}")]:
         component, path, view, _ = split_key(name)
         owner = owners.setdefault((component, view, id(tensors[name])), path)
         if owner != path:
             for kind in SHARED:
-                del tensors[f"{component}.{path}.{view}.{kind}"]
+                tensors.pop(f"{component}.{path}.{view}.{kind}", None)
             find_blocks(layers[f"{component}.{path}"], view)["shared_with"] = owner
 
 
@@ -318,7 +326,7 @@ def sum_shared(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
     Args:
         sums: those formed before; grows by this one.
     """
-    key = tuple((id(m.tensors), strength) for strength, m in terms)
+    key = tuple((id(m.tensors[SHARED[0]]), strength) for strength, m in terms)
     if key in sums:
         return sums[key]
     kept: list[tuple[float, tuple[Tensor, Tensor]]] = []
@@ -336,6 +344,34 @@ def sum_shared(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
         encoder, atoms = torch.eye(len(encoder), dtype=torch.float64), encoder @ atoms
     sums[key] = dict(zip(SHARED, (encoder.float(), atoms.float()), strict=True))
     return sums[key]
+
+
+def sum_own(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
+    """A layer's coefficients of all atoms of the terms, those of equal atoms added up; of more
+    atoms than rows are long, the change itself with the identity for atoms. Layers with the same
+    atoms get the very same tensor of them.
+
+    Args:
+        sums: as in `sum_shared`.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    for strength, m in terms:
+        own, atoms = strength * m.tensors[OWN[0]].double(), m.tensors[OWN[1]]
+        for place, (other, known) in enumerate(kept):
+            if torch.equal(known.float(), atoms.float()):
+                kept[place] = (other + own, known)
+                break
+        else:
+            kept.append((own, atoms))
+    p = kept[0][1].shape[1]
+    if sum(len(atoms) for _, atoms in kept) > p:
+        total = torch.stack([own @ atoms.double() for own, atoms in kept]).sum(0)
+        shared = sums.setdefault(((p, 0.0),), {OWN[1]: torch.eye(p)})
+        return {OWN[0]: total.float(), **shared}
+    key = tuple((id(atoms), 1.0) for _, atoms in kept)
+    if key not in sums:
+        sums[key] = {OWN[1]: torch.cat([atoms.float() for _, atoms in kept])}
+    return {OWN[0]: torch.cat([own for own, _ in kept], 1).float(), **sums[key]}
 
 
 def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:

@@ -80,17 +80,16 @@ def report_file(file: AtomFile) -> list[LayerRow]:
         for path, maps in file.maps(component).items():
             for m in maps:
                 block = "" if m.kind == "spatial" else f" {m.block[0]}x{m.block[1]}"
-                form = "product" if m.factors else "shared" if m.shared else m.kind
+                form = "product" if m.factors else "shared" if m.shared or m.own else m.kind
                 atoms = len(FACTORS) if m.factors else count_frame(m)
-                held = {} if m.owner else m.tensors
-                trained = [t for name, t in held.items() if not is_frozen(name)]
+                trained = [t for name, t in m.held.items() if not is_frozen(name)]
                 rows.append(
                     LayerRow(
                         layer=f"{component}.{path}",
                         view=f"{form}{block}",
                         atoms=atoms,
                         parameters=sum(t.numel() for t in trained),
-                        bytes=sum(t.numel() * t.element_size() for t in held.values()),
+                        bytes=sum(t.numel() * t.element_size() for t in m.held.values()),
                         change=measure_change(m),
                     )
                 )
@@ -98,14 +97,15 @@ def report_file(file: AtomFile) -> list[LayerRow]:
 
 
 def count_frame(m: LayerMap) -> int:
-    """The atoms of an encoder, or base atoms."""
-    return len(m.book.atoms) if m.book else m.encoder.shape[1]
+    """The atoms of an encoder, base atoms, or shared ones."""
+    atoms = m.book.atoms if m.book else m.own[1] if m.own else m.encoder.T
+    return len(atoms)
 
 
 def measure_change(m: LayerMap) -> float | None:
     """The RMS of ΔD, where the encoder is a principal one, as training makes it; sparse codes have
     that change on average only."""
-    if m.book or m.factors or m.shared or not is_principal(m.encoder.double()):
+    if m.book or m.factors or m.shared or m.own or not is_principal(m.encoder.double()):
         return None
     return float(m.delta.square().mean().sqrt())
 

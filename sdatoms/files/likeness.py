@@ -86,7 +86,7 @@ def walk_maps(file: AtomFile) -> dict[tuple[str, str, str], LayerMap]:
     for component in file.components:
         for path, maps in file.maps(component).items():
             for m in maps:
-                if m.factors or m.shared:
+                if m.factors or m.shared or m.own:
                     continue
                 found[component, path, f"{m.kind} {m.block[0]}x{m.block[1]}"] = m
     return found
@@ -108,7 +108,7 @@ def compare_products(
 
 
 def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]:
-    """(component, path, shapes of the factors, or block of shared atoms) → those there."""
+    """(component, path, shapes of the factors, or form and block of shared atoms) → those there."""
     found: dict[tuple[str, str, str], list[LayerMap]] = {}
     for component in file.components:
         for path, maps in file.maps(component).items():
@@ -118,6 +118,8 @@ def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]
                     found.setdefault((component, path, shapes), []).append(m)
                 elif m.shared:
                     found.setdefault((component, path, f"shared {m.block}"), []).append(m)
+                elif m.own:
+                    found.setdefault((component, path, f"own {m.block}"), []).append(m)
     return found
 
 
@@ -131,13 +133,20 @@ def multiply_products(
     """The inner product of two sums of products, or of shared atoms, in one layer."""
     norms = [file.fingerprints.get(key[0], {}).get(key[1]) for file in (first, second)]
     scale = math.prod(stored[0] if stored else 1.0 for stored in norms)
-    return scale * sum(multiply_pair(a, b) / math.prod(a.block) for a in ours for b in theirs)
+    total = 0.0
+    for a in ours:
+        for b in theirs:  # coefficients of a layer's own say the change itself
+            total += multiply_pair(a, b) * (1 if a.own else scale / math.prod(a.block))
+    return total
 
 
 def multiply_pair(a: LayerMap, b: LayerMap) -> float:
-    """`⟨T_a, T_b⟩` of two products, or of two maps of shared atoms."""
+    """`⟨T_a, T_b⟩` of two products or two maps of shared atoms; `⟨ΔX_a, ΔX_b⟩` where their
+    coefficients are a layer's own."""
     if a.shared and b.shared:
         return compare_shared(a.shared, b.shared)
+    if a.own and b.own:
+        return compare_shared(a.own, b.own)
     assert a.factors and b.factors
     return a.own_strength * b.own_strength * compare_factors(a.factors, b.factors)
 

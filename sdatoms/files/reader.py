@@ -30,7 +30,7 @@ from sdatoms.atoms.keys import (
     split_key,
 )
 from sdatoms.atoms.products import FACTORS
-from sdatoms.atoms.shared import SHARED
+from sdatoms.atoms.shared import OWN, SHARED
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import FORMAT, AtomFile
 from sdatoms.models.header import read_opening
@@ -176,6 +176,8 @@ def check_tensors(
         for path, views in paths.items():
             layout = layers.get(f"{component}.{path}")
             for view, found in views.items():
+                if view in find_owners(layout):
+                    continue  # looked at with its owner's, below
                 problem = check_layout(layout, view) or check_shapes(
                     found, layout or {}, view, basis
                 )
@@ -215,15 +217,16 @@ def check_owner(
         key: `<component>.<module path>` of the layer.
     """
     component, _, path = key.partition(".")
-    if view in found.get(path, {}):
+    held = found.get(path, {}).get(view, {})
+    if set(held) - {OWN[0]}:
         return "holds tensors beside those it shares"
     tensors = found.get(owner, {}).get(view, {}) if isinstance(owner, str) else {}
-    if set(tensors) != {*SHARED}:
+    if set(tensors) != set(OWN if held else SHARED):
         return f"shares atoms with {clip(str(owner))!r}, which has none to share"
     own, other = (find_blocks(layouts[k], view) for k in (key, f"{component}.{owner}"))
     if (own["view"], own["block"]) != (other["view"], other["block"]):
         return f"has a layout of another block than {clip(owner)!r}, whose atoms it shares"
-    return ""
+    return check_shared(dict(tensors) | held, layouts[key], own, "encoder") if held else ""
 
 
 def check_word(file: AtomFile, where: str) -> None:
@@ -291,8 +294,8 @@ def check_shapes(
     """What is wrong with one view's tensors, or an empty string."""
     if FACTORS[0] in found:
         return check_factors(found, find_blocks(layout, view), basis)
-    if SHARED[0] in found or SHARED[1] in found:
-        return check_shared(found, find_blocks(layout, view), basis)
+    if {*SHARED, *OWN} & set(found):
+        return check_shared(found, layout, find_blocks(layout, view), basis)
     names = set(found) - {basis}
     blocks = find_blocks(layout, view)
     if basis not in found or names not in (TRAINED[:1] if blocks else TRAINED):
@@ -350,18 +353,27 @@ def check_factors(found: Mapping[str, Tensor], blocks: Any, basis: str) -> str:
     return ""
 
 
-def check_shared(found: Mapping[str, Tensor], blocks: Any, basis: str) -> str:
-    """What is wrong with atoms that layers share, or an empty string."""
-    if set(found) != set(SHARED):
+def check_shared(
+    found: Mapping[str, Tensor], layout: Mapping[str, Any], blocks: Any, basis: str
+) -> str:
+    """What is wrong with atoms that layers share, and their encoder or a layer's coefficients, or
+    an empty string."""
+    names = OWN if OWN[0] in found else SHARED
+    if set(found) != set(names):
         return f"holds {clip(', '.join(sorted(found)))}: not an encoder and atoms to share"
     if basis != "encoder" or not blocks or blocks["view"] != "channel" or blocks["block"][0] != 1:
         return "holds shared atoms, which a linear file's rows alone may have"
     p = blocks["block"][1]
-    encoder, atoms = (tuple(found[name].shape) for name in SHARED)
+    first, atoms = (tuple(found[name].shape) for name in names)
     r = atoms[0] if atoms else 0
-    if p > MAX_WIDTH or not 1 <= r <= p or (encoder, atoms) != ((p, r), (r, p)):
+    if p > MAX_WIDTH or not 1 <= r <= p or atoms != (r, p):
         return (
-            f"has shared atoms of shapes {encoder} and {atoms} where ({p}, r) and (r, {p}) fit, "
-            f"with p at most {MAX_WIDTH} and r at most p"
+            f"has shared atoms of shape {atoms} where (r, {p}) fits, with p at most {MAX_WIDTH} "
+            "and r at most p"
         )
+    if names == SHARED and first != (p, r):
+        return f"has an encoder of shape {first} where ({p}, {r}) fits"
+    rows = layout["groups"] * math.prod(layout["kernel"])
+    if names == OWN and (len(first) != 2 or first[1] != r or not first[0] or first[0] % rows):
+        return f"has coefficients of shape {first} where (a multiple of {rows}, {r}) fits"
     return ""

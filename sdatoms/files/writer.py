@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.deltas import SharingDelta
 from sdatoms.atoms.keys import is_frozen
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
@@ -247,7 +246,7 @@ def describe_layout(weight: TunedWeight) -> dict[str, Any]:
     block = weight.views.get("block")
     if block is not None:
         layout |= {"view": block.view.kind, "block": list(block.view.block)}
-        if isinstance(block, SharingDelta):
+        if block.keeper:
             layout |= {"shared_with": block.owner}
     return layout | describe_books({v: d.book for v, d in weight.views.items() if d.book})
 

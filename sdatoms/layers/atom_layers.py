@@ -3,7 +3,8 @@
 An atom layer shares the base layer's `weight` and `bias` Parameter objects under the same
 state-dict keys, and all its other attributes. Built with the base constructor, it has no deltas and
 *is* that layer. Block atoms in product form (`sdatoms.atoms.products`) mix the layer's input and
-output instead of its weight, shared atoms (`sdatoms.atoms.shared`) its input.
+output instead of its weight, shared atoms (`sdatoms.atoms.shared`) its input; with coefficients of
+the layer's own they are a small layer beside it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from sdatoms.atoms.columns import (
     multiply_columns,
     pick_columns,
 )
-from sdatoms.atoms.deltas import Delta, ProductDelta, SharedDelta
+from sdatoms.atoms.deltas import Delta, OwnDelta, ProductDelta, SharedDelta
 from sdatoms.atoms.products import run_factors
-from sdatoms.atoms.shared import run_shared
+from sdatoms.atoms.shared import run_own, run_shared
 from sdatoms.errors import AtomError
 from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
@@ -104,7 +105,7 @@ class OneWeightLayer(AtomLayer):
     weight: Tensor
     bias: Tensor | None
 
-    def mixture(self) -> ProductDelta | SharedDelta | None:
+    def mixture(self) -> ProductDelta | SharedDelta | OwnDelta | None:
         """The delta of a layer that carries one product, or shared atoms, and nothing else: they
         meet the activations, and no weight-sized change is formed."""
         deltas = list(self.deltas.values())
@@ -113,7 +114,7 @@ class OneWeightLayer(AtomLayer):
         (delta,) = deltas
         if isinstance(delta, ProductDelta):
             return delta if delta.strength == 1.0 else None
-        return delta if isinstance(delta, SharedDelta) else None
+        return delta if isinstance(delta, SharedDelta | OwnDelta) else None
 
     def run_mixture(self, x: Tensor, run: Callable[[Tensor], Tensor], axes: int) -> Tensor | None:
         """The layer's output by its mixture; None where it carries none, or where float64 asks for
@@ -129,8 +130,15 @@ class OneWeightLayer(AtomLayer):
         if axes and x.dim() == axes + 1:  # an unbatched input
             y = self.run_mixture(x[None], run, axes)
             return None if y is None else y[0]
+        groups = delta.view.groups if axes else 0
+        if isinstance(delta, OwnDelta):
+            conv: Any = self
+            branch = lambda z, w: (
+                conv._conv_forward(z, w, None) if axes else nn.functional.linear(z, w)
+            )
+            own = (delta.coefficients, delta.shared_atoms)
+            return run_own(x, *own, run, branch, delta.view, groups)
         if isinstance(delta, SharedDelta):
-            groups = delta.view.groups if axes else 0
             return run_shared(x, delta.shared_encoder, delta.shared_atoms, run, groups)
         factors = (delta.output_factor, delta.input_factor)
         return run_factors(x, *factors, self.bias, run, 1 if axes else -1)

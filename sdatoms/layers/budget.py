@@ -28,11 +28,13 @@ from sdatoms.atoms.deltas import (
     AtomDelta,
     Delta,
     OvercompleteDelta,
+    OwnDelta,
     ProductDelta,
     SharedDelta,
     SharingDelta,
 )
 from sdatoms.atoms.products import factor_shapes
+from sdatoms.atoms.shared import draw_atoms
 from sdatoms.errors import AtomError
 from sdatoms.layers.targets import is_spatial
 from sdatoms.layers.weights import LayerWeight
@@ -53,7 +55,7 @@ def build_deltas(
     source: LayerWeight,
     config: AtomConfig,
     named: bool,
-    shared: dict[int, SharedDelta],
+    shared: dict[int, SharedDelta | OwnDelta],
 ) -> tuple[dict[str, Delta], str, float]:
     """The deltas of one layer by view, what was cut, and the worst relative reconstruction error.
 
@@ -174,22 +176,30 @@ def fit_shared(
     path: str,
     source: LayerWeight,
     config: AtomConfig,
-    shared: dict[int, SharedDelta],
+    shared: dict[int, SharedDelta | OwnDelta],
     notes: list[str],
-) -> SharedDelta | None:
+) -> SharedDelta | OwnDelta | None:
     """The atoms of all layers with this one's input width; None, noted, where rows are too short
-    to have any or too long. What they share is no part of one layer's budget."""
+    to have any or too long. What they share is no part of one layer's budget; coefficients of a
+    layer's own are, where no number of atoms was given."""
     width = source.shape[1]
     if not 2 <= width <= MAX_WIDTH:
         notes.append(f"shared left out: rows of {width} where 2 to {MAX_WIDTH} fit")
         return None
     view = View("channel", source.shape, source.groups, (1, width))
-    if width in shared:
-        notes.append(f"shared with {shared[width].owner}")
-        return SharingDelta(view, shared[width])
-    count = min(config.block_atoms or SHARED_ATOMS, width)
+    if keeper := shared.get(width):
+        notes.append(f"shared with {keeper.owner}")
+        if isinstance(keeper, OwnDelta):
+            return OwnDelta(view, keeper, source.weight, keeper.owner)
+        return SharingDelta(view, keeper)
+    each = config.block_factors == "each"
+    most = max(1, width // BUDGET) if each else width
+    count = min(config.block_atoms, width) if config.block_atoms else min(SHARED_ATOMS, most)
     seed = seed_layer(config.seed, path)
-    shared[width] = SharedDelta(view, count, seed, source.weight, path)
+    if each:
+        shared[width] = OwnDelta(view, draw_atoms(count, width, seed), source.weight, path)
+    else:
+        shared[width] = SharedDelta(view, count, seed, source.weight, path)
     return shared[width]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.codes import unit_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.deltas import Delta, SharedDelta
+from sdatoms.atoms.deltas import Delta, OwnDelta, SharedDelta
 from sdatoms.atoms.keys import join_key
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import adopt
@@ -230,7 +230,7 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
     check_read(model, [target.layer_path for target in targets], "before injecting")
     injection = Injection(model, config)
     adopted: dict[nn.Module, AtomLayer] = {}
-    shared: dict[int, SharedDelta] = {}
+    shared: dict[int, SharedDelta | OwnDelta] = {}
     for target in targets:
         deltas, note, error = {}, refuse_target(target, holders, readers), 0.0
         if not note:

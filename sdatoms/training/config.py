@@ -337,7 +337,7 @@ class TrainConfig:
     """How a channel block changes: by one full map, by two small factors, or by atoms that layers
     share (map)."""
     block_factors: Literal["shared", "each"] | None = None
-    """Whether all blocks of a weight share one pair of factors, or each has its own (shared)."""
+    """Whether blocks share two factors, or layers an encoder, or each has its own (shared)."""
     sparsity: float | None = None
     """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 

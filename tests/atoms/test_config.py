@@ -131,7 +131,7 @@ def test_products_have_a_block_side_of_their_own():
         ({"block_form": "product", "decomposition": "sparse"}, "decomposition 'sparse'"),
         ({"block_form": "product", "block_atoms": 3}, "block_atoms is 3"),
         ({"block_form": "product", "block_share": 0.1}, "block_share is 0.1"),
-        ({"block_factors": "each"}, "block_form 'product' alone"),
+        ({"block_factors": "each"}, "block_form 'map' has no place"),
         ({"block_form": "kron"}, "map | product | shared"),
     ],
 )

@@ -231,7 +231,6 @@ def test_what_shared_atoms_have_no_place_for_is_refused():
     for settings, named in (
         ({"block_size": 8}, "block_size is 8"),
         ({"block_share": 0.1}, "block_share is 0.1"),
-        ({"block_factors": "each"}, "block_form 'product' alone"),
         ({"decomposition": "sparse"}, "decomposition 'sparse'"),
     ):
         with pytest.raises(AtomError, match=named):

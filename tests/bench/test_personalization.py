@@ -255,7 +255,7 @@ def test_the_split_is_written_once(tmp_path):
     split = split_tasks(tasks, path)
     assert sorted(split["validation"] + split["test"]) == sorted(tasks)
     kinds = [tasks[name] for name in split["validation"]]
-    assert kinds.count("scenes") == 2 and kinds.count("drawings") == 1
+    assert kinds.count("scenes") == 6 and kinds.count("drawings") == 1
     assert split_tasks(tasks | {"new": "scenes"}, path)["test"] == [*split["test"], "new"]
     assert split_tasks(tasks, tmp_path / "again.json") == split
 

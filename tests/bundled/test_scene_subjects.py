@@ -25,7 +25,8 @@ def test_no_scene_trained_on_hides_the_subject_or_holds_a_held_out_pair():
 def test_the_bundled_ones_are_those_that_the_script_makes():
     assert list_truths() == sorted(SCENE_SUBJECTS)
     names = {word for name in read_held_out() for word in name.split("_")}
-    assert set(SCENE_SUBJECTS) <= names
+    words = {"monkey": "see"}  # its emoji is called "see no evil"
+    assert {words.get(name, name) for name in SCENE_SUBJECTS} <= names
 
 
 def test_a_wish_is_the_rendering_of_its_sentence(gallery):

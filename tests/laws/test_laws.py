@@ -77,8 +77,9 @@ def check_counts(injection):
         found = {view: sum(p.numel() for p in d.parameters()) for view, d in weight.views.items()}
         expected = count_numbers(weight.base, injection.config)
         for view, delta in weight.views.items():
-            if getattr(delta, "owner", path) != path:  # what is shared counts with its owner
-                expected[view] = 0
+            if delta.keeper:  # what is shared counts with the layer that keeps it
+                kept = delta.keeper.named_parameters()
+                expected[view] -= sum(p.numel() for name, p in kept if name.startswith("shared_"))
         assert found == expected, path
     assert injection.num_parameters == sum(row.parameters for row in injection.report())
 
@@ -106,7 +107,8 @@ def count_numbers(base, config):
         found["block"] = bo**2 + bi**2 if shared else g * (o * bo + i * bi)
     elif wants.get("block") and config.block_form == "shared":
         if i > 1:
-            found["block"] = 2 * i * min(config.block_atoms or 4, i)
+            rows = g * o * p if config.block_factors == "each" else i
+            found["block"] = (rows + i) * min(config.block_atoms or 4, i)
     elif wants.get("block"):
         side = lambda n: max(b for b in (1, config.block_size) if n % b == 0)
         width = side(o) * side(i) * (p if config.block_view == "joint" else 1)

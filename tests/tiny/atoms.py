@@ -25,9 +25,10 @@ SETTINGS = {
         "block_size": 4,
     },
     "shared": {"variant": "coefficients", "block_form": "shared", "block_size": None},
-    "shared, full": {
+    "shared each, full": {
         "variant": "full",
         "block_form": "shared",
+        "block_factors": "each",
         "block_size": None,
         "block_atoms": 2,
     },
@@ -45,6 +46,9 @@ SAMPLES = {
         "full", block_form="product", block_factors="each", block_size=2, num_inner_atoms=1
     ),
     "shared": AtomConfig("coefficients", block_form="shared", block_atoms=2),
+    "shared each": AtomConfig(
+        "full", block_form="shared", block_factors="each", block_atoms=2, num_inner_atoms=1
+    ),
     "linear": AtomConfig("atoms", target_modules=("head", "pointwise"), block_size=2),
 }
 """What `build_samples` tunes a `ConvNet` with."""
@@ -75,7 +79,7 @@ def build_samples(make_convnet):
         name: pack_atoms({"model": perturb(inject(make_convnet(), config), 0.05, seed)})
         for seed, (name, config) in enumerate(SAMPLES.items())
     }
-    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1, -0.7, 0.6, 0.8])
+    files["composed"] = compose(list(files.values()), [0.5, -1, 2, 1, 0.3, 1, -0.7, 0.6, 0.4, 0.8])
     files["composed of two"] = compose([files["overcomplete"], files["full"]], [1, 0.5])
     files["composed again"] = compose([files["composed"], files["atoms"]], [1, 3])
     return files
