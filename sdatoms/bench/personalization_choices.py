@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 FINAL = 2
-"""How many of a method's rates are tried on every validation task, after the first."""
+"""How many of a method's rates are tried on every validation task; twice as many are tried on half
+of the tasks before."""
 
 
 def choose_settings(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -64,7 +65,8 @@ def choose_settings(bench: Bench) -> dict[str, dict[str, Any]]:
 
 def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
     """The best rate and number of steps of one method: every rate is tried on the first task, then
-    those between the best and its neighbours, and the `FINAL` best on all tasks."""
+    those between the best and its neighbours, the best of them on half of the tasks, and the
+    `FINAL` best of those on all."""
     plan, rates, todo = bench.plan, list(method.rates), list(method.rates)
     first: dict[tuple[float, int], float] = {}
     best = rates[0]
@@ -83,11 +85,14 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
         if isinstance(found, str):
             return {"refused": found}
         rates, first = rates + between, first | found
-    score_best = lambda rate: max(first[rate, steps] for steps in plan.steps)
-    final = sorted(rates, key=score_best, reverse=True)[:FINAL]
-    scores = score_rates(bench, method, final, tasks)
-    if isinstance(scores, str):
-        return {"refused": scores}
+    scores = first
+    for count, own in ((2 * FINAL, tasks[: -(-len(tasks) // 2)]), (FINAL, tasks)):
+        known = {rate: max(scores[rate, s] for s in plan.steps) for rate, _ in scores}
+        finalists = sorted(known, key=lambda rate: known[rate], reverse=True)[:count]
+        found = score_rates(bench, method, finalists, own)
+        if isinstance(found, str):
+            return {"refused": found}
+        scores = found
     best, steps = max(scores, key=lambda key: scores[key])
     return {
         "rate": best,
