@@ -186,6 +186,8 @@ def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
         (o, i), (bo, bi) = (shape[0] // groups, shape[1]), m.block
         if o % bo or i % bi:
             raise AtomError(f"{where} has {o}×{i} channels, which {bo}×{bi} blocks do not divide")
+        if (m.shared or m.own) and i != bi:
+            raise AtomError(f"{where} has rows of {i} where the file's shared atoms have {bi}")
         if m.factors and m.factors[0].dim() == 3:
             counts = tuple(len(factor) for factor in m.factors)
             if counts != (shape[0] // bo, groups * i // bi):

@@ -381,7 +381,8 @@ class OwnDelta(Delta):
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
-            return self.view.fold(self.coefficients @ self.shared_atoms).to(weight.device)
+            own, atoms = (t.to(weight.device) for t in (self.coefficients, self.shared_atoms))
+            return self.view.fold(own @ atoms)
 
     def extra_repr(self) -> str:
         return f"coefficients of {self.num_atoms} atoms, width={self.view.width}, {self.owner!r}"

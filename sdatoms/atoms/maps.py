@@ -129,12 +129,12 @@ def sum_transforms(
         if m.shared:
             encoder, atoms = (t.to(weight.device) for t in m.shared)
             check_bound(strength, encoder.double().norm(), atoms.double().norm())
-            products.append(SummedShared(m.view(weight), strength * encoder, atoms))
+            products.append(SummedShared(m.view(weight), scale(encoder, strength), atoms))
             continue
         if m.own:
             own = (m.own[0].to(weight.device), m.own[1].to(weight.device))
             check_bound(strength, *(t.double().norm() for t in own))
-            products.append(SummedMap(m.view(weight), own[1], strength * own[0]))
+            products.append(SummedMap(m.view(weight), own[1], scale(own[0], strength)))
             continue
         view, part, book = m.view(weight), strength * m.transform, m.book.hash if m.book else ""
         key = (view, book, part.dim())
@@ -149,6 +149,18 @@ def sum_transforms(
         SummedMap(key[0], sums[key].float().to(weight.device), codes.get(key[:2])) for key in order
     ]
     return [*summed, *products]
+
+
+def scale(tensor: Tensor, strength: float) -> Tensor:
+    """A tensor at a strength, float32, by way of float64.
+
+    Raises:
+        AtomError: it leaves float32.
+    """
+    scaled = (strength * tensor.double()).float()
+    if not bool(torch.isfinite(scaled).all()):
+        raise AtomError(TOO_LARGE)
+    return scaled
 
 
 def check_bound(strength: float, first: Tensor, second: Tensor) -> None:

@@ -19,7 +19,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         "--output_dir", default="outputs/demo", help="run directory (default: outputs/demo)"
     )
     parser.add_argument(
-        "--max_train_steps", type=int, default=150, help="optimizer steps (default: 150)"
+        "--max_train_steps", type=int, default=100, help="optimizer steps (default: 100)"
     )
     parser.add_argument(
         "--atom_variant",

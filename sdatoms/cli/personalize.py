@@ -26,7 +26,7 @@ from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
-from sdatoms.training.presets import PRODUCTS
+from sdatoms.training.presets import SUBJECT
 from sdatoms.training.run_folder import RunDirectory
 from sdatoms.training.stopping import StopRequest
 
@@ -40,10 +40,10 @@ __all__ = [
 
 SEEDS = (0, 1, 2, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
-    "coefficients": PRODUCTS,
+    "coefficients": SUBJECT,
     "full": {"block_size": 2, "learning_rate": 1e-3},
 }
-"""What the demo gives a variant beside the trainer's defaults: it has 150 steps to be seen in."""
+"""What the demo gives a variant beside the trainer's defaults: it has 100 steps to be seen in."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class DemoResult:
 def personalize(
     subject: str,
     output_dir: str = "outputs/demo",
-    max_train_steps: int = 150,
+    max_train_steps: int = 100,
     atom_variant: Any = "coefficients",
     report: Callable[[str], None] = print,
     progress: Callable[[int, int, float], None] | None = None,

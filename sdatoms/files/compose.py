@@ -248,6 +248,12 @@ def sum_layer(
             f"two files hold the layer {clip(path)!r} with {min(channels)} and {max(channels)} "
             "input channels; they fit no common base"
         )
+    rows = {len(m.tensors[OWN[0]]) for _, m in terms if OWN[0] in m.tensors}
+    if len(rows) > 1:
+        raise AtomError(
+            f"two files hold the layer {clip(path)!r} with {min(rows)} and {max(rows)} rows; they "
+            "fit no common base"
+        )
     stored: dict[str, Tensor] = {}
     books: dict[str, CodeBook] = {}
     blocks = 0
@@ -301,7 +307,7 @@ def fold_products(terms: Sequence[Term]) -> list[Term]:
         total = torch.zeros(p, p, dtype=torch.float64)
         for strength, m in group:
             total += strength * fold_factors(*(m.tensors[name].double() for name in FACTORS))
-        tensors = {"encoder": torch.eye(p), "atoms": total.float()}
+        tensors = {"encoder": torch.eye(p, dtype=torch.float32), "atoms": total.float()}
         rest.append((1.0, replace(group[0][1], tensors=tensors)))
     return rest + products
 
@@ -310,13 +316,18 @@ def share_equal(tensors: dict[str, Tensor], layers: Mapping[str, dict[str, Any]]
     """Keep sums of shared atoms that several layers have, and their encoder where they have one,
     with the first of them alone."""
     owners: dict[tuple[str, str, int], str] = {}
-    for name in [name for name in tensors if name.endswith(f".{SHARED[1]}")]:
+    held = {name: tensor for name, tensor in tensors.items() if name.endswith(f".{SHARED[1]}")}
+    for name, tensor in held.items():
         component, path, view, _ = split_key(name)
-        owner = owners.setdefault((component, view, id(tensors[name])), path)
+        owner = owners.setdefault((component, view, id(tensor)), path)
         if owner != path:
             for kind in SHARED:
                 tensors.pop(f"{component}.{path}.{view}.{kind}", None)
             find_blocks(layers[f"{component}.{path}"], view)["shared_with"] = owner
+        else:  # under another view's name the same sum is another tensor of the file
+            for kind in SHARED:
+                if (key := f"{component}.{path}.{view}.{kind}") in tensors:
+                    tensors[key] = tensors[key].clone()
 
 
 def sum_shared(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
@@ -366,7 +377,7 @@ def sum_own(terms: Sequence[Term], sums: SharedSums) -> dict[str, Tensor]:
     p = kept[0][1].shape[1]
     if sum(len(atoms) for _, atoms in kept) > p:
         total = torch.stack([own @ atoms.double() for own, atoms in kept]).sum(0)
-        shared = sums.setdefault(((p, 0.0),), {OWN[1]: torch.eye(p)})
+        shared = sums.setdefault(((p, 0.0),), {OWN[1]: torch.eye(p, dtype=torch.float32)})
         return {OWN[0]: total.float(), **shared}
     key = tuple((id(atoms), 1.0) for _, atoms in kept)
     if key not in sums:
@@ -397,7 +408,7 @@ def sum_view(terms: Sequence[Term]) -> dict[str, Tensor]:
         if inner and sum(t.numel() for t in inner.values()) < channels * wide * p:
             return {"encoder": encoders[0], **inner}
     if len(encoders) > 1 and wide >= p:
-        encoders, slots = [torch.eye(p)], [slice(0, p)] * len(terms)
+        encoders, slots = [torch.eye(p, dtype=torch.float32)], [slice(0, p)] * len(terms)
         deltas = (strength * m.transform for strength, m in terms)
     else:
         ends = torch.tensor([e.shape[1] for e in encoders]).cumsum(0).tolist()

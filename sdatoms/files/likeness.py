@@ -119,7 +119,8 @@ def group_products(file: AtomFile) -> dict[tuple[str, str, str], list[LayerMap]]
                 elif m.shared:
                     found.setdefault((component, path, f"shared {m.block}"), []).append(m)
                 elif m.own:
-                    found.setdefault((component, path, f"own {m.block}"), []).append(m)
+                    rows = f"own {m.block} {m.kernel} {len(m.own[0])}"
+                    found.setdefault((component, path, rows), []).append(m)
     return found
 
 

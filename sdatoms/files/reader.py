@@ -224,7 +224,7 @@ def check_owner(
     if set(tensors) != set(OWN if held else SHARED):
         return f"shares atoms with {clip(str(owner))!r}, which has none to share"
     own, other = (find_blocks(layouts[k], view) for k in (key, f"{component}.{owner}"))
-    if (own["view"], own["block"]) != (other["view"], other["block"]):
+    if (own["view"], own["block"]) != (other.get("view"), other.get("block")):
         return f"has a layout of another block than {clip(owner)!r}, whose atoms it shares"
     return check_shared(dict(tensors) | held, layouts[key], own, "encoder") if held else ""
 

@@ -113,8 +113,8 @@ def explain_failures(
         ) from None
 
 
-WAITING = "inner_coefficients"
-"""Their gradient is zero as long as the inner atoms they multiply are."""
+WAITING = ("inner_coefficients", "shared_atoms")
+"""Their gradient is zero as long as the tensors they multiply are, in the first step."""
 
 
 def check_gradients(unet: Injection, held: list[nn.Parameter], compiled: str | None) -> list[str]:

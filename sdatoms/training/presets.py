@@ -42,19 +42,26 @@ PRODUCTS = {
     "learning_rate": 1e-3,
 }
 """Blocks in product form: a step costs what one of LoRA costs; a larger rate breaks pictures."""
-SUBJECT = PRODUCTS | {"atom_layers": "cross-attention", "learning_rate": 3e-3}
-"""A subject is learnt where the prompt's words are read: with a quarter of the numbers, in half of
-the steps and with half of the drift of all layers (docs/results.md)."""
 TINY = {
     "atom_variant": "coefficients",
     "block_form": "shared",
     "atom_layers": "text",
-    "learning_rate": 1e-2,
+    "learning_rate": 3e-3,
     "adam_weight_decay": 1.0,
+    "timestep_bias_strategy": "later",
+    "timestep_bias_multiplier": 5.0,
+    "timestep_bias_portion": 0.5,
 }
-"""Four atoms for all layers that read the prompt; decay towards the base halves what they drift."""
+"""Four atoms for all layers that read the prompt. Decay towards the base halves what they drift;
+five of six steps learn from the noisier half of the timesteps, where a picture decides what it will
+show (docs/results.md)."""
+SUBJECT = TINY | {"block_factors": "each", "learning_rate": 1.7e-3}
+"""The same atoms with coefficients of each layer's own: truer to a subject than any other form or
+LoRA that was tried (docs/results.md)."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
+FORM_ALONE = {"block_size", "block_factors"}
+"""Settings that mean nothing, or another thing, in another block form."""
 LOOKS = {"validation_steps": 50, "checkpointing_steps": 50}
 """Steps between two looks at samples, and between two checkpoints."""
 
@@ -86,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "tiny": Preset(
-        "The smallest file: colours and kind of the subject more than its outline",
+        "The smallest file: a subject's colours and kind in a thousand numbers",
         TINY | LOOKS | {"max_train_steps": 100},
     ),
     "pet": Preset(
@@ -139,8 +146,9 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
         raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
     settings = {**PRESETS[name].settings, **given}
-    if given.get("block_form") == "shared" and "block_size" not in given:
-        settings.pop("block_size", None)  # of another form
+    if settings.get("block_form") != PRESETS[name].settings.get("block_form"):
+        for key in FORM_ALONE - given.keys():
+            settings.pop(key, None)
     if name in REAL_PRESETS and "max_train_steps" not in given:
         count = count_pictures(given.get("instance_data_dir"))
         settings["max_train_steps"] = REAL_PRESETS[name].pace.count_steps(count)

@@ -1,6 +1,7 @@
 """Shared atoms with coefficients of each layer's own, read from weights and from activations."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def make_model(seed=0):
 
 def run(model, x):
     y = model["grouped"](model["point"](model["conv"](x)))
-    return y, model["query"](y.flatten(2).mT)
+    return y, model["query"](y.flatten(2).mT.contiguous())
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def make_file(seed, perturb, scale=0.3, **settings):
 
 
 def form_changes(file):
-    """Path → ΔW of a file, read from nothing but its tensors."""
+    """Path → ΔW of a file, as it is baked."""
     model, base = make_model(), make_model()
     load_atoms(model, file)
-    return {name: model[name].weight - base[name].weight for name in base}
+    return {name: (model[name].weight - base[name].weight).detach() for name in base}
 
 
 @pytest.mark.parametrize("groups", [0, 2])
@@ -177,6 +178,11 @@ def test_muting_one_layer_leaves_what_others_share(perturb):
             torch.testing.assert_close(after[other], before[other])
 
 
+def hide_owner(layers):
+    layers.pop("model.conv")
+    layers["model.conv"] = {"kernel": [3, 3], "groups": 1, "shared_with": "nobody"}
+
+
 DAMAGES = {
     "coefficients without atoms": (
         lambda tensors, layers: tensors.pop("model.conv.block.shared_atoms")
@@ -197,6 +203,7 @@ DAMAGES = {
     "no coefficients where others have some": (
         lambda tensors, layers: tensors.pop("model.query.block.coefficients")
     ),
+    "an owner that has no blocks of its own": (lambda tensors, layers: hide_owner(layers)),
     "a vector": (
         lambda tensors, layers: tensors.update({"model.query.block.coefficients": torch.ones(5)})
     ),
@@ -220,6 +227,64 @@ def test_a_file_for_other_rows_is_refused(perturb):
     other["query"] = nn.Linear(8, 7)
     with pytest.raises(AtomError, match="has 7 rows where the file's atoms have 5"):
         load_atoms(other, file)
+
+
+def test_sums_beside_other_forms_keep_every_tensor_its_own(perturb, tmp_path):
+    """Shared atoms then stand in `block` of one layer and in `block_2` of another."""
+    for factors in ("each", "shared"):
+        files = [make_file(seed, perturb, block_factors=factors) for seed in range(2)]
+        files.append(
+            make_file(
+                2,
+                perturb,
+                block_form="map",
+                block_factors="shared",
+                block_size=1,
+                block_view="channel",
+                target_modules=["query"],
+            )
+        )
+        summed = read_atoms(compose(files).save(tmp_path / f"{factors}.safetensors"))
+        parts = [form_changes(file) for file in files]
+        for path, change in form_changes(summed).items():
+            expected = sum(part.get(path, 0) for part in parts)
+            torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factors", ["each", "shared"])
+@pytest.mark.parametrize("keep", ["memory", "attach"])
+def test_rows_of_another_length_are_refused(factors, keep, perturb):
+    wide, narrow = (nn.Sequential(nn.Linear(i, 6)) for i in (8, 4))
+    config = AtomConfig("coefficients", **SETTINGS | {"block_factors": factors})
+    file = pack_atoms({"model": perturb(inject(narrow, config), 0.3)})
+    with pytest.raises(AtomError, match="rows of 8 where the file's shared atoms have 4"):
+        load_atoms(wide, file, keep_weights=keep)
+
+
+def test_files_of_two_bases_are_compared_and_not_summed(perturb):
+    files = []
+    for rows in (6, 7):
+        model = nn.Sequential(nn.Linear(8, rows))
+        file = pack_atoms({"model": perturb(inject(model, CONFIG), 0.3)})
+        files.append(replace(file, metadata=file.metadata | {"base_fingerprints": "{}"}))
+    assert compare_files(files)[0][1].cosine == 0
+    with pytest.raises(AtomError, match="with 6 and 7 rows; they fit no common base"):
+        compose(files)
+
+
+@pytest.mark.parametrize("factors", ["each", "shared"])
+def test_no_strength_writes_what_is_no_number(factors, perturb):
+    model = nn.Sequential(nn.Linear(8, 6))
+    config = AtomConfig("coefficients", **SETTINGS | {"block_factors": factors})
+    injection = inject(model, config)
+    untrained = pack_atoms({"model": injection})
+    trained = pack_atoms({"model": perturb(injection, 0.3)})
+    injection.eject()
+    kept = model[0].weight.clone()
+    with pytest.raises(AtomError, match="no finite float32 numbers"):
+        load_atoms(model, trained, strength=1e39)
+    load_atoms(model, untrained, strength=1e39)  # of nothing
+    assert torch.equal(model[0].weight, kept)
 
 
 def test_the_layers_that_read_the_prompt_hold_few_numbers():

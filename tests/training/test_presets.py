@@ -9,7 +9,7 @@ import pytest
 from sdatoms.cli.main import main
 from sdatoms.errors import AtomError
 from sdatoms.training import presets
-from sdatoms.training.config import TrainConfig
+from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.presets import PRESETS, expand_preset
 from sdatoms.training.real_presets import REAL_PRESETS
 
@@ -30,6 +30,15 @@ def test_what_is_given_wins(name):
     settings = expand_preset(name, SUBJECT | given | {"prior_preservation_mode": "images"})
     assert {key: settings[key] for key in given} == given
     TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("form", ["map", "product", "shared"])
+@pytest.mark.parametrize("name", ["quick", "tiny", "style"])
+def test_another_form_drops_what_only_the_own_one_has(name, form):
+    settings = expand_preset(name, SUBJECT | {"block_form": form})
+    assert make_atom_config(TrainConfig(**settings)).block_form == form
+    asked = expand_preset(name, SUBJECT | {"block_form": "product", "block_factors": "each"})
+    assert asked["block_factors"] == "each"
 
 
 def test_prodigy_finds_its_own_rate_under_a_preset():
@@ -66,7 +75,7 @@ def test_the_command_line_beats_the_file_and_the_file_the_preset(train_config, t
         found = tomllib.load(written)
     assert found["max_train_steps"] == 1  # the command line
     assert found["learning_rate"] == 1e-3  # the file
-    assert found["use_ema"] is True and found["block_size"] == 32  # the preset
+    assert found["use_ema"] is True and found["block_form"] == "shared"  # the preset
 
 
 def test_costs_are_measured_for_the_presets_as_they_are():
