@@ -37,6 +37,9 @@ ADAPTERS = {
         "coefficients", block_form="product", block_size=16
     ),
     "coefficients, shared": AtomConfig("coefficients", block_form="shared"),
+    "coefficients, shared each": AtomConfig(
+        "coefficients", block_form="shared", block_factors="each"
+    ),
     "full": AtomConfig("full"),
     "atoms": AtomConfig("atoms"),
     "coefficients": AtomConfig("coefficients"),

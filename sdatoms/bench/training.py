@@ -65,6 +65,12 @@ SETTINGS: dict[str, AtomConfig] = {
     "shared r4, text": AtomConfig(
         "coefficients", block_form="shared", target_modules=ATOM_LAYERS["text"]
     ),
+    "shared r4 each, text": AtomConfig(
+        "coefficients",
+        block_form="shared",
+        block_factors="each",
+        target_modules=ATOM_LAYERS["text"],
+    ),
 }
 """Method → its atoms."""
 LORAS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["SUBJECT", "add_demo", "run_demo"]
 
-SUBJECT = "unicorn"
+SUBJECT = "hamburger"
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
