@@ -108,7 +108,7 @@ def run_own(
         parts = x.reshape(len(x), groups, atoms.shape[1], x.shape[2:].numel())
         seen = (atoms @ parts).reshape(len(x), groups * len(atoms), *x.shape[2:])
         return keep_layout(y + branch(seen, shape_coefficients(coefficients, view).to(x)).to(y), y)
-    return y + branch(x @ atoms.mT, coefficients.to(x)).to(y)
+    return y + branch(torch.nn.functional.linear(x, atoms), coefficients.to(x)).to(y)
 
 
 def shape_coefficients(coefficients: Tensor, view: View) -> Tensor:
