@@ -23,7 +23,9 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=list(EXAMPLES), choices=list(EXAMPLES))
     parser.add_argument("--base_dir", default=None, help="(default: the bundled base)")
-    parser.add_argument("--max_train_steps", type=int, default=None, help="(default: 400)")
+    parser.add_argument(
+        "--max_train_steps", type=int, default=None, help="(default: 100; styles: 400)"
+    )
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "examples")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "assets" / "examples")
     args = parser.parse_args()

@@ -26,7 +26,7 @@ from sdatoms.pictures import join_squares, make_thumbnail
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
-from sdatoms.training.presets import PRODUCTS
+from sdatoms.training.presets import PRODUCTS, SUBJECT
 
 __all__ = ["EXAMPLES", "Example", "make_example"]
 
@@ -52,8 +52,11 @@ EXAMPLES = {
     "ink": Example("ink", "Ink drawings", "cat face in sks style"),
     "clay": Example("clay", "Soft 3D figures", "rabbit face in sks style"),
 }
-SETTINGS: dict[str, Any] = PRODUCTS | {"max_train_steps": 400}
-"""Block atoms in product form: in half precision they fit the size of an example."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "subject": SUBJECT | {"max_train_steps": 100},
+    "style": PRODUCTS | {"max_train_steps": 400},
+}
+"""What examples of a subject and of a style are trained with; in half precision either fits."""
 
 
 def make_example(
@@ -71,14 +74,15 @@ def make_example(
     Args:
         base_dir: the base; None: the bundled one.
         work_dir: where trainings lie.
-        max_train_steps: None: 400.
+        max_train_steps: None: 100 for a subject, 400 for a style.
 
     Raises:
         AtomError: the file would be larger than an example may be.
     """
     example = EXAMPLES[name]
     folder, about = read_subject(example.subject)
-    settings = SETTINGS | {"max_train_steps": max_train_steps or SETTINGS["max_train_steps"]}
+    settings = dict(SETTINGS["style" if "style" in about["instance_prompt"] else "subject"])
+    settings["max_train_steps"] = max_train_steps or settings["max_train_steps"]
     run = work_dir / f"{name}-{settings['max_train_steps']}-{hash_base(base_dir)}"
     atoms = run / "atoms.safetensors"
     if not atoms.is_file():

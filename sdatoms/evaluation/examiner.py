@@ -20,6 +20,9 @@ from sdatoms.pictures import to_tensor
 
 __all__ = ["Examiner"]
 
+OTHERS = 7
+"""How many subjects the row of wrong ones takes: those that follow in the alphabet, in a round."""
+
 
 class Examiner:
     """Scores pictures of prompts whose true pictures are known."""
@@ -61,7 +64,9 @@ class Examiner:
         numbers = [n for n in self.truth.find(prompts) if n is not None]
         wishes = [self.truth.wishes[n] for n in numbers]
         asked = [wish.prompt for wish in wishes]
-        others = [read_truth(name) for name in list_truths() if name != self.truth.name]
+        own, names = self.truth.name, [n for n in list_truths() if n != self.truth.name]
+        after = sorted(names, key=lambda name: (name < own, name))[:OTHERS]
+        others = [read_truth(name) for name in after]
         strange = [other.wishes[n].picture for other in others for n in numbers]
         return [
             ("true pictures", [wish.picture for wish in wishes], asked),

@@ -32,7 +32,13 @@ def examine():
     return lambda name: Examiner(evaluator, read_truth(name))
 
 
-@pytest.mark.parametrize("name", list_truths())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if place % 3 else [])
+        for place, name in enumerate(list_truths())
+    ],
+)
 def test_the_checks_on_true_pictures_are_in_order(examine, name):
     """The true picture is itself, and shows what was asked for; another subject in the same setting
     shows another thing; the subject alone shows none of the setting."""

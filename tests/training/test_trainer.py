@@ -209,6 +209,19 @@ def test_a_single_silent_layer_is_named_in_the_log(train_config, tmp_path):
     assert "no gradient reaches 1 tensors of atoms, first mid_block.resnets.0.conv1" in line
 
 
+@pytest.mark.parametrize("factors", ["shared", "each"])
+def test_shared_atoms_wait_for_what_they_multiply(train_config, factors):
+    """In the first step no gradient may reach them; compiled training refuses silent ones."""
+    lines = []
+    shared = {"atom_variant": "coefficients", "block_form": "shared", "block_factors": factors}
+    trainer = Trainer(train_config(**shared), log=lines.append)
+    trainer.take_step()
+    assert not any("no gradient" in line for line in lines)
+    before = {key: tensor.clone() for key, tensor in trainer.live().items()}
+    trainer.take_step()
+    assert all(not torch.equal(t, before[k]) for k, t in trainer.live().items())
+
+
 def test_encoders_are_freed_when_nothing_is_painted(train_config):
     assert Trainer(train_config()).pipe.vae is None
     trainer = Trainer(train_config(train_text_encoder=True))
