@@ -195,11 +195,8 @@ def check_fit(path: str, layer: LayerWeight, views: list[LayerMap]) -> None:
                     f"{where} has {shape[0] // bo} and {groups * i // bi} blocks of channels where "
                     f"the file's atoms have {counts[0]} and {counts[1]}"
                 )
-        if m.own and len(m.own[0]) != shape[0] * math.prod(kernel):
-            raise AtomError(
-                f"{where} has {shape[0] * math.prod(kernel)} rows where the file's atoms have "
-                f"{len(m.own[0])}"
-            )
+        if m.own and len(m.own[0]) != (rows := shape[0] * math.prod(kernel)):
+            raise AtomError(f"{where} has {rows} rows where the file's atoms have {len(m.own[0])}")
         if m.channels not in (None, groups * i):
             raise AtomError(
                 f"{where} has {groups * i} input channels where the file's atoms have {m.channels}"

@@ -98,6 +98,13 @@ class Delta(nn.Module):
     owner: str = ""
     """Path of the layer that keeps shared atoms."""
 
+    def __getattr__(self, name: str) -> Any:
+        """What layers share is the keeper's, unless this delta has it."""
+        keeper = self.__dict__.get("keeper")
+        if keeper is not None and name in SHARED:
+            return getattr(keeper, name)
+        return super().__getattr__(name)
+
     def __init__(self, view: View, basis: Tensor | Codes) -> None:
         super().__init__()
         self.view = view
@@ -203,6 +210,12 @@ def make_zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=like.device)
 
 
+def hold_fixed(delta: Delta, names: Iterable[str], tensors: Iterable[Tensor]) -> None:
+    """Give a delta float32 tensors that no gradient reaches and no state dict holds."""
+    for name, tensor in zip(names, tensors, strict=True):
+        delta.register_buffer(name, tensor.to(torch.float32), persistent=False)
+
+
 class AtomDelta(Delta):
     """Trained `atoms` = ΔD `(m, p)`."""
 
@@ -288,8 +301,7 @@ class FixedProductDelta(ProductDelta):
     def __init__(self, view: View, factors: tuple[Tensor, Tensor], strength: float) -> None:
         nn.Module.__init__(self)
         self.view, self.sparse, self.strength = view, False, strength
-        for name, factor in zip(FACTORS, factors, strict=True):
-            self.register_buffer(name, factor.to(torch.float32), persistent=False)
+        hold_fixed(self, FACTORS, factors)
 
 
 class SharedDelta(Delta):
@@ -332,11 +344,6 @@ class SharingDelta(SharedDelta):
         self.view, self.sparse, self.owner = view, False, keeper.owner
         self.__dict__["keeper"] = keeper  # no submodule: its tensors are the owner's alone
 
-    def __getattr__(self, name: str) -> Any:
-        if name in SHARED:
-            return getattr(self.__dict__["keeper"], name)
-        return super().__getattr__(name)
-
 
 class FixedSharedDelta(SharedDelta):
     """Shared atoms, their strength in the encoder, which no gradient reaches and no state dict
@@ -345,8 +352,7 @@ class FixedSharedDelta(SharedDelta):
     def __init__(self, view: View, encoder: Tensor, atoms: Tensor) -> None:
         nn.Module.__init__(self)
         self.view, self.sparse, self.owner = view, False, ""
-        for name, tensor in zip(SHARED, (encoder, atoms), strict=True):
-            self.register_buffer(name, tensor.to(torch.float32), persistent=False)
+        hold_fixed(self, SHARED, (encoder, atoms))
 
 
 class OwnDelta(Delta):
@@ -370,11 +376,6 @@ class OwnDelta(Delta):
             self.__dict__["keeper"] = atoms  # no submodule: its atoms are the owner's alone
         self.coefficients = nn.Parameter(make_zeros(like, view.height, self.num_atoms))
 
-    def __getattr__(self, name: str) -> Any:
-        if name == OWN[1] and "keeper" in self.__dict__:
-            return getattr(self.__dict__["keeper"], name)
-        return super().__getattr__(name)
-
     @property
     def num_atoms(self) -> int:
         return len(self.shared_atoms)
@@ -395,8 +396,7 @@ class FixedOwnDelta(OwnDelta):
     def __init__(self, view: View, coefficients: Tensor, atoms: Tensor) -> None:
         nn.Module.__init__(self)
         self.view, self.sparse, self.owner = view, False, ""
-        for name, tensor in zip(OWN, (coefficients, atoms), strict=True):
-            self.register_buffer(name, tensor.to(torch.float32), persistent=False)
+        hold_fixed(self, OWN, (coefficients, atoms))
 
 
 class MapDelta(Delta):

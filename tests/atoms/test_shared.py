@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny.atoms import check_reload, refuse_damaged
 from torch import nn
 
 import sdatoms
@@ -125,14 +126,7 @@ def test_a_file_keeps_shared_atoms_once_and_bakes_the_trained_model(x, perturb, 
         "query": ["conv"],
     }
     assert sum(row.parameters for row in report_file(read)) == 56
-    adapters = load_atoms(model, read, name="a")
-    for found, expected in zip(run(model, x), trained, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    adapters.clear()
-    again = inject(model, CONFIG)
-    again.load_state_dict({k.removeprefix("model."): t for k, t in file.tensors.items()})
-    for found, expected in zip(run(model, x), trained, strict=True):
-        assert torch.equal(found, expected)
+    check_reload(model, CONFIG, read, lambda: run(model, x), trained)
 
 
 def test_sums_share_what_their_parts_share(perturb):
@@ -217,14 +211,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_refused_in_one_sentence(damage, perturb, tmp_path):
-    file = make_file(0, perturb)
-    layers = file.layers
-    damage(file.tensors, layers)
-    file.metadata["layers"] = json.dumps(layers)
-    path = file.save(tmp_path / "a.safetensors")
-    with pytest.raises(AtomError) as error:
-        read_atoms(path)
-    assert len(str(error.value).splitlines()) == 1 and "model." in str(error.value)
+    refuse_damaged(make_file(0, perturb), damage, tmp_path / "a.safetensors")
 
 
 def test_what_shared_atoms_have_no_place_for_is_refused():

@@ -1,10 +1,10 @@
 """Shared atoms with coefficients of each layer's own, read from weights and from activations."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny.atoms import check_reload, refuse_damaged
 from torch import nn
 
 from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
@@ -126,14 +126,7 @@ def test_a_file_keeps_the_atoms_once_and_loads_as_it_was_trained(x, perturb, tmp
     rows = report_file(read)
     assert sum(row.parameters for row in rows) == file.num_parameters
     assert {row.view for row in rows} == {"shared 1x8", "shared 1x6"}
-    adapters = load_atoms(model, read, name="a")
-    for found, expected in zip(run(model, x), trained, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    adapters.clear()
-    again = inject(model, CONFIG)
-    again.load_state_dict({k.removeprefix("model."): t for k, t in file.tensors.items()})
-    for found, expected in zip(run(model, x), trained, strict=True):
-        assert torch.equal(found, expected)
+    check_reload(model, CONFIG, read, lambda: run(model, x), trained)
 
 
 def test_sums_are_sums_of_the_changes_and_share_atoms(perturb):
@@ -212,13 +205,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_refused_in_one_sentence(damage, perturb, tmp_path):
-    file = make_file(0, perturb)
-    layers = file.layers
-    damage(file.tensors, layers)
-    file.metadata["layers"] = json.dumps(layers)
-    with pytest.raises(AtomError) as error:
-        read_atoms(file.save(tmp_path / "a.safetensors"))
-    assert len(str(error.value).splitlines()) == 1 and "model." in str(error.value)
+    refuse_damaged(make_file(0, perturb), damage, tmp_path / "a.safetensors")
 
 
 def test_a_file_for_other_rows_is_refused(perturb):

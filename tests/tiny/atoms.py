@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms
+from sdatoms import AtomConfig, AtomError, compose, inject, load_atoms, read_atoms
 from sdatoms.adapters.state import find_state
 from sdatoms.files.writer import pack_atoms
 from tiny.modules import copy_weights
@@ -70,6 +70,28 @@ def perturb(injection, size=0.05, seed=0):
     for parameter in injection.parameters():
         parameter += size * torch.randn(parameter.shape, generator=generator)
     return injection
+
+
+def refuse_damaged(file, damage, path):
+    """`damage(tensors, layouts)` makes a file that is refused in one sentence naming the layer."""
+    layers = file.layers
+    damage(file.tensors, layers)
+    file.metadata["layers"] = json.dumps(layers)
+    with pytest.raises(AtomError) as error:
+        read_atoms(file.save(path))
+    assert len(str(error.value).splitlines()) == 1 and "model." in str(error.value)
+
+
+def check_reload(model, config, file, run, trained):
+    """A model with the file, loaded or trained on from, gives what was trained."""
+    adapters = load_atoms(model, file, name="a")
+    for found, expected in zip(run(), trained, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    adapters.clear()
+    again = inject(model, config)
+    again.load_state_dict({k.removeprefix("model."): t for k, t in file.tensors.items()})
+    for found, expected in zip(run(), trained, strict=True):
+        assert torch.equal(found, expected)
 
 
 def build_samples(make_convnet):
