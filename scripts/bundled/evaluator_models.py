@@ -4,9 +4,11 @@ The loss is the supervised contrastive one on unit rows z with temperature τ: f
 positives P(i), the mean over P(i) of `-log( exp(z_i·z_p/τ) / Σ_{k≠i} exp(z_i·z_k/τ) )`.
 
 Positives are all pictures of the same concept, whoever drew them, and its captions. Of scenes the
-only positive is a picture's own caption: others in the batch differ from it in one modifier; and
-one linear head a kind of modifier has to read it from either's row. The heads are not kept. The
-style head, in `evaluator_styles.py`, is trained the other way round.
+only positive is a picture's own caption: others in the batch differ from it in one modifier; the
+model is shown their plain things first, and by half as much weight it is not; it has to tell which
+way up a thing stands by which of its plain pictures is nearer; and one linear head a kind of
+modifier has to read it from either's row. The heads are not kept. The style head, in
+`evaluator_styles.py`, is trained the other way round.
 
 Reference: Khosla et al., "Supervised Contrastive Learning", 2020, https://arxiv.org/abs/2004.11362,
 equation 2.
@@ -26,8 +28,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.base_models import configure_text
 from bundled.evaluator_data import Collection
+from bundled.evaluator_scenes import Scenes
 from bundled.modifiers import VALUES
 from bundled.probe_training import sum_errors
+from sdatoms.evaluation.introduction import correct_rows, weigh
 
 __all__ = [
     "PICTURE_SIZE",
@@ -156,11 +160,11 @@ def train_clip(
     ema,
     collection: Collection,
     write_tokens,
-    draw_scenes: Callable[[random.Random], tuple[Tensor, Tensor, Mapping[str, Tensor]]],
+    draw_scenes: Callable[[random.Random], Scenes],
     *,
     steps: int,
     start: int = 0,
-    concepts_per_batch: int = 16,
+    concepts_per_batch: int = 8,
     learning_rate: float = 1e-3,
     precision: torch.dtype = torch.bfloat16,
     seed: int = 0,
@@ -169,8 +173,7 @@ def train_clip(
 
     A batch is two vendors' pictures of each of `concepts_per_batch` concepts, and a caption a
     picture; `write_tokens(concept numbers, rng)` gives ids `(B, 32)`. Beside them it has scenes,
-    `draw_scenes(rng)`: pictures `(n, 3, 64, 64)` uint8, the ids of their captions, and the class of
-    every kind of modifier.
+    `draw_scenes(rng)`, whose things the model is shown first (`sdatoms.evaluation.introduction`).
     """
     by_concept, warmup = group_pictures(collection), min(200, 1 + steps // 10)
     parameters = [*model.parameters(), *heads.parameters()]
@@ -180,20 +183,24 @@ def train_clip(
         rng = random.Random(seed * 1_000_003 + step)
         pick = pick_pictures(collection, by_concept, concepts_per_batch, generator)
         concept = collection.concept[pick]
-        scenes, words, labels = draw_scenes(rng)
-        pictures = torch.cat([collection.pictures[pick], scenes])
+        scenes = draw_scenes(rng)
+        pictures = torch.cat([collection.pictures[pick], scenes.pictures])
         views = make_view(pictures.float() / 255, generator) * 2 - 1
-        tokens = torch.cat([write_tokens(concept.tolist(), rng), words])
+        tokens = torch.cat([write_tokens(concept.tolist(), rng), scenes.words])
         lr = set_rate(optimizer, learning_rate * scale_lr(step, steps, warmup))
         with cast(precision):
             images = model.get_image_features(pixel_values=views).pooler_output
             texts = model.get_text_features(input_ids=tokens).pooler_output
+            plain, names = embed_plain(model, scenes, generator)
         images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
         n = len(concept)
+        known = correct_rows(images[n:], plain, names)
         loss = match_concepts(model.logit_scale, images[:n], texts[:n], concept)
-        loss = loss + match_captions(model.logit_scale, images[n:], texts[n:])
-        lesson = heads.measure(images[n:], labels) + heads.measure(texts[n:], labels)
-        (loss + LESSON / 2 * lesson).backward()
+        loss = loss + match_captions(model.logit_scale, known, texts[n:])
+        loss = loss + match_captions(model.logit_scale, images[n:], texts[n:]) / 2
+        lesson = heads.measure(known, scenes.labels) + heads.measure(texts[n:], scenes.labels)
+        way_up = F.cross_entropy(weigh(images[n:], plain), scenes.labels["turned"])
+        (loss + LESSON / 2 * lesson + LESSON * way_up).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -201,6 +208,19 @@ def train_clip(
             model.logit_scale.clamp_(max=math.log(100))
         ema.step(parameters)
         yield Step(step + 1, float(loss.detach()), lr)
+
+
+@torch.no_grad()
+def embed_plain(
+    model: CLIPModel, scenes: Scenes, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows of each scene's plain thing, upright and upside down, and of its captions: `(n, 2, d)`
+    twice. Fixed, since what is learnt of scenes serves plain pictures too."""
+    views = make_view(scenes.plain.flatten(0, 1).float() / 255, generator) * 2 - 1
+    pictures = model.get_image_features(pixel_values=views).pooler_output
+    names = model.get_text_features(input_ids=scenes.names.flatten(0, 1)).pooler_output
+    rows = [F.normalize(found.float(), dim=1).unflatten(0, (-1, 2)) for found in (pictures, names)]
+    return rows[0][scenes.things], rows[1][scenes.things]
 
 
 def group_pictures(collection: Collection) -> list[Tensor]:

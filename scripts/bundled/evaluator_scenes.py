@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bundled.base_diet import paint_examples, tokenize
 from bundled.captions import describe
 from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
-from bundled.probe_training import label
+from bundled.probe_training import label, show_on_white
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.introduction import introduce, turn_over
 
-__all__ = ["SceneDiet", "draw_lookalikes", "score_captions", "vary_scene"]
+__all__ = ["SceneDiet", "Scenes", "draw_lookalikes", "score_captions", "vary_scene"]
 
 CANDIDATES = 20
 
@@ -92,6 +95,24 @@ def take_turns(variants: Sequence[Variant]) -> list[Variant]:
 
 
 @dataclass(frozen=True)
+class Scenes:
+    """A batch of scenes, and the plain things that they are about."""
+
+    pictures: Tensor
+    """`(n, 3, 64, 64)` uint8."""
+    words: Tensor
+    """The ids of their captions, `(n, 32)`."""
+    labels: Mapping[str, Tensor]
+    """Kind of modifier → class of each, `(n,)`, as the probe knows them."""
+    things: Tensor
+    """Which plain thing each shows, `(n,)`."""
+    plain: Tensor
+    """The things on white, upright and upside down, `(m, 2, 3, 64, 64)` uint8."""
+    names: Tensor
+    """The ids of their captions, `(m, 2, 32)`."""
+
+
+@dataclass(frozen=True)
 class SceneDiet:
     """Groups of scenes that differ from their first one in one modifier, and pairs of one thing
     upright and upside down, which has to be learnt of every thing by itself; with captions."""
@@ -102,14 +123,26 @@ class SceneDiet:
     size: int = 8
     pairs: int = 12
 
-    def draw(self, rng: random.Random) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Pictures `(n, 3, 64, 64)` uint8, the ids `(n, 32)` of their captions, and the class of
-        every kind of modifier, as the probe knows them."""
-        examples = [e for _ in range(self.groups) for e in self.draw_group(rng)]
-        examples += [e for _ in range(self.pairs) for e in self.draw_pair(rng)]
-        captions = [example.caption for example in examples]
-        words = tokenize(self.tokenizer, captions)
-        return paint_examples(self.gallery, examples), words, label([e.scene for e in examples])
+    def draw(self, rng: random.Random) -> Scenes:
+        parts = [self.draw_group(rng) for _ in range(self.groups)]
+        parts += [self.draw_pair(rng) for _ in range(self.pairs)]
+        examples = [example for part in parts for example in part]
+        plain = [show_on_white(self.gallery.pictures[part[0].concept]) for part in parts]
+        views = [view for picture in plain for view in (picture, turn_over(picture))]
+        names = [choose_name(self.gallery.concepts[part[0].concept], rng) for part in parts]
+        said = [
+            describe(name, scene, rng)
+            for name in names
+            for scene in (Scene(), Scene(turned="upside down"))
+        ]
+        return Scenes(
+            paint_examples(self.gallery, examples),
+            tokenize(self.tokenizer, [example.caption for example in examples]),
+            label([example.scene for example in examples]),
+            torch.tensor([n for n, part in enumerate(parts) for _ in part]),
+            to_bytes(views).unflatten(0, (-1, 2)),
+            tokenize(self.tokenizer, said).unflatten(0, (-1, 2)),
+        )
 
     def draw_pair(self, rng: random.Random) -> list[Example]:
         """One thing upright and upside down, plain or in a scene of one other modifier."""
@@ -146,6 +179,11 @@ class SceneDiet:
         ]
 
 
+def to_bytes(pictures: Sequence[Image.Image]) -> Tensor:
+    """`(n, 3, height, width)` uint8."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
+
+
 def name_second(gallery: Gallery, scene: Scene, rng: random.Random | None = None) -> str:
     if scene.second is None:
         return ""
@@ -173,7 +211,12 @@ def draw_lookalikes(gallery: Gallery, count: int = 8) -> Callable[[random.Random
 
 
 def score_captions(
-    evaluator: Evaluator, gallery: Gallery, count: int = 500, seed: int = 0, strange: bool = True
+    evaluator: Evaluator,
+    gallery: Gallery,
+    count: int = 500,
+    seed: int = 0,
+    strange: bool = True,
+    introduced: bool = True,
 ) -> dict[str, float | dict[str, float]]:
     """How often the right caption is nearest to a true scene, among twenty that differ from it in
     one modifier; and by kind, how often it is nearer than one that differs in that kind.
@@ -182,6 +225,7 @@ def score_captions(
     things nobody could say which is above.
 
     Args:
+        introduced: show the evaluator each plain thing first, as the subject of a truth file is.
         strange: scenes of the held-out things of `gallery`; else of those trained on, in scenes
             that were not. Whether a thing never seen is upside down, or blue by nature, its picture
             does not say.
@@ -208,6 +252,10 @@ def score_captions(
         for scene in (example.scene, *(variant.scene for variant in variants)):
             texts.append(describe(name, scene, second=name_second(gallery, scene)))
     pictures = evaluator.embed_concepts([gallery.paint(example) for example in examples])
+    if introduced:
+        plain = [show_on_white(gallery.pictures[example.concept]) for example in examples]
+        names = [describe(gallery.concepts[e.concept].name, Scene()) for e in examples]
+        pictures = introduce(evaluator, plain, names).correct(pictures)
     rows = evaluator.embed_texts(texts).unflatten(0, (count, CANDIDATES))
     cosines = torch.einsum("nd,nkd->nk", pictures, rows)
     beaten = cosines[:, :1] > cosines[:, 1:]

@@ -103,7 +103,7 @@ class Run:
 def fit_clip(run: Run, everything: Collection, tokenizer) -> None:
     model, diet = open_clip(run, tokenizer), SceneDiet(run.gallery, tokenizer)
     heads = models.ModifierHeads()
-    x, ids = torch.rand(64, 3, models.PICTURE_SIZE, models.PICTURE_SIZE), diet.draw(Random(0))[1]
+    x, ids = torch.rand(64, 3, models.PICTURE_SIZE, models.PICTURE_SIZE), diet.draw(Random(0)).words
     work = lambda: (
         model.get_image_features(pixel_values=x).pooler_output.square().mean()
         + model.get_text_features(input_ids=ids).pooler_output.square().mean()

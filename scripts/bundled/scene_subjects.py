@@ -150,6 +150,7 @@ def make_wish(gallery: Gallery, number: int, scene: Scene, noun: str, trigger: s
             second=gallery.pictures[second] if second is not None else None,
         ),
         show_on_white(gallery.pictures[number]),
+        describe(noun, Scene()),
     )
 
 

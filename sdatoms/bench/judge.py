@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.examiner import correct_concepts, stack
 from sdatoms.evaluation.metrics import (
     measure_alignment,
     measure_diversity,
@@ -30,7 +30,7 @@ from sdatoms.evaluation.metrics import (
     measure_truth,
 )
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
-from sdatoms.pictures import find_pictures, read_picture, to_tensor
+from sdatoms.pictures import find_pictures, read_picture
 
 __all__ = ["BETTER_DOWN", "MEASURES", "Judge", "Painted", "Painting", "Values"]
 
@@ -156,10 +156,12 @@ class Judge:
         evaluator = self.evaluator
         styles, concepts = evaluator.embed_styles(pictures), evaluator.embed_concepts(pictures)
         each = len(seeds)
+        wishes = [wish for wish in self.wishes for _ in seeds]
+        known = correct_concepts(evaluator, concepts, wishes) if wishes else concepts
         found = {
             "fidelity": measure_fidelity(styles, self.styles),
             "likeness": measure_fidelity(concepts, self.concepts),
-            "alignment": measure_alignment(concepts, self.texts.repeat_interleave(each, 0)),
+            "alignment": measure_alignment(known, self.texts.repeat_interleave(each, 0)),
         }
         if self.eye:
             found["imagenet"] = measure_fidelity(self.eye.embed(pictures), self.seen)
@@ -172,7 +174,6 @@ class Judge:
                 "error": measure_error(pictures, true),
             }
         if self.probe:
-            wishes = [wish for wish in self.wishes for _ in seeds]
             shown = find_modifiers(self.probe, stack(pictures), stack([w.plain for w in wishes]))
             found["followed"] = measure_followed(shown, [wish.modifiers for wish in wishes])
         values = {name: found[name].view(count, each).mean(1) for name in found}
@@ -184,8 +185,3 @@ class Judge:
 
 def round_values(values: Tensor) -> list[float | None]:
     return [None if value != value else round(value, 6) for value in values.tolist()]
-
-
-def stack(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as the probe reads them, `(n, 3, 64, 64)` on [-1, 1]."""
-    return torch.stack([to_tensor(p.convert("RGB").resize((64, 64))) for p in pictures])

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.introduction import introduce
 from sdatoms.evaluation.metrics import measure_error, measure_followed, measure_truth
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
-from sdatoms.evaluation.truth import Truth, list_truths, read_truth
+from sdatoms.evaluation.truth import Truth, Wish, list_truths, read_truth
 from sdatoms.pictures import to_tensor
 
-__all__ = ["Examiner"]
+__all__ = ["Examiner", "correct_concepts", "stack"]
 
 OTHERS = 7
 """How many subjects the row of wrong ones takes: those that follow in the alphabet, in a round."""
@@ -59,6 +60,18 @@ class Examiner:
             "followed": float(followed.mean()) if len(followed) else None,
         }
 
+    def correct(self, concepts: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Concept embeddings `(n, d)` of pictures of these prompts, as they are once the evaluator
+        was shown the plain subject; those of unknown prompts stay."""
+        numbers = self.truth.find(prompts)
+        places = [place for place, n in enumerate(numbers) if n is not None]
+        wishes = [self.truth.wishes[n] for n in numbers if n is not None]
+        if not wishes:
+            return concepts
+        corrected = concepts.clone()
+        corrected[places] = correct_concepts(self.evaluator, concepts[places], wishes)
+        return corrected
+
     def list_checks(self, prompts: Sequence[str]) -> list[tuple[str, list[Image.Image], list[str]]]:
         """Name, pictures and prompts of the checks on true pictures."""
         numbers = [n for n in self.truth.find(prompts) if n is not None]
@@ -73,6 +86,15 @@ class Examiner:
             ("wrong subject: others, same settings", strange, asked * len(others)),
             ("wrong setting: the subject alone", [wish.plain for wish in wishes], asked),
         ]
+
+
+def correct_concepts(
+    evaluator: Evaluator, concepts: torch.Tensor, wishes: Sequence[Wish]
+) -> torch.Tensor:
+    """Concept embeddings `(n, d)` of pictures of `wishes`, as they are once the evaluator was shown
+    the plain subject of each."""
+    plain, captions = [wish.plain for wish in wishes], [wish.caption for wish in wishes]
+    return introduce(evaluator, plain, captions).correct(concepts)
 
 
 def stack(pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -8,6 +8,7 @@ An `Evaluator` gives the embeddings, rows of length 1; a cosine of two of them i
 - likeness (up): the same of their concept embeddings; CLIP-I in that paper. Six drawings of one
   octopus by six hands have high likeness and low fidelity.
 - alignment (up): cosine of a picture's concept embedding and its prompt's; CLIP-T in that paper.
+  Where the plain subject is known, the evaluator is shown it first (`introduction`).
 - diversity (up): mean distance between pictures painted for one prompt; that paper's DIV, with the
   embedding in the place of LPIPS.
 - drift (down): how far pictures of unrelated prompts move from the base's, as the image-generation

@@ -149,12 +149,14 @@ class Scorer:
         count, given = self.count, self.given
         pictures = self.pictures if pipe else self.shown
         words = [prompt for prompt, _ in self.asked[:count]]
+        own = concepts[:count]
+        known = self.examiner.correct(own, words) if self.examiner else own
         return Row(
             name,
             count,
             fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
-            likeness=mean(measure_fidelity(concepts[:count], given.concepts)) if given else None,
-            alignment=mean(measure_alignment(concepts[:count], self.texts)),
+            likeness=mean(measure_fidelity(own, given.concepts)) if given else None,
+            alignment=mean(measure_alignment(known, self.texts)),
             diversity=mean(measure_diversity(styles[:count].unflatten(0, self.shape)))
             if self.shape[1] > 1
             else None,
@@ -203,10 +205,11 @@ def score_true(
 ) -> Row:
     evaluator = examiner.evaluator
     texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+    concepts = examiner.correct(evaluator.embed_concepts(pictures), prompts)
     return Row(
         name,
         len(pictures),
-        alignment=mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+        alignment=mean(measure_alignment(concepts, texts)),
         **examiner.score(pictures, prompts),
     )
 
@@ -261,9 +264,12 @@ def measure_samples(
     ) -> dict[str, float]:
         styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
         texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
+        concepts = evaluator.embed_concepts(pictures)
+        if examiner:
+            concepts = examiner.correct(concepts, prompts)
         found = {
             "fidelity": mean(measure_fidelity(styles, given)),
-            "alignment": mean(measure_alignment(evaluator.embed_concepts(pictures), texts)),
+            "alignment": mean(measure_alignment(concepts, texts)),
         }
         rows: dict[str, list[int]] = {}
         for k, prompt in enumerate(prompts):

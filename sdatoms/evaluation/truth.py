@@ -51,6 +51,8 @@ class Wish:
     picture: Image.Image
     plain: Image.Image
     """The subject alone, on white."""
+    caption: str
+    """What that is, without a trigger: `a robot`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def read_truth(name: str) -> Truth:
                 row["modifiers"],
                 cut_cell(sheet, row["cell"]),
                 cut_cell(sheet, row["plain"]),
+                row["caption"],
             )
             for row in rows
         )
@@ -116,6 +119,7 @@ def write_truth(truth: Truth, folder: Path) -> None:
             "modifiers": dict(wish.modifiers),
             "cell": find_cell(wish.picture),
             "plain": find_cell(wish.plain),
+            "caption": wish.caption,
         }
         for wish in truth.wishes
     ]

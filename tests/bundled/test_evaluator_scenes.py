@@ -9,6 +9,7 @@ from bundled import evaluator_models, evaluator_scenes, evaluator_styles
 from bundled.evaluator_scenes import SceneDiet, draw_lookalikes, score_captions, vary_scene
 from bundled.gallery import Gallery
 from bundled.modifiers import KINDS, Scene, holds_held_out_pair
+from bundled.probe_training import show_on_white
 from diffusers.training_utils import EMAModel
 from tiny.pipelines import build_tokenizer
 
@@ -100,17 +101,31 @@ class Placed:
 
 
 def test_the_figure_is_the_share_of_right_captions_among_twenty(gallery):
-    right = score_captions(Placed([0.0, 1.0]), gallery, 6)
+    score = lambda *given: score_captions(*given, introduced=False)
+    right = score(Placed([0.0, 1.0]), gallery, 6)
     assert right["caption_of_20"] == 1
     assert all(share == 1 for share in right["caption_by_kind"].values() if share == share)
-    assert score_captions(Placed([1.0, 0.0]), gallery, 6)["caption_of_20"] == 0
+    assert score(Placed([1.0, 0.0]), gallery, 6)["caption_of_20"] == 0
+
+
+def test_a_batch_shows_the_plain_thing_of_every_scene_both_ways_up(gallery):
+    scenes = SceneDiet(gallery, build_tokenizer(), groups=2, size=3, pairs=2).draw(random.Random(3))
+    count = len(scenes.pictures)
+    assert len(scenes.words) == len(scenes.things) == len(scenes.labels["place"]) == count
+    assert scenes.plain.shape == (4, 2, 3, 64, 64) and scenes.names.shape == (4, 2, 32)
+    assert torch.equal(scenes.plain[:, 1], scenes.plain[:, 0].flip(2, 3))
+    assert scenes.things.tolist() == sorted(scenes.things.tolist())
+    upright = [show_on_white(picture).tobytes() for picture in gallery.pictures]
+    shown = [x.permute(1, 2, 0).contiguous().numpy().tobytes() for x in scenes.plain[:, 0]]
+    assert set(shown) <= set(upright)
 
 
 def test_the_figure_is_taken_on_held_out_things_beside_known_ones(gallery, monkeypatch):
     concepts = [replace(c, held_out=c.name == "tent") for c in gallery.concepts]
     monkeypatch.setattr(Gallery, "paint", lambda self, example: shown.append(example))
     shown = []
-    score_captions(Placed([0.0, 1.0]), replace(gallery, concepts=tuple(concepts)), 20)
+    gallery = replace(gallery, concepts=tuple(concepts))
+    score_captions(Placed([0.0, 1.0]), gallery, 20, introduced=False)
     assert {e.concept for e in shown} == {1}
     assert {e.scene.second for e in shown} - {None} <= {"0", "2"}
 

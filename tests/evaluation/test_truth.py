@@ -32,9 +32,10 @@ GROUPS = (
 def truth():
     plain, *others = draw_noise(((64, 64),) * 9)
     wishes = [
-        Wish(f"a sks cat {n}", "place", {"place": "beach"}, p, plain) for n, p in enumerate(others)
+        Wish(f"a sks cat {n}", "place", {"place": "beach"}, p, plain, "a cat")
+        for n, p in enumerate(others)
     ]
-    return Truth("cat", (Wish("a sks cat", "plain", {}, plain, plain), *wishes))
+    return Truth("cat", (Wish("a sks cat", "plain", {}, plain, plain, "a cat"), *wishes))
 
 
 def same(a, b):
