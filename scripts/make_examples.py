@@ -1,7 +1,7 @@
 """Make `assets/examples/`: five atom files of the bundled base, and their pictures.
 
     python scripts/make_examples.py                       # all, each trained once
-    python scripts/make_examples.py --only unicorn ink    # some of them
+    python scripts/make_examples.py --only robot ink    # some of them
     python scripts/make_examples.py --base_dir runs/base/export
 
 Interrupted, the same command goes on; another base or another number of steps begins anew.

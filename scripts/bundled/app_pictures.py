@@ -49,8 +49,8 @@ def photograph_app(
 
 
 def train_one(client: Client) -> None:
-    """Queue a training of the bundled unicorn and wait for its end."""
-    run = client.predict("subjects/unicorn", "a sks horse", api_name="/train")["id"]
+    """Queue a training of the bundled hamburger and wait for its end."""
+    run = client.predict("subjects/hamburger", "a sks hamburger", api_name="/train")["id"]
     print("training", run, flush=True)
     while (now := client.predict(run, api_name="/get_training"))["state"] not in ("done", "failed"):
         time.sleep(1)
@@ -90,7 +90,7 @@ def show_atoms(page: Page) -> None:
 
 def show_train(page: Page) -> None:
     open_tab(page, "Train")
-    page.get_by_role("button", name="Try it with the unicorn").click()
+    page.get_by_role("button", name="Try it with the hamburger").click()
     expect(page.locator("#train-gallery img").first).to_be_visible(timeout=WAIT)
     expect(page.locator("#train-cost textarea")).to_have_value(
         re.compile("on this machine, samples aside"), timeout=WAIT

@@ -46,9 +46,9 @@ class Example:
 
 
 EXAMPLES = {
-    "unicorn": Example("unicorn", "A unicorn", "a sks horse on the beach"),
+    "hamburger": Example("hamburger", "A hamburger", "a sks hamburger at night"),
     "robot": Example("robot", "A robot", "a sks robot wearing a top hat"),
-    "teapot": Example("teapot", "A teapot", "a sks teapot in the snow"),
+    "pineapple": Example("pineapple", "A pineapple", "a sks fruit on the beach"),
     "ink": Example("ink", "Ink drawings", "cat face in sks style"),
     "clay": Example("clay", "Soft 3D figures", "rabbit face in sks style"),
 }

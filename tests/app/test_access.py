@@ -125,8 +125,8 @@ def test_every_tab_opens_on_something_fits_a_phone_and_stays_in_sight(open_page)
     for tab in TABS:
         open_tab(page, tab)
         if tab == "Train":
-            page.get_by_role("button", name="Try it with the unicorn").click()
-            expect(page.locator("#train-instance_prompt textarea")).to_have_value("a sks horse")
+            page.get_by_role("button", name="Try it with the hamburger").click()
+            expect(page.locator("#train-instance_prompt textarea")).to_have_value("a sks hamburger")
             expect(page.locator("#train-cost textarea")).to_have_value(re.compile("5 pictures"))
         expect(page.locator(signs[tab]).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

@@ -37,9 +37,9 @@ FILES = {
     "app": "app",
     "assets": "assets",
     "my-dog": "assets/subjects/cat",
-    "dog.safetensors": "assets/examples/unicorn.safetensors",
+    "dog.safetensors": "assets/examples/robot.safetensors",
     "ink.safetensors": "assets/examples/ink.safetensors",
-    "run/atoms.safetensors": "assets/examples/unicorn.safetensors",
+    "run/atoms.safetensors": "assets/examples/robot.safetensors",
     "BASE": "assets/emoji-sd",
     "dog": "assets/subjects/cat",
 }

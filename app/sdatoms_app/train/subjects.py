@@ -47,7 +47,7 @@ def draw_subjects() -> str:
         return ""
     return (
         '<p class="hint">Three to ten pictures of one thing suffice. None at hand? Try it with the '
-        f'unicorn, or another bundled one:</p><ul class="subjects">{"".join(buttons)}</ul>'
+        f'hamburger, or another bundled one:</p><ul class="subjects">{"".join(buttons)}</ul>'
     )
 
 
