@@ -27,6 +27,7 @@ from sdatoms.files.atom_file import list_maps
 from sdatoms.files.writer import describe_layout
 from sdatoms.fingerprint import checksum
 from sdatoms.layers.atom_layers import TunedWeight
+from sdatoms.layers.attention import is_passed_by
 from sdatoms.layers.inject import Injection
 from sdatoms.layers.weights import LayerWeight, find_weight
 
@@ -70,7 +71,7 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
             if not terms:
                 continue
             base = find_weight(root, path)
-            layer = state.layers[path] = make_layer(state, path, base, terms)
+            layer = state.layers[path] = make_layer(root, state, path, base, terms)
         if isinstance(layer, AttachedLayer):
             if terms:
                 layer.attach(root, form_deltas(layer.pristine, terms))
@@ -97,15 +98,18 @@ def rebake(root: nn.Module, state: BakedModule, paths: Iterable[str]) -> float:
 
 
 def make_layer(
+    root: nn.Module,
     state: BakedModule,
     path: str,
     base: LayerWeight,
     terms: Sequence[tuple[float, LayerMap | LoraMap]],
 ) -> BakedLayer | AttachedLayer:
     """A layer that some adapter changes from now on, its pristine weight kept as the module says;
-    in memory where that cannot be: sparse codes and LoRAs are always baked."""
+    in memory where that cannot be: sparse codes, LoRAs, and what torch's fused path reads, are
+    always baked."""
     linear = all(isinstance(m, LayerMap) and m.book is None for _, m in terms)
-    if base.quantized or (state.keep == "attach" and linear and can_attach(base)):
+    called = can_attach(base) and not is_passed_by(root, path)
+    if base.quantized or (state.keep == "attach" and linear and called):
         return AttachedLayer(base)
     if state.keep == "file" and path in state.stored:
         return BakedLayer(base, state.stored[path], 0)

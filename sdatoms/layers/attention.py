@@ -24,6 +24,7 @@ from sdatoms.layers.merged import list_merged
 
 __all__ = [
     "AtomMultiheadAttention",
+    "is_passed_by",
     "switch_off_fused",
 ]
 
@@ -156,6 +157,13 @@ def switch_off_fused(model: nn.Module) -> Callable[[], None]:
             encoder.use_nested_tensor = nested
 
     return switch_on
+
+
+def is_passed_by(model: nn.Module, path: str) -> bool:
+    """Whether torch's fused path may read the weight at `path` without calling its layer."""
+    names = path.split(".")
+    above = (model.get_submodule(".".join(names[:n])) for n in range(len(names)))
+    return any(isinstance(module, nn.TransformerEncoderLayer) for module in above)
 
 
 def do_nothing(*_: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny.modules import copy_weights, same_weights
 from tiny.single_files import build_parts, save_single
+from torch import nn
 
 from sdatoms import AtomConfig, AtomError, load_atoms
 from sdatoms.adapters.keep import StoredWeight, choose_keep, describe_keep, find_stored
@@ -66,6 +67,28 @@ def test_every_way_paints_the_same_picture_and_clears_to_the_bit(open_tiny, file
     assert (pictures["file"] == pictures["memory"]).all()
     limit = 1 if dtype == "float32" else 12
     assert abs(pictures["attach"] - pictures["memory"]).max() <= limit
+
+
+@torch.no_grad()
+def test_torch_s_fused_path_does_not_pass_attached_adapters_by(perturb):
+    """In eval mode an encoder layer reads the weights of its linear layers without calling them."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 4)).eval()
+    x, before = torch.randn(2, 5, 8), copy_weights(model)
+    base, found = model(x), {}
+    injection = perturb(inject(model, AtomConfig("coefficients", block_size=2)), 0.1)
+    file = pack_atoms({"model": injection})
+    injection.eject()
+    for way in ("memory", "attach"):
+        adapters = load_atoms(model, file, name="a", keep_weights=way)
+        attached = isinstance(find_state(model).layers["0"], AttachedLayer)
+        assert attached == (way == "attach")
+        found[way] = model(x)
+        adapters.clear()
+        assert same_weights(model, before) and torch.equal(model(x), base)
+    assert (found["memory"] - base).abs().max() > 1e-2
+    torch.testing.assert_close(found["attach"], found["memory"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_base_s_file_that_changed_is_named_and_nothing_else_happens(
