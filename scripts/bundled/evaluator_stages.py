@@ -53,6 +53,11 @@ concepts in `scripts/bundled/held_out.txt` were left out:
 | the same picture, from an augmented view, among {gallery} | {same_picture:.1%} |
 | the caption of a scene, among 20 that differ in one modifier | {caption_of_20:.1%} |
 | the same of things trained on, in scenes that were not | {known_caption_of_20:.1%} |
+| the caption of a scene, where the plain thing was not shown first | {unshown_caption_of_20:.1%} |
+| the same of things trained on | {known_unshown_caption_of_20:.1%} |
+
+Captions of scenes are found after the evaluator was shown the thing alone, upright and upside down,
+as `sdatoms.evaluation.introduction` does with the subject of a truth file.
 
 Licence: Apache-2.0. It learned from
 
@@ -248,9 +253,14 @@ def judge_captions(run: Run, everything: Collection, tokenizer) -> dict:
 
 
 def score_both(evaluator: Evaluator, gallery: Gallery) -> dict:
-    """`score_captions` of things never seen, and of things trained on, as `known_…`."""
-    known = score_captions(evaluator, gallery, strange=False)
-    return score_captions(evaluator, gallery) | {f"known_{k}": v for k, v in known.items()}
+    """`score_captions` of things never seen, and of things trained on, as `known_…`; where the
+    plain thing was not shown first, as `unshown_…`."""
+    found = {}
+    for introduced, prefix in ((True, ""), (False, "unshown_")):
+        for strange, whose in ((True, ""), (False, "known_")):
+            own = score_captions(evaluator, gallery, strange=strange, introduced=introduced)
+            found |= {f"{whose}{prefix}{key}": value for key, value in own.items()}
+    return found
 
 
 def export_evaluator(run: Run, everything: Collection, tokenizer) -> dict:

@@ -38,8 +38,6 @@ LORA_LAYERS = (
     "*samplers.0.conv",
 )
 """Those of `CONVOLUTIONS`, as atoms are told."""
-CROSS_LAYERS = ("*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0")
-"""Those of `CROSS`."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def list_atoms() -> list[Method]:
         rows.append(use_atoms(f"product b{side}", middle, **blocks, **product, block_size=side))
         for place, layers, rate in (
             ("LoRA's layers", LORA_LAYERS, middle),
-            ("cross-attention", CROSS_LAYERS, 3e-3),
+            ("cross-attention", ATOM_LAYERS["cross-attention"], 3e-3),
         ):
             rows.append(
                 use_atoms(
@@ -206,7 +204,7 @@ def list_atoms() -> list[Method]:
         for label, factors in (("", {}), (" each", {"block_factors": "each"}))
         for place, layers in (
             ("text", ATOM_LAYERS["text"]),
-            ("cross-attention", CROSS_LAYERS),
+            ("cross-attention", ATOM_LAYERS["cross-attention"]),
             ("LoRA's layers", LORA_LAYERS),
         )
         for count in (1, 2, 4, 8, 16)
