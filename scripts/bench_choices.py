@@ -1,6 +1,6 @@
 """Two choices of the trainer, by measurement: running averages or live atoms, and the best step.
 
-    python scripts/bench_choices.py --subject octopus --output choices.json
+    python scripts/bench_choices.py --subject hamburger --output choices.json
 
 Every seed trains once. At every mark the live atoms and their running averages, which do not touch
 the training, are measured twice: as the trainer measures its samples (the instance prompt, which
@@ -24,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--subject", default="octopus", choices=list_subjects())
+    parser.add_argument("--subject", default="hamburger", choices=list_subjects())
     parser.add_argument("--preset", default="balanced", choices=list(PRESETS))
-    parser.add_argument("--marks", nargs="+", type=int, default=[50, 100, 150, 200])
+    parser.add_argument("--marks", nargs="+", type=int, default=[25, 50, 75, 100])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None, help="JSON; a PNG goes beside it")

@@ -18,9 +18,10 @@ from typing import Any
 from sdatoms.adapters.load import load_atoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
-from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, write_prompts
+from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import Scorer, measure_samples
+from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.config import TrainConfig
@@ -32,7 +33,8 @@ __all__ = ["KINDS", "compare_kinds", "compare_rules", "measure_choices"]
 KINDS = ("live", "averages")
 DRIFTS = 4
 """Unrelated prompts among the trainer's samples, as by its default."""
-UNSEEN = ("fidelity", "likeness", "alignment", "drift")
+UNSEEN = ("truth", "followed", "fidelity", "likeness", "alignment", "drift")
+"""What is told of unseen prompts; the first two where their true pictures are known."""
 RULES = {
     "the last step": lambda row: row["step"],
     "fidelity": lambda row: row["samples"]["fidelity"],
@@ -81,8 +83,9 @@ class Judge:
         self.asked = [(prompt, seed) for seed in range(4)]
         self.asked += [(words, seed) for seed, words in enumerate(UNRELATED_PROMPTS[:DRIFTS])]
         self.unrelated = self.look()[-DRIFTS:]
+        prompts = choose_prompts(find_truth(folder), prompt, FIVE_KINDS)
         self.scorer = Scorer(
-            self.pipe, evaluator, prompts=write_prompts(prompt), seeds=(100, 101), subject=folder
+            self.pipe, evaluator, prompts=prompts, seeds=(100, 101), subject=folder
         )
         self.pictures = {"base": self.scorer.pictures}
         self.base = asdict(self.scorer.score("base"))
@@ -101,7 +104,8 @@ class Judge:
         finally:
             adapters.clear()
         self.pictures[name] = self.scorer.pictures
-        return {"samples": dict(samples), "unseen": {key: unseen[key] for key in UNSEEN}}
+        known = {key: unseen[key] for key in UNSEEN if unseen[key] is not None}
+        return {"samples": dict(samples), "unseen": known}
 
 
 def run_seed(
@@ -134,13 +138,18 @@ def run_seed(
     return rows
 
 
+def list_shown(rows: list[dict[str, Any]]) -> list[str]:
+    return [key for key in UNSEEN if all(key in row["unseen"] for row in rows)]
+
+
 def compare_kinds(rows: list[dict[str, Any]], marks: Sequence[int]) -> str:
     """Markdown: what averaging changes, on unseen prompts, mean and spread over seeds."""
-    lines = ["", "| step | " + " | ".join(f"{key}, live → averages" for key in UNSEEN) + " |"]
-    lines.append("|---" * (1 + len(UNSEEN)) + "|")
+    shown = list_shown(rows)
+    lines = ["", "| step | " + " | ".join(f"{key}, live → averages" for key in shown) + " |"]
+    lines.append("|---" * (1 + len(shown)) + "|")
     for mark in marks:
         cells = []
-        for key in UNSEEN:
+        for key in shown:
             live, averages = (
                 [r["unseen"][key] for r in rows if (r["step"], r["kind"]) == (mark, kind)]
                 for kind in KINDS
@@ -156,8 +165,9 @@ def compare_kinds(rows: list[dict[str, Any]], marks: Sequence[int]) -> str:
 
 def compare_rules(rows: list[dict[str, Any]]) -> str:
     """Markdown: what each rule chooses among the steps, and how that does on unseen prompts."""
-    lines = ["", "| rule, of " + " | steps chosen | " + " | ".join(UNSEEN) + " |"]
-    lines.append("|---" * (2 + len(UNSEEN)) + "|")
+    shown = list_shown(rows)
+    lines = ["", "| rule, of " + " | steps chosen | " + " | ".join(shown) + " |"]
+    lines.append("|---" * (2 + len(shown)) + "|")
     seeds = sorted({row["seed"] for row in rows})
     for kind in KINDS:
         for rule, good in RULES.items():
@@ -165,7 +175,7 @@ def compare_rules(rows: list[dict[str, Any]]) -> str:
                 max((r for r in rows if (r["seed"], r["kind"]) == (seed, kind)), key=good)
                 for seed in seeds
             ]
-            means = [statistics.mean(pick["unseen"][key] for pick in picks) for key in UNSEEN]
+            means = [statistics.mean(pick["unseen"][key] for pick in picks) for key in shown]
             steps = ", ".join(str(pick["step"]) for pick in picks)
             cells = " | ".join(f"{mean:.3f}" for mean in means)
             lines.append(f"| {rule}, {kind} | {steps} | {cells} |")

@@ -27,7 +27,10 @@ def test_rules_choose_by_the_samples_and_are_judged_by_what_was_not_seen():
     assert cells["balance, averages"][:2] == ["50, 50", "0.450"]
     assert cells["the last step, live"][0] == "100, 100"
     table = compare_kinds(rows, [50, 100])
+    assert "truth" not in table
     assert "| 50 | 0.450 → 0.450 (+0.000 … +0.000)" in table
+    known = [{**row, "unseen": {**row["unseen"], "truth": 0.4}} for row in rows]
+    assert "| 50 | 0.400 → 0.400 (+0.000 … +0.000) | 0.450" in compare_kinds(known, [50, 100])
 
 
 @pytest.mark.slow
