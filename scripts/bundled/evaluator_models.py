@@ -31,7 +31,7 @@ from bundled.evaluator_data import Collection
 from bundled.evaluator_scenes import Scenes
 from bundled.modifiers import VALUES
 from bundled.probe_training import sum_errors
-from sdatoms.evaluation.introduction import correct_rows, weigh
+from sdatoms.evaluation.introduction import correct_rows, see_from, weigh
 
 __all__ = [
     "PICTURE_SIZE",
@@ -195,10 +195,12 @@ def train_clip(
         images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
         n = len(concept)
         known = correct_rows(images[n:], plain, names)
+        seen, asked = see_from(known, names), see_from(texts[n:], names)
         loss = match_concepts(model.logit_scale, images[:n], texts[:n], concept)
-        loss = loss + match_captions(model.logit_scale, known, texts[n:])
+        loss = loss + match_captions(model.logit_scale, seen, asked)
         loss = loss + match_captions(model.logit_scale, images[n:], texts[n:]) / 2
-        lesson = heads.measure(known, scenes.labels) + heads.measure(texts[n:], scenes.labels)
+        lesson = heads.measure(F.normalize(known, dim=1), scenes.labels)
+        lesson = lesson + heads.measure(texts[n:], scenes.labels)
         way_up = F.cross_entropy(weigh(images[n:], plain), scenes.labels["turned"])
         (loss + LESSON / 2 * lesson + LESSON * way_up).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -24,6 +24,7 @@ from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_ou
 from bundled.probe_training import label, show_on_white
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.introduction import introduce, turn_over
+from sdatoms.evaluation.metrics import measure_alignment
 
 __all__ = ["SceneDiet", "Scenes", "draw_lookalikes", "score_captions", "vary_scene"]
 
@@ -252,12 +253,15 @@ def score_captions(
         for scene in (example.scene, *(variant.scene for variant in variants)):
             texts.append(describe(name, scene, second=name_second(gallery, scene)))
     pictures = evaluator.embed_concepts([gallery.paint(example) for example in examples])
+    pictures, rows = pictures.repeat_interleave(CANDIDATES, 0), evaluator.embed_texts(texts)
     if introduced:
-        plain = [show_on_white(gallery.pictures[example.concept]) for example in examples]
-        names = [describe(gallery.concepts[e.concept].name, Scene()) for e in examples]
-        pictures = introduce(evaluator, plain, names).correct(pictures)
-    rows = evaluator.embed_texts(texts).unflatten(0, (count, CANDIDATES))
-    cosines = torch.einsum("nd,nkd->nk", pictures, rows)
+        asked = [example for example in examples for _ in range(CANDIDATES)]
+        plain = [show_on_white(gallery.pictures[example.concept]) for example in asked]
+        names = [describe(gallery.concepts[e.concept].name, Scene()) for e in asked]
+        cosines = introduce(evaluator, plain, names).align(pictures, rows)
+    else:
+        cosines = measure_alignment(pictures, rows)
+    cosines = cosines.unflatten(0, (count, CANDIDATES))
     beaten = cosines[:, :1] > cosines[:, 1:]
     return {
         "caption_of_20": float(beaten.all(1).float().mean()),

@@ -108,8 +108,8 @@ def make_layer(
     in memory where that cannot be: sparse codes, LoRAs, and what torch's fused path reads, are
     always baked."""
     linear = all(isinstance(m, LayerMap) and m.book is None for _, m in terms)
-    called = can_attach(base) and not is_passed_by(root, path)
-    if base.quantized or (state.keep == "attach" and linear and called):
+    wished = state.keep == "attach" and linear and can_attach(base)
+    if base.quantized or (wished and not is_passed_by(root, path)):
         return AttachedLayer(base)
     if state.keep == "file" and path in state.stored:
         return BakedLayer(base, state.stored[path], 0)

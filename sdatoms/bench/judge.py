@@ -19,9 +19,8 @@ from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.evaluation.evaluator import Evaluator
-from sdatoms.evaluation.examiner import correct_concepts, stack
+from sdatoms.evaluation.examiner import align, stack
 from sdatoms.evaluation.metrics import (
-    measure_alignment,
     measure_diversity,
     measure_drift,
     measure_error,
@@ -157,11 +156,11 @@ class Judge:
         styles, concepts = evaluator.embed_styles(pictures), evaluator.embed_concepts(pictures)
         each = len(seeds)
         wishes = [wish for wish in self.wishes for _ in seeds]
-        known = correct_concepts(evaluator, concepts, wishes) if wishes else concepts
+        texts = self.texts.repeat_interleave(each, 0)
         found = {
             "fidelity": measure_fidelity(styles, self.styles),
             "likeness": measure_fidelity(concepts, self.concepts),
-            "alignment": measure_alignment(known, self.texts.repeat_interleave(each, 0)),
+            "alignment": align(evaluator, concepts, texts, wishes),
         }
         if self.eye:
             found["imagenet"] = measure_fidelity(self.eye.embed(pictures), self.seen)

@@ -28,6 +28,7 @@ from sdatoms.bench.tasks import Task, list_tasks, open_task, split_tasks
 from sdatoms.diffusion.open import load_base
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.evaluation.introduction import CONSTANTS
 from sdatoms.evaluation.probe import load_probe
 from sdatoms.evaluation.truth import find_truth
 from sdatoms.fingerprint import hash_tensors
@@ -154,6 +155,7 @@ class Bench:
         names = [
             hash_text("".join(hash_tensors(m.state_dict()) for m in own)) for own in (parts, judges)
         ]
+        names[1] = hash_text(f"{names[1]} {CONSTANTS}")
         return CellStore(self.plan.output_dir / "cells", *names)
 
     def list_tasks(self, part: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["UNRELATED_PROMPTS", "clean_prompt", "write_prompts"]
+__all__ = ["UNRELATED_PROMPTS", "clean_prompt", "has_trigger", "write_prompts"]
 
 STYLE_CONCEPTS = ("cat face", "red apple", "frog face", "lemon", "ghost")
 SUBJECT_ADDITIONS = ("winking face", "angry face", "party hat", "red heart", "sleeping face")
@@ -31,6 +31,11 @@ def write_prompts(trigger: str) -> list[str]:
     if style:
         return [f"{concept} {style.group()}" for concept in STYLE_CONCEPTS]
     return [f"{trigger}, {addition}" for addition in SUBJECT_ADDITIONS]
+
+
+def has_trigger(prompt: str) -> bool:
+    """Whether there is a word in it that no evaluator can read."""
+    return re.search(RARE_WORD, prompt) is not None
 
 
 def clean_prompt(prompt: str) -> str:

@@ -148,6 +148,11 @@ class Evaluator:
         self.name = name
         """Where it came from, for tables."""
 
+    @property
+    def is_introduced(self) -> bool:
+        """Whether it was trained to be shown a subject first (`introduction`): the bundled one."""
+        return isinstance(self.style, StyleHead)
+
     def embed_concepts(self, pictures: Sequence[Image.Image]) -> Tensor:
         """What pictures show, `(n, d)` float32 on the CPU."""
         return embed(pictures, self.processor, self.clip, self.read_concepts)

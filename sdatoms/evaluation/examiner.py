@@ -14,12 +14,17 @@ from PIL import Image
 
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.introduction import introduce
-from sdatoms.evaluation.metrics import measure_error, measure_followed, measure_truth
+from sdatoms.evaluation.metrics import (
+    measure_alignment,
+    measure_error,
+    measure_followed,
+    measure_truth,
+)
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
 from sdatoms.evaluation.truth import Truth, Wish, list_truths, read_truth
 from sdatoms.pictures import to_tensor
 
-__all__ = ["Examiner", "correct_concepts", "stack"]
+__all__ = ["Examiner", "align", "stack"]
 
 OTHERS = 7
 """How many subjects the row of wrong ones takes: those that follow in the alphabet, in a round."""
@@ -60,18 +65,6 @@ class Examiner:
             "followed": float(followed.mean()) if len(followed) else None,
         }
 
-    def correct(self, concepts: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Concept embeddings `(n, d)` of pictures of these prompts, as they are once the evaluator
-        was shown the plain subject; those of unknown prompts stay."""
-        numbers = self.truth.find(prompts)
-        places = [place for place, n in enumerate(numbers) if n is not None]
-        wishes = [self.truth.wishes[n] for n in numbers if n is not None]
-        if not wishes:
-            return concepts
-        corrected = concepts.clone()
-        corrected[places] = correct_concepts(self.evaluator, concepts[places], wishes)
-        return corrected
-
     def list_checks(self, prompts: Sequence[str]) -> list[tuple[str, list[Image.Image], list[str]]]:
         """Name, pictures and prompts of the checks on true pictures."""
         numbers = [n for n in self.truth.find(prompts) if n is not None]
@@ -88,13 +81,28 @@ class Examiner:
         ]
 
 
-def correct_concepts(
-    evaluator: Evaluator, concepts: torch.Tensor, wishes: Sequence[Wish]
+def align(
+    evaluator: Evaluator,
+    concepts: torch.Tensor,
+    texts: torch.Tensor,
+    wishes: Sequence[Wish | None] = (),
 ) -> torch.Tensor:
-    """Concept embeddings `(n, d)` of pictures of `wishes`, as they are once the evaluator was shown
-    the plain subject of each."""
-    plain, captions = [wish.plain for wish in wishes], [wish.caption for wish in wishes]
-    return introduce(evaluator, plain, captions).correct(concepts)
+    """Alignment of pictures with their prompts, `(n,)` in [-1, 1].
+
+    Args:
+        concepts: the pictures' embeddings, `(n, d)`.
+        texts: those of the prompts without triggers, `(n, d)`.
+        wishes: what shows the plain subject of each picture, which an evaluator that is trained for
+            that is shown first.
+    """
+    found = measure_alignment(concepts, texts)
+    known = [(n, wish) for n, wish in enumerate(wishes) if wish and evaluator.is_introduced]
+    if known:
+        rows = [n for n, _ in known]
+        plain, captions = [wish.plain for _, wish in known], [wish.caption for _, wish in known]
+        shown = introduce(evaluator, plain, captions)
+        found[rows] = shown.align(concepts[rows], texts[rows])
+    return found
 
 
 def stack(pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -24,14 +24,13 @@ from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS, clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
-from sdatoms.evaluation.examiner import Examiner
+from sdatoms.evaluation.examiner import Examiner, align
 from sdatoms.evaluation.metrics import (
-    measure_alignment,
     measure_diversity,
     measure_drift,
     measure_fidelity,
 )
-from sdatoms.evaluation.truth import KNOWN, Truth, find_truth, read_truth
+from sdatoms.evaluation.truth import KNOWN, Truth, find_things, find_truth, read_truth
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.pictures import find_pictures, read_picture, read_sidecar
 from sdatoms.storage import find_assets
@@ -59,6 +58,8 @@ class Subject:
     """`(k, d)`."""
     captions: Tensor | None
     """Their own captions, `(k, d)`; None where a picture has none beside it."""
+    prompts: tuple[str, ...]
+    """The captions as they were written."""
     package: str | None
     """Where the pictures come from, when `subject.json` says so."""
     truth: Truth | None = None
@@ -150,13 +151,12 @@ class Scorer:
         pictures = self.pictures if pipe else self.shown
         words = [prompt for prompt, _ in self.asked[:count]]
         own = concepts[:count]
-        known = self.examiner.correct(own, words) if self.examiner else own
         return Row(
             name,
             count,
             fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
             likeness=mean(measure_fidelity(own, given.concepts)) if given else None,
-            alignment=mean(measure_alignment(known, self.texts)),
+            alignment=mean(self.align(own, self.texts, words)),
             diversity=mean(measure_diversity(styles[:count].unflatten(0, self.shape)))
             if self.shape[1] > 1
             else None,
@@ -172,15 +172,21 @@ class Scorer:
         if given:
             rows += score_subject(given, self.evaluator)
         concepts, styles = (part[self.count :] for part in self.base)
-        others = self.texts[torch.arange(len(styles)) * self.shape[1] % self.count]
+        places = torch.arange(len(styles)) * self.shape[1] % self.count
+        words = [self.asked[place][0] for place in places]
         wrong = Row(
             "wrong concept: base, other prompts",
             len(styles),
             fidelity=mean(measure_fidelity(styles, given.styles)) if given else None,
             likeness=mean(measure_fidelity(concepts, given.concepts)) if given else None,
-            alignment=mean(measure_alignment(concepts, others)),
+            alignment=mean(self.align(concepts, self.texts[places], words)),
         )
         return [*rows, wrong]
+
+    def align(self, concepts: Tensor, texts: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Alignment of pictures with prompts, whoever painted them."""
+        truth = self.given.truth if self.given else None
+        return align(self.evaluator, concepts, texts, find_things(truth, prompts))
 
     def check_truth(self, examiner: Examiner) -> list[Row]:
         """The rows of true pictures, and what the base makes of things that it was trained on."""
@@ -205,11 +211,11 @@ def score_true(
 ) -> Row:
     evaluator = examiner.evaluator
     texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-    concepts = examiner.correct(evaluator.embed_concepts(pictures), prompts)
+    concepts = evaluator.embed_concepts(pictures)
     return Row(
         name,
         len(pictures),
-        alignment=mean(measure_alignment(concepts, texts)),
+        alignment=mean(align(evaluator, concepts, texts, find_things(examiner.truth, prompts))),
         **examiner.score(pictures, prompts),
     )
 
@@ -265,11 +271,9 @@ def measure_samples(
         styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
         texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
         concepts = evaluator.embed_concepts(pictures)
-        if examiner:
-            concepts = examiner.correct(concepts, prompts)
         found = {
             "fidelity": mean(measure_fidelity(styles, given)),
-            "alignment": mean(measure_alignment(concepts, texts)),
+            "alignment": mean(align(evaluator, concepts, texts, find_things(truth, prompts))),
         }
         rows: dict[str, list[int]] = {}
         for k, prompt in enumerate(prompts):
@@ -291,9 +295,10 @@ def measure_samples(
 
 def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
     """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
-    rows = [score_pictures("training pictures, among themselves", given)]
+    rows = [score_pictures("training pictures, among themselves", evaluator, given)]
     if given.captions is not None:
-        shifted = mean(measure_alignment(given.concepts, given.captions.roll(1, 0)))
+        wishes = find_things(given.truth, given.prompts)  # all of one thing
+        shifted = mean(align(evaluator, given.concepts, given.captions.roll(1, 0), wishes))
         rows.append(
             Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
         )
@@ -302,11 +307,14 @@ def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
             continue  # scenes have other checks, and are a vendor's drawings only in part
         other = read_subject_pictures(about.parent, evaluator)
         if other.package != given.package:
-            rows.append(score_pictures(f"wrong vendor: {other.name}", other, given))
+            row = score_pictures(f"wrong vendor: {other.name}", evaluator, other, given)
+            rows.append(row)
     return rows
 
 
-def score_pictures(name: str, shown: Subject, given: Subject | None = None) -> Row:
+def score_pictures(
+    name: str, evaluator: Evaluator, shown: Subject, given: Subject | None = None
+) -> Row:
     few = given is None and len(shown.styles) < 2
     return Row(
         name,
@@ -315,7 +323,11 @@ def score_pictures(name: str, shown: Subject, given: Subject | None = None) -> R
         likeness=None if few else mean(measure_fidelity(shown.concepts, given and given.concepts)),
         alignment=None
         if shown.captions is None
-        else mean(measure_alignment(shown.concepts, shown.captions)),
+        else mean(
+            align(
+                evaluator, shown.concepts, shown.captions, find_things(shown.truth, shown.prompts)
+            )
+        ),
     )
 
 
@@ -327,7 +339,8 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
     """
     paths, _ = find_pictures(folder)
     pictures: list[Image.Image] = [read_picture(path) for path in paths]
-    captions = [clean_prompt(read_sidecar(path)) for path in paths]
+    prompts = [read_sidecar(path) for path in paths]
+    captions = [clean_prompt(prompt) for prompt in prompts]
     about = folder / "subject.json"
     try:
         package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""
@@ -338,6 +351,7 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
         styles=evaluator.embed_styles(pictures),
         concepts=evaluator.embed_concepts(pictures),
         captions=evaluator.embed_texts(captions) if all(captions) else None,
+        prompts=tuple(prompts),
         package=package or None,
         truth=find_truth(folder),
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdatoms.diffusion.triggers import write_prompts
+from sdatoms.diffusion.triggers import clean_prompt, has_trigger, write_prompts
 from sdatoms.errors import AtomError
 from sdatoms.storage import find_assets
 
@@ -27,6 +27,7 @@ __all__ = [
     "Truth",
     "Wish",
     "choose_prompts",
+    "find_things",
     "find_truth",
     "list_truths",
     "read_truth",
@@ -68,6 +69,18 @@ class Truth:
         return [numbers.get(prompt) for prompt in prompts]
 
 
+def find_things(truth: Truth | None, prompts: Sequence[str]) -> list[Wish | None]:
+    """A wish that shows what each prompt is about: its own, or of one with a trigger the plain one;
+    None where there is none."""
+    if truth is None:
+        return [None] * len(prompts)
+    own = [None if n is None else truth.wishes[n] for n in truth.find(prompts)]
+    return [
+        wish or (truth.wishes[0] if has_trigger(prompt) else None)
+        for prompt, wish in zip(prompts, own, strict=True)
+    ]
+
+
 def list_truths() -> list[str]:
     """Names of the subjects whose true pictures are bundled."""
     names = {path.stem for path in (find_assets() / "truth").glob("*.json")}
@@ -96,7 +109,7 @@ def read_truth(name: str) -> Truth:
                 row["modifiers"],
                 cut_cell(sheet, row["cell"]),
                 cut_cell(sheet, row["plain"]),
-                row["caption"],
+                clean_prompt(row["caption"]),
             )
             for row in rows
         )

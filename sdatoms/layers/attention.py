@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError
 from sdatoms.layers.atom_layers import AtomLayer, sum_deltas
 from sdatoms.layers.merged import list_merged
+from sdatoms.layers.weights import list_above
 
 __all__ = [
     "AtomMultiheadAttention",
@@ -161,9 +162,7 @@ def switch_off_fused(model: nn.Module) -> Callable[[], None]:
 
 def is_passed_by(model: nn.Module, path: str) -> bool:
     """Whether torch's fused path may read the weight at `path` without calling its layer."""
-    names = path.split(".")
-    above = (model.get_submodule(".".join(names[:n])) for n in range(len(names)))
-    return any(isinstance(module, nn.TransformerEncoderLayer) for module in above)
+    return any(isinstance(m, nn.TransformerEncoderLayer) for m in list_above(model, path))
 
 
 def do_nothing(*_: Any) -> None:

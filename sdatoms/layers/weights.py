@@ -21,6 +21,7 @@ __all__ = [
     "LayerWeight",
     "find_weight",
     "is_quantized",
+    "list_above",
     "list_layers",
     "list_weights",
     "unwrap",
@@ -181,6 +182,16 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def list_above(module: nn.Module, path: str) -> list[nn.Module | None]:
+    """The module itself and all that hold what lies at `path`, seen through wrappers; None from
+    where there is nothing."""
+    above: list[nn.Module | None] = [unwrap(module)]
+    for part in path.split(".")[:-1]:
+        layer = above[-1]._modules.get(part) if above[-1] is not None else None
+        above.append(unwrap(layer) if layer is not None else None)
+    return above
+
+
 def find_weight(module: nn.Module, path: str) -> LayerWeight:
     """The weight at `path`, seen through wrappers that hold a layer as their `base_layer`.
 
@@ -188,12 +199,8 @@ def find_weight(module: nn.Module, path: str) -> LayerWeight:
         AtomError: there is no convolution, linear layer or attention projection with a weight of
             its own.
     """
-    layer: nn.Module | None = unwrap(module)
     found: LayerWeight | None = None
-    *parents, last = path.split(".")
-    for part in parents:
-        layer = layer._modules.get(part) if layer is not None else None
-        layer = unwrap(layer) if layer is not None else None
+    layer, last = list_above(module, path)[-1], path.split(".")[-1]
     if isinstance(layer, nn.MultiheadAttention):
         found = list_weights(layer).get(last)
     elif layer is not None and (child := layer._modules.get(last)) is not None:
