@@ -71,9 +71,8 @@ def judge_generated(
         wishes = [wish for wish in list_asked(name) for _ in seeds]
         asked = [wish.prompt for wish in wishes], [*seeds] * (len(wishes) // len(seeds))
         for own in (None, path):
-            report(
-                f"generating {len(wishes)} pictures of {name}, {f'by {own.name}' if own else 'by the base'}"
-            )
+            who = f"by {own.name}" if own else "by the base"
+            report(f"generating {len(wishes)} pictures of {name}, {who}")
             adapters = load_atoms(pipe, own, name="judged") if own else None
             try:
                 pictures = paint(pipe, *asked)

@@ -82,15 +82,8 @@ PRESETS: dict[str, Preset] = {
         SUBJECT | LOOKS | {"max_train_steps": 100},
     ),
     "best": Preset(
-        "Long, averaged, and the step that measures best is kept",
-        SUBJECT
-        | LOOKS
-        | {
-            "max_train_steps": 200,
-            "use_ema": True,
-            "best_metric": "auto",
-            "early_stopping_patience": 3,
-        },
+        "Long: more of the subject",
+        SUBJECT | LOOKS | {"max_train_steps": 200},
     ),
     "tiny": Preset(
         "The smallest file: a subject's colours and kind in a thousand numbers",

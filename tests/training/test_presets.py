@@ -75,7 +75,7 @@ def test_the_command_line_beats_the_file_and_the_file_the_preset(train_config, t
         found = tomllib.load(written)
     assert found["max_train_steps"] == 1  # the command line
     assert found["learning_rate"] == 1e-3  # the file
-    assert found["use_ema"] is True and found["block_form"] == "shared"  # the preset
+    assert found["adam_weight_decay"] == 1 and found["block_form"] == "shared"  # the preset
 
 
 def test_costs_are_measured_for_the_presets_as_they_are():
