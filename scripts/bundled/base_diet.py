@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -30,6 +31,7 @@ __all__ = [
     "encode",
     "paint_examples",
     "read_diet",
+    "to_bytes",
     "tokenize",
     "write_shard",
     "write_turned",
@@ -100,8 +102,12 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def paint_examples(gallery: Gallery, examples: Sequence[Example]) -> Tensor:
     """True pictures as uint8 `(n, 3, 64, 64)`."""
-    pictures = np.stack([np.asarray(gallery.paint(example)) for example in examples])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return to_bytes([gallery.paint(example) for example in examples])
+
+
+def to_bytes(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as uint8 `(n, 3, height, width)`."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

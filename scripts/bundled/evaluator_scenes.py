@@ -12,18 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from bundled.base_diet import paint_examples, tokenize
+from bundled.base_diet import paint_examples, to_bytes, tokenize
 from bundled.captions import describe
 from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
 from bundled.probe_training import label, show_on_white
 from sdatoms.evaluation.evaluator import Evaluator
-from sdatoms.evaluation.introduction import introduce, turn_over
+from sdatoms.evaluation.introduction import Introduction, introduce, turn_over
 from sdatoms.evaluation.metrics import measure_alignment
 
 __all__ = ["SceneDiet", "Scenes", "draw_lookalikes", "score_captions", "vary_scene"]
@@ -180,11 +178,6 @@ class SceneDiet:
         ]
 
 
-def to_bytes(pictures: Sequence[Image.Image]) -> Tensor:
-    """`(n, 3, height, width)` uint8."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
-
-
 def name_second(gallery: Gallery, scene: Scene, rng: random.Random | None = None) -> str:
     if scene.second is None:
         return ""
@@ -253,14 +246,16 @@ def score_captions(
         for scene in (example.scene, *(variant.scene for variant in variants)):
             texts.append(describe(name, scene, second=name_second(gallery, scene)))
     pictures = evaluator.embed_concepts([gallery.paint(example) for example in examples])
-    pictures, rows = pictures.repeat_interleave(CANDIDATES, 0), evaluator.embed_texts(texts)
+    rows = evaluator.embed_texts(texts)
+    own = torch.arange(count).repeat_interleave(CANDIDATES)
     if introduced:
-        asked = [example for example in examples for _ in range(CANDIDATES)]
-        plain = [show_on_white(gallery.pictures[example.concept]) for example in asked]
-        names = [describe(gallery.concepts[e.concept].name, Scene()) for e in asked]
-        cosines = introduce(evaluator, plain, names).align(pictures, rows)
+        plain = [show_on_white(gallery.pictures[example.concept]) for example in examples]
+        names = [describe(gallery.concepts[e.concept].name, Scene()) for e in examples]
+        known = introduce(evaluator, plain, names)
+        known = Introduction(known.pictures[own], known.captions[own])
+        cosines = known.align(pictures[own], rows)
     else:
-        cosines = measure_alignment(pictures, rows)
+        cosines = measure_alignment(pictures[own], rows)
     cosines = cosines.unflatten(0, (count, CANDIDATES))
     beaten = cosines[:, :1] > cosines[:, 1:]
     return {

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from bundled.base_diet import paint_examples
+from bundled.base_diet import paint_examples, to_bytes
 from bundled.base_loops import Step, cast, scale_lr, set_rate
 from bundled.gallery import Example, Gallery
 from bundled.modifiers import KINDS, VALUES, Scene
@@ -56,8 +55,7 @@ def draw_examples(
 
 def read_references(gallery: Gallery) -> Tensor:
     """Every concept's picture on white, uint8 `(n, 3, 64, 64)`."""
-    pictures: list[Image.Image] = [show_on_white(picture) for picture in gallery.pictures]
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
+    return to_bytes([show_on_white(picture) for picture in gallery.pictures])
 
 
 def show_on_white(picture: Image.Image) -> Image.Image:
