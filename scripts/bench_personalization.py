@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
 from sdatoms.bench.one_subject import SHOWN, show_subject
 from sdatoms.bench.personalization import Bench, Plan, shrink
@@ -36,15 +37,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--tasks", nargs="*", default=None)
     parser.add_argument("--photographs", type=Path, help="folder of DreamBooth subjects")
-    parser.add_argument("--base", help="base model; the bundled one when not given")
-    parser.add_argument("--evaluator")
+    for name in ("base", "evaluator"):
+        parser.add_argument(f"--{name}", help="the bundled one when not given")
     parser.add_argument("--eye", type=Path, help="EfficientNet-Lite0's weights, for `imagenet`")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="*", type=int, default=[200, 400])
+    parser.add_argument("--prompts", type=int, help="at most so many of a task; all when not given")
     parser.add_argument("--subject", default="octopus")
-    parser.add_argument("--max_train_steps", type=int, default=300)
-    parser.add_argument("--train_batch_size", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in (("max_train_steps", 300), ("train_batch_size", 4), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--strip", type=Path, default=None)
     parser.add_argument("--strip_methods", nargs="*", default=list(STRIP), metavar="METHOD")
@@ -61,6 +62,7 @@ def main() -> None:
         seeds=tuple(args.seeds) if whole else (args.seed,),
         steps=tuple(sorted(args.steps)) if whole else (args.max_train_steps,),
         batch_size=args.train_batch_size,
+        painting=Painting(prompts=args.prompts),
     )
     try:
         bench = Bench(shrink(plan) if args.fast else plan)

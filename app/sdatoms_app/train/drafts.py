@@ -32,6 +32,7 @@ from sdatoms_app.queue.queue import DESCRIPTION
 from sdatoms_app.queue.worker import write_json
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
+from sdatoms_app.train.subjects import ABOUT, find_subject
 
 __all__ = [
     "MAX_DRAFTS",
@@ -305,7 +306,8 @@ class Draft:
 
     def fill(self, folder: Path) -> None:
         """Copy pictures, and captions and masks beside them, in the draft's order; with several
-        concepts, each below a folder of its own, and a description of all.
+        concepts, each below a folder of its own, and a description of all. With those of a bundled
+        subject goes what is said of it, so that its true pictures are known.
 
         Raises:
             AtomError: there are no pictures, or what is said of a concept does not fit.
@@ -326,6 +328,8 @@ class Draft:
             text = write_data_config(concepts, absolute=False)
             write_whole(folder / DESCRIPTION, text.encode(errors="replace"))
             read_data_config(folder / DESCRIPTION)  # refuses what does not fit
+        elif subject := find_subject([picture.id for picture in pictures]):
+            shutil.copyfile(subject / ABOUT, folder / ABOUT)
         for number, picture in enumerate(pictures):
             words = re.sub(r"^\d{3}-", "", slugify(Path(picture.name).stem))
             target = places[picture.concept] / f"{number:03d}-{words}{picture.path.suffix}"

@@ -40,6 +40,7 @@ from sdatoms_app.train.measure import (
 )
 from sdatoms_app.train.offered import PLAIN
 from sdatoms_app.train.pictures import PicturesPart
+from sdatoms_app.train.subjects import ask_known, find_subject
 from sdatoms_app.train.trees import add_tree
 
 __all__ = [
@@ -232,7 +233,9 @@ class TrainPage(PicturesPart):
             raise AtomError(
                 "the instance prompt is empty; name what the pictures show, with a trigger word"
             )
-        return self.queue.add(settings["instance_prompt"], self.with_base(settings), draft.fill)
+        subject = find_subject([picture.id for picture in draft.list()])
+        asked = ask_known(self.with_base(settings), subject)
+        return self.queue.add(settings["instance_prompt"], asked, draft.fill)
 
     def train_folder(self, folder: str, preset: str, settings: dict[str, Any]) -> Training:
         """Queue a training of a listed folder with a preset and changes to it.
