@@ -21,12 +21,14 @@ from sdatoms.training.presets import expand_preset
 from sdatoms_app.train.offered import CAPS, CHOICES, GROUPS, PLAIN
 
 __all__ = [
+    "FIRST",
     "PRESETS",
     "build_fields",
     "change_preset",
     "check_settings",
     "list_settings",
     "read_defaults",
+    "read_first",
     "read_preset",
     "show_value",
 ]
@@ -34,6 +36,8 @@ __all__ = [
 MAX_WORDS = 2000
 PRESETS = {name.capitalize(): expand_preset(name, {}) for name in presets.PRESETS}
 """What each preset changes of the trainer's own defaults."""
+FIRST = "Balanced"
+"""The preset that a page opens with."""
 
 
 FLAG = re.compile(r"`?--(\w+)`?")
@@ -58,6 +62,12 @@ def show_value(value: Any) -> Any:
     return "" if value is None else value
 
 
+def read_first() -> dict[str, Any]:
+    """What the widgets of a page that is opened for the first time show."""
+    values = read_defaults() | PRESETS[FIRST]
+    return {name: show_value(values[name]) for name in list_settings()}
+
+
 def read_preset(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All settings of a preset, under those given, as the form would give them."""
     defaults = {n: read_defaults()[n] for n in list_settings()}
@@ -76,8 +86,14 @@ def change_preset(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_fields() -> dict[str, Any]:
-    """One labelled widget for every folded setting, by group; call inside a layout."""
+    """One labelled widget for every folded setting, by group, as the first preset has it; call
+    inside a layout.
+
+    A page that is opened fills in nothing that stands there already: every change of a field is a
+    message to the server and back.
+    """
     kinds, texts, defaults = list_settings(), read_field_help(TrainConfig), read_defaults()
+    first = read_first()
     widgets: dict[str, Any] = {}
     for group, names in GROUPS.items():
         with gr.Accordion(group, open=False):
@@ -85,24 +101,28 @@ def build_fields() -> dict[str, Any]:
                 if name not in PLAIN:
                     label = name.replace("_", " ")
                     info = FLAG.sub(lambda flag: flag[1].replace("_", " "), texts.get(name, ""))
-                    widgets[name] = build_field(name, kinds[name], label, info, defaults[name])
+                    default, value = defaults[name], first[name]
+                    widgets[name] = build_field(name, kinds[name], label, info, default, value)
     return widgets
 
 
-def build_field(name: str, kind: Any, label: str, info: str, default: Any) -> Any:
+def build_field(name: str, kind: Any, label: str, info: str, default: Any, value: Any) -> Any:
+    """The widget of a setting, which goes by what the setting takes and its `default`; it shows
+    `value`."""
     named: dict[str, Any] = {"label": label, "info": info, "elem_id": f"train-{name}"}
     if kind is bool:
-        return gr.Checkbox(value=bool(default), **named)
+        return gr.Checkbox(value=bool(value), **named)
     if offered := CHOICES.get(name, get_args(kind) if get_origin(kind) is Literal else ()):
         choices = [(str(choice), choice) for choice in offered]
         choices = choices if default is not None else [("default", ""), *choices]
-        return gr.Dropdown(choices, value=default or "", **named)
+        return gr.Dropdown(choices, value=value, **named)
     if kind is str:
-        return gr.Textbox(value=default or "", max_length=MAX_WORDS, **named)
+        return gr.Textbox(value=value, max_length=MAX_WORDS, **named)
     if default is None:  # an empty number field turns into 0 on the page
-        return gr.Textbox(placeholder="default", max_lines=1, max_length=40, **named)
+        shown = {"placeholder": "default", "max_lines": 1, "max_length": 40}
+        return gr.Textbox(value=str(value), **shown, **named)
     whole: dict[str, Any] = {"precision": 0, "maximum": CAPS[name]} if kind is int else {}
-    return gr.Number(value=default, **whole, **named)
+    return gr.Number(value=value, **whole, **named)
 
 
 def check_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from sdatoms_app.shared.messages import show_errors
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.drafts import Draft
 from sdatoms_app.train.form import (
+    FIRST,
     PRESETS,
     change_preset,
     check_settings,
     list_settings,
     read_defaults,
+    read_first,
     read_preset,
     show_value,
 )
@@ -97,14 +99,15 @@ class TrainPage(PicturesPart):
 
     @show_errors
     def load(self, token: str | None) -> list[Any]:
-        """The draft and the settings of a page that is opened anew."""
-        draft = self.open(token)
+        """The draft of a page that is opened anew, and those of its settings that differ from the
+        first preset's, which stand there already."""
+        draft, first = self.open(token), read_first()
         form = draft.form
         preset = form.get("preset")
-        chosen = preset if preset in PRESETS else "Balanced"
-        fresh = {} if form else read_defaults() | expand_preset(chosen.lower(), {})
-        held = {name: show_value(fresh[name]) for name in self.folded if fresh} | form
-        values = [held.get(name, gr.skip()) for name in self.names]  # what was typed by now stays
+        chosen = preset if preset in PRESETS else FIRST
+        held = {name: show_value(form[name]) for name in self.names if name in form}
+        differs = lambda name: name in held and held[name] != first[name]
+        values = [held[name] if differs(name) else gr.skip() for name in self.names]
         return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
 
     @show_errors

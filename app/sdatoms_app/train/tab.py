@@ -15,7 +15,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms_app.shared.events import PRIVATE, QUIET
 from sdatoms_app.studio.studio import Studio
 from sdatoms_app.train.concept_table import COLUMNS
-from sdatoms_app.train.form import build_fields
+from sdatoms_app.train.form import FIRST, build_fields
 from sdatoms_app.train.page import TrainPage
 from sdatoms_app.train.subjects import SUBJECT_SCRIPT, draw_subjects
 from sdatoms_app.train.wiring import CUT_BY, SHOWN, wire_pictures, wire_settings
@@ -220,7 +220,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
     )
     preset = gr.Radio(
         page.list_presets(),
-        value="Balanced",
+        value=FIRST,
         label="Preset",
         elem_id="train-preset",
     )

@@ -5,6 +5,7 @@ from dataclasses import fields
 import gradio as gr
 import pytest
 from sdatoms_app.train.form import (
+    FIRST,
     PRESETS,
     build_fields,
     change_preset,
@@ -28,13 +29,13 @@ def test_every_field_of_the_trainer_is_offered_or_hidden_on_purpose():
     assert {name for name, kind in kinds.items() if kind is int} == set(CAPS)
 
 
-def test_every_widget_shows_the_trainers_own_default():
-    """What a form says that nobody touched is what the trainer does without it."""
+def test_every_widget_shows_what_the_first_preset_does():
+    """What a form says that nobody touched is what the trainer does with that preset."""
     with gr.Blocks():
         widgets = build_fields()
     assert set(widgets) == set(list_settings()) - set(PLAIN)
     untouched = check_settings({name: widget.value for name, widget in widgets.items()})
-    assert TrainConfig(**untouched) == TrainConfig()
+    assert TrainConfig(**untouched) == TrainConfig(**PRESETS[FIRST])
 
 
 @pytest.mark.parametrize("name", CAPS)

@@ -1,8 +1,10 @@
 """What the Train tab does, below its page and over HTTP."""
 
+import gradio as gr
 import pytest
 from gradio_client import handle_file
 from PIL import Image
+from sdatoms_app.train.form import read_first
 from sdatoms_app.train.page import TrainPage
 from tiny.pictures import save_pictures
 
@@ -24,6 +26,23 @@ def test_listed_folders_are_offered(studio):
         page.add_folder(None, token)
     with pytest.raises(Exception, match="no folder"):
         page.add_folder("../../etc", token)
+
+
+def test_opening_fills_in_only_what_differs_from_what_stands_there(studio):
+    """Every field that changes is a message of all of them, and pages are opened often."""
+    page = TrainPage(studio, [])
+    count, first = len(page.names), read_first()
+    token, *_ = page.load(None)
+    fresh = page.load(token)
+    assert all(value == gr.skip() for value in fresh[-count:])
+    mine = [first[n] for n in page.names]
+    mine[page.names.index("seed")] = 7
+    mine[page.names.index("instance_prompt")] = "a sks cup"
+    page.keep_form(token, "Best", *mine)
+    again = dict(zip(page.names, page.load(token)[-count:], strict=True))
+    changed = {name: value for name, value in again.items() if value != gr.skip()}
+    assert changed == {"seed": 7, "instance_prompt": "a sks cup"}
+    assert page.load(token)[-count - 1].value == "Best"
 
 
 def test_the_operators_evaluator_measures_every_training(studio, monkeypatch):
