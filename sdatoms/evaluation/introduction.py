@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdatoms.errors import AtomError
+from sdatoms.evaluation.evaluator import Evaluator
 
 __all__ = [
     "CONSTANTS",
@@ -62,12 +62,11 @@ class Introduction:
 
 
 def introduce(
-    evaluator: Any, plain: Sequence[Image.Image], captions: Sequence[str]
+    evaluator: Evaluator, plain: Sequence[Image.Image], captions: Sequence[str]
 ) -> Introduction:
     """Show plain subjects, each with its caption; equal ones are looked at once.
 
     Args:
-        evaluator: an `Evaluator`.
         plain: each subject alone, on white.
         captions: what each is, for instance `a robot`.
 
