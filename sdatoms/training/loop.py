@@ -258,14 +258,16 @@ class Run:
             f"{len(trainer.data.instances)} pictures for {total} steps"
         )
         if trainer.step == 0:
-            metrics = self.validation.measure(base=True)
-            if LOSS in metrics:  # where its curve begins
-                row = {"step": 0, "total": total, LOSS: metrics[LOSS]}
-                self.directory.add_metrics(row)
+            if metrics := self.validation.measure_loss(base=True):  # where its curve begins
+                self.directory.add_metrics({"step": 0, "total": total} | metrics)
         elif self.is_due(trainer.step) and self.validation.misses_samples():
             self.validation.measure()
         start, began = trainer.step, time.time()
         while trainer.step < total and not agree(self.validation.exhausted):
+            if trainer.step:  # the first step comes first: somebody waits for it
+                now = time.time()
+                self.validation.measure_base()
+                began += time.time() - now
             if agree(self.stop.asked):
                 self.save()
                 raise TrainingStopped(trainer.step, saved=True)

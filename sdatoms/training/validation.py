@@ -138,44 +138,69 @@ class Validation:
         """Whether the best step is so long ago that the run ends."""
         return bool(self.best and self.best.exhausted)
 
-    def misses_samples(self) -> bool:
-        """Whether the samples of the step resumed from were not painted to their end."""
+    def misses_samples(self, base: bool = False) -> bool:
+        """Whether samples of this step, as after a resumption, or of the base were not painted to
+        their end."""
         count = len(self.sampler.jobs)
-        name = f"step-{self.trainer.step:06d}-{count - 1}.png"
-        return bool(count) and not (self.sampler.folder / name).is_file()
+        path = self.sampler.folder / f"{self.name(base)}-{count - 1}.png"
+        return bool(count) and not path.is_file()
 
-    def measure(self, base: bool = False, asked: bool = False) -> dict[str, float]:
+    def name(self, base: bool = False) -> str:
+        """Of the samples, and of what is measured."""
+        return "base" if base else f"step-{self.trainer.step:06d}"
+
+    def measure_loss(self, base: bool = False, offer: bool = True) -> dict[str, float]:
+        """The loss on the pictures held back, where there are some.
+
+        Args:
+            base: of the untouched base.
+            offer: keep the step where it is the best so far.
+        """
+        if not self.trainer.main or not self.loss:
+            return {}
+        self.report("validation", force=True)
+        metrics = {LOSS: self.loss.measure(base)}
+        self.keep(self.name(base), metrics, offer=offer)
+        return metrics
+
+    def measure_base(self) -> None:
+        """Paint and measure samples of the untouched base, where that was not done: after the first
+        step, which somebody waits for, and before those of any step, whose drift they tell."""
+        if self.trainer.main and self.trainer.data.paints and self.misses_samples(base=True):
+            self.paint(base=True)
+
+    def measure(self, asked: bool = False) -> dict[str, float]:
         """Paint and measure samples; the best so far is kept. No samples where a stop is asked for
         meanwhile, which is then heard before the next step.
 
         Args:
-            base: the untouched base.
             asked: by hand, between the steps that are due: the best step and the patience are left
                 as they are, so that looking changes nothing.
         """
         trainer = self.trainer
         if not trainer.main:
             return {}
-        name = "base" if base else f"step-{trainer.step:06d}"
-        metrics: dict[str, float] = {}
-        if self.loss:
-            self.report("validation", force=True)
-            metrics = {LOSS: self.loss.measure(base)}
-            self.keep(name, metrics, offer=not asked)
-        if not trainer.data.paints:
+        self.measure_base()
+        metrics = self.measure_loss(offer=not asked)
+        found = self.paint(offer=not asked) if trainer.data.paints else None
+        if found is None:
             return metrics
-        try:
-            _, pictures, found = self.sampler.paint(base)
-        except TrainingStopped:
-            return metrics
-        if self.trackers:
-            self.trackers.show(name, pictures, self.sampler.prompts, trainer.step)
-        self.keep(name, found, offer=not asked)
         if asked:
             self.note(f"painted samples of step {trainer.step} as asked")
-        if self.best and not base and self.best.metric not in metrics | found:
+        if self.best and self.best.metric not in metrics | found:
             self.best.offer(trainer.step, metrics | found, {})  # says what is measured
         return metrics | found
+
+    def paint(self, base: bool = False, offer: bool = True) -> dict[str, float] | None:
+        """What was measured on samples painted now; None where a stop was asked for meanwhile."""
+        try:
+            name, pictures, found = self.sampler.paint(base)
+        except TrainingStopped:
+            return None
+        if self.trackers:
+            self.trackers.show(name, pictures, self.sampler.prompts, self.trainer.step)
+        self.keep(name, found, offer=offer)
+        return found
 
     def keep(self, name: str, metrics: dict[str, float], *, offer: bool = True) -> None:
         """Note what was measured; with `offer`, the step is kept where it is the best so far."""
