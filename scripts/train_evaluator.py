@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=ROOT / "runs" / "base" / "packages")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "assets" / "emoji-clip")
     parser.add_argument("--from_export", action="store_true", help="go on from --output_dir")
+    parser.add_argument(
+        "--blend", type=float, default=1.0, help="export's share of weights just trained"
+    )
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--rate", type=float, default=None, help="learning rate")
     parser.add_argument("--save_every", type=int, default=200)

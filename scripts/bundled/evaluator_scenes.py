@@ -21,8 +21,10 @@ from bundled.gallery import Example, Gallery, choose_name, draw_scene
 from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_out_pair
 from bundled.probe_training import label, show_on_white
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.examiner import stack
 from sdatoms.evaluation.introduction import Introduction, introduce, turn_over
 from sdatoms.evaluation.metrics import measure_alignment
+from sdatoms.evaluation.way_up import fit_both_ways
 
 __all__ = ["SceneDiet", "Scenes", "draw_lookalikes", "score_captions", "vary_scene"]
 
@@ -245,7 +247,8 @@ def score_captions(
         kinds.append([variant.kind for variant in variants])
         for scene in (example.scene, *(variant.scene for variant in variants)):
             texts.append(describe(name, scene, second=name_second(gallery, scene)))
-    pictures = evaluator.embed_concepts([gallery.paint(example) for example in examples])
+    painted = [gallery.paint(example) for example in examples]
+    pictures = evaluator.embed_concepts(painted)
     rows = evaluator.embed_texts(texts)
     own = torch.arange(count).repeat_interleave(CANDIDATES)
     if introduced:
@@ -253,7 +256,8 @@ def score_captions(
         names = [describe(gallery.concepts[e.concept].name, Scene()) for e in examples]
         known = introduce(evaluator, plain, names)
         known = Introduction(known.pictures[own], known.captions[own])
-        cosines = known.align(pictures[own], rows)
+        fits = fit_both_ways(stack(painted), stack(plain))
+        cosines = known.align(pictures[own], rows, fits[own])
     else:
         cosines = measure_alignment(pictures[own], rows)
     cosines = cosines.unflatten(0, (count, CANDIDATES))

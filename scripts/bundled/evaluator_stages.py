@@ -86,6 +86,9 @@ class Run:
     """Go on from the weights in `output_dir` where the run directory has none."""
     steps: int | None = None
     rate: float | None = None
+    blend: float = 1.0
+    """Share of the weights just trained in what is exported; the rest is of those gone on from
+    (Wortsman et al., "Model soups", 2022, https://arxiv.org/abs/2203.05482)."""
     save_every: int = 200
     seed: int = 0
 
@@ -236,6 +239,11 @@ def open_trained(run: Run, everything: Collection, tokenizer) -> tuple[torch.nn.
     clip, head = open_clip(run, tokenizer), open_styles(run)
     if not run.from_export or (run.run_dir / "clip.pt").exists():
         load_ema(clip, run.run_dir / "clip.pt")
+    if run.blend < 1:
+        mix = zip(clip.parameters(), open_clip(run, tokenizer).parameters(), strict=True)
+        with torch.no_grad():
+            for new, old in mix:
+                new.lerp_(old, 1 - run.blend)
     if not run.from_export or (run.run_dir / "instance.pt").exists():
         load_ema(head.instance, run.run_dir / "instance.pt")
     if not run.from_export or (run.run_dir / "drawing.pt").exists():

@@ -105,7 +105,7 @@ def judge(
     """Alignment of pictures with the prompts of wishes, by each of `WAYS`."""
     rows = evaluator.embed_concepts(pictures)
     texts = evaluator.embed_texts([clean_prompt(wish.prompt) for wish in wishes])
-    return [measure_alignment(rows, texts), align(evaluator, rows, texts, wishes)]
+    return [measure_alignment(rows, texts), align(evaluator, pictures, rows, texts, wishes)]
 
 
 def rank_apart(more: Tensor, less: Tensor) -> float:

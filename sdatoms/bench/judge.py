@@ -160,7 +160,7 @@ class Judge:
         found = {
             "fidelity": measure_fidelity(styles, self.styles),
             "likeness": measure_fidelity(concepts, self.concepts),
-            "alignment": align(evaluator, concepts, texts, wishes),
+            "alignment": align(evaluator, pictures, concepts, texts, wishes),
         }
         if self.eye:
             found["imagenet"] = measure_fidelity(self.eye.embed(pictures), self.seen)

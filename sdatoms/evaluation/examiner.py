@@ -22,6 +22,7 @@ from sdatoms.evaluation.metrics import (
 )
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
 from sdatoms.evaluation.truth import Truth, Wish, list_truths, read_truth
+from sdatoms.evaluation.way_up import fit_both_ways
 from sdatoms.pictures import to_tensor
 
 __all__ = ["Examiner", "align", "stack"]
@@ -83,6 +84,7 @@ class Examiner:
 
 def align(
     evaluator: Evaluator,
+    pictures: Sequence[Image.Image],
     concepts: torch.Tensor,
     texts: torch.Tensor,
     wishes: Sequence[Wish | None] = (),
@@ -90,7 +92,7 @@ def align(
     """Alignment of pictures with their prompts, `(n,)` in [-1, 1].
 
     Args:
-        concepts: the pictures' embeddings, `(n, d)`.
+        concepts: embeddings of `pictures`, `(n, d)`.
         texts: those of the prompts without triggers, `(n, d)`.
         wishes: what shows the plain subject of each picture, which an evaluator that is trained for
             that is shown first.
@@ -101,7 +103,8 @@ def align(
         rows = [n for n, _ in known]
         plain, captions = [wish.plain for _, wish in known], [wish.caption for _, wish in known]
         shown = introduce(evaluator, plain, captions)
-        found[rows] = shown.align(concepts[rows], texts[rows])
+        fits = fit_both_ways(stack([pictures[n] for n in rows]), stack(plain))
+        found[rows] = shown.align(concepts[rows], texts[rows], fits)
     return found
 
 

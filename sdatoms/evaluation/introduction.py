@@ -7,10 +7,11 @@ picture's row x the mistake that it makes about the plain picture, a less its ca
 taken away in part; and picture and prompt t are compared as they are seen from the subject's name,
 so that the subject alone does not pass for a followed prompt:
 
-    x' = x + S Σ_k w_k (n_k - a_k),    w = softmax_k(H (x·a_k + u_k)),
+    x' = x + S Σ_k w_k (n_k - a_k),    w = softmax_k(H (x·a_k + u_k) + F f_k),
     alignment = cos(x' - K n_0, t - K n_0),
 
-over k, upright (0) and upside down (1); u is `UPRIGHT` for the first, since most pictures are so.
+over k, upright (0) and upside down (1); u is `UPRIGHT` for the first, since most pictures are so,
+and f_k is how well the plain picture fits in the picture, pixel by pixel (`way_up`).
 A cache of few pictures that is asked by nearness is Tip-Adapter's (Zhang et al., "Tip-Adapter",
 ECCV 2022, https://arxiv.org/abs/2111.03930, equation 4), differences from a source picture and its
 text are StyleGAN-NADA's (Gal et al., 2021, https://arxiv.org/abs/2108.00946, equation 2). The
@@ -41,8 +42,8 @@ __all__ = [
     "weigh",
 ]
 
-SHARE, SHARPNESS, UPRIGHT, NAME = CONSTANTS = 0.5, 40.0, 0.05, 0.3
-"""S, H, u and K above."""
+SHARE, SHARPNESS, UPRIGHT, NAME, FIT = CONSTANTS = 0.7, 40.0, 0.05, 0.3, 40.0
+"""S, H, u, K and F above."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ class Introduction:
     captions: Tensor
     """`(n, 2, d)`."""
 
-    def align(self, rows: Tensor, texts: Tensor) -> Tensor:
+    def align(self, rows: Tensor, texts: Tensor, fits: Tensor) -> Tensor:
         """Alignment of pictures with texts, unit rows `(n, d)` twice, the n-th of the n-th subject:
-        `(n,)` in [-1, 1]."""
-        seen = see_from(correct_rows(rows, self.pictures, self.captions), self.captions)
+        `(n,)` in [-1, 1].
+
+        Args:
+            fits: of each subject in its picture, `(n, 2)`, as `fit_both_ways` finds them.
+        """
+        known = correct_rows(rows, self.pictures, self.captions, fits)
+        seen = see_from(known, self.captions)
         return (seen * see_from(texts, self.captions)).sum(1)
 
 
@@ -96,9 +102,12 @@ def turn_over(picture: Image.Image) -> Image.Image:
     return picture.transpose(Image.Transpose.ROTATE_180)
 
 
-def correct_rows(rows: Tensor, pictures: Tensor, captions: Tensor) -> Tensor:
-    """`x'` of unit rows `(n, d)`, by those of plain pictures and captions `(n, 2, d)`."""
-    mistakes = weigh(rows, pictures).softmax(1)[..., None] * (captions - pictures)
+def correct_rows(
+    rows: Tensor, pictures: Tensor, captions: Tensor, fits: Tensor | None = None
+) -> Tensor:
+    """`x'` of unit rows `(n, d)`, by those of plain pictures and captions `(n, 2, d)`, and fits
+    `(n, 2)`, where they were measured."""
+    mistakes = weigh(rows, pictures, fits).softmax(1)[..., None] * (captions - pictures)
     return rows + SHARE * mistakes.sum(1)
 
 
@@ -108,7 +117,8 @@ def see_from(rows: Tensor, captions: Tensor) -> Tensor:
     return F.normalize(rows - NAME * captions[:, 0], dim=1)
 
 
-def weigh(rows: Tensor, pictures: Tensor) -> Tensor:
+def weigh(rows: Tensor, pictures: Tensor, fits: Tensor | None = None) -> Tensor:
     """Logits `(n, 2)` of which plain picture each row `(n, d)` shows."""
     near = torch.einsum("nd,nkd->nk", rows, pictures)
-    return SHARPNESS * (near + torch.tensor([UPRIGHT, 0.0]))
+    logits = SHARPNESS * (near + torch.tensor([UPRIGHT, 0.0]))
+    return logits if fits is None else logits + FIT * fits

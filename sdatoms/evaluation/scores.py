@@ -49,9 +49,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Subject:
-    """Pictures of a subject or a style, as embeddings."""
+    """Pictures of a subject or a style, and their embeddings."""
 
     name: str
+    pictures: tuple[Image.Image, ...]
     styles: Tensor
     """`(k, e)`."""
     concepts: Tensor
@@ -119,9 +120,11 @@ class Scorer:
         self.texts = evaluator.embed_texts([clean_prompt(p) for p, _ in self.asked[: self.count]])
         self.pictures: list[Image.Image] = []
         """What the last candidate painted for the prompts, seed by seed; the base at first."""
+        self.unrelated: list[Image.Image] = []
+        """What it painted of other things."""
         self.base = self.look(base)
-        self.shown = self.pictures
-        """What the base painted for the prompts."""
+        self.shown, self.strange = self.pictures, self.unrelated
+        """What the base painted for the prompts, and of other things."""
         self.examiner: Examiner | None = None
         """Knows the true pictures of the prompts, where there are any."""
         self.ceiling: tuple[list[str], list[Image.Image]] = ([], [])
@@ -141,7 +144,7 @@ class Scorer:
     def look(self, pipe: Any) -> tuple[Tensor, Tensor]:
         words, seeds = [p for p, _ in self.asked], [s for _, s in self.asked]
         pictures = paint(pipe, words, seeds, **self.painting)
-        self.pictures = pictures[: self.count]
+        self.pictures, self.unrelated = pictures[: self.count], pictures[self.count :]
         return self.evaluator.embed_concepts(pictures), self.evaluator.embed_styles(pictures)
 
     def score(self, name: str, pipe: Any | None = None) -> Row:
@@ -156,7 +159,7 @@ class Scorer:
             count,
             fidelity=mean(measure_fidelity(styles[:count], given.styles)) if given else None,
             likeness=mean(measure_fidelity(own, given.concepts)) if given else None,
-            alignment=mean(self.align(own, self.texts, words)),
+            alignment=mean(self.align(pictures, own, self.texts, words)),
             diversity=mean(measure_diversity(styles[:count].unflatten(0, self.shape)))
             if self.shape[1] > 1
             else None,
@@ -179,14 +182,20 @@ class Scorer:
             len(styles),
             fidelity=mean(measure_fidelity(styles, given.styles)) if given else None,
             likeness=mean(measure_fidelity(concepts, given.concepts)) if given else None,
-            alignment=mean(self.align(concepts, self.texts[places], words)),
+            alignment=mean(self.align(self.strange, concepts, self.texts[places], words)),
         )
         return [*rows, wrong]
 
-    def align(self, concepts: Tensor, texts: Tensor, prompts: Sequence[str]) -> Tensor:
+    def align(
+        self,
+        pictures: Sequence[Image.Image],
+        concepts: Tensor,
+        texts: Tensor,
+        prompts: Sequence[str],
+    ) -> Tensor:
         """Alignment of pictures with prompts, whoever painted them."""
         truth = self.given.truth if self.given else None
-        return align(self.evaluator, concepts, texts, find_things(truth, prompts))
+        return align(self.evaluator, pictures, concepts, texts, find_things(truth, prompts))
 
     def check_truth(self, examiner: Examiner) -> list[Row]:
         """The rows of true pictures, and what the base makes of things that it was trained on."""
@@ -212,10 +221,11 @@ def score_true(
     evaluator = examiner.evaluator
     texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
     concepts = evaluator.embed_concepts(pictures)
+    things = find_things(examiner.truth, prompts)
     return Row(
         name,
         len(pictures),
-        alignment=mean(align(evaluator, concepts, texts, find_things(examiner.truth, prompts))),
+        alignment=mean(align(evaluator, pictures, concepts, texts, things)),
         **examiner.score(pictures, prompts),
     )
 
@@ -270,10 +280,10 @@ def measure_samples(
     ) -> dict[str, float]:
         styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
         texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-        concepts = evaluator.embed_concepts(pictures)
+        concepts, things = evaluator.embed_concepts(pictures), find_things(truth, prompts)
         found = {
             "fidelity": mean(measure_fidelity(styles, given)),
-            "alignment": mean(align(evaluator, concepts, texts, find_things(truth, prompts))),
+            "alignment": mean(align(evaluator, pictures, concepts, texts, things)),
         }
         rows: dict[str, list[int]] = {}
         for k, prompt in enumerate(prompts):
@@ -298,7 +308,8 @@ def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
     rows = [score_pictures("training pictures, among themselves", evaluator, given)]
     if given.captions is not None:
         wishes = find_things(given.truth, given.prompts)  # all of one thing
-        shifted = mean(align(evaluator, given.concepts, given.captions.roll(1, 0), wishes))
+        shift = given.captions.roll(1, 0)
+        shifted = mean(align(evaluator, given.pictures, given.concepts, shift, wishes))
         rows.append(
             Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
         )
@@ -316,6 +327,7 @@ def score_pictures(
     name: str, evaluator: Evaluator, shown: Subject, given: Subject | None = None
 ) -> Row:
     few = given is None and len(shown.styles) < 2
+    things = find_things(shown.truth, shown.prompts)
     return Row(
         name,
         len(shown.styles),
@@ -323,11 +335,7 @@ def score_pictures(
         likeness=None if few else mean(measure_fidelity(shown.concepts, given and given.concepts)),
         alignment=None
         if shown.captions is None
-        else mean(
-            align(
-                evaluator, shown.concepts, shown.captions, find_things(shown.truth, shown.prompts)
-            )
-        ),
+        else mean(align(evaluator, shown.pictures, shown.concepts, shown.captions, things)),
     )
 
 
@@ -348,6 +356,7 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
         raise AtomError(f"{str(about)!r} is no JSON object that names a package") from None
     return Subject(
         name=folder.name,
+        pictures=tuple(pictures),
         styles=evaluator.embed_styles(pictures),
         concepts=evaluator.embed_concepts(pictures),
         captions=evaluator.embed_texts(captions) if all(captions) else None,

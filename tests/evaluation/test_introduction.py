@@ -9,7 +9,7 @@ from tiny.pictures import draw_noise
 from sdatoms import AtomError
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.examiner import Examiner, align
+from sdatoms.evaluation.examiner import Examiner, align, stack
 from sdatoms.evaluation.introduction import (
     Introduction,
     correct_rows,
@@ -20,6 +20,7 @@ from sdatoms.evaluation.introduction import (
 from sdatoms.evaluation.metrics import measure_alignment
 from sdatoms.evaluation.scores import measure_samples, score_truth
 from sdatoms.evaluation.truth import find_things, list_truths, read_truth
+from sdatoms.evaluation.way_up import fit_both_ways
 
 
 @pytest.fixture
@@ -28,15 +29,16 @@ def rows(rng):
     return draw(5, 16), draw(5, 2, 16), draw(5, 2, 16)
 
 
-def test_alignment_is_the_equation(rows):
+def test_alignment_is_the_equation(rows, rng):
     x, a, n = rows
-    t = x.roll(1, 0)
-    near = (x[:, None] * a).sum(-1) + torch.tensor([0.05, 0.0])
+    t, f = x.roll(1, 0), torch.rand(5, 2, generator=rng) / 10
+    near = (x[:, None] * a).sum(-1) + torch.tensor([0.05, 0.0]) + f
     w = torch.exp(40 * near) / torch.exp(40 * near).sum(1, keepdim=True)
-    known = x + 0.5 * (w[..., None] * (n - a)).sum(1)
+    known = x + 0.7 * (w[..., None] * (n - a)).sum(1)
     wanted = F.cosine_similarity(known - 0.3 * n[:, 0], t - 0.3 * n[:, 0])
-    assert torch.allclose(Introduction(a, n).align(x, t), wanted, atol=1e-6)
-    assert torch.allclose(weigh(x, a).softmax(1), w, atol=1e-6)
+    assert torch.allclose(Introduction(a, n).align(x, t, f), wanted, atol=1e-6)
+    assert torch.allclose(weigh(x, a, f).softmax(1), w, atol=1e-6)
+    assert torch.equal(weigh(x, a), weigh(x, a, torch.zeros(5, 2)))
 
 
 def test_nothing_is_corrected_where_nothing_was_mistaken(rows):
@@ -99,22 +101,24 @@ def test_pictures_of_the_subject_are_judged_by_one_that_knows_it(rows, is_introd
     truth, seen = read_truth("robot"), Counting(is_introduced)
     asked = [truth.wishes[1].prompt, "a cat", "a sks robot, winking"]
     x, t = rows[0][:3, :3], rows[0][2:, :3]
-    found, plain = align(seen, x, t, find_things(truth, asked)), measure_alignment(x, t)
+    shown = draw_noise(((64, 64),) * 3)
+    found, plain = align(seen, shown, x, t, find_things(truth, asked)), measure_alignment(x, t)
     assert found[1] == plain[1]
     assert [bool(a != b) for a, b in zip(found, plain, strict=True)] == [
         is_introduced,
         False,
         is_introduced,
     ]
-    assert torch.equal(align(seen, x, t), plain)
+    assert torch.equal(align(seen, shown, x, t), plain)
 
 
 def test_tables_and_curves_hold_what_it_says():
     truth, evaluator = read_truth("robot"), load_evaluator()
-    wish = truth.wishes[1]
+    wish = truth.wishes[19]  # upside down
     x = evaluator.embed_concepts([wish.picture])
     t = evaluator.embed_texts([clean_prompt(wish.prompt)])
-    wanted = float(introduce(evaluator, [wish.plain], [wish.caption]).align(x, t))
+    fits = fit_both_ways(stack([wish.picture]), stack([wish.plain]))
+    wanted = float(introduce(evaluator, [wish.plain], [wish.caption]).align(x, t, fits))
     assert abs(wanted - float(measure_alignment(x, t))) > 0.01
     examiner = Examiner(evaluator, truth)
     assert score_truth(examiner, [wish.prompt])[0].alignment == pytest.approx(wanted, abs=1e-5)
@@ -130,14 +134,20 @@ def test_a_followed_prompt_is_told_from_an_ignored_one():
     for name in list_truths():
         wishes = [wish for wish in read_truth(name).wishes if wish.modifiers]
         texts = evaluator.embed_texts([clean_prompt(wish.prompt) for wish in wishes])
-        own = evaluator.embed_concepts([wish.picture for wish in wishes])
-        alone = evaluator.embed_concepts([wishes[0].plain]).expand_as(own)
-        known = lambda x, t, w=wishes: align(evaluator, x, t, w)
-        for way, judge in (("known", known), ("plain", measure_alignment)):
-            right = judge(own, texts)
-            turned = torch.stack([judge(own, texts.roll(k, 0)) for k in range(1, len(texts))])
-            gap = (right - judge(alone, texts)).mean()
-            away = (right - judge(own.roll(7, 0), texts)).mean()
+        shown = {"own": [wish.picture for wish in wishes], "alone": [w.plain for w in wishes]}
+        shown["others"] = shown["own"][-7:] + shown["own"][:-7]
+        rows = {name: evaluator.embed_concepts(pictures) for name, pictures in shown.items()}
+        judged = {
+            "known": lambda who, t, p=shown, x=rows, w=wishes: align(
+                evaluator, p[who], x[who], t, w
+            ),
+            "plain": lambda k, t, x=rows: measure_alignment(x[k], t),
+        }
+        for way, judge in judged.items():
+            right = judge("own", texts)
+            turned = torch.stack([judge("own", texts.roll(k, 0)) for k in range(1, len(texts))])
+            gap = (right - judge("alone", texts)).mean()
+            away = (right - judge("others", texts)).mean()
             won[way] += torch.stack([gap, away, (right > turned.amax(0)).float().mean()])
     known, plain = (won[way] / len(list_truths()) for way in ("known", "plain"))
     assert (known > plain + torch.tensor([0.05, 0.05, 0.0])).all() and known[2] > 0.85
