@@ -36,7 +36,7 @@ def main() -> None:
     facts = {
         "true pictures": judge_true(evaluator),
         "generated": judge_generated(
-            load_base(), files, evaluator, load_probe(), args.seeds, report
+            load_base(), files, evaluator, load_probe(), args.seeds, report=report
         ),
     }
     text = json.dumps(facts, indent=1)
