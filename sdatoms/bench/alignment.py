@@ -29,17 +29,11 @@ WAYS = ("alone", "introduced")
 """The cosine of picture and prompt alone, and with the subject introduced first."""
 
 
-def judge_true(
-    evaluator: Evaluator, names: Sequence[str] | None = None
-) -> dict[str, dict[str, float]]:
-    """Way → mean alignment of the true picture, of other prompts' true pictures, of another
-    subject's in the same setting, and of the subject alone.
-
-    Args:
-        names: subjects in scenes; all when not given.
-    """
+def judge_true(evaluator: Evaluator) -> dict[str, dict[str, float]]:
+    """Way → mean alignment, over all subjects in scenes, of the true picture, of other prompts'
+    true pictures, of another subject's in the same setting, and of the subject alone."""
     rows: dict[str, dict[str, list[Tensor]]] = {way: {} for way in WAYS}
-    names = list(names or list_truths())
+    names = list_truths()
     for name, other in zip(names, names[1:] + names[:1], strict=True):
         wishes = list_asked(name)
         shown = {
@@ -63,7 +57,6 @@ def judge_generated(
     evaluator: Evaluator,
     probe: Probe,
     seeds: Sequence[int] = (0, 1),
-    prompts: int | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What the base and an atom file of each of some subjects generate for its known prompts: how
@@ -72,11 +65,10 @@ def judge_generated(
 
     Args:
         files: name of a subject in scenes, and a file that learnt it.
-        prompts: at most so many of each subject, the first.
     """
     aligned, followed = [], []
     for name, path in files:
-        wishes = [wish for wish in list_asked(name)[:prompts] for _ in seeds]
+        wishes = [wish for wish in list_asked(name) for _ in seeds]
         asked = [wish.prompt for wish in wishes], [*seeds] * (len(wishes) // len(seeds))
         for own in (None, path):
             who = f"by {own.name}" if own else "by the base"
