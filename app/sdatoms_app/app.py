@@ -38,6 +38,7 @@ from sdatoms_app.security import (
 )
 from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.html import draw_note
+from sdatoms_app.shared.stream import WAIT_FOR_STREAM
 from sdatoms_app.studio.handover import Handover, Policy, watch
 from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
 from sdatoms_app.studio.studio import Studio
@@ -118,6 +119,7 @@ def launch_settings(
     return {
         "theme": THEME,
         "css": STYLE + (SMALL_PICTURES if studio.bases.find_side("") <= SMALL_SIDE else ""),
+        "head": WAIT_FOR_STREAM,
         "allowed_paths": [str(studio.outputs.resolve())],
         "max_file_size": MAX_UPLOAD_BYTES,
         "app_kwargs": {"middleware": guards},
