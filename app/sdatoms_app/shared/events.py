@@ -12,8 +12,10 @@ __all__ = [
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """An event of the page that programs do not see."""
-QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-"""Such an event that shows no progress either."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], **PRIVATE}
+"""Such an event that shows no progress either. It also names no place for it: at every message of
+any event the page visits every part that ever had progress to show, by a search through all
+parts, which took most of its time."""
 
 
 def go_to(tab: str) -> str:
