@@ -80,6 +80,16 @@ class Form:
         """What `fill` updates."""
         return [*self.fields.values(), *self.rows.outputs]
 
+    @property
+    def lists(self) -> list[Any]:
+        """What `relist` updates."""
+        return [self.fields["base"], self.rows.chosen, self.rows.cards]
+
+    def relist(self) -> list[Any]:
+        """Updates of `lists` that show what there is now, nothing of it in use."""
+        adapters = gr.Dropdown(choices=self.rows.list_choices())
+        return [gr.Dropdown(choices=list_bases(self.studio)), adapters, self.rows.draw([])]
+
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
         """Settings from the values of `inputs`."""
         settings = dict(zip(self.fields, values, strict=False))

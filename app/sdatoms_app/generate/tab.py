@@ -144,15 +144,28 @@ def wire_form(form: Form, result: ResultBox) -> None:
 def wire_load(
     form: Form, saved: SavedPanel, note: gr.HTML, remembered: gr.BrowserState, load: Any
 ) -> None:
-    """Fill a fresh page: the form as it was last painted with, the lists as they are now."""
+    """Fill a fresh page: the lists as they are now, and the form as it was last painted with.
+
+    A page takes its time for every part that an event may change, so that the many of the form are
+    asked for where something is remembered alone.
+    """
     studio = form.studio
+    asked = gr.Textbox("", visible=False, label="Whether something is remembered")
+
+    def say_ready() -> str:
+        return draw_note(f"{studio.bases.list()[0].label} is ready. {choose_hint(studio)}")
 
     def open_page(settings: Any) -> list[Any]:
         forms = gr.Dropdown(choices=studio.saved_forms.list(), value=None)
-        ready = draw_note(f"{studio.bases.list()[0].label} is ready. {choose_hint(studio)}")
-        return [forms, ready, *form.fill(settings if isinstance(settings, dict) else {})[0]]
+        if settings and isinstance(settings, dict):
+            return [forms, gr.skip(), "yes", *(gr.skip() for _ in form.lists)]
+        return [forms, say_ready(), "", *form.relist()]
 
-    load(open_page, remembered, [saved.chosen, note, *form.outputs], **QUIET)
+    def restore(settings: dict[str, Any]) -> list[Any]:
+        return [say_ready(), *form.fill(settings)[0]]
+
+    load(open_page, remembered, [saved.chosen, note, asked, *form.lists], **QUIET)
+    asked.change(restore, remembered, [note, *form.outputs], **QUIET)
 
 
 def choose_hint(studio: Studio) -> str:

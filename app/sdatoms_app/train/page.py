@@ -99,16 +99,25 @@ class TrainPage(PicturesPart):
 
     @show_errors
     def load(self, token: str | None) -> list[Any]:
-        """The draft of a page that is opened anew, and those of its settings that differ from the
-        first preset's, which stand there already."""
-        draft, first = self.open(token), read_first()
-        form = draft.form
-        preset = form.get("preset")
+        """The draft of a page that is opened anew, and the names of those of its settings that
+        differ from the first preset's, which stand there already."""
+        draft = self.open(token)
+        preset = draft.form.get("preset")
         chosen = preset if preset in PRESETS else FIRST
+        names = " ".join(self.find_changed(draft))
+        return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), names]
+
+    @show_errors
+    def restore(self, token: str) -> list[Any]:
+        """What was filled in before the page was opened anew."""
+        changed = self.find_changed(self.open(token))
+        return [changed.get(name, gr.skip()) for name in self.names]
+
+    def find_changed(self, draft: Draft) -> dict[str, Any]:
+        """The settings of a draft that a page does not show when it opens."""
+        first, form = read_first(), draft.form
         held = {name: show_value(form[name]) for name in self.names if name in form}
-        differs = lambda name: name in held and held[name] != first[name]
-        values = [held[name] if differs(name) else gr.skip() for name in self.names]
-        return [*self.show(draft), gr.Radio(choices=self.list_presets(), value=chosen), *values]
+        return {name: value for name, value in held.items() if value != first[name]}
 
     @show_errors
     def see_crops(self, id: str | None, token: str, preset: str, *values: Any) -> list[Any]:

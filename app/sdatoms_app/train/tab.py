@@ -82,9 +82,13 @@ def build_train_tab(studio: Studio, roots: Sequence[Path], select: Any) -> Train
     )
     root = Context.root_block
     assert root is not None
+    # A page takes its time for every part that an event may change: all settings are asked for
+    # where some were filled in alone.
+    changed = gr.Textbox("", visible=False, label="Settings that were filled in")
+    changed.change(page.restore, token, fields, **QUIET)
     # Known before anybody can add a picture: the browser sets it by itself, and asks afterwards.
     root.load(None, None, token, js=REMEMBER, **PRIVATE).then(
-        page.load, token, [*shown, settings["preset"], *fields], **QUIET
+        page.load, token, [*shown, settings["preset"], changed], **QUIET
     )
     return TrainForm(started, token, [*shown, *fields], page)
 

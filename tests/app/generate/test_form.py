@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from sdatoms_app.generate.form import (
     restore_recipe,
     spread_strength,
 )
+from sdatoms_app.generate.layout import build_form, build_prompt
 from sdatoms_app.studio.library import Library
 from sdatoms_app.studio.studio import Studio
 from tiny.app import read_pixels
@@ -175,3 +177,19 @@ def test_settings_from_anywhere_become_settings_the_form_takes(studio):
     assert clean["adapters"][0]["by_block"] == clean["adapters"][0]["schedule"] == ""
     with pytest.raises(AtomError, match="the seed is empty"):
         make_order(clean | {"seed": None})
+
+
+@pytest.mark.filterwarnings("default")  # gradio's own warnings
+def test_a_page_shows_from_the_start_what_filling_in_nothing_gives(studio):
+    """So that a page without a past need not be filled in, part by part."""
+    with gr.Blocks():
+        form = build_form(studio, build_prompt().prompt)
+    updates, remarks = form.fill({})
+    assert not remarks
+    for part, update in zip(form.outputs, updates, strict=True):
+        if update == gr.skip():
+            continue
+        told = update if isinstance(update, gr.blocks.Block) else None
+        wanted = told.value if hasattr(told, "value") else None if told else update
+        assert (getattr(part, "value", None) or "") == (wanted or ""), part
+        assert told is None or told.visible == part.visible

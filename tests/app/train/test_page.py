@@ -30,19 +30,16 @@ def test_listed_folders_are_offered(studio):
 
 def test_opening_fills_in_only_what_differs_from_what_stands_there(studio):
     """Every field that changes is a message of all of them, and pages are opened often."""
-    page = TrainPage(studio, [])
-    count, first = len(page.names), read_first()
+    page, first = TrainPage(studio, []), read_first()
     token, *_ = page.load(None)
-    fresh = page.load(token)
-    assert all(value == gr.skip() for value in fresh[-count:])
-    mine = [first[n] for n in page.names]
-    mine[page.names.index("seed")] = 7
-    mine[page.names.index("instance_prompt")] = "a sks cup"
-    page.keep_form(token, "Best", *mine)
-    again = dict(zip(page.names, page.load(token)[-count:], strict=True))
-    changed = {name: value for name, value in again.items() if value != gr.skip()}
-    assert changed == {"seed": 7, "instance_prompt": "a sks cup"}
-    assert page.load(token)[-count - 1].value == "Best"
+    assert page.load(token)[-1] == "" and all(v == gr.skip() for v in page.restore(token))
+    mine = first | {"seed": 7, "instance_prompt": "a sks cup"}
+    page.keep_form(token, "Best", *(mine[name] for name in page.names))
+    *_, preset, changed = page.load(token)
+    assert preset.value == "Best" and set(changed.split()) == {"seed", "instance_prompt"}
+    again = dict(zip(page.names, page.restore(token), strict=True))
+    filled = {name: value for name, value in again.items() if value != gr.skip()}
+    assert filled == {"seed": 7, "instance_prompt": "a sks cup"}
 
 
 def test_the_operators_evaluator_measures_every_training(studio, monkeypatch):
