@@ -83,6 +83,18 @@ def test_visitors_wait_in_a_queue_that_has_an_end(studio):
     assert build_app(studio)._queue.max_size == 64
 
 
+def test_the_page_visits_few_parts_at_a_message(studio):
+    """At every message of any event the page visits each part that ever had progress to show, and
+    for each searches all of them: with those of hidden progress it took seconds (gradio 6.31)."""
+    events = [e for e in build_app(studio).config["dependencies"] if e["targets"]]
+    quiet = [event for event in events if event["show_progress"] == "hidden"]
+    assert len(quiet) > 80 and all(event["show_progress_on"] == [] for event in quiet)
+    places = {id for e in events for id in (e["outputs"] if e not in quiet else ())}
+    assert len(places) < 60
+    opened = [e for e in events if any(kind == "load" for _, kind in e["targets"])]
+    assert opened and all(len(event["outputs"]) < 20 for event in opened)
+
+
 def test_models_use_the_endpoints_as_tools(serve, studio):
     pytest.importorskip("mcp")
     from mcp import ClientSession
