@@ -52,6 +52,7 @@ __all__ = [
     "SharingDelta",
     "apply_map",
     "combine_inner",
+    "fix_atoms",
     "form_once",
     "map_rows",
 ]
@@ -214,6 +215,13 @@ def hold_fixed(delta: Delta, names: Iterable[str], tensors: Iterable[Tensor]) ->
     """Give a delta float32 tensors that no gradient reaches and no state dict holds."""
     for name, tensor in zip(names, tensors, strict=True):
         delta.register_buffer(name, tensor.to(torch.float32), persistent=False)
+
+
+def fix_atoms(delta: Delta, atoms: Tensor) -> None:
+    """Set a delta's shared atoms `(r, p)`, which stay in its state dict and are trained no more."""
+    atoms = atoms.detach().to(delta.shared_atoms.device, torch.float32, copy=True)
+    del delta.shared_atoms
+    delta.register_buffer("shared_atoms", atoms)
 
 
 class AtomDelta(Delta):

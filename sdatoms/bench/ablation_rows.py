@@ -18,6 +18,9 @@ SHARED = "shared r4, text"
 HELPED = (
     "shared r2 each, text",
     "shared r4 each, text",
+    "reading r4, text",
+    "reading r4 each, text",
+    "reading r8 each, text",
     "product b32, cross-attention",
     "LoRA r4 text",
     "LoRA r4 cross-attention",

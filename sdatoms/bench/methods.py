@@ -22,7 +22,9 @@ from sdatoms.bench.rows import Method, list_atoms
 from sdatoms.layers.inject import inject
 from sdatoms.models.families import FAMILY_EXCLUDES
 from sdatoms.training.config import TrainConfig, make_atom_config
+from sdatoms.training.inputs import check_inputs
 from sdatoms.training.parts import inject_atoms
+from sdatoms.training.reading import fix_reading_atoms, list_captions
 
 __all__ = ["METHODS", "TRIGGER", "attach_method", "count_method"]
 
@@ -57,7 +59,11 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
             )
             held = hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
         else:
-            held = hold_atoms(inject_atoms(pipe, config), base)
+            injections = inject_atoms(pipe, config)
+            if config.shared_atoms == "captions":
+                captions = list_captions(check_inputs(config).sources)
+                fix_reading_atoms(pipe, injections["unet"], captions)
+            held = hold_atoms(injections, base)
         return join_word(held, word) if word else held
     if method.tuner == "all":
         return tune_all(pipe.unet)

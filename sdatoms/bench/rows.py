@@ -209,6 +209,20 @@ def list_atoms() -> list[Method]:
         )
         for count in (1, 2, 4, 8, 16)
     ]
+    rows += [
+        use_atoms(
+            f"reading r{count}{label}, text",
+            1e-2,
+            **blocks,
+            block_form="shared",
+            block_atoms=count,
+            **factors,
+            atom_layers="text",
+            shared_atoms="captions",
+        )
+        for label, factors in (("", {}), (" each", {"block_factors": "each"}))
+        for count in (1, 2, 4, 8)
+    ]
     return rows
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.codes import unit_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.deltas import Delta, OwnDelta, SharedDelta
+from sdatoms.atoms.deltas import Delta, OwnDelta, SharedDelta, fix_atoms
 from sdatoms.atoms.keys import join_key
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import adopt
@@ -163,6 +163,37 @@ class Injection:
             tensor.copy_(state[name])
         for delta, codes in recoded:
             delta.codes = codes
+
+    def find_shared(self) -> list[Delta]:
+        """The deltas that keep atoms for other layers."""
+        deltas = [delta for weight in self.weights.values() for delta in weight.views.values()]
+        return [delta for delta in deltas if delta.form == "shared" and delta.keeper is None]
+
+    def count_shared_atoms(self) -> int:
+        """How many atoms layers of one width share, at most; 0 where none do."""
+        return max((delta.num_atoms for delta in self.find_shared()), default=0)
+
+    def fix_shared_atoms(self, atoms: Tensor) -> None:
+        """Set the atoms that layers share, and train them no more: what is made of them alone.
+        They stay in the state dict and in files.
+
+        Args:
+            atoms: `(r, p)`, as many and as long as those here.
+
+        Raises:
+            AtomError: no layers share atoms, or others; nothing is changed.
+        """
+        keepers = self.find_shared()
+        if not keepers:
+            raise AtomError("no layers share atoms here; block_form 'shared' has them")
+        for delta in keepers:
+            came, fits = tuple(atoms.shape), tuple(delta.shared_atoms.shape)
+            if came != fits:
+                raise AtomError(
+                    f"the shared atoms of {delta.owner!r} are {came}, where {fits} fits"
+                )
+        for delta in keepers:
+            fix_atoms(delta, atoms)
 
     def train_atoms(self) -> None:
         """Let gradients reach the atoms and nothing else, whatever others froze or thawed.

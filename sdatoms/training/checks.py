@@ -139,6 +139,17 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         f"--dtype {config.dtype} and --base_dtype {config.base_dtype} name two dtypes of the base; "
         "leave one out",
     )
+    reads = config.shared_atoms == "captions"
+    yield (
+        reads and (config.block_form != "shared" or config.atom_layers != "text"),
+        "--shared_atoms captions needs --block_form shared and --atom_layers text, the layers that "
+        "read captions",
+    )
+    yield (
+        reads and config.trains_text,
+        "--shared_atoms captions reads the captions once, and text encoders or words that are "
+        "trained too would say something else; leave one out",
+    )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",
         f"--use_8bit_adam and --optimizer {config.optimizer} name two optimizers; leave one out",

@@ -338,6 +338,9 @@ class TrainConfig:
     share (map)."""
     block_factors: Literal["shared", "each"] | None = None
     """Whether blocks share two factors, or layers an encoder, or each has its own (shared)."""
+    shared_atoms: Literal["trained", "captions"] = "trained"
+    """Whether atoms that layers share are trained, or are fixed: what captions say and other words
+    do not."""
     sparsity: float | None = None
     """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 

@@ -89,6 +89,14 @@ RESUMED = {
         "train_text_encoder": True,
         "use_ema": True,
     },
+    "reading": {
+        "atom_variant": "coefficients",
+        "block_form": "shared",
+        "block_factors": "each",
+        "atom_layers": "text",
+        "shared_atoms": "captions",
+        "use_ema": True,
+    },
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "16-bit base": {
         "base_dtype": "bfloat16",

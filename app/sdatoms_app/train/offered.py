@@ -34,6 +34,7 @@ GROUPS = {
         "block_share",
         "block_form",
         "block_factors",
+        "shared_atoms",
         "sparsity",
     ),
     "Steps and learning rate": (

@@ -1,0 +1,113 @@
+r"""Shared atoms that read what the captions say and other words do not.
+
+The layers that read the prompt see a text encoder's output `x (p,)` at every token, and a shared
+atom `d (p,)` is what they read in it, `d·x`. Drawn and trained atoms come to read whatever the
+pictures have in common, which other prompts say too: a colour learnt for a cupcake then comes out
+in a clock. Here the atoms are set before training, to the r directions in which the captions are
+loudest beside other words,
+
+    maximize  dᵀ S d / dᵀ (C + ε I) d,   S = mean of x xᵀ over the captions, C over other words,
+
+a generalized eigenproblem, each of unit norm; and only coefficients are trained. `ε` is `RIDGE`
+times the mean eigenvalue of C, so that no direction is chosen for being silent. Other words are
+drawn from the tokenizer's vocabulary: no further text is needed.
+
+The criterion is Fisher's quotient without the means, as in "common spatial patterns" (Koles, Lazar,
+Zhou, Brain Topography 1990). Zhang et al., "LoRA-FA", https://arxiv.org/abs/2308.03303, keep
+LoRA's first factor as it was drawn; Paischer et al., "EVA", https://arxiv.org/abs/2410.07170, start
+it from the main directions of the inputs, which other prompts share.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdatoms.diffusion.prompts import embed_prompt
+from sdatoms.errors import AtomError
+from sdatoms.layers.inject import Injection
+from sdatoms.training.folder import Source
+
+__all__ = ["draw_other_prompts", "fix_reading_atoms", "list_captions", "solve_reading"]
+
+RIDGE = 0.25
+"""ε, in units of the mean square of what other words say."""
+PROMPTS = 160
+"""How many prompts of other words are read."""
+MOST_WORDS = 8
+"""Of such a prompt."""
+
+
+def list_captions(sources: Iterable[Source]) -> list[str]:
+    """All that may be said of the pictures."""
+    return [text for source in sources for text in source.captions or (source.prompt,)]
+
+
+def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) -> None:
+    """Set the shared atoms of layers that read the prompt, and train them no more.
+
+    Args:
+        injection: of the denoiser, with shared atoms in those layers alone.
+        captions: what the pictures are trained under.
+
+    Raises:
+        AtomError: the tokenizer's vocabulary holds hardly any words.
+    """
+    captions = sorted(set(captions))
+    said = measure_tokens(pipe, captions)
+    others = measure_tokens(pipe, draw_other_prompts(pipe, captions))
+    injection.fix_shared_atoms(solve_reading(said, others, injection.count_shared_atoms()))
+
+
+def draw_other_prompts(pipe: Any, captions: Sequence[str], count: int = PROMPTS) -> list[str]:
+    """Prompts of one to eight words each that stand in no caption; the same ones each time.
+
+    Raises:
+        AtomError: there are fewer than eight.
+    """
+    taken = {word for caption in captions for word in caption.lower().split()}
+    ends = "</w>"
+    found = (t.removesuffix(ends) for t in pipe.tokenizer.get_vocab() if t.endswith(ends))
+    letters = sorted({word for word in found if word.isalpha() and word.islower()} - taken)
+    words = [word for word in letters if len(word) > 2]
+    words = words if len(words) >= MOST_WORDS else letters
+    if len(words) < MOST_WORDS:
+        raise AtomError(
+            f"--shared_atoms captions compares captions with other words, and the tokenizer knows "
+            f"{len(words)}; it takes {MOST_WORDS}, or --shared_atoms trained"
+        )
+    draw = random.Random(0)
+    return [" ".join(draw.sample(words, draw.randint(1, MOST_WORDS))) for _ in range(count)]
+
+
+@torch.no_grad()
+def measure_tokens(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Mean of `x xᵀ` over the tokens of prompts, padding included, as the layers see it: `(p, p)`
+    in float64 on the CPU. The start mark, which is the same everywhere, is left out."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for prompt in prompts:
+        x = embed_prompt(pipe, prompt).context[0, 1:].to("cpu", torch.float64)
+        total, count = total + x.mT @ x, count + len(x)
+    return total / count
+
+
+def solve_reading(said: Tensor, others: Tensor, count: int) -> Tensor:
+    """The `count` directions, `(count, p)`, float32, of unit norm, the most telling first.
+
+    Args:
+        said, others: S and C, `(p, p)`.
+    """
+    width = len(others)
+    values, vectors = torch.linalg.eigh(others)
+    ridge = RIDGE * values.clamp(min=0).mean()
+    whiten = vectors / (values.clamp(min=0) + ridge).sqrt() @ vectors.mT
+    main = torch.linalg.eigh(whiten @ said.to(others) @ whiten)[1].flip(1)[:, : min(count, width)]
+    atoms = (whiten @ main).mT
+    atoms = atoms / atoms.norm(dim=1, keepdim=True)
+    # Either sign reads the same; the larger entry is positive, so that machines agree.
+    largest = atoms.gather(1, atoms.abs().argmax(1, keepdim=True))
+    return (atoms * largest.sign()).float()
