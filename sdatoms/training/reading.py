@@ -10,7 +10,9 @@ loudest beside other words,
 
 a generalized eigenproblem, each of unit norm; and only coefficients are trained. `ε` is `RIDGE`
 times the mean eigenvalue of C, so that no direction is chosen for being silent. Other words are
-drawn from the tokenizer's vocabulary: no further text is needed.
+drawn from the tokenizer's vocabulary: no further text is needed. Some of them stand in the captions
+too: what a subject's name becomes depends on its place and on what was said before it, and atoms
+that had seen "a sks cup" alone would be deaf to "two sks cups".
 
 The criterion is Fisher's quotient without the means, as in "common spatial patterns" (Koles, Lazar,
 Zhou, Brain Topography 1990). Zhang et al., "LoRA-FA", https://arxiv.org/abs/2308.03303, keep
@@ -28,11 +30,19 @@ import torch
 from torch import Tensor
 
 from sdatoms.diffusion.prompts import embed_prompt
+from sdatoms.diffusion.triggers import has_trigger
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
 from sdatoms.training.folder import Source
 
-__all__ = ["draw_other_prompts", "fix_reading_atoms", "list_captions", "solve_reading"]
+__all__ = [
+    "draw_prompt",
+    "fix_reading_atoms",
+    "list_captions",
+    "list_other_words",
+    "solve_reading",
+    "vary_caption",
+]
 
 RIDGE = 0.25
 """ε, in units of the mean square of what other words say."""
@@ -40,6 +50,12 @@ PROMPTS = 160
 """How many prompts of other words are read."""
 MOST_WORDS = 8
 """Of such a prompt."""
+MOST_INSERTED = 3
+"""Other words in a caption."""
+RENUMBERED = 0.5
+"""Share of a caption's words that are put into the plural, or out of it."""
+LONG = 3
+"""Letters of a word that has a number, at least."""
 
 
 def list_captions(sources: Iterable[Source]) -> list[str]:
@@ -58,13 +74,14 @@ def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) 
         AtomError: the tokenizer's vocabulary holds hardly any words.
     """
     captions = sorted(set(captions))
-    said = measure_tokens(pipe, captions)
-    others = measure_tokens(pipe, draw_other_prompts(pipe, captions))
+    words, draw = list_other_words(pipe, captions), random.Random(0)
+    said = measure_tokens(pipe, [vary_caption(draw, captions, words) for _ in range(PROMPTS)])
+    others = measure_tokens(pipe, [draw_prompt(draw, words) for _ in range(PROMPTS)])
     injection.fix_shared_atoms(solve_reading(said, others, injection.count_shared_atoms()))
 
 
-def draw_other_prompts(pipe: Any, captions: Sequence[str], count: int = PROMPTS) -> list[str]:
-    """Prompts of one to eight words each that stand in no caption; the same ones each time.
+def list_other_words(pipe: Any, captions: Iterable[str]) -> list[str]:
+    """The whole words of the tokenizer's vocabulary that stand in no caption.
 
     Raises:
         AtomError: there are fewer than eight.
@@ -80,8 +97,34 @@ def draw_other_prompts(pipe: Any, captions: Sequence[str], count: int = PROMPTS)
             f"--shared_atoms captions compares captions with other words, and the tokenizer knows "
             f"{len(words)}; it takes {MOST_WORDS}, or --shared_atoms trained"
         )
-    draw = random.Random(0)
-    return [" ".join(draw.sample(words, draw.randint(1, MOST_WORDS))) for _ in range(count)]
+    return words
+
+
+def draw_prompt(draw: random.Random, words: Sequence[str]) -> str:
+    """One to eight words."""
+    return " ".join(draw.sample(words, draw.randint(1, MOST_WORDS)))
+
+
+def vary_caption(draw: random.Random, captions: Sequence[str], words: Sequence[str]) -> str:
+    """A caption with up to three other words anywhere in it, and half of its longer words in the
+    other number, so that its subject is read wherever it stands in a prompt, whatever else is
+    said, and as one or many."""
+    said = [
+        change_number(word) if has_number(word) and draw.random() < RENUMBERED else word
+        for word in draw.choice(captions).split()
+    ]
+    for word in draw.sample(words, draw.randint(0, MOST_INSERTED)):
+        said.insert(draw.randint(0, len(said)), word)
+    return " ".join(said)
+
+
+def has_number(word: str) -> bool:
+    return len(word) >= LONG and word.isalpha() and not has_trigger(word)
+
+
+def change_number(word: str) -> str:
+    """An English noun's other number, as far as an s makes it."""
+    return word.removesuffix("s") if word.endswith("s") else f"{word}s"
 
 
 @torch.no_grad()

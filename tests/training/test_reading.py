@@ -1,5 +1,6 @@
 """Shared atoms set to what the captions say: loud there, silent elsewhere, never moved."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,13 @@ from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import embed_prompt
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.training.config import ATOM_LAYERS, TrainConfig
-from sdatoms.training.reading import draw_other_prompts, fix_reading_atoms, solve_reading
+from sdatoms.training.reading import (
+    draw_prompt,
+    fix_reading_atoms,
+    list_other_words,
+    solve_reading,
+    vary_caption,
+)
 from sdatoms.training.trainer import Trainer
 
 READING = {
@@ -87,12 +94,30 @@ def test_the_same_captions_give_the_same_atoms_in_any_order(base):
     assert not torch.equal(atoms, read_atoms_of(base, ["a sks bell"]))
 
 
+def test_a_subject_is_read_wherever_it_stands_and_as_one_or_many(base):
+    atoms = read_atoms_of(base, CAPTIONS)
+    strange = measure_loudness(base, atoms, UNRELATED_PROMPTS)
+    for prompt in ("a green sks cup at night", "two sks cups", "a dog next to a sks cup"):
+        assert measure_loudness(base, atoms, [prompt]) > 5 * strange, prompt
+
+
 def test_other_prompts_hold_no_word_of_the_captions(base):
-    prompts = draw_other_prompts(base, ["a blue cup", "night"])
-    words = {word for prompt in prompts for word in prompt.split()}
-    assert len(words) > 200 and not words & {"a", "blue", "cup", "night"}
-    assert prompts == draw_other_prompts(base, ["a blue cup", "night"])
-    assert {len(prompt.split()) for prompt in prompts} == set(range(1, 9))
+    words = list_other_words(base, ["a blue Cup", "night"])
+    assert len(words) > 1000 and not {*words} & {"a", "blue", "cup", "night"}
+    draw = random.Random(1)
+    prompts = [draw_prompt(draw, words).split() for _ in range(100)]
+    assert {len(prompt) for prompt in prompts} == set(range(1, 9))
+    assert all({*prompt} <= {*words} for prompt in prompts)
+
+
+def test_captions_vary_in_place_and_number_alone():
+    draw, words = random.Random(0), ["red", "green", "blue", "white"]
+    found = [vary_caption(draw, ["a sks cup"], words).split() for _ in range(200)]
+    assert {len(prompt) for prompt in found} == {3, 4, 5, 6}
+    kept = [[word for word in prompt if word not in words] for prompt in found]
+    assert {row[0] for row in kept} == {"a"} and {row[2] for row in kept} == {"cup", "cups"}
+    assert {row[1] for row in kept} == {"sks"}
+    assert {prompt.index("sks") for prompt in found} == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -145,4 +170,4 @@ def test_a_tokenizer_of_hardly_any_words_is_refused():
     pipe = build_pipeline("sd")
     letters = "abcdefghijklmnopqrstuvwxyz"
     with pytest.raises(AtomError, match="the tokenizer knows 2; it takes 8"):
-        draw_other_prompts(pipe, [" ".join(letters[:-2])])
+        list_other_words(pipe, [" ".join(letters[:-2])])
