@@ -37,29 +37,8 @@ def test_what_is_given_wins(name):
 def test_another_form_drops_what_only_the_own_one_has(name, form):
     settings = expand_preset(name, SUBJECT | {"block_form": form})
     assert make_atom_config(TrainConfig(**settings)).block_form == form
-    changed = form != PRESETS[name].settings["block_form"]
-    assert not changed or settings["learning_rate"] < 5e-3  # that of a form that trains its atoms
     asked = expand_preset(name, SUBJECT | {"block_form": "product", "block_factors": "each"})
     assert asked["block_factors"] == "each"
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"train_text_encoder": True},
-        {"train_text_encoder_ti": True, "instance_prompt": "a <new> dog"},
-        {"atom_layers": "all"},
-    ],
-)
-def test_atoms_are_trained_where_they_cannot_read_the_captions_alone(given):
-    plain, settings = (expand_preset("balanced", SUBJECT | more) for more in ({}, given))
-    assert plain["shared_atoms"] == "captions"
-    assert TrainConfig(**settings).shared_atoms == "trained"
-    assert settings["learning_rate"] < plain["learning_rate"]
-    own = expand_preset("balanced", SUBJECT | given | {"learning_rate": 0.5})
-    assert own["learning_rate"] == 0.5
-    with pytest.raises(AtomError, match="--shared_atoms captions"):
-        TrainConfig(**expand_preset("balanced", SUBJECT | given | {"shared_atoms": "captions"}))
 
 
 def test_prodigy_finds_its_own_rate_under_a_preset():
