@@ -58,6 +58,8 @@ show (docs/results.md)."""
 SUBJECT = TINY | {"block_factors": "each", "learning_rate": 1.7e-3}
 """The same atoms with coefficients of each layer's own: as true to a subject as anything that was
 tried, LoRA with 35 times the numbers included (docs/results.md)."""
+READING_RATE = 1e-2
+"""The rate of `SUBJECT` where its atoms are set to the captions and coefficients alone train."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
 FORM_ALONE = {"block_size", "block_factors"}
@@ -142,6 +144,9 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("block_form") != PRESETS[name].settings.get("block_form"):
         for key in FORM_ALONE - given.keys():
             settings.pop(key, None)
+    reads = settings.get("shared_atoms") == "captions" and settings.get("block_factors") == "each"
+    if reads and "learning_rate" not in given:
+        settings["learning_rate"] = READING_RATE
     if name in REAL_PRESETS and "max_train_steps" not in given:
         count = count_pictures(given.get("instance_data_dir"))
         settings["max_train_steps"] = REAL_PRESETS[name].pace.count_steps(count)

@@ -41,6 +41,15 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
     assert asked["block_factors"] == "each"
 
 
+def test_atoms_that_read_the_captions_bring_their_own_rate():
+    plain, reading = (
+        expand_preset("balanced", SUBJECT | more) for more in ({}, {"shared_atoms": "captions"})
+    )
+    assert TrainConfig(**reading).learning_rate > plain["learning_rate"]
+    own = expand_preset("balanced", SUBJECT | {"shared_atoms": "captions", "learning_rate": 0.5})
+    assert own["learning_rate"] == 0.5
+
+
 def test_prodigy_finds_its_own_rate_under_a_preset():
     assert "learning_rate" not in expand_preset("quick", {"optimizer": "prodigy"})
     own = expand_preset("quick", {"optimizer": "prodigy", "learning_rate": 0.5})
