@@ -24,7 +24,6 @@ from sdatoms.models.families import FAMILY_EXCLUDES
 from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.parts import inject_atoms
-from sdatoms.training.reading import fix_reading_atoms, list_captions
 
 __all__ = ["METHODS", "TRIGGER", "attach_method", "count_method"]
 
@@ -59,11 +58,9 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
             )
             held = hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
         else:
-            injections = inject_atoms(pipe, config)
-            if config.shared_atoms == "captions":
-                captions = list_captions(check_inputs(config).sources)
-                fix_reading_atoms(pipe, injections["unet"], captions)
-            held = hold_atoms(injections, base)
+            reads = config.shared_atoms == "captions"
+            sources = check_inputs(config).sources if reads else ()
+            held = hold_atoms(inject_atoms(pipe, config, sources), base)
         return join_word(held, word) if word else held
     if method.tuner == "all":
         return tune_all(pipe.unet)

@@ -32,6 +32,7 @@ from sdatoms.training.encodings import Encoded, encode_pictures
 from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
+from sdatoms.training.reading import draw_captions, fix_reading_atoms
 from sdatoms.training.samples import read_sample_sampler
 from sdatoms.training.stopping import stop_together
 
@@ -90,12 +91,23 @@ def make_denoising(pipe: Any, config: TrainConfig) -> Denoising:
     )
 
 
-def inject_atoms(pipe: Any, config: TrainConfig) -> dict[str, Injection]:
-    """Freeze the base and put atoms into it; component → injection."""
+def inject_atoms(
+    pipe: Any, config: TrainConfig, sources: Sequence[Source] = ()
+) -> dict[str, Injection]:
+    """Freeze the base and put atoms into it; component → injection.
+
+    Args:
+        sources: the pictures, whose captions `--shared_atoms captions` reads.
+
+    Raises:
+        AtomError: no layer takes atoms, or there is nothing to read.
+    """
     encoders = {name: encoder for name, (encoder, _) in list_encoders(pipe).items()}
     for module in (pipe.vae, *encoders.values()):
         module.requires_grad_(False)
     injections = {"unet": inject(pipe.unet, make_atom_config(config))}
+    if config.shared_atoms == "captions":
+        fix_reading_atoms(pipe, injections["unet"], draw_captions(sources))
     if config.train_text_encoder:
         for name, encoder in encoders.items():
             injections[name] = inject(encoder, make_text_config(config))

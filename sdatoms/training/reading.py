@@ -33,12 +33,13 @@ from sdatoms.diffusion.prompts import embed_prompt
 from sdatoms.diffusion.triggers import has_trigger
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
+from sdatoms.training.caption_rules import draw_caption
 from sdatoms.training.folder import Source
 
 __all__ = [
+    "draw_captions",
     "draw_prompt",
     "fix_reading_atoms",
-    "list_captions",
     "list_other_words",
     "solve_reading",
     "vary_caption",
@@ -55,12 +56,19 @@ MOST_INSERTED = 3
 RENUMBERED = 0.5
 """Share of a caption's words that are put into the plural, or out of it."""
 LONG = 3
-"""Letters of a word that has a number, at least."""
+"""Letters of a word that says something, at least."""
+DRAWS = 16
+"""How often each picture's caption is drawn."""
 
 
-def list_captions(sources: Iterable[Source]) -> list[str]:
-    """All that may be said of the pictures."""
-    return [text for source in sources for text in source.captions or (source.prompt,)]
+def draw_captions(sources: Iterable[Source]) -> list[str]:
+    """What pictures are trained under, as their rules put it together; `DRAWS` times each."""
+    drawn = {
+        draw_caption(source.captions or (source.prompt,), source.rules, random.Random(k))
+        for source in sources
+        for k in range(DRAWS)
+    }
+    return sorted(drawn - {""})
 
 
 def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) -> None:
@@ -71,9 +79,10 @@ def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) 
         captions: what the pictures are trained under.
 
     Raises:
-        AtomError: the tokenizer's vocabulary holds hardly any words.
+        AtomError: there are no captions, or the tokenizer's vocabulary holds hardly any words.
     """
-    captions = sorted(set(captions))
+    if not (captions := sorted(set(captions))):
+        raise AtomError("--shared_atoms captions needs captions; no picture has one")
     words, draw = list_other_words(pipe, captions), random.Random(0)
     said = measure_tokens(pipe, [vary_caption(draw, captions, words) for _ in range(PROMPTS)])
     others = measure_tokens(pipe, [draw_prompt(draw, words) for _ in range(PROMPTS)])
@@ -90,7 +99,7 @@ def list_other_words(pipe: Any, captions: Iterable[str]) -> list[str]:
     ends = "</w>"
     found = (t.removesuffix(ends) for t in pipe.tokenizer.get_vocab() if t.endswith(ends))
     letters = sorted({word for word in found if word.isalpha() and word.islower()} - taken)
-    words = [word for word in letters if len(word) > 2]
+    words = [word for word in letters if len(word) >= LONG]
     words = words if len(words) >= MOST_WORDS else letters
     if len(words) < MOST_WORDS:
         raise AtomError(

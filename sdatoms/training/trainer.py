@@ -49,7 +49,6 @@ from sdatoms.training.parts import (
 )
 from sdatoms.training.precision import choose_precision, read_own_dtype, widen_norms
 from sdatoms.training.processes import average
-from sdatoms.training.reading import fix_reading_atoms, list_captions
 
 __all__ = [
     "TrainStep",
@@ -132,15 +131,13 @@ class Trainer:
         self.buckets = make_buckets(self.pipe, config)
         self.denoising = make_denoising(self.pipe, config)
         check_sample_sampler(self.pipe, config)
-        self.injections = inject_atoms(self.pipe, config)
+        self.injections = inject_atoms(self.pipe, config, self.folder.sources)
         self.tokens: dict[str, TrainedTokens] = add_tokens(self.pipe, config)
-        prompts = list_captions(self.folder.sources)
-        if config.shared_atoms == "captions":
-            fix_reading_atoms(self.pipe, self.injections["unet"], prompts)
         backend = config.dynamo_backend
         log(self.precision.describe())
         self.unet: Any = unet if backend == "no" else torch.compile(unet, backend=backend)
         self.prepare_optimizer()
+        prompts = [text for s in self.folder.sources for text in s.captions or (s.prompt,)]
         classes = [s.class_prompt or "" for s in self.folder.sources]
         self.notes = check_prompts(self.pipe, [*prompts, config.class_prompt or "", *classes])
         """What a person should know of the prompts."""

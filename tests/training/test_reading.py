@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from sdatoms.atoms.shared import draw_atoms
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.prompts import embed_prompt
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
+from sdatoms.training.caption_rules import PLAIN_RULES
 from sdatoms.training.config import ATOM_LAYERS, TrainConfig
+from sdatoms.training.folder import Source
 from sdatoms.training.reading import (
+    draw_captions,
     draw_prompt,
     fix_reading_atoms,
     list_other_words,
@@ -99,6 +103,22 @@ def test_a_subject_is_read_wherever_it_stands_and_as_one_or_many(base):
     strange = measure_loudness(base, atoms, UNRELATED_PROMPTS)
     for prompt in ("a green sks cup at night", "two sks cups", "a dog next to a sks cup"):
         assert measure_loudness(base, atoms, [prompt]) > 5 * strange, prompt
+
+
+def test_what_is_read_is_what_is_trained_under(base):
+    """Prefixes, wildcards and several captions included, and no caption that was left out."""
+    rules = replace(PLAIN_RULES, prefix="a sks cup", wildcards=True, dropout=0.3)
+    said = ("on {grass|snow}", "at night")
+    source = Source(Path("x.png"), "a cup", None, (64, 64), captions=said, rules=rules)
+    found = {f"a sks cup {place}" for place in ("on grass", "on snow", "at night")}
+    assert draw_captions([source]) == sorted(found)
+    plain = replace(source, captions=(), rules=PLAIN_RULES)
+    assert draw_captions([plain, plain]) == ["a cup"]
+    silent = replace(source, captions=(), prompt="", rules=PLAIN_RULES)
+    injection = inject(base.unet, LAYERS)
+    with pytest.raises(AtomError, match="no picture has one"):
+        fix_reading_atoms(base, injection, draw_captions([silent]))
+    injection.eject()
 
 
 def test_other_prompts_hold_no_word_of_the_captions(base):
