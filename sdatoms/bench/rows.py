@@ -211,17 +211,21 @@ def list_atoms() -> list[Method]:
     ]
     rows += [
         use_atoms(
-            f"reading r{count}{label}, text",
-            1e-2,
+            f"{name} r{count}{label}, text",
+            middle,
             **blocks,
             block_form="shared",
             block_atoms=count,
             **factors,
             atom_layers="text",
-            shared_atoms="captions",
+            **settings,
+        )
+        for name, middle, settings in (
+            ("reading", 1e-2, {"shared_atoms": "captions"}),
+            ("word decay 10", 3e-3, {"word_decay": 10.0}),
         )
         for label, factors in (("", {}), (" each", {"block_factors": "each"}))
-        for count in (1, 2, 4, 8)
+        for count in (1, 2, 4, 8, 16)
     ]
     return rows
 

@@ -31,7 +31,13 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.data import TrainingData
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.optimizers import Averages, make_schedule
-from sdatoms.training.parts import make_buckets, make_denoising, make_run_optimizer, prepare_data
+from sdatoms.training.parts import (
+    make_buckets,
+    make_denoising,
+    make_run_optimizer,
+    prepare_data,
+    start_word_decay,
+)
 from sdatoms.training.trainer import choose_attention
 
 __all__ = ["Run", "make_config", "read_versions", "run_cell"]
@@ -84,6 +90,7 @@ class Run:
             processes=1,
             log=lambda text: None,
         )
+        start_word_decay(pipe, injections, self.optimizer, config, folder.sources)
         self.schedule = make_schedule(
             self.optimizer,
             config.lr_scheduler,

@@ -57,6 +57,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1 - 1e-9),
     "adam_weight_decay": (0, 1e6),
     "adam_epsilon": (0, 1),
+    "word_decay": (0, 1e6),
     "max_grad_norm": (0, inf),
     "ema_decay": (0, 1),
 }
@@ -149,6 +150,12 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         reads and config.trains_text,
         "--shared_atoms captions reads the captions once, and text encoders or words that are "
         "trained too would say something else; leave one out",
+    )
+    yield (
+        config.word_decay > 0
+        and (reads or config.block_form != "shared" or config.atom_layers != "text"),
+        "--word_decay needs --block_form shared, --atom_layers text, the layers that read words, "
+        "and --shared_atoms trained",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

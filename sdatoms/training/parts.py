@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,9 +33,15 @@ from sdatoms.training.encodings import Encoded, encode_pictures
 from sdatoms.training.faces import load_detector
 from sdatoms.training.folder import PictureFolder, Source, check_folder
 from sdatoms.training.optimizers import choose_rate, group_parameters, make_optimizer
-from sdatoms.training.reading import draw_captions, fix_reading_atoms
+from sdatoms.training.reading import (
+    draw_captions,
+    fix_reading_atoms,
+    list_other_words,
+    measure_other_words,
+)
 from sdatoms.training.samples import read_sample_sampler
 from sdatoms.training.stopping import stop_together
+from sdatoms.training.word_decay import WordDecay
 
 __all__ = [
     "add_tokens",
@@ -45,6 +52,7 @@ __all__ = [
     "make_denoising",
     "make_run_optimizer",
     "prepare_data",
+    "start_word_decay",
 ]
 
 
@@ -188,6 +196,32 @@ def make_run_optimizer(
         },
         log=log,
     )
+
+
+def start_word_decay(
+    pipe: Any,
+    injections: dict[str, Injection],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    sources: Sequence[Source],
+) -> None:
+    """Where `--word_decay` asks for it, turn the denoiser's shared atoms away from what other words
+    say, and let them decay so after every step of the optimizer.
+
+    Args:
+        sources: the pictures, whose captions' words are no other words.
+
+    Raises:
+        AtomError: the tokenizer's vocabulary holds hardly any words.
+    """
+    if not config.word_decay:
+        return
+    words = list_other_words(pipe, draw_captions(sources))
+    others = measure_other_words(pipe, words, random.Random(0))
+    atoms = [delta.shared_atoms for delta in injections["unet"].find_shared()]
+    decay = WordDecay(others, config.word_decay, atoms)
+    decay.start()
+    decay.follow(optimizer)
 
 
 def check_prompts(pipe: Any, prompts: Iterable[str]) -> list[str]:

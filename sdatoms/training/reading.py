@@ -41,6 +41,7 @@ __all__ = [
     "draw_prompt",
     "fix_reading_atoms",
     "list_other_words",
+    "measure_other_words",
     "solve_reading",
     "vary_caption",
 ]
@@ -85,8 +86,13 @@ def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) 
         raise AtomError("--shared_atoms captions needs captions; no picture has one")
     words, draw = list_other_words(pipe, captions), random.Random(0)
     said = measure_tokens(pipe, [vary_caption(draw, captions, words) for _ in range(PROMPTS)])
-    others = measure_tokens(pipe, [draw_prompt(draw, words) for _ in range(PROMPTS)])
+    others = measure_other_words(pipe, words, draw)
     injection.fix_shared_atoms(solve_reading(said, others, injection.count_shared_atoms()))
+
+
+def measure_other_words(pipe: Any, words: Sequence[str], draw: random.Random) -> Tensor:
+    """C over prompts of other words: `(p, p)` in float64 on the CPU."""
+    return measure_tokens(pipe, [draw_prompt(draw, words) for _ in range(PROMPTS)])
 
 
 def list_other_words(pipe: Any, captions: Iterable[str]) -> list[str]:
@@ -103,8 +109,9 @@ def list_other_words(pipe: Any, captions: Iterable[str]) -> list[str]:
     words = words if len(words) >= MOST_WORDS else letters
     if len(words) < MOST_WORDS:
         raise AtomError(
-            f"--shared_atoms captions compares captions with other words, and the tokenizer knows "
-            f"{len(words)}; it takes {MOST_WORDS}, or --shared_atoms trained"
+            f"shared atoms that compare captions with other words need {MOST_WORDS} of them, and "
+            f"the tokenizer knows {len(words)}; --shared_atoms trained without --word_decay needs "
+            "none"
         )
     return words
 

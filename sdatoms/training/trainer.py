@@ -46,6 +46,7 @@ from sdatoms.training.parts import (
     make_denoising,
     make_run_optimizer,
     prepare_data,
+    start_word_decay,
 )
 from sdatoms.training.precision import choose_precision, read_own_dtype, widen_norms
 from sdatoms.training.processes import average
@@ -175,6 +176,7 @@ class Trainer:
         self.optimizer = make_run_optimizer(
             self.injections, embeddings, config, processes=processes, log=self.log
         )
+        start_word_decay(self.pipe, self.injections, self.optimizer, config, self.folder.sources)
         self.parameters: list[nn.Parameter] = [
             p for group in self.optimizer.param_groups for p in group["params"]
         ]

@@ -97,6 +97,14 @@ RESUMED = {
         "shared_atoms": "captions",
         "use_ema": True,
     },
+    "word decay": {
+        "atom_variant": "coefficients",
+        "block_form": "shared",
+        "block_factors": "each",
+        "atom_layers": "text",
+        "word_decay": 10.0,
+        "use_ema": True,
+    },
     "bf16": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "16-bit base": {
         "base_dtype": "bfloat16",

@@ -189,5 +189,5 @@ def test_what_does_not_go_together_is_refused(base):
 def test_a_tokenizer_of_hardly_any_words_is_refused():
     pipe = build_pipeline("sd")
     letters = "abcdefghijklmnopqrstuvwxyz"
-    with pytest.raises(AtomError, match="the tokenizer knows 2; it takes 8"):
+    with pytest.raises(AtomError, match="need 8 of them, and the tokenizer knows 2;"):
         list_other_words(pipe, [" ".join(letters[:-2])])

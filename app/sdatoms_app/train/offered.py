@@ -35,6 +35,7 @@ GROUPS = {
         "block_form",
         "block_factors",
         "shared_atoms",
+        "word_decay",
         "sparsity",
     ),
     "Steps and learning rate": (

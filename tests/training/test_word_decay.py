@@ -1,0 +1,143 @@
+"""Decay by what other words say: the proximal step it claims, and what it does in a run."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from sdatoms import AtomError
+from sdatoms.diffusion.open import load_base
+from sdatoms.training.config import TrainConfig
+from sdatoms.training.optimizers import make_optimizer
+from sdatoms.training.reading import list_other_words, measure_other_words
+from sdatoms.training.trainer import Trainer
+from sdatoms.training.word_decay import WordDecay
+
+DECAYED = {
+    "atom_variant": "coefficients",
+    "block_form": "shared",
+    "block_factors": "each",
+    "atom_layers": "text",
+    "word_decay": 10.0,
+}
+
+
+def draw_problem(rng, rows=3, width=6, samples=40):
+    x = torch.randn(samples, width, generator=rng, dtype=torch.float64)
+    return x.mT @ x / samples, nn.Parameter(torch.randn(rows, width, generator=rng))
+
+
+def measure_loudness(atoms, others):
+    """Of each atom in other words, beside its own length."""
+    return ((atoms.double() @ others) * atoms).sum(1) / atoms.double().square().sum(1)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 400.0])
+def test_a_decay_is_the_proximal_step_in_any_unit(rng, unit):
+    others, atoms = draw_problem(rng)
+    before = atoms.detach().double().clone()
+    WordDecay(others * unit, 10.0, [atoms]).decay(0.02, atoms)
+    scaled = others / others.diagonal().mean()
+    solved = torch.linalg.solve(torch.eye(6) + 0.02 * 10.0 * scaled, before.mT).mT
+    torch.testing.assert_close(atoms.detach().double(), solved, rtol=1e-5, atol=1e-6)
+
+
+def test_what_other_words_do_not_say_stays_at_every_rate(rng):
+    others, atoms = draw_problem(rng, samples=3)  # three directions of six
+    silent = torch.linalg.eigh(others)[1][:, :3].float()
+    before = atoms.detach().clone()
+    WordDecay(others, 1.0, [atoms]).decay(1e6, atoms)
+    torch.testing.assert_close(atoms @ silent, before @ silent)
+    assert measure_loudness(atoms, others).max() < 1e-6 * measure_loudness(before, others).min()
+
+
+def test_silent_words_and_no_strength_change_nothing(rng):
+    others, atoms = draw_problem(rng)
+    before = atoms.detach().clone()
+    WordDecay(torch.zeros_like(others), 10.0, [atoms]).decay(1.0, atoms)
+    torch.testing.assert_close(atoms.detach(), before)
+    WordDecay(others, 0.0, [atoms]).decay(1.0, atoms)
+    torch.testing.assert_close(atoms.detach(), before)
+
+
+def test_the_start_turns_away_from_other_words_at_the_same_length(rng):
+    others, atoms = draw_problem(rng)
+    before = atoms.detach().clone()
+    WordDecay(others, 10.0, [atoms]).start()
+    torch.testing.assert_close(atoms.norm(), before.norm())
+    assert measure_loudness(atoms, others).sum() < measure_loudness(before, others).sum()
+
+
+def test_the_optimizer_is_followed_at_the_rate_of_each_step_and_nothing_else_decays(rng):
+    others, atoms = draw_problem(rng)
+    beside = nn.Parameter(torch.ones(2))
+    expected, kept = atoms.detach().clone(), WordDecay(others, 10.0, [atoms])
+    groups = [{"params": [atoms, beside], "lr": 0.0, "name": "unet.block"}]
+    optimizer = make_optimizer(groups, 1e-2, name="torch.optim.SGD")
+    kept.follow(optimizer)
+    for rate in (0.0, 0.01, 0.05):
+        optimizer.param_groups[0]["lr"] = rate
+        atoms.grad, beside.grad = torch.zeros_like(atoms), torch.zeros_like(beside)
+        optimizer.step()
+        expected = kept.shrink(expected, rate * 10.0)
+        torch.testing.assert_close(atoms.detach(), expected)
+    assert torch.equal(beside, torch.ones(2))
+
+
+def test_atoms_of_another_length_are_refused(rng):
+    others, _ = draw_problem(rng)
+    with pytest.raises(AtomError, match="read 7 numbers, and the text encoder says 6"):
+        WordDecay(others, 1.0, [nn.Parameter(torch.zeros(2, 7))])
+
+
+@pytest.mark.parametrize("factors", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_trained_atoms_end_quieter_in_other_words(train_config, kind, factors):
+    settings = DECAYED | {"block_factors": factors, "learning_rate": 1e-2}
+    found = []
+    for decay in (0.0, 10.0):
+        trainer = Trainer(train_config(kind, **settings | {"word_decay": decay}))
+        for _ in range(3):
+            trainer.take_step()
+        (kept,) = trainer.injections["unet"].find_shared()
+        found.append(kept.shared_atoms.detach())
+    pipe = load_base(trainer.config.pretrained_model_name_or_path)
+    words = list_other_words(pipe, [trainer.config.instance_prompt])
+    others = measure_other_words(pipe, words, random.Random(0))
+    plain, decayed = (measure_loudness(atoms, others).mean() for atoms in found)
+    assert decayed < 0.8 * plain
+
+
+def test_the_base_is_unchanged_until_it_trains(train_config):
+    trainer = Trainer(train_config(**DECAYED))
+    unet, given = trainer.pipe.unet, (torch.randn(1, 4, 8, 8), torch.tensor([5]))
+    context = torch.randn(1, 8, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        changed = unet(*given, context).sample
+        trainer.injections["unet"].eject()
+        assert torch.equal(changed, unet(*given, context).sample)
+
+
+def test_drawn_atoms_start_quieter_in_what_the_bundled_base_is_told():
+    pipe = load_base()
+    words = list_other_words(pipe, ["a sks cup"])
+    others, strange = (measure_other_words(pipe, words, random.Random(k)) for k in (0, 1))
+    atoms = nn.Parameter(torch.randn(4, len(others), generator=torch.Generator().manual_seed(0)))
+    before = measure_loudness(atoms, strange).sum()
+    WordDecay(others, 10.0, [atoms]).start()
+    assert measure_loudness(atoms, strange).sum() < before / 3  # other draws of other words
+
+
+def test_what_does_not_go_together_is_refused():
+    config = TrainConfig(instance_data_dir="x", instance_prompt="a sks cup", **DECAYED)
+    for changes in (
+        {"block_form": "map", "block_factors": None},
+        {"atom_layers": "all"},
+        {"shared_atoms": "captions"},
+    ):
+        with pytest.raises(AtomError, match="--word_decay needs --block_form shared"):
+            replace(config, **changes)
+    with pytest.raises(AtomError, match="--word_decay is -1; it takes 0 to"):
+        replace(config, word_decay=-1)
