@@ -22,9 +22,9 @@ from bundled.modifiers import KINDS, VALUES, Scene, find_conflict, holds_held_ou
 from bundled.probe_training import label, show_on_white
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.examiner import stack
-from sdatoms.evaluation.introduction import Introduction, introduce, turn_over
+from sdatoms.evaluation.introduction import introduce, turn_over
 from sdatoms.evaluation.metrics import measure_alignment
-from sdatoms.evaluation.way_up import fit_both_ways
+from sdatoms.evaluation.standing import fit_plain
 
 __all__ = ["SceneDiet", "Scenes", "draw_lookalikes", "score_captions", "vary_scene"]
 
@@ -254,9 +254,8 @@ def score_captions(
     if introduced:
         plain = [show_on_white(gallery.pictures[example.concept]) for example in examples]
         names = [describe(gallery.concepts[e.concept].name, Scene()) for e in examples]
-        known = introduce(evaluator, plain, names)
-        known = Introduction(known.pictures[own], known.captions[own])
-        fits = fit_both_ways(stack(painted), stack(plain))
+        known = introduce(evaluator, plain, names).take(own)
+        fits = fit_plain(stack(painted), stack(plain))
         cosines = known.align(pictures[own], rows, fits[own])
     else:
         cosines = measure_alignment(pictures[own], rows)

@@ -21,8 +21,8 @@ from sdatoms.evaluation.metrics import (
     measure_truth,
 )
 from sdatoms.evaluation.probe import Probe, find_modifiers, load_probe
+from sdatoms.evaluation.standing import fit_plain
 from sdatoms.evaluation.truth import Truth, Wish, list_truths, read_truth
-from sdatoms.evaluation.way_up import fit_both_ways
 from sdatoms.pictures import to_tensor
 
 __all__ = ["Examiner", "align", "stack"]
@@ -103,7 +103,7 @@ def align(
         rows = [n for n, _ in known]
         plain, captions = [wish.plain for _, wish in known], [wish.caption for _, wish in known]
         shown = introduce(evaluator, plain, captions)
-        fits = fit_both_ways(stack([pictures[n] for n in rows]), stack(plain))
+        fits = fit_plain(stack([pictures[n] for n in rows]), stack(plain))
         found[rows] = shown.align(concepts[rows], texts[rows], fits)
     return found
 

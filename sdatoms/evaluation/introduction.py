@@ -7,11 +7,15 @@ picture's row x the mistake that it makes about the plain picture, a less its ca
 taken away in part; and picture and prompt t are compared as they are seen from the subject's name,
 so that the subject alone does not pass for a followed prompt:
 
-    x' = x + S Σ_k w_k (n_k - a_k),    w = softmax_k(H (x·a_k + u_k) + F f_k),
+    x' = x + S Σ_k w_k (n_k - a_k) + P (v_+ - v_-) h,
+    w = softmax_k(H (x·a_k + u_k) + F f_k),    v = softmax_z(F g_z),
     alignment = cos(x' - K n_0, t - K n_0),
 
 over k, upright (0) and upside down (1); u is `UPRIGHT` for the first, since most pictures are so,
-and f_k is how well the plain picture fits in the picture, pixel by pixel (`way_up`).
+and f_k is how well the plain picture fits in the picture, pixel by pixel (`standing`). Of two
+things a model cannot say which is above when it knows one alone: g_z is how well the plain picture
+fits above the middle (+), in it and below it (-), and h what a caption of the subject gains by
+"above" in place of "below" other things.
 A cache of few pictures that is asked by nearness is Tip-Adapter's (Zhang et al., "Tip-Adapter",
 ECCV 2022, https://arxiv.org/abs/2111.03930, equation 4), differences from a source picture and its
 text are StyleGAN-NADA's (Gal et al., 2021, https://arxiv.org/abs/2108.00946, equation 2). The
@@ -42,8 +46,10 @@ __all__ = [
     "weigh",
 ]
 
-SHARE, SHARPNESS, UPRIGHT, NAME, FIT = CONSTANTS = 0.7, 40.0, 0.05, 0.3, 40.0
-"""S, H, u, K and F above."""
+SHARE, SHARPNESS, UPRIGHT, NAME, FIT, HEIGHT = CONSTANTS = 0.7, 40.0, 0.05, 0.3, 40.0, 0.15
+"""S, H, u, K, F and P above."""
+OTHERS = ("a star", "a dog", "an apple", "a car")
+"""What a subject is said to be above and below; any well-known things."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,23 @@ class Introduction:
     """`(n, 2, d)`: upright, upside down."""
     captions: Tensor
     """`(n, 2, d)`."""
+    heights: Tensor
+    """What captions gain by saying above in place of below, `(n, d)`, not of unit length."""
+
+    def take(self, numbers: Tensor) -> Introduction:
+        """Those of the subjects of these numbers, `(m,)`."""
+        return Introduction(self.pictures[numbers], self.captions[numbers], self.heights[numbers])
 
     def align(self, rows: Tensor, texts: Tensor, fits: Tensor) -> Tensor:
         """Alignment of pictures with texts, unit rows `(n, d)` twice, the n-th of the n-th subject:
         `(n,)` in [-1, 1].
 
         Args:
-            fits: of each subject in its picture, `(n, 2)`, as `fit_both_ways` finds them.
+            fits: of each subject in its picture, `(n, 2, 3)`, as `fit_plain` finds them.
         """
-        known = correct_rows(rows, self.pictures, self.captions, fits)
+        known = correct_rows(rows, self.pictures, self.captions, fits.amax(2))
+        high, _, low = (FIT * fits.amax(1)).softmax(1).unbind(1)
+        known = known + HEIGHT * (high - low)[:, None] * self.heights
         seen = see_from(known, self.captions)
         return (seen * see_from(texts, self.captions)).sum(1)
 
@@ -90,11 +104,19 @@ def introduce(
     shown = {places[thing]: picture for thing, picture in zip(things, plain, strict=True)}
     pictures = [view for n in range(len(places)) for view in (shown[n], turn_over(shown[n]))]
     texts = [said for _, text in places for said in (text, f"{text}, upside down")]
-    own = torch.tensor([places[thing] for thing in things])
+    where = [
+        f"{text} {relation} {other}"
+        for _, text in places
+        for relation in ("above", "below")
+        for other in OTHERS
+    ]
+    said = evaluator.embed_texts([*texts, *where])
+    above, below = said[len(texts) :].unflatten(0, (-1, 2, len(OTHERS))).mean(2).unbind(1)
     return Introduction(
-        evaluator.embed_concepts(pictures).unflatten(0, (-1, 2))[own],
-        evaluator.embed_texts(texts).unflatten(0, (-1, 2))[own],
-    )
+        evaluator.embed_concepts(pictures).unflatten(0, (-1, 2)),
+        said[: len(texts)].unflatten(0, (-1, 2)),
+        above - below,
+    ).take(torch.tensor([places[thing] for thing in things]))
 
 
 def turn_over(picture: Image.Image) -> Image.Image:

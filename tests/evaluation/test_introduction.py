@@ -4,6 +4,7 @@ subject alone follows no prompt."""
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny.pictures import draw_noise
 
 from sdatoms import AtomError
@@ -19,8 +20,8 @@ from sdatoms.evaluation.introduction import (
 )
 from sdatoms.evaluation.metrics import measure_alignment
 from sdatoms.evaluation.scores import measure_samples, score_truth
+from sdatoms.evaluation.standing import fit_plain
 from sdatoms.evaluation.truth import find_things, list_truths, read_truth
-from sdatoms.evaluation.way_up import fit_both_ways
 
 
 @pytest.fixture
@@ -31,12 +32,15 @@ def rows(rng):
 
 def test_alignment_is_the_equation(rows, rng):
     x, a, n = rows
-    t, f = x.roll(1, 0), torch.rand(5, 2, generator=rng) / 10
+    t, h = x.roll(1, 0), torch.randn(5, 16, generator=rng)
+    fits = torch.rand(5, 2, 3, generator=rng) / 10
+    f, g = fits.amax(2), fits.amax(1)
     near = (x[:, None] * a).sum(-1) + torch.tensor([0.05, 0.0]) + f
     w = torch.exp(40 * near) / torch.exp(40 * near).sum(1, keepdim=True)
-    known = x + 0.7 * (w[..., None] * (n - a)).sum(1)
+    v = torch.exp(40 * g) / torch.exp(40 * g).sum(1, keepdim=True)
+    known = x + 0.7 * (w[..., None] * (n - a)).sum(1) + 0.15 * (v[:, :1] - v[:, 2:]) * h
     wanted = F.cosine_similarity(known - 0.3 * n[:, 0], t - 0.3 * n[:, 0])
-    assert torch.allclose(Introduction(a, n).align(x, t, f), wanted, atol=1e-6)
+    assert torch.allclose(Introduction(a, n, h).align(x, t, fits), wanted, atol=1e-6)
     assert torch.allclose(weigh(x, a, f).softmax(1), w, atol=1e-6)
     assert torch.equal(weigh(x, a), weigh(x, a, torch.zeros(5, 2)))
 
@@ -74,7 +78,8 @@ def test_each_thing_is_looked_at_once_upright_and_upside_down():
     seen = Counting()
     known = introduce(seen, [one, other, one], ["a cat", "a dog", "a cat"])
     assert len(seen.pictures) == 4 and known.pictures.shape == known.captions.shape == (3, 2, 3)
-    assert seen.texts == ["a cat", "a cat, upside down", "a dog", "a dog, upside down"]
+    assert seen.texts[:4] == ["a cat", "a cat, upside down", "a dog", "a dog, upside down"]
+    assert known.heights.shape == (3, 3) and torch.equal(known.heights[0], known.heights[2])
     assert seen.pictures[1].getpixel((0, 0)) == one.getpixel((63, 63))
     assert torch.equal(known.pictures[0], known.pictures[2])
     assert not torch.equal(known.pictures[0], known.pictures[1])
@@ -117,13 +122,35 @@ def test_tables_and_curves_hold_what_it_says():
     wish = truth.wishes[19]  # upside down
     x = evaluator.embed_concepts([wish.picture])
     t = evaluator.embed_texts([clean_prompt(wish.prompt)])
-    fits = fit_both_ways(stack([wish.picture]), stack([wish.plain]))
+    fits = fit_plain(stack([wish.picture]), stack([wish.plain]))
     wanted = float(introduce(evaluator, [wish.plain], [wish.caption]).align(x, t, fits))
     assert abs(wanted - float(measure_alignment(x, t))) > 0.01
     examiner = Examiner(evaluator, truth)
     assert score_truth(examiner, [wish.prompt])[0].alignment == pytest.approx(wanted, abs=1e-5)
     found = measure_samples(evaluator, truth)(None, [wish.picture], [wish.prompt], [wish.plain], [])
     assert found["alignment"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_which_of_two_things_is_above_is_told():
+    """Of two that the evaluator has never seen, of which it is shown one; better than unshown."""
+    evaluator, names = load_evaluator(), list_truths()
+    wishes = [read_truth(name).wishes[0] for name in names]
+    beside = [*wishes[1:], wishes[0]]
+    right = torch.zeros(2)
+    for way, other, (top, bottom) in (("above", "below", (1, 32)), ("below", "above", (32, 1))):
+        shown = [Image.new("RGB", (64, 64), "white") for _ in names]
+        for picture, own, second in zip(shown, wishes, beside, strict=True):
+            for wish, y in ((own, top), (second, bottom)):
+                picture.paste(wish.plain.convert("RGB").resize((31, 31)), (17, y))
+        rows = evaluator.embed_concepts(shown)
+        ask = lambda said: evaluator.embed_texts(
+            [f"{a.caption} {said} {b.caption}" for a, b in zip(wishes, beside, strict=True)]
+        )
+        texts = ask(way), ask(other)
+        for n, wanted in enumerate((wishes, ())):
+            found = [align(evaluator, shown, rows, text, wanted) for text in texts]
+            right[n] += (found[0] > found[1]).float().mean() / 2
+    assert right[0] > 0.75 and right[0] > right[1] + 0.1
 
 
 def test_a_followed_prompt_is_told_from_an_ignored_one():

@@ -1,4 +1,4 @@
-"""Find which way up a subject stands in a picture, by how well its plain picture fits there.
+"""Find which way up and how high a subject stands, by how well its plain picture fits there.
 
 It is tried upright and upside down, at all places, in the sizes that scenes have. A fit is a
 normalized cross-correlation: the cosine of the subject's pixels, less their mean, with those that
@@ -12,18 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fit_both_ways"]
+__all__ = ["fit_plain"]
 
 SIDES = (32, 28, 24, 22, 16, 12, 8)
 """Of the plain picture where it is looked for, in pixels of a picture of 32."""
+MIDDLE = (12, 20)
+"""Rows of 32 between which a subject's centre stands neither high nor low."""
 WHITE = 0.92
 """On [-1, 1]; what is brighter belongs to no subject."""
 
 
 @torch.no_grad()
-def fit_both_ways(pictures: Tensor, plain: Tensor) -> Tensor:
-    """The best fit of each plain subject in its picture, upright and upside down, over sizes and
-    places: `(n, 2)` in [-1, 1].
+def fit_plain(pictures: Tensor, plain: Tensor) -> Tensor:
+    """The best fit of each plain subject in its picture, over sizes and places, upright and upside
+    down by centre above the middle, in it and below it: `(n, 2, 3)` in [-1, 1].
 
     Args:
         pictures: `(n, 3, 64, 64)` on [-1, 1].
@@ -36,10 +38,11 @@ def fit_both_ways(pictures: Tensor, plain: Tensor) -> Tensor:
 
 
 def fit(seen: Tensor, known: Tensor, mask: Tensor) -> Tensor:
-    """The best over `SIDES` and places, `(n,)`; `mask (n, 1, 32, 32)` says where the subject is."""
+    """The best over `SIDES` and places, by height `(n, 3)`; `mask (n, 1, 32, 32)` says where the
+    subject is."""
     count, colours, *_ = seen.shape
     rows, squares = seen.flatten(0, 1)[None], seen.square().sum(1)[None]
-    best = torch.full((count,), -1.0)
+    best = torch.full((count, 3), -1.0)
     for side in SIDES:
         shrink = lambda x, s=side: F.interpolate(x, (s, s), mode="bilinear", antialias=True)
         own = (shrink(mask) > 0.5).float()
@@ -52,5 +55,11 @@ def fit(seen: Tensor, known: Tensor, mask: Tensor) -> Tensor:
         spread = spread - (sums.unflatten(0, (count, colours)).square() / area).sum(1)
         norm = template.square().sum((1, 2, 3))[:, None, None]
         cosines = both / (spread.clamp(min=4e-3) * norm.clamp(min=4e-6)).sqrt()
-        best = torch.maximum(best, cosines.flatten(1).amax(1))
+        heights = torch.arange(cosines.shape[1]) + side / 2
+        low, high = MIDDLE
+        for n, there in enumerate(
+            (heights < low, heights.clamp(low, high) == heights, heights > high)
+        ):
+            if there.any():
+                best[:, n] = torch.maximum(best[:, n], cosines[:, there].flatten(1).amax(1))
     return best.clamp(-1, 1)
