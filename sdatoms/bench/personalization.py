@@ -132,7 +132,7 @@ class Bench:
             )
         self.split = split_tasks(self.kinds, plan.output_dir / "split.json")
         self.tasks: dict[str, Task] = {}
-        self.judges: dict[str, Judge] = {}
+        self.judges: dict[tuple[str, Painting], Judge] = {}
 
     @cached_property
     def pipe(self) -> Any:
@@ -174,11 +174,13 @@ class Bench:
         digest = self.open(task).digest()
         return Cell(method, rate, task, seed, tuple(steps), plan.batch_size, plan.painting, digest)
 
-    def judge(self, task: str) -> Judge:
-        if task not in self.judges:
-            plan, opened = self.plan, self.open(task)
-            self.judges[task] = Judge(opened, self.evaluator, plan.painting, self.pipe, self.eye)
-        return self.judges[task]
+    def judge(self, cell: Cell) -> Judge:
+        """Of the cell's task, as it is painted there."""
+        key = cell.task, cell.painting
+        if key not in self.judges:
+            opened = self.open(cell.task)
+            self.judges[key] = Judge(opened, self.evaluator, cell.painting, self.pipe, self.eye)
+        return self.judges[key]
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's result; None where it is not there, or a library of another version refused it.
@@ -187,14 +189,14 @@ class Bench:
         Raises:
             AtomError: it is there, made with another base.
         """
-        found = self.store.read(cell, lambda painted: self.judge(cell.task).measure(painted))
+        found = self.store.read(cell, lambda painted: self.judge(cell).measure(painted))
         return found if found and found.get("versions") in (None, read_versions()) else None
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """A cell's result, trained now where `find` knows none."""
         if found := self.find(cell):
             return found
-        judge = self.judge(cell.task)
+        judge = self.judge(cell)
         if cell.method is BASE:
             painted = judge.paint_all(self.pipe)
             facts = dict.fromkeys(("numbers", "bytes", "layers"), 0)

@@ -10,6 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sdatoms.bench.cells import hold
@@ -99,22 +100,26 @@ def choose_rate(bench: Bench, method: Method, tasks: Sequence[str]) -> dict[str,
         "steps": steps,
         "inside": min(rates) < best < max(rates),
         "tasks": list(tasks),
+        "prompts": plan.painting.prompts,
         "tried": show_scores(first),
         "tried_on_all": show_scores(scores),
     }
 
 
 def list_validation(bench: Bench, choices: Mapping[str, Any]) -> list[Entry]:
-    """What every choice gave on its validation tasks."""
+    """What every choice gave on its validation tasks, as many prompts as it was made by."""
     found = []
     for kind, methods in choices.items():
         for name, chosen in methods.items():
             if "refused" in chosen or name not in bench.plan.methods:
                 continue
             rate, marks = chosen["rate"], bench.plan.steps
+            prompts = chosen.get("prompts", bench.plan.painting.prompts)
+            painting = replace(bench.plan.painting, prompts=prompts)
             for task in chosen["tasks"]:
                 for seed in bench.plan.choice_seeds:
                     cell = bench.make_cell(METHODS[name], rate, task, seed, marks)
+                    cell = replace(cell, painting=painting)
                     if facts := bench.find(cell):
                         found.append(Entry(cell, kind, facts, chosen["steps"]))
     return found

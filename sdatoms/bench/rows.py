@@ -222,7 +222,7 @@ def list_atoms() -> list[Method]:
         )
         for name, middle, settings in (
             ("reading", 1e-2, {"shared_atoms": "captions"}),
-            ("word decay 10", 3e-3, {"word_decay": 10.0}),
+            ("word decay 10", 1e-3, {"word_decay": 10.0}),
         )
         for label, factors in (("", {}), (" each", {"block_factors": "each"}))
         for count in (1, 2, 4, 8, 16)

@@ -16,7 +16,7 @@ __all__ = ["fit_plain"]
 
 SIDES = (32, 28, 24, 22, 16, 12, 8)
 """Of the plain picture where it is looked for, in pixels of a picture of 32."""
-MIDDLE = (12, 20)
+MIDDLE = (11, 21)
 """Rows of 32 between which a subject's centre stands neither high nor low."""
 WHITE = 0.92
 """On [-1, 1]; what is brighter belongs to no subject."""

@@ -20,6 +20,7 @@ from sdatoms.bench.personalization_choices import (
     choose_settings,
     grow_rates,
     list_between,
+    list_validation,
     score_values,
 )
 from sdatoms.bench.personalization_matches import (
@@ -158,6 +159,17 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
     other = replace(whole, base=str(save_base(plan.output_dir / "other", seed=8)))
     with pytest.raises(AtomError, match="was made with the base"):
         choose_settings(Bench(other))
+
+
+def test_a_report_knows_what_was_chosen_on_fewer_prompts(plan, monkeypatch):
+    short = {name: replace(METHODS[name], rates=METHODS[name].rates[2:3]) for name in NAMES}
+    monkeypatch.setattr("sdatoms.bench.personalization_choices.METHODS", METHODS | short)
+    few = replace(plan, painting=replace(plan.painting, prompts=1))
+    choices = choose_settings(Bench(few))
+    found = list_validation(Bench(plan), choices)
+    assert {entry.cell.method.name for entry in found} == {*NAMES}
+    assert {len(entry.values["drift"]) > 0 for entry in found} == {True}
+    assert {entry.cell.painting.prompts for entry in found} == {1} != {plan.painting.prompts}
 
 
 def test_another_evaluator_measures_what_was_painted_without_a_training(plan, monkeypatch):
