@@ -204,14 +204,15 @@ def read_choice(bench: Bench, method: Method) -> tuple[float, int]:
 
 def open_judge(bench: Bench, pair: Pair) -> Judge:
     """A judge whose likeness is to the subject and whose fidelity is to the style's drawings."""
-    if pair.name not in bench.judges:
+    key = pair.name, bench.plan.painting
+    if key not in bench.judges:
         judge = Judge(pair.asked, bench.evaluator, bench.plan.painting, bench.pipe, bench.eye)
         drawings = [read_picture(path) for path in find_pictures(pair.style.folder)[0]]
         judge.styles = bench.evaluator.embed_styles(drawings)
         own = [prompt.replace(f" in {STYLE} style", "") for prompt in judge.prompts]
         judge.texts = bench.evaluator.embed_texts([clean_prompt(prompt) for prompt in own])
-        bench.judges[pair.name] = judge
-    return bench.judges[pair.name]
+        bench.judges[key] = judge
+    return bench.judges[key]
 
 
 def compare_ways(

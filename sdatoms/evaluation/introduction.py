@@ -35,6 +35,7 @@ from torch import Tensor
 
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
+from sdatoms.evaluation.standing import FITTING
 
 __all__ = [
     "CONSTANTS",
@@ -46,10 +47,12 @@ __all__ = [
     "weigh",
 ]
 
-SHARE, SHARPNESS, UPRIGHT, NAME, FIT, HEIGHT = CONSTANTS = 0.7, 40.0, 0.05, 0.3, 40.0, 0.15
+SHARE, SHARPNESS, UPRIGHT, NAME, FIT, HEIGHT = NUMBERS = 0.7, 40.0, 0.05, 0.3, 40.0, 0.15
 """S, H, u, K, F and P above."""
 OTHERS = ("a star", "a dog", "an apple", "a car")
 """What a subject is said to be above and below; any well-known things."""
+CONSTANTS = (NUMBERS, OTHERS, FITTING)
+"""All that an introduction depends on beside the evaluator."""
 
 
 @dataclass(frozen=True)

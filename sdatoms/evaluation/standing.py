@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fit_plain"]
+__all__ = ["FITTING", "fit_plain"]
 
 SIDES = (32, 28, 24, 22, 16, 12, 8)
 """Of the plain picture where it is looked for, in pixels of a picture of 32."""
 MIDDLE = (11, 21)
-"""Rows of 32 between which a subject's centre stands neither high nor low."""
+"""Rows of 32 between which a plain picture's centre stands neither high nor low."""
 WHITE = 0.92
 """On [-1, 1]; what is brighter belongs to no subject."""
+FITTING = (SIDES, MIDDLE, WHITE)
+"""All that a fit depends on."""
 
 
 @torch.no_grad()
 def fit_plain(pictures: Tensor, plain: Tensor) -> Tensor:
-    """The best fit of each plain subject in its picture, over sizes and places, upright and upside
-    down by centre above the middle, in it and below it: `(n, 2, 3)` in [-1, 1].
+    """The best fit of each plain picture in its picture, over sizes and places, upright and upside
+    down, with its centre above the middle, in it and below it: `(n, 2, 3)` in [-1, 1].
 
     Args:
         pictures: `(n, 3, 64, 64)` on [-1, 1].

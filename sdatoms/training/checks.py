@@ -155,7 +155,7 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
         config.word_decay > 0
         and (reads or config.block_form != "shared" or config.atom_layers != "text"),
         "--word_decay needs --block_form shared, --atom_layers text, the layers that read words, "
-        "and --shared_atoms trained",
+        "and --shared_atoms trained; change these, or set --word_decay 0",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

@@ -55,15 +55,17 @@ TINY = {
 """Four atoms for all layers that read the prompt. Decay towards the base halves what they drift;
 five of six steps learn from the noisier half of the timesteps, where a picture decides what it will
 show (docs/results.md)."""
-SUBJECT = TINY | {"block_factors": "each", "learning_rate": 1.7e-3}
-"""The same atoms with coefficients of each layer's own: as true to a subject as anything that was
-tried, LoRA with 35 times the numbers included (docs/results.md)."""
+SUBJECT = TINY | {"block_factors": "each", "learning_rate": 3e-3, "word_decay": 10.0}
+"""The same atoms with coefficients of each layer's own, which forget what other words say: as true
+to a subject as LoRA with 35 times the numbers, and other prompts stay (docs/results.md)."""
 READING_RATE = 1e-2
 """The rate of `SUBJECT` where its atoms are set to the captions and coefficients alone train."""
 KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "prediction"}
 """The base's own prediction for the class prompt, which needs no class pictures."""
 FORM_ALONE = {"block_size", "block_factors"}
 """Settings that mean nothing, or another thing, in another block form."""
+DECAYS = {"block_form": "shared", "atom_layers": "text", "shared_atoms": "trained"}
+"""Settings without which there are no atoms for `word_decay`."""
 LOOKS = {"validation_steps": 50, "checkpointing_steps": 50}
 """Steps between two looks at samples, and between two checkpoints."""
 
@@ -144,6 +146,8 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("block_form") != PRESETS[name].settings.get("block_form"):
         for key in FORM_ALONE - given.keys():
             settings.pop(key, None)
+    if not {"shared_atoms": "trained", **settings}.items() >= DECAYS.items():
+        settings = {k: v for k, v in settings.items() if k in given or k != "word_decay"}
     reads = settings.get("shared_atoms") == "captions" and settings.get("block_factors") == "each"
     if reads and "learning_rate" not in given:
         settings["learning_rate"] = READING_RATE

@@ -23,6 +23,7 @@ it from the main directions of the inputs, which other prompts share.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def list_other_words(pipe: Any, captions: Iterable[str]) -> list[str]:
     Raises:
         AtomError: there are fewer than eight.
     """
-    taken = {word for caption in captions for word in caption.lower().split()}
+    taken = {word for caption in captions for word in re.findall(r"[^\W\d_]+", caption.lower())}
     ends = "</w>"
     found = (t.removesuffix(ends) for t in pipe.tokenizer.get_vocab() if t.endswith(ends))
     letters = sorted({word for word in found if word.isalpha() and word.islower()} - taken)

@@ -10,8 +10,8 @@ optimizer step at rate η is followed by
     d ← (I + η λ C)⁻¹ d,
 
 the proximal step of `λ E / 2`: exact, stable for every rate, and nothing where C is nothing. The
-drawn atoms start from `(I + C)⁻¹ d` at the same norm, or the first steps would learn what is then
-forgotten.
+drawn atoms start from `(I + C)⁻¹ d`, together of the norm they had, or the first steps would learn
+what is then forgotten.
 
 AdamW's own decay is the same with C = I and a step of the gradient: Loshchilov, Hutter,
 "Decoupled Weight Decay Regularization", https://arxiv.org/abs/1711.05101. That the curvature of
@@ -63,7 +63,7 @@ class WordDecay:
 
     @torch.no_grad()
     def start(self) -> None:
-        """Turn atoms as they were drawn away from other words; their norm stays."""
+        """Turn atoms as they were drawn away from other words; their common norm stays."""
         for atoms in self.atoms:
             quiet = self.shrink(atoms, 1.0)
             atoms.copy_(quiet * (atoms.norm() / quiet.norm()))
@@ -74,9 +74,11 @@ class WordDecay:
         atoms.copy_(self.shrink(atoms, rate * self.strength))
 
     def shrink(self, atoms: Tensor, times: float) -> Tensor:
-        """`(I + times · C)⁻¹ d` of each row d."""
+        """`(I + times · C)⁻¹ d` of each row d, as d less what goes: nothing is rounded where
+        nothing goes."""
         directions, loudness = (t.to(atoms) for t in (self.directions, self.loudness))
-        return (atoms @ directions / (1 + times * loudness)) @ directions.mT
+        gone = times * loudness / (1 + times * loudness)
+        return atoms - (atoms @ directions * gone) @ directions.mT
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay after every step the optimizer takes from now on, at its rate of then."""

@@ -41,6 +41,19 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
     assert asked["block_factors"] == "each"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"block_form": "product"}, {"atom_layers": "attention"}, {"shared_atoms": "captions"}],
+    ids=lambda given: next(iter(given)),
+)
+def test_words_decay_only_where_trained_atoms_read_them(given):
+    for same in ({}, {"shared_atoms": "trained", "atom_layers": "text", "block_form": "shared"}):
+        assert expand_preset("balanced", SUBJECT | same)["word_decay"] > 0
+    settings = expand_preset("balanced", SUBJECT | given)
+    assert TrainConfig(**settings).word_decay == 0
+    assert expand_preset("balanced", SUBJECT | given | {"word_decay": 1.0})["word_decay"] == 1
+
+
 def test_atoms_that_read_the_captions_bring_their_own_rate():
     plain, reading = (
         expand_preset("balanced", SUBJECT | more) for more in ({}, {"shared_atoms": "captions"})
