@@ -18,6 +18,7 @@ SHARED = "shared r4, text"
 HELPED = (
     "shared r2 each, text",
     "shared r4 each, text",
+    "shared r16 each, cross-attention",
     "reading r4, text",
     "reading r4 each, text",
     "reading r8 each, text",
