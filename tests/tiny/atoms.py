@@ -147,3 +147,14 @@ def refuse_file(target, path, sentence, **options):
     for key, tensor in target.state_dict().items():
         assert tensor.is_meta or torch.equal(tensor, before[key]), key
     assert not find_state(target)
+
+
+def check_start(trainer):
+    """Nothing has changed before the first step: with its atoms and without, the same to the
+    bit."""
+    unet, given = trainer.pipe.unet, (torch.randn(1, 4, 8, 8), torch.tensor([5]))
+    context = torch.randn(1, 8, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        changed = unet(*given, context).sample
+        trainer.injections["unet"].eject()
+        assert torch.equal(changed, unet(*given, context).sample)
