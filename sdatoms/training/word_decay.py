@@ -38,6 +38,7 @@ class WordDecay:
     Args:
         others: C, `(p, p)`, in any unit.
         strength: λ, from 0.
+        atoms: at least one tensor, all on one device, where the decay is worked out.
 
     Raises:
         AtomError: atoms are longer or shorter than what is read.
@@ -58,8 +59,8 @@ class WordDecay:
         values = values.clamp(min=0)
         mean = values.mean()
         self.strength, self.atoms = strength, list(atoms)
-        self.loudness = (values / mean if mean > 0 else values).float()
-        self.directions = directions.float()
+        self.loudness = (values / mean if mean > 0 else values).to(atoms[0])
+        self.directions = directions.to(atoms[0])
 
     @torch.no_grad()
     def start(self) -> None:
@@ -76,9 +77,8 @@ class WordDecay:
     def shrink(self, atoms: Tensor, times: float) -> Tensor:
         """`(I + times · C)⁻¹ d` of each row d, as d less what goes: nothing is rounded where
         nothing goes."""
-        directions, loudness = (t.to(atoms) for t in (self.directions, self.loudness))
-        gone = times * loudness / (1 + times * loudness)
-        return atoms - (atoms @ directions * gone) @ directions.mT
+        gone = times * self.loudness / (1 + times * self.loudness)
+        return atoms - (atoms @ self.directions * gone) @ self.directions.mT
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay after every step the optimizer takes from now on, at its rate of then."""
