@@ -3,10 +3,9 @@
     python scripts/bench_personalization.py --choose --output_dir outputs/bench
     python scripts/bench_personalization.py --report --output_dir outputs/bench
 
-`--choose` finds every method's rate and number of steps on validation tasks, `--report` trains by
-them on test tasks and writes report.json, report.md and report.html. `--fast` does both with a few
-methods and steps. Every training is kept in the folder; run again, it goes on where it was stopped,
-and the same command in two terminals shares the work.
+`--choose` finds each method's rate and steps on validation tasks, `--report` trains by them on test
+tasks and writes report.json, .md and .html: all methods beside `--reference`. `--fast` does both,
+shortly. Every training is kept; run again, it goes on where it stopped, two terminals share it.
 
 Without any of them the methods are put side by side on one `--subject`, as a PNG beside
 `--output_dir`'s cells; `--strip FILE` writes a smaller one, of `--strip_methods`.
@@ -22,7 +21,7 @@ from sdatoms.bench.methods import METHODS
 from sdatoms.bench.one_subject import SHOWN, show_subject
 from sdatoms.bench.personalization import Bench, Plan, shrink
 from sdatoms.bench.personalization_choices import choose_settings
-from sdatoms.bench.personalization_report import write_report
+from sdatoms.bench.personalization_report import REFERENCE, write_report
 from sdatoms.errors import AtomError
 
 STRIP = ("LoRA r4 attention", "LoRA r4 attention + conv", "overcomplete")
@@ -35,6 +34,7 @@ def main() -> None:
     for name in ("choose", "report", "fast"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--reference", choices=list(METHODS), metavar="METHOD", default=REFERENCE)
     parser.add_argument("--tasks", nargs="*", default=None)
     parser.add_argument("--photographs", type=Path, help="folder of DreamBooth subjects")
     for name in ("base", "evaluator"):
@@ -69,7 +69,7 @@ def main() -> None:
         if args.choose or args.fast:
             choose_settings(bench)
         if args.report or args.fast:
-            print(write_report(bench, *bench.test(), args.output_dir))
+            print(write_report(bench, *bench.test(), args.output_dir, args.reference))
         if not whole:
             show_subject(bench, args.subject, args.strip, args.strip_methods)
     except AtomError as error:

@@ -32,9 +32,10 @@ from sdatoms.bench.plots import Point, draw_pareto
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_table, write_whole
 
-__all__ = ["write_report"]
+__all__ = ["REFERENCE", "write_report"]
 
 REFERENCE = "LoRA r4 attention + conv"
+"""What every other method is held against, unless another is named."""
 COLUMNS: tuple[str, ...] = (
     "method",
     "numbers",
@@ -102,21 +103,21 @@ def show_edges(chosen: Mapping[str, Any]) -> str:
 
 
 def list_tables(
-    kind: str, own: Sequence[Entry], picks: Mapping[str, str]
+    kind: str, own: Sequence[Entry], picks: Mapping[str, str], reference: str
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, head and rows of each table of one kind of task."""
     rows, groups = list_rows(own), group_entries(own)
     tables: list[tuple[str, list[str], list[list[str]]]] = [
         (f"{kind}: means", list(COLUMNS), [show_row(row) for row in rows])
     ]
-    if REFERENCE in groups:
+    if reference in groups:
         measures = [m for m in MEASURES if any(row[m] is not None for row in rows)]
         lines = [
-            [name, *(show_gain(compare_methods(e, groups[REFERENCE], m)) for m in measures)]
+            [name, *(show_gain(compare_methods(e, groups[reference], m)) for m in measures)]
             for name, e in groups.items()
-            if name != REFERENCE
+            if name != reference
         ]
-        title = f"{kind}: better than {REFERENCE} by (95 % interval; positive is better)"
+        title = f"{kind}: better than {reference} by (95 % interval; positive is better)"
         tables.append((title, ["method", *measures], lines))
     matches = find_matches(own, picks)
     if matches:
@@ -180,9 +181,17 @@ def draw_plots(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_report(
-    bench: Bench, entries: Sequence[Entry], refused: dict[str, str], folder: Path
+    bench: Bench,
+    entries: Sequence[Entry],
+    refused: dict[str, str],
+    folder: Path,
+    reference: str = REFERENCE,
 ) -> str:
-    """Write `report.json`, `report.md` and `report.html`; returns the markdown."""
+    """Write `report.json`, `report.md` and `report.html`; returns the markdown.
+
+    Args:
+        reference: the method that every other one is held against.
+    """
     names = {entry.cell.method.name for entry in entries}
     tested, chosen = bench.list_tasks("test"), bench.list_tasks("validation")
     notes = [
@@ -213,7 +222,7 @@ def write_report(
         for line in (show_best(best), show_edges(choices.get(kind, {}))):
             text.append(f"{kind}: {line}")
             page.append(f"<p>{html.escape(line)}</p>")
-        for title, head, rows in list_tables(kind, own, picks):
+        for title, head, rows in list_tables(kind, own, picks, reference):
             text += [f"## {title}", write_markdown(head, rows)]
             page += [f"<h3>{html.escape(title)}</h3>", write_html_table(head, rows)]
         page.append(draw_plots(list_rows(own)))

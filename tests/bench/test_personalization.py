@@ -152,6 +152,11 @@ def test_a_bench_that_was_stopped_equals_the_uninterrupted_one(plan, monkeypatch
     gain, loss = compare_methods(own, peer, "drift"), compare_methods(peer, own, "drift")
     assert gain.mean == pytest.approx(-loss.mean)
     assert "LoRA r1 attention" in markdown
+    assert "better than" not in markdown  # the reference is not among them
+    turned = write_report(Bench(whole), entries, refused, whole.output_dir, NAMES[0])
+    assert f"better than {NAMES[0]} by" in turned and markdown in turned.replace(
+        turned[turned.index("## scenes: better") : turned.index("## scenes: atoms held")], ""
+    )
     page = (whole.output_dir / "report.html").read_text()
     assert "data:image/webp;base64," in page and "http" not in page.replace("http://www.w3", "")
     json.loads((whole.output_dir / "report.json").read_text(), parse_constant=pytest.fail)
