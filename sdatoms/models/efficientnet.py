@@ -41,6 +41,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
+        self._pad = SamePadding(3, 2)
         self._conv_stem = make_conv(3, STEM, 3, stride=2)
         self._bn0 = make_norm(STEM)
         blocks, before = [], STEM
@@ -58,7 +59,7 @@ class EfficientNetLite(nn.Module):
 
     def embed(self, pictures: Tensor) -> Tensor:
         """What the head reads, `(B, 1280)`."""
-        x = F.relu6(self._bn0(pad_and_convolve(self._conv_stem, pictures)))
+        x = F.relu6(self._bn0(self._conv_stem(self._pad(pictures))))
         for block in self._blocks:
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
@@ -74,6 +75,7 @@ class Bottleneck(nn.Module):
         if self.expands:
             self._expand_conv = make_conv(before, wide, 1)
             self._bn0 = make_norm(wide)
+        self._pad = SamePadding(side, stride)
         self._depthwise_conv = make_conv(wide, wide, side, stride=stride, groups=wide)
         self._bn1 = make_norm(wide)
         self._project_conv = make_conv(wide, after, 1)
@@ -81,9 +83,27 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = F.relu6(self._bn1(pad_and_convolve(self._depthwise_conv, y)))
+        y = F.relu6(self._bn1(self._depthwise_conv(self._pad(y))))
         y = self._bn2(self._project_conv(y))
         return x + y if self.skips else y
+
+
+class SamePadding(nn.Module):
+    """TensorFlow's "same" padding before a convolution without its own; one of stride 1 pads by
+    itself. It is apart from the convolution so that another library may put its own there."""
+
+    def __init__(self, side: int, step: int) -> None:
+        super().__init__()
+        self.side, self.step = side, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step == 1:
+            return x
+        edges = []
+        for length in (x.shape[-1], x.shape[-2]):
+            short = max(0, (-(-length // self.step) - 1) * self.step + self.side - length)
+            edges += [short // 2, short - short // 2]
+        return F.pad(x, edges)
 
 
 def make_conv(before: int, after: int, side: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -93,15 +113,3 @@ def make_conv(before: int, after: int, side: int, stride: int = 1, groups: int =
 
 def make_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def pad_and_convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution with TensorFlow's "same" padding; one of stride 1 pads by itself."""
-    side, step = conv.kernel_size[0], conv.stride[0]  # pyright: ignore[reportIndexIssue]
-    if step == 1:
-        return conv(x)
-    edges = []
-    for length in (x.shape[-1], x.shape[-2]):
-        short = max(0, (-(-length // step) - 1) * step + side - length)
-        edges += [short // 2, short - short // 2]
-    return conv(F.pad(x, edges))

@@ -15,7 +15,7 @@ from torch import nn
 from sdatoms import AtomConfig, AtomError, inject
 from sdatoms.bench.eye import open_eye
 from sdatoms.classifiers.model import open_classifier
-from sdatoms.models.efficientnet import EfficientNetLite, pad_and_convolve
+from sdatoms.models.efficientnet import EfficientNetLite, SamePadding
 from sdatoms.models.open import open_model
 from sdatoms.pictures import find_pictures, read_picture
 
@@ -86,6 +86,20 @@ def test_atoms_change_nothing_at_the_start_and_leave_without_a_trace(variant):
     assert all(torch.equal(before[k], tensor) for k, tensor in model.state_dict().items())
 
 
+def test_another_library_puts_its_layers_in_place_of_the_convolutions():
+    """PEFT's stand where a convolution stood, and do not say its stride and its side."""
+    import peft
+
+    torch.manual_seed(0)
+    model, x = EfficientNetLite(5).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        kinds = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+        taken = [name for name, m in kinds.items() if m.groups == 1]
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=taken))
+        assert torch.equal(adapted(x), expected)
+
+
 @pytest.mark.parametrize("side", (3, 5))
 @pytest.mark.parametrize("length", (7, 8))
 def test_stride_two_pads_less_on_the_left(side, length):
@@ -96,7 +110,7 @@ def test_stride_two_pads_less_on_the_left(side, length):
     total = (out - 1) * 2 + side - length
     padded = torch.zeros(1, 1, length + total, length + total)
     padded[..., total // 2 : total // 2 + length, total // 2 : total // 2 + length] = x
-    assert torch.equal(pad_and_convolve(conv, x), conv(padded))
+    assert torch.equal(conv(SamePadding(side, 2)(x)), conv(padded))
 
 
 def test_another_model_is_no_eye(tmp_path):
