@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument(
         "--batch_norm",
         default="frozen",
-        choices=("frozen", "averaging", "tuned"),
-        help="'averaging' goes on averaging, by every method; 'tuned' trains the gains and shifts "
-        "beside LoRA and atoms too, counted with them",
+        choices=("frozen", "tuned"),
+        help="'tuned' goes on averaging, by every method, and trains the gains and shifts beside "
+        "LoRA and atoms, counted with them",
     )
     parser.add_argument("--mixed_precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")

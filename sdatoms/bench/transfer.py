@@ -94,9 +94,9 @@ class TransferPlan:
     """Splits of the subjects a seed, of which 30 pictures are tested; their mean counts."""
     resolution: int = 32
     """px; runs of one folder share it."""
-    batch_norm: Literal["frozen", "averaging", "tuned"] = "frozen"
-    """`averaging` goes on averaging, by every method; `tuned` trains the gains and shifts beside
-    LoRA and atoms too, counted with them."""
+    batch_norm: Literal["frozen", "tuned"] = "frozen"
+    """`tuned` goes on averaging, by every method, and trains the gains and shifts beside LoRA and
+    atoms, counted with them."""
     mixed_precision: Literal["no", "bf16"] = "no"
 
     def list_cells(self) -> Iterator[tuple[str, str, int]]:
@@ -134,7 +134,7 @@ def run_transfer(plan: TransferPlan, read: Callable[[str], Pool]) -> None:
             if any(match(row, {"seed": seed, "draw": again}) for row in own):
                 continue
             chosen = [row["learning_rate"] for row in own]
-            suited = suggest_rates(METHODS[method].name, plan.batch_norm != "frozen")
+            suited = suggest_rates(METHODS[method].name, plan.batch_norm == "tuned")
             rates = tuple(chosen[:1]) or suited
             if (name, again) not in tasks:
                 tasks[name, again] = draw_task(
@@ -185,9 +185,8 @@ def run_cell(
     """One run of one method; of its result, what the table and those who check it need."""
     classifier = open_classifier(model, len(task.classes), seed=seed, resolution=plan.resolution)
     options = dict(method.options)
-    if plan.batch_norm != "frozen":
-        options["statistics"] = True
     if plan.batch_norm == "tuned":
+        options["statistics"] = True
         options["train_norms"] = method.name in (*VARIANTS, "lora_conv")
     tuned = attach_method(classifier, method.name, AtomConfig(**method.atoms, seed=seed), **options)
     settings = TrainSettings(

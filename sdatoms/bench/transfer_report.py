@@ -22,7 +22,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def group(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    name = lambda row: row["model"] + f"-{row['batch_norm']}".removesuffix("-frozen")
+    name = lambda row: row["model"] + ("-tuned" if row["batch_norm"] == "tuned" else "")
     for model in dict.fromkeys(map(name, rows)):
         yield model, [row for row in rows if name(row) == model]
 

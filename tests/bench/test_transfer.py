@@ -102,19 +102,15 @@ def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_be
     out = tmp_path / "out"
     methods = ("atoms", "LoRA r1", "full fine-tuning")
     run_bench(*methods, batch_norm="frozen")
-    run_bench(*methods, batch_norm="averaging")
     rows = [json.loads(line) for line in run_bench(*methods, batch_norm="tuned")]
-    frozen, averaging, tuned = (
+    frozen, tuned = (
         {row["method"]: row["parameters"] for row in rows if row["batch_norm"] == kind}
-        for kind in ("frozen", "averaging", "tuned")
+        for kind in ("frozen", "tuned")
     )
-    assert averaging == frozen
-    losses = [row["trials"][0]["loss"] for row in rows if row["method"] == "atoms"]
-    assert len(set(losses)) == 3  # each normalizes, or trains, otherwise
     norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
     grown = {name: tuned[name] - frozen[name] for name in tuned}
     assert grown == {"atoms": norms, "LoRA r1": norms, "full fine-tuning": 0}
-    assert all((out / f"resnet8{kind}.md").exists() for kind in ("", "-averaging", "-tuned"))
+    assert (out / "resnet8.md").exists() and (out / "resnet8-tuned.md").exists()
 
 
 def test_finished_runs_make_a_table_and_a_plot(model, subjects, tmp_path):
