@@ -26,6 +26,7 @@ from sdatoms.atoms.columns import (
 from sdatoms.atoms.deltas import Delta, OwnDelta, ProductDelta, SharedDelta
 from sdatoms.atoms.products import run_factors
 from sdatoms.atoms.shared import run_own, run_shared
+from sdatoms.atoms.sums import add_maps
 from sdatoms.errors import AtomError
 from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
@@ -53,9 +54,19 @@ def sum_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor | None:
     return total
 
 
-def add_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor:
-    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
-    delta = sum_deltas(weight, deltas)
+def add_deltas(weight: Tensor, deltas: nn.ModuleDict, read: Tensor | None = None) -> Tensor:
+    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`; maps of the
+    weight itself are added tile by tile, unless a gradient reaches it.
+
+    Args:
+        read: what the deltas are maps of, where it is not the weight.
+    """
+    plain = [d for d in deltas.values() if isinstance(d, Delta) and not d.sparse and not d.form]
+    tiled = len(plain) == len(deltas) > 0 and not torch.compiler.is_compiling()
+    trains = weight.requires_grad and torch.is_grad_enabled()
+    if tiled and not trains and (read is None or read is weight):
+        return add_maps(weight, [d.view for d in plain], [d.transform() for d in plain])
+    delta = sum_deltas(weight if read is None else read, deltas)
     return weight if delta is None else (weight + delta).to(weight.dtype)
 
 
@@ -151,15 +162,16 @@ class OneWeightLayer(AtomLayer):
         """`ΔW` in float32, the sum of this layer's deltas; None without deltas."""
         if not self.deltas:
             return None
+        return sum_deltas(self.read_weight(), self.deltas)
+
+    def read_weight(self) -> Tensor:
+        """What the deltas are maps of: the weight without what wrappers have merged into it."""
         sparse = all(delta.sparse for delta in self.views().values())
-        return sum_deltas(
-            self.weight if sparse else take_off_merged(self, self.weight), self.deltas
-        )
+        return self.weight if sparse else take_off_merged(self, self.weight)
 
     def tuned_weight(self) -> Tensor:
         """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`."""
-        delta = self.delta_weight()
-        return self.weight if delta is None else (self.weight + delta).to(self.weight.dtype)
+        return add_deltas(self.weight, self.deltas, self.read_weight())
 
     def pick_columns(self, positions: int) -> dict[str, Delta] | None:
         """As `sdatoms.atoms.columns.pick_columns`; None while something is merged into the

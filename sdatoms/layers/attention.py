@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sdatoms.errors import AtomError
-from sdatoms.layers.atom_layers import AtomLayer, sum_deltas
+from sdatoms.layers.atom_layers import AtomLayer, add_deltas
 from sdatoms.layers.merged import list_merged
 from sdatoms.layers.weights import list_above
 
@@ -71,8 +71,7 @@ class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
     def tune(self, name: str, weight: Tensor, before: Tensor) -> Tensor:
         """`W + ΔW` of one projection, with a change of what it was before something was merged."""
         table = self.deltas[name] if name in self.deltas else None
-        delta = sum_deltas(before, table) if isinstance(table, nn.ModuleDict) else None
-        return weight if delta is None else (weight + delta).to(weight.dtype)
+        return add_deltas(weight, table, before) if isinstance(table, nn.ModuleDict) else weight
 
     def tuned_weights(self) -> dict[str, Tensor]:
         """The projections that carry atoms as `W + ΔW`, under the base's own names.
@@ -84,9 +83,11 @@ class AtomMultiheadAttention(AtomLayer, nn.MultiheadAttention):
         if self.in_proj_weight is not None:
             if any(name in self.deltas for name in PROJECTIONS):
                 weight = self.in_proj_weight
-                thirds = (weight.chunk(3), self.read_before("in_proj_weight", weight).chunk(3))
-                parts = zip(PROJECTIONS, *thirds, strict=True)
-                found["in_proj_weight"] = torch.cat([self.tune(*part) for part in parts])
+                before = self.read_before("in_proj_weight", weight)
+                parts = weight.chunk(3)
+                befores = parts if before is weight else before.chunk(3)
+                thirds = zip(PROJECTIONS, parts, befores, strict=True)
+                found["in_proj_weight"] = torch.cat([self.tune(*part) for part in thirds])
         else:
             for name in PROJECTIONS:
                 if name in self.deltas:

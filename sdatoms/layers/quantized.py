@@ -22,7 +22,13 @@ from bitsandbytes.nn.modules import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdatoms.layers.atom_layers import AtomLayer, OneWeightLayer, replace_modules, sum_deltas
+from sdatoms.layers.atom_layers import (
+    AtomLayer,
+    OneWeightLayer,
+    add_deltas,
+    replace_modules,
+    sum_deltas,
+)
 from sdatoms.layers.bits import dequantize
 
 __all__ = [
@@ -49,9 +55,7 @@ class QuantizedAtomLayer(OneWeightLayer):
 
     def tuned_weight(self) -> Tensor:
         """`dequantize(W) + ΔW` in float32."""
-        weight = dequantize(self).float()
-        delta = sum_deltas(weight, self.deltas)
-        return weight if delta is None else weight + delta
+        return add_deltas(dequantize(self).float(), self.deltas)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.deltas:

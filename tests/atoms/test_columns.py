@@ -43,12 +43,11 @@ def make_case(flavour, setting, rng, dtype=torch.float32, **asked):
 
 
 def forms_weight(layer, x):
-    """Whether the layer forms `ΔW` for this input."""
-    formed = []
-    hooks = [d.register_forward_hook(lambda *_: formed.append(1)) for d in layer.deltas.values()]
+    """Whether the layer forms `W + ΔW` for this input."""
+    formed, form = [], layer.tuned_weight
+    layer.tuned_weight = lambda: (formed.append(1), form())[1]
     layer(x)
-    for hook in hooks:
-        hook.remove()
+    del layer.tuned_weight
     return bool(formed)
 
 

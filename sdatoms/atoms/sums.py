@@ -1,0 +1,105 @@
+"""`W + ΔW` of maps on the weight's own filters, formed tile by tile, and the maps' gradient.
+
+Written as tensors, `W + fold(rows(W) T)` keeps a float32 copy of the weight until the backward
+pass, where the weight's gradient is copied twice more. Nothing of that is needed: the filters are
+the weight itself, which lies there anyway. Here a few output channels at a time are read, changed,
+added and rounded, and the backward pass reads them again:
+
+    W'[t] = W[t] + fold(rows(W[t]) T),   dT = Σ_t rows(W[t])ᵀ rows(G[t]),
+
+G the gradient of W'. What is kept is the sum alone, in the weight's own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdatoms.atoms.decompose import View
+from sdatoms.atoms.deltas import map_rows
+
+__all__ = ["add_maps"]
+
+TILE = 1 << 20
+"""Weights that are in float32 at once, but for grouped filters with maps of their own."""
+
+
+def add_maps(weight: Tensor, views: Sequence[View], transforms: Sequence[Tensor]) -> Tensor:
+    """`W + Σ ΔW` in the dtype and layout of `weight`, which no gradient reaches.
+
+    The changes are summed in the maps' dtype (float32), and with the weight once.
+
+    Args:
+        weight: `(g·o, i, *kernel)`.
+        views: how each map reads it.
+        transforms: T, `(p, p)`, or in the spatial view `(g·i, p, p)`, one each.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        return MapSum.apply(weight, tuple(views), *transforms)
+
+
+class MapSum(torch.autograd.Function):
+    """The sum; gradients reach the maps alone."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, views: tuple[View, ...], *transforms: Tensor) -> Tensor:
+        ctx.views = views
+        ctx.save_for_backward(weight, *transforms)
+        total = torch.empty_like(weight)
+        for span, cut in walk_tiles(weight, views, transforms):
+            part = weight[span]
+            changes = [
+                map_rows(view.rows(part.to(transform.dtype)), view, transform)
+                for view, transform in zip(cut, transforms, strict=True)
+            ]
+            total[span] = part + sum(changes[1:], changes[0])
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, *transforms = ctx.saved_tensors
+        gathered: list[Tensor | None] = [
+            torch.zeros_like(transform) if needed else None
+            for transform, needed in zip(transforms, ctx.needs_input_grad[2:], strict=True)
+        ]
+        with torch.autocast(weight.device.type, enabled=False):
+            for span, cut in walk_tiles(weight, ctx.views, transforms):
+                for view, into in zip(cut, gathered, strict=True):
+                    if into is not None:
+                        filters, change = (
+                            split_channels(view, t[span].to(into.dtype), into.dim() == 3)
+                            for t in (weight, grad)
+                        )
+                        into += filters.mT @ change
+        return None, None, *gathered
+
+
+def split_channels(view: View, part: Tensor, each: bool) -> Tensor:
+    """Filters as rows `(n, p)`, or where each input channel has a map, `(g·i, n / (g·i), p)`."""
+    rows = view.rows(part)
+    if not each:
+        return rows
+    return rearrange(rows, "(g o i) k -> (g i) o k", g=view.groups, i=view.shape[1])
+
+
+def walk_tiles(
+    weight: Tensor, views: Sequence[View], transforms: Sequence[Tensor]
+) -> Iterator[tuple[slice, list[View]]]:
+    """Output channels, whole blocks of every view, and each view of them."""
+    whole = any(v.groups > 1 and t.dim() == 3 for v, t in zip(views, transforms, strict=True))
+    side = math.lcm(*(view.block[0] for view in views))
+    step = max(1, TILE // weight[0].numel() // side) * side
+    if whole or step >= len(weight):
+        yield slice(None), list(views)
+        return
+    for start in range(0, len(weight), step):
+        span = slice(start, min(start + step, len(weight)))
+        shape = (span.stop - start, *weight.shape[1:])
+        yield span, [View(view.kind, shape, 1, view.block) for view in views]
