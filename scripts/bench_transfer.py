@@ -4,11 +4,11 @@
         --cifar cifar10-subset.zip --subjects dreambooth --output_dir outputs/transfer
 
 Every method sees the same pictures, batches and number of steps. Its learning rate is chosen on the
-validation split of each task, with the first seed: from three or, where the best is at an edge,
-four. Other seeds draw other training pictures, other test pictures where a task has no test
-split of its own, and another head. One JSON line is appended to `runs.jsonl` a run; run it again to
-continue, or with other selections; several processes may share the work by task. `--report` writes
-table and plot of what is there.
+validation split of each task, with the first seed: from three and, where the best is at an edge, up
+to `--widen` beyond it. Other seeds draw other training pictures, other test pictures where a task
+has no test split of its own, and another head. One JSON line is appended to `runs.jsonl` a run; run
+it again to continue, or with other selections; several processes may share the work by task.
+`--report` writes table and plot of what is there.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
         help="'tuned' goes on averaging, by every method, and trains the gains and shifts beside "
         "LoRA and atoms, counted with them",
     )
+    parser.add_argument("--widen", type=int, default=1, help="most rates beyond an edge")
     parser.add_argument("--mixed_precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--cifar", type=Path, default=None, help="pictures for cifar-rotation")
     parser.add_argument("--subjects", type=Path, default=None, help="a folder a subject")

@@ -1,9 +1,9 @@
 """Small pre-trained classifiers transferred to other tasks by filter atoms and by their peers.
 
 Every method sees the same pictures, batches and number of steps. Its learning rate is chosen on the
-validation split of each task, with the first seed: from three or, where the best is at an edge,
-four. Other seeds draw other training pictures, other test pictures where a task has no test
-split of its own, and another head.
+validation split of each task, with the first seed: from three and, where the best is at an edge,
+more beyond it. Other seeds draw other training pictures, other test pictures where a task has no
+test split of its own, and another head.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Method:
     ratios: dict[str, float] = field(default_factory=dict)
 
 
-WIDEN = 1
-"""How many rates may be tried beyond the edges of those that suit a method."""
 METHODS = {
     "linear probe": Method("linear_probe"),
     "bias": Method("bias"),
@@ -98,6 +96,8 @@ class TransferPlan:
     """`tuned` goes on averaging, by every method, and trains the gains and shifts beside LoRA and
     atoms, counted with them."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    widen: int = 1
+    """How many rates may be tried beyond the edges of those that suit a method."""
 
     def list_cells(self) -> Iterator[tuple[str, str, int]]:
         """Task, method and draw; the few subjects are drawn several times a seed."""
@@ -193,7 +193,7 @@ def run_cell(
         epochs=plan.count_epochs(name), mixed_precision=plan.mixed_precision, seed=seed
     )
     result = run_experiment(
-        tuned, task, Experiment(rates, settings, widen=WIDEN, ratios=method.ratios)
+        tuned, task, Experiment(rates, settings, widen=plan.widen, ratios=method.ratios)
     )
     kept = ("learning_rate", "validation_accuracy", "test_accuracy", "trials", "parameters")
     kept += ("head_parameters", "bytes", "head_bytes", "seconds", "pictures", "torch")
