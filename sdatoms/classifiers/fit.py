@@ -121,7 +121,7 @@ def fit(
         start, earlier = state["step"], state["seconds"]
     rates = [group["full_rate"] for group in optimizer.param_groups]
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    tuned.set_training()
+    tuned.set_training(total)
     for step in range(start, total):
         for group, full in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = full * schedule(step, total, settings.warmup)

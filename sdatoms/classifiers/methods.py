@@ -50,6 +50,8 @@ normalization is held still; (3e-3, 1e-2, 3e-2) for all others."""
 NORM_RATIOS = {**dict.fromkeys(VARIANTS, 0.1), "lora": 0.3, "lora_conv": 0.3}
 """Method → what gains and shifts beside it learn at, as a multiple of its rate: about 3e-3 at the
 rates that suit it with tuned statistics."""
+TURNOVER = 5.0
+"""By how many of their own lengths a run's averages of batch normalization move on, at least."""
 BLOCKS = {"block_size": 8, "block_view": "channel", "block_share": 0.045}
 """Block atoms of `coefficients` that suit classifiers by `scripts/bench_transfer.py`: large blocks
 whose atoms all kernel positions share, few of them, and as large a share of every layer."""
@@ -80,6 +82,8 @@ class Tuned:
     """Whether batch normalization goes on averaging, in place of keeping what it knows."""
     extras: list[str] = field(default_factory=list)
     """State-dict names of what is saved with the head."""
+    momenta: dict[nn.modules.batchnorm._NormBase, float] = field(default_factory=dict)
+    """Batch normalization that goes on averaging → the model's own share of a batch in it."""
 
     @property
     def head(self) -> dict[str, nn.Parameter]:
@@ -118,9 +122,18 @@ class Tuned:
         for own, tensor in zip(self.moving(), tensors, strict=True):
             own.copy_(tensor)
 
-    def set_training(self) -> None:
-        """Training mode, with batch normalization held still unless asked otherwise."""
+    def set_training(self, steps: int | None = None) -> None:
+        """Training mode, with batch normalization held still unless asked otherwise.
+
+        Args:
+            steps: of the run. Where averages are too slow to reach by its end what batches are
+                normalized by, they take more of every batch: of what they were `e^-5` is left.
+        """
         self.classifier.model.train()
+        if steps:
+            least = 1 - math.exp(-TURNOVER / steps)
+            for module, own in self.momenta.items():
+                module.momentum = max(own, least)
         if not self.statistics:
             for module in list_norms(self.classifier.model).values():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -198,6 +211,11 @@ def attach_method(
         tuned.extras += norms
     if statistics:
         tuned.extras += list_statistics(model)
+        tuned.momenta = {
+            module: module.momentum
+            for module in list_norms(model).values()
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum
+        }
     for tensor in tuned.moving():
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(True)

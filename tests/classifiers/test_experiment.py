@@ -1,6 +1,7 @@
 """Fine-tuning classifiers: what every method may touch, what choices may see, what files hold."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny.classifiers import finetune, save_resnet
 from tiny.models import build_small
+from torch import nn
 
 from sdatoms import AtomConfig, AtomError, load_atoms
 from sdatoms.classifiers import experiment
@@ -156,6 +158,24 @@ def test_statistics_of_batch_normalization_stay_unless_asked(prepare, task, sett
         fit(tuned, task.train, 1e-2, settings, accelerator)
         assert torch.equal(norm.running_mean, mean) != moves
         assert torch.equal(norm.running_var, variance) != moves
+
+
+@pytest.mark.parametrize("momentum", [0.001, 0.1, 0.3])
+def test_averages_reach_what_the_run_normalizes_by_however_slow_they_are(
+    resnet, task, settings, accelerator, momentum
+):
+    opened = open_classifier(resnet, 3, resolution=8)
+    norms = [m for m in opened.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = momentum
+    tuned, first, means = attach_method(opened, "atoms", statistics=True), norms[0], []
+    first.register_forward_hook(lambda _, given, out: means.append(given[0].mean((0, 2, 3))))
+    before = first.running_mean.clone()
+    fit(tuned, task.train, 1e-6, replace(settings, epochs=8), accelerator)
+    batches = torch.stack(means).mean(0)
+    left = (first.running_mean - batches).norm() / (before - batches).norm()
+    assert left < 0.15
+    assert (first.momentum == momentum) == (momentum > 1 - math.exp(-5 / len(means)))
 
 
 class Interrupt(Exception):
