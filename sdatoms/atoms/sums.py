@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdatoms.atoms.decompose import View
 from sdatoms.atoms.deltas import map_rows
@@ -62,7 +61,6 @@ class MapSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *transforms = ctx.saved_tensors
         gathered: list[Tensor | None] = [

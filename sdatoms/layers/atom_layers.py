@@ -56,15 +56,16 @@ def sum_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor | None:
 
 def add_deltas(weight: Tensor, deltas: nn.ModuleDict, read: Tensor | None = None) -> Tensor:
     """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`; maps of the
-    weight itself are added tile by tile, unless a gradient reaches it.
+    weight itself are added tile by tile, unless a gradient reaches it, or `torch.compile` or
+    `torch.func` takes the layer apart.
 
     Args:
         read: what the deltas are maps of, where it is not the weight.
     """
     plain = [d for d in deltas.values() if isinstance(d, Delta) and not d.sparse and not d.form]
-    tiled = len(plain) == len(deltas) > 0 and not torch.compiler.is_compiling()
-    trains = weight.requires_grad and torch.is_grad_enabled()
-    if tiled and not trains and (read is None or read is weight):
+    alone = len(plain) == len(deltas) > 0 and (read is None or read is weight)
+    apart = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if alone and not apart and not (weight.requires_grad and torch.is_grad_enabled()):
         return add_maps(weight, [d.view for d in plain], [d.transform() for d in plain])
     delta = sum_deltas(weight if read is None else read, deltas)
     return weight if delta is None else (weight + delta).to(weight.dtype)

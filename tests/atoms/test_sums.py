@@ -65,7 +65,9 @@ def test_it_is_the_plain_sum_and_so_are_its_gradients(rng, tolerance, name, dtyp
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_right(rng, name):
     weight, views, maps = draw_case(rng, name, torch.float64)
-    assert torch.autograd.gradcheck(lambda *given: add_maps(weight, views, given), maps)
+    run = lambda *given: add_maps(weight, views, given)
+    assert torch.autograd.gradcheck(run, maps)
+    assert torch.autograd.gradgradcheck(run, maps)
 
 
 def test_a_map_that_is_fixed_gets_no_gradient(rng):
@@ -97,3 +99,20 @@ def test_a_weight_that_trains_itself_gets_its_gradient_too(rng, perturb):
     x = torch.randn(1, 6, 5, 5, generator=rng)
     layer(x).sum().backward()
     assert layer.weight.grad.any() and all(p.grad.any() for p in layer.deltas.parameters())
+
+
+def test_the_gradient_of_each_picture_comes_by_torch_func(rng, perturb):
+    layer = perturb(inject_one(nn.Conv2d(6, 8, 3), "full"), 0.3).layers["0"]
+    atoms = {name: p.detach() for name, p in layer.named_parameters() if name.startswith("deltas")}
+    pictures = torch.randn(3, 6, 5, 5, generator=rng)
+
+    def measure(given, x):
+        return torch.func.functional_call(layer, given, (x[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(measure), (None, 0))(atoms, pictures)
+    for k, x in enumerate(pictures):
+        layer.zero_grad()
+        layer(x[None]).square().sum().backward()
+        for name, p in layer.named_parameters():
+            if name in atoms:
+                torch.testing.assert_close(each[name][k], p.grad, rtol=1e-4, atol=1e-5)
