@@ -26,7 +26,7 @@ from sdatoms.atoms.columns import (
 from sdatoms.atoms.deltas import Delta, OwnDelta, ProductDelta, SharedDelta
 from sdatoms.atoms.products import run_factors
 from sdatoms.atoms.shared import run_own, run_shared
-from sdatoms.atoms.sums import add_maps
+from sdatoms.atoms.sums import add_maps, pays_in_tiles
 from sdatoms.errors import AtomError
 from sdatoms.layers.merged import remember_wrapper, take_off_merged
 from sdatoms.layers.weights import LayerWeight
@@ -55,9 +55,10 @@ def sum_deltas(weight: Tensor, deltas: nn.ModuleDict) -> Tensor | None:
 
 
 def add_deltas(weight: Tensor, deltas: nn.ModuleDict, read: Tensor | None = None) -> Tensor:
-    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`; maps of the
-    weight itself are added tile by tile, unless a gradient reaches it, or `torch.compile` or
-    `torch.func` takes the layer apart.
+    """`W + ΔW`, summed in float32 (or what is wider) and cast once to the dtype of `W`.
+
+    Maps of a large weight are added tile by tile, unless a gradient reaches it, or `torch.compile`
+    or `torch.func` takes the layer apart.
 
     Args:
         read: what the deltas are maps of, where it is not the weight.
@@ -65,7 +66,8 @@ def add_deltas(weight: Tensor, deltas: nn.ModuleDict, read: Tensor | None = None
     plain = [d for d in deltas.values() if isinstance(d, Delta) and not d.sparse and not d.form]
     alone = len(plain) == len(deltas) > 0 and (read is None or read is weight)
     apart = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if alone and not apart and not (weight.requires_grad and torch.is_grad_enabled()):
+    trains = weight.requires_grad and torch.is_grad_enabled()
+    if alone and pays_in_tiles(weight) and not (apart or trains):
         return add_maps(weight, [d.view for d in plain], [d.transform() for d in plain])
     delta = sum_deltas(weight if read is None else read, deltas)
     return weight if delta is None else (weight + delta).to(weight.dtype)

@@ -79,7 +79,8 @@ def test_a_map_that_is_fixed_gets_no_gradient(rng):
 
 @pytest.mark.parametrize("variant", ["overcomplete", "coefficients", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_backward_keeps_the_sum_and_no_other_copy_of_the_weight(dtype, variant):
+def test_backward_keeps_the_sum_and_no_other_copy_of_a_large_weight(monkeypatch, dtype, variant):
+    monkeypatch.setattr(sums, "TILE", 4096)
     conv = nn.Conv2d(64, 64, 3, padding=1).to(dtype).requires_grad_(False)
     layer = inject_one(conv, variant).layers["0"]
     kept = {}
@@ -92,7 +93,8 @@ def test_backward_keeps_the_sum_and_no_other_copy_of_the_weight(dtype, variant):
     assert sum(t.numel() >= conv.weight.numel() and t.data_ptr() != own for t in kept.values()) == 1
 
 
-def test_a_weight_that_trains_itself_gets_its_gradient_too(rng, perturb):
+def test_a_weight_that_trains_itself_gets_its_gradient_too(rng, perturb, monkeypatch):
+    monkeypatch.setattr(sums, "TILE", 1)
     conv = nn.Conv2d(6, 8, 3)
     layer = perturb(inject_one(conv, "full"), 0.3).layers["0"]
     layer.weight.requires_grad_(True)
@@ -101,7 +103,8 @@ def test_a_weight_that_trains_itself_gets_its_gradient_too(rng, perturb):
     assert layer.weight.grad.any() and all(p.grad.any() for p in layer.deltas.parameters())
 
 
-def test_the_gradient_of_each_picture_comes_by_torch_func(rng, perturb):
+def test_the_gradient_of_each_picture_comes_by_torch_func(rng, perturb, monkeypatch):
+    monkeypatch.setattr(sums, "TILE", 1)
     layer = perturb(inject_one(nn.Conv2d(6, 8, 3), "full"), 0.3).layers["0"]
     atoms = {name: p.detach() for name, p in layer.named_parameters() if name.startswith("deltas")}
     pictures = torch.randn(3, 6, 5, 5, generator=rng)
