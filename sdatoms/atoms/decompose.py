@@ -103,6 +103,11 @@ class View:
         """g·i, the absolute input channels."""
         return self.groups * self.shape[1]
 
+    def cut(self, channels: int) -> View:
+        """The view of so many output channels in a row: whole blocks, and of several groups all."""
+        groups = self.groups if channels == self.shape[0] else 1
+        return View(self.kind, (channels, *self.shape[1:]), groups, self.block)
+
     def rows(self, weight: Tensor) -> Tensor:
         """`(g·o, i, …)` → `(n, p)`; the same memory in the spatial view."""
         w = weight.reshape(weight.shape[0], self.shape[1], -1)

@@ -55,6 +55,7 @@ __all__ = [
     "fix_atoms",
     "form_once",
     "map_rows",
+    "split_rows",
 ]
 
 
@@ -70,11 +71,18 @@ def apply_map(weight: Tensor, view: View, transform: Tensor) -> Tensor:
 
 def map_rows(rows: Tensor, view: View, transform: Tensor) -> Tensor:
     """`(n, k)` rows of filters or codes through `(k, p)`, or `(g·i, k, p)`: a weight's shape."""
+    changed = split_rows(rows, view, transform) @ transform
     if transform.dim() == 2:
-        return view.fold(rows @ transform)
-    i = view.shape[1]
-    x = rearrange(rows, "(g o i) k -> (g i) o k", g=view.groups, i=i) @ transform
-    return rearrange(x, "(g i) o p -> (g o) i p", g=view.groups).reshape(view.shape)
+        return view.fold(changed)
+    return rearrange(changed, "(g i) o p -> (g o) i p", g=view.groups).reshape(view.shape)
+
+
+def split_rows(rows: Tensor, view: View, transform: Tensor) -> Tensor:
+    """Rows `(n, k)` as they meet a map: all together, or by input channel, `(g·i, n / (g·i), k)`,
+    where each channel has its own."""
+    if transform.dim() == 2:
+        return rows
+    return rearrange(rows, "(g o i) k -> (g i) o k", g=view.groups, i=view.shape[1])
 
 
 class Delta(nn.Module):

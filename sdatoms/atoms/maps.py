@@ -60,8 +60,7 @@ class SummedMap:
     def apply(self, part: Tensor, start: int) -> Tensor:
         """The change of some output channels of the weight, from the channel `start` on."""
         whole, held = self.view.shape[0], len(part)
-        groups = self.view.groups if held == whole else 1
-        view = View(self.view.kind, part.shape, groups, self.view.block)
+        view = self.view.cut(held)
         if self.codes is None:
             return apply_map(part, view, self.transform)
         n = len(self.codes)
@@ -98,8 +97,7 @@ class SummedShared:
 
     def apply(self, part: Tensor, start: int) -> Tensor:
         """As in `SummedMap`; every row is changed by itself."""
-        view = View(self.view.kind, tuple(part.shape), 1, self.view.block)
-        return apply_shared(part, view, self.encoder, self.atoms)
+        return apply_shared(part, self.view.cut(len(part)), self.encoder, self.atoms)
 
 
 Summed: TypeAlias = SummedMap | SummedProduct | SummedShared | SummedLora

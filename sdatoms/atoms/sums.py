@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from sdatoms.atoms.decompose import View
-from sdatoms.atoms.deltas import map_rows
+from sdatoms.atoms.deltas import map_rows, split_rows
 
 __all__ = ["add_maps", "pays_in_tiles"]
 
@@ -77,20 +76,10 @@ class MapSum(torch.autograd.Function):
             for span, cut in walk_tiles(weight, ctx.views, transforms):
                 for view, into in zip(cut, gathered, strict=True):
                     if into is not None:
-                        filters, change = (
-                            split_channels(view, t[span].to(into.dtype), into.dim() == 3)
-                            for t in (weight, grad)
-                        )
+                        parts = (t[span].to(into.dtype) for t in (weight, grad))
+                        filters, change = (split_rows(view.rows(t), view, into) for t in parts)
                         into += filters.mT @ change
         return None, None, *gathered
-
-
-def split_channels(view: View, part: Tensor, each: bool) -> Tensor:
-    """Filters as rows `(n, p)`, or where each input channel has a map, `(g·i, n / (g·i), p)`."""
-    rows = view.rows(part)
-    if not each:
-        return rows
-    return rearrange(rows, "(g o i) k -> (g i) o k", g=view.groups, i=view.shape[1])
 
 
 def walk_tiles(
@@ -105,5 +94,4 @@ def walk_tiles(
         return
     for start in range(0, len(weight), step):
         span = slice(start, min(start + step, len(weight)))
-        shape = (span.stop - start, *weight.shape[1:])
-        yield span, [View(view.kind, shape, 1, view.block) for view in views]
+        yield span, [view.cut(span.stop - start) for view in views]
