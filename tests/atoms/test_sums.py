@@ -16,7 +16,7 @@ CASES = {
     "a map for each channel": ([FILTERS], [(6, 9, 9)]),
     "grouped, a map for each channel": ([View("spatial", (8, 3, 3, 3), 2)], [(6, 9, 9)]),
     "channel": ([View("channel", (8, 6, 3, 3), 1, (2, 3))], [(6, 6)]),
-    "joint": ([View("joint", (8, 6, 3, 3), 1, (4, 2))], [(72, 72)]),
+    "joint": ([View("joint", (8, 6, 3, 3), 1, (4, 1))], [(36, 36)]),
     "grouped blocks": ([View("channel", (12, 4, 3, 3), 2, (3, 2))], [(6, 6)]),
     "linear": ([View("channel", (8, 6), 1, (4, 2))], [(8, 8)]),
     "several": (
@@ -66,8 +66,9 @@ def test_it_is_the_plain_sum_and_so_are_its_gradients(rng, tolerance, name, dtyp
 def test_gradients_are_right(rng, name):
     weight, views, maps = draw_case(rng, name, torch.float64)
     run = lambda *given: add_maps(weight, views, given)
-    assert torch.autograd.gradcheck(run, maps)
-    assert torch.autograd.gradgradcheck(run, maps)
+    # In random directions: all the numbers of a map one by one take a minute.
+    assert torch.autograd.gradcheck(run, maps, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, maps, fast_mode=True)
 
 
 def test_a_map_that_is_fixed_gets_no_gradient(rng):
