@@ -29,8 +29,8 @@ TILE = 1 << 20
 
 
 def pays_in_tiles(weight: Tensor) -> bool:
-    """Whether a weight is larger than a tile: smaller ones are changed a fifth faster by the plain
-    sum, and their copies are small."""
+    """Whether a weight is larger than a tile: smaller ones are changed faster by the plain sum, and
+    their copies are small."""
     return weight.numel() > TILE
 
 
