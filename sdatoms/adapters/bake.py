@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sdatoms.adapters.keep import can_attach
 from sdatoms.adapters.state import AttachedLayer, BakedLayer, BakedModule, work_side_by_side
+from sdatoms.atoms.decompose import walk_channels
 from sdatoms.atoms.keys import group_tensors
 from sdatoms.atoms.lora import LoraMap
 from sdatoms.atoms.maps import LayerMap, form_deltas, sum_transforms
@@ -189,21 +190,17 @@ def walk_sum(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield output channels and `Σ s ΔW` for them, in float32."""
     maps = sum_transforms(weight, terms)
-    step = len(weight)
-    if not any(m.whole for m in maps):
-        # Blocks cross no group, so a single map does not care where groups begin.
-        side = math.lcm(*(m.view.block[0] for m in maps))
-        step = max(1, CHUNK // max(1, weight.shape[1:].numel()) // side) * side
-    for start in range(0, len(weight), step):
-        part = weight[start : start + step]
+    most = weight.numel() if any(m.whole for m in maps) else CHUNK
+    for span in walk_channels(weight, (m.view for m in maps), most):
+        part = weight[span]
         total = None
         with torch.autocast(weight.device.type, enabled=False):
             for m in maps:
-                delta = m.apply(part, start)
+                delta = m.apply(part, span.start)
                 total = delta if total is None else total + delta
         if total is None:
             total = torch.zeros(part.shape, device=weight.device)
-        yield slice(start, start + step), total
+        yield span, total
 
 
 @contextmanager

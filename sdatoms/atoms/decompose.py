@@ -19,7 +19,7 @@ https://arxiv.org/abs/2403.00269, equation 2; the encoder form is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,7 @@ __all__ = [
     "measure_gram",
     "relative_error",
     "split_side",
+    "walk_channels",
 ]
 
 Kind = Literal["spatial", "channel", "joint"]
@@ -129,12 +130,19 @@ class View:
         return rows.reshape(self.shape)
 
 
+def walk_channels(weight: Tensor, views: Iterable[View], most: int) -> Iterator[slice]:
+    """Yield output channels in parts of at most so many weights, or whole blocks of every view;
+    blocks cross no group, so that none cares where groups begin."""
+    side = math.lcm(*(view.block[0] for view in views))
+    step = max(1, most // max(1, weight.shape[1:].numel()) // side) * side
+    for start in range(0, len(weight), step):
+        yield slice(start, min(start + step, len(weight)))
+
+
 def walk_rows(weight: Tensor, view: View) -> Iterator[Tensor]:
     """Yield the view's rows in float64, a few output channels at a time: nothing weight-sized."""
-    per_channel = weight[0].numel()
-    step = max(1, CHUNK // per_channel // view.block[0]) * view.block[0]
-    for part in weight.detach().split(step):
-        yield view.rows(part.to(torch.float64))
+    for span in walk_channels(weight, [view], CHUNK):
+        yield view.rows(weight.detach()[span].to(torch.float64))
 
 
 def measure_gram(weight: Tensor, view: View) -> Tensor:

@@ -12,14 +12,13 @@ G the gradient of W'. What is kept is the sum alone, in the weight's own dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdatoms.atoms.decompose import View
+from sdatoms.atoms.decompose import View, walk_channels
 from sdatoms.atoms.deltas import map_rows, split_rows
 
 __all__ = ["add_maps", "pays_in_tiles"]
@@ -42,7 +41,7 @@ def add_maps(weight: Tensor, views: Sequence[View], transforms: Sequence[Tensor]
     Args:
         weight: `(g·o, i, *kernel)`.
         views: how each map reads it.
-        transforms: T, `(p, p)`, or in the spatial view `(g·i, p, p)`, one each.
+        transforms: T, `(p, p)`, or in the spatial view `(g·i, p, p)`, one each, of one dtype.
     """
     with torch.autocast(weight.device.type, enabled=False):
         return MapSum.apply(weight, tuple(views), *transforms)
@@ -58,8 +57,9 @@ class MapSum(torch.autograd.Function):
         total = torch.empty_like(weight)
         for span, cut in walk_tiles(weight, views, transforms):
             part = weight[span]
+            wide = part.to(transforms[0].dtype)
             changes = [
-                map_rows(view.rows(part.to(transform.dtype)), view, transform)
+                map_rows(view.rows(wide), view, transform)
                 for view, transform in zip(cut, transforms, strict=True)
             ]
             torch.add(part, sum(changes[1:], changes[0]), out=total[span])
@@ -74,9 +74,9 @@ class MapSum(torch.autograd.Function):
         ]
         with torch.autocast(weight.device.type, enabled=False):
             for span, cut in walk_tiles(weight, ctx.views, transforms):
+                parts = [t[span].to(transforms[0].dtype) for t in (weight, grad)]
                 for view, into in zip(cut, gathered, strict=True):
                     if into is not None:
-                        parts = (t[span].to(into.dtype) for t in (weight, grad))
                         filters, change = (split_rows(view.rows(t), view, into) for t in parts)
                         into += filters.mT @ change
         return None, None, *gathered
@@ -85,13 +85,7 @@ class MapSum(torch.autograd.Function):
 def walk_tiles(
     weight: Tensor, views: Sequence[View], transforms: Sequence[Tensor]
 ) -> Iterator[tuple[slice, list[View]]]:
-    """Output channels, whole blocks of every view, and each view of them."""
+    """Output channels, and each view of them."""
     whole = any(v.groups > 1 and t.dim() == 3 for v, t in zip(views, transforms, strict=True))
-    side = math.lcm(*(view.block[0] for view in views))
-    step = max(1, TILE // weight[0].numel() // side) * side
-    if whole or step >= len(weight):
-        yield slice(None), list(views)
-        return
-    for start in range(0, len(weight), step):
-        span = slice(start, min(start + step, len(weight)))
-        yield span, [view.cut(span.stop - start) for view in views]
+    for span in walk_channels(weight, views, weight.numel() if whole else TILE):
+        yield span, [view.cut(span.stop - span.start) for view in views]
