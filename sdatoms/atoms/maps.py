@@ -13,18 +13,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from sdatoms.atoms.block_deltas import FixedOwnDelta, FixedProductDelta, FixedSharedDelta
 from sdatoms.atoms.codes import CodeBook, fetch_codes
 from sdatoms.atoms.decompose import Kind, View
-from sdatoms.atoms.deltas import (
-    Delta,
-    FixedOwnDelta,
-    FixedProductDelta,
-    FixedSharedDelta,
-    MapDelta,
-    apply_map,
-    combine_inner,
-    map_rows,
-)
+from sdatoms.atoms.deltas import Delta, MapDelta, apply_map, combine_inner, map_rows
 from sdatoms.atoms.lora import LoraMap, SummedLora
 from sdatoms.atoms.products import FACTORS, apply_factors
 from sdatoms.atoms.shared import OWN, SHARED, apply_shared

@@ -16,7 +16,8 @@ from typing import Any
 
 from sdatoms.cli.base import add_base_flags, open_base
 from sdatoms.cli.canvas import add_canvas_flags, read_canvas
-from sdatoms.cli.files import check_folder, split_strength, writing
+from sdatoms.cli.files import split_strength
+from sdatoms.cli.outputs import check_folder, writing
 from sdatoms.cli.sampling import (
     add_sampling_flags,
     add_size_flags,

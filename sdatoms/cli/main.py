@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "compose": ("files", "Sum atom files into one file of bounded size; exact, needs no model."),
     "export": (
-        "files",
+        "export",
         "Turn an atom file into a baked pipeline, a full difference or a LoRA; says what is lost.",
     ),
     "evaluate": (

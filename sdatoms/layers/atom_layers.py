@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdatoms.atoms.block_deltas import OwnDelta, ProductDelta, SharedDelta
 from sdatoms.atoms.columns import (
     convolve_columns,
     count_positions,
@@ -23,7 +24,7 @@ from sdatoms.atoms.columns import (
     multiply_columns,
     pick_columns,
 )
-from sdatoms.atoms.deltas import Delta, OwnDelta, ProductDelta, SharedDelta
+from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.products import run_factors
 from sdatoms.atoms.shared import run_own, run_shared
 from sdatoms.atoms.sums import add_maps, pays_in_tiles

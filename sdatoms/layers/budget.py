@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from sdatoms.atoms.block_deltas import OwnDelta, ProductDelta, SharedDelta, SharingDelta
 from sdatoms.atoms.codes import OVERCOMPLETE, Codes, fit_codes
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.decompose import (
@@ -24,15 +25,7 @@ from sdatoms.atoms.decompose import (
     relative_error,
     split_side,
 )
-from sdatoms.atoms.deltas import (
-    AtomDelta,
-    Delta,
-    OvercompleteDelta,
-    OwnDelta,
-    ProductDelta,
-    SharedDelta,
-    SharingDelta,
-)
+from sdatoms.atoms.deltas import AtomDelta, Delta, OvercompleteDelta
 from sdatoms.atoms.products import factor_shapes
 from sdatoms.atoms.shared import draw_atoms
 from sdatoms.errors import AtomError

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdatoms.atoms.block_deltas import OwnDelta, RowDelta, SharedDelta, fix_atoms
 from sdatoms.atoms.codes import unit_atoms
 from sdatoms.atoms.config import AtomConfig
-from sdatoms.atoms.deltas import Delta, OwnDelta, SharedDelta, fix_atoms
+from sdatoms.atoms.deltas import Delta
 from sdatoms.atoms.keys import join_key
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import adopt
@@ -164,10 +165,10 @@ class Injection:
         for delta, codes in recoded:
             delta.codes = codes
 
-    def find_shared(self) -> list[Delta]:
+    def find_shared(self) -> list[RowDelta]:
         """The deltas that keep atoms for other layers."""
         deltas = [delta for weight in self.weights.values() for delta in weight.views.values()]
-        return [delta for delta in deltas if delta.form == "shared" and delta.keeper is None]
+        return [delta for delta in deltas if isinstance(delta, RowDelta) and delta.keeper is None]
 
     def count_shared_atoms(self) -> int:
         """How many atoms layers of one width share, at most; 0 where none do."""

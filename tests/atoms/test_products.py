@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from sdatoms.atoms.block_deltas import ProductDelta
 from sdatoms.atoms.decompose import View
-from sdatoms.atoms.deltas import ProductDelta
 from sdatoms.atoms.products import (
     apply_factors,
     compare_factors,
