@@ -29,11 +29,15 @@ WAYS = ("alone", "introduced")
 """The cosine of picture and prompt alone, and with the subject introduced first."""
 
 
-def judge_true(evaluator: Evaluator) -> dict[str, dict[str, float]]:
-    """Way → mean alignment, over all subjects in scenes, of the true picture, of other prompts'
-    true pictures, of another subject's in the same setting, and of the subject alone."""
+def judge_true(evaluator: Evaluator, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Way → mean alignment, over subjects in scenes, of the true picture, of other prompts' true
+    pictures, of another subject's in the same setting, and of the subject alone.
+
+    Args:
+        names: of two subjects or more; all of them when none is given.
+    """
     rows: dict[str, dict[str, list[Tensor]]] = {way: {} for way in WAYS}
-    names = list_truths()
+    names = list(names) or list_truths()
     for name, other in zip(names, names[1:] + names[:1], strict=True):
         wishes = list_asked(name)
         shown = {
@@ -57,6 +61,7 @@ def judge_generated(
     evaluator: Evaluator,
     probe: Probe,
     seeds: Sequence[int] = (0, 1),
+    prompts: int | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """What the base and an atom file of each of some subjects generate for its known prompts: how
@@ -65,10 +70,11 @@ def judge_generated(
 
     Args:
         files: name of a subject in scenes, and a file that learnt it.
+        prompts: at most so many of a subject; all of them when not given.
     """
     aligned, followed = [], []
     for name, path in files:
-        wishes = [wish for wish in list_asked(name) for _ in seeds]
+        wishes = [wish for wish in list_asked(name)[:prompts] for _ in seeds]
         asked = [wish.prompt for wish in wishes], [*seeds] * (len(wishes) // len(seeds))
         for own in (None, path):
             who = f"by {own.name}" if own else "by the base"

@@ -155,10 +155,10 @@ def test_which_of_two_things_is_above_is_told():
 
 def test_a_followed_prompt_is_told_from_an_ignored_one():
     """Of true pictures: the subject in the setting, against the subject alone, in another setting,
-    and which of the subject's 26 prompts is nearest. Without an introduction each is less."""
-    evaluator = load_evaluator()
+    and which of half of the subject's prompts is nearest. Without an introduction each is less."""
+    evaluator, names = load_evaluator(), list_truths()[::3]
     won = {"known": torch.zeros(3), "plain": torch.zeros(3)}
-    for name in list_truths():
+    for name in names:
         wishes = [wish for wish in read_truth(name).wishes if wish.modifiers]
         texts = evaluator.embed_texts([clean_prompt(wish.prompt) for wish in wishes])
         shown = {"own": [wish.picture for wish in wishes], "alone": [w.plain for w in wishes]}
@@ -172,9 +172,9 @@ def test_a_followed_prompt_is_told_from_an_ignored_one():
         }
         for way, judge in judged.items():
             right = judge("own", texts)
-            turned = torch.stack([judge("own", texts.roll(k, 0)) for k in range(1, len(texts))])
+            turned = torch.stack([judge("own", texts.roll(k, 0)) for k in range(1, len(texts), 2)])
             gap = (right - judge("alone", texts)).mean()
             away = (right - judge("others", texts)).mean()
             won[way] += torch.stack([gap, away, (right > turned.amax(0)).float().mean()])
-    known, plain = (won[way] / len(list_truths()) for way in ("known", "plain"))
+    known, plain = (won[way] / len(names) for way in ("known", "plain"))
     assert (known > plain + torch.tensor([0.05, 0.05, 0.0])).all() and known[2] > 0.85
