@@ -11,11 +11,14 @@ it ran there. Every training is kept; run again, it goes on where it was stopped
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from sdatoms.bench.composition import WAYS, compare_ways, write_composition
+from sdatoms.bench.composition import WAYS, compare_ways
+from sdatoms.bench.composition_report import write_composition
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
+from sdatoms.bench.mixing import Mix
 from sdatoms.bench.personalization import Bench, Plan
 from sdatoms.errors import AtomError
 
@@ -29,6 +32,9 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["koala", "teapot"])
     parser.add_argument("--styles", nargs="+", default=["clay", "ink"])
     parser.add_argument("--methods", nargs="+", default=list(MIXED), metavar="METHOD")
+    parser.add_argument(
+        "--style_methods", nargs="+", metavar="METHOD", help="one for each of --methods; the same"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--base", help="base model; the bundled one when not given")
     parser.add_argument("--evaluator")
@@ -49,12 +55,17 @@ def main() -> None:
         painting=Painting(prompts=args.prompts),
     )
     try:
-        unknown = [name for name in args.methods if name not in METHODS]
-        if unknown:
-            raise AtomError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
-        bench = Bench(plan)
-        rows = compare_ways(bench, args.subjects, args.styles, args.ways)
-        print(write_composition(bench, rows, args.subjects, args.styles))
+        others = args.style_methods or args.methods
+        if len(others) != len(args.methods):
+            raise AtomError(
+                f"{len(others)} --style_methods came with {len(args.methods)} --methods; each "
+                "takes one"
+            )
+        bench = Bench(replace(plan, methods=(*args.methods, *others)))
+        pairs = zip(args.methods, others, strict=True)
+        mixes = [Mix(METHODS[own], METHODS[other]) for own, other in pairs]
+        rows = compare_ways(bench, mixes, args.subjects, args.styles, args.ways)
+        print(write_composition(bench, mixes, rows, args.subjects, args.styles))
     except AtomError as error:
         parser.error(str(error))
 

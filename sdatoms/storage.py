@@ -12,6 +12,7 @@ from typing import Any
 from sdatoms.errors import AtomError, check_text
 
 __all__ = [
+    "ABOUT",
     "check_place",
     "decode_text",
     "find_assets",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 
+ABOUT = "subject.json"
+"""What a subject's folder says of it."""
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
@@ -84,7 +87,7 @@ def find_assets() -> Path:
 
 def list_subjects() -> list[str]:
     """Names of the bundled instance sets."""
-    return sorted(p.parent.name for p in (find_assets() / "subjects").glob("*/subject.json"))
+    return sorted(p.parent.name for p in (find_assets() / "subjects").glob(f"*/{ABOUT}"))
 
 
 def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
@@ -98,7 +101,7 @@ def read_subject(name: str) -> tuple[Path, dict[str, Any]]:
         raise AtomError(
             f"there is no bundled subject {name!r}; there are {', '.join(list_subjects())}"
         )
-    return folder, json.loads((folder / "subject.json").read_text(encoding="utf-8"))
+    return folder, json.loads((folder / ABOUT).read_text(encoding="utf-8"))
 
 
 def read_table(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bundled.modifiers import Scene
 from bundled.probe_training import show_on_white
 from bundled.scenes import render
 from sdatoms.evaluation.truth import KNOWN, Truth, Wish, write_truth
+from sdatoms.storage import ABOUT
 
 __all__ = ["SCENE_SUBJECTS", "SETTINGS", "TRAINED", "make_wish", "write_scene_subjects"]
 
@@ -171,7 +172,7 @@ def write_scenes(name: str, subject: SceneSubject, gallery: Gallery, folder: Pat
         "licence": LICENCE,
         "truth": name,
     }
-    (folder / "subject.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     (folder / "LICENSE").write_text(write_licence())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from bundled.base_data import clean, fetch_package, fetch_packages
+from sdatoms.storage import ABOUT
 
 __all__ = ["SUBJECTS", "read_names", "write_subject"]
 
@@ -180,6 +181,6 @@ def write_subject(subject: Subject, folder: Path, packages: Path, names: dict[st
         "class_prompt": subject.class_prompt,
         "licence": "; ".join(dict.fromkeys(vendor.licence for vendor in vendors)),
     }
-    (folder / "subject.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     sources = [f"{v.title}, from the npm package {v.package}.\n{v.licence}\n" for v in vendors]
     (folder / "LICENSE").write_text("\n".join(sources))

@@ -1,29 +1,22 @@
 """A subject and a style in one picture: learnt apart and mixed, or learnt in one training.
 
-Atoms of two files are summed exactly (`AdapterSet`); two LoRAs are mixed by PEFT's
-`add_weighted_adapter`. The subject answers to "sks", the style to "zwx". No renderer knows the true
-picture of such a prompt, so that likeness to the subject and fidelity to the style's drawings stand
-in the place of truth.
+The subject answers to "sks", the style to "zwx". No renderer knows the true picture of such a
+prompt, so that likeness to the subject and fidelity to the style's drawings stand in the place of
+truth.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from safetensors.torch import load_file
-from torch import nn
-
-from sdatoms.adapters.load import load_atoms
 from sdatoms.bench.cells import Cell, hold
 from sdatoms.bench.judge import Judge
-from sdatoms.bench.methods import METHODS
+from sdatoms.bench.mixing import Mix, mix_adapters
 from sdatoms.bench.personalization import Bench, average
 from sdatoms.bench.rows import Method
 from sdatoms.bench.runs import Run, make_config
@@ -31,10 +24,19 @@ from sdatoms.bench.tasks import Task
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
-from sdatoms.pictures import draw_grid, find_pictures, read_picture, read_sidecar
+from sdatoms.pictures import find_pictures, read_picture, read_sidecar
 from sdatoms.storage import read_table, write_whole
 
-__all__ = ["MEASURES", "WAYS", "compare_ways", "mix_adapters", "write_composition"]
+__all__ = [
+    "MEASURES",
+    "WAYS",
+    "Pair",
+    "compare_ways",
+    "make_pair",
+    "make_part_cell",
+    "make_way_cell",
+    "train_part",
+]
 
 SUBJECT, STYLE = "sks", "zwx"
 ASKED = ("plain", "place", "worn", "number")
@@ -117,45 +119,11 @@ def train_part(bench: Bench, cell: Cell, task: Task) -> Path:
     return path
 
 
-def mix_adapters(
-    pipe: Any, method: Method, files: Sequence[Path], weights: Sequence[float]
-) -> None:
-    """Put files of one method into a fresh pipeline, each at its strength.
-
-    Raises:
-        AtomError: files of that method cannot be mixed.
-    """
-    if method.tuner == "atoms":
-        for k, (path, weight) in enumerate(zip(files, weights, strict=True)):
-            load_atoms(pipe, path, name=f"part{k}", strength=weight)
-    elif method.tuner == "LoraConfig":
-        mix_loras(pipe.unet, method, files, weights)
-    else:
-        raise AtomError(f"files of {method.name!r} cannot be mixed; those of atoms and LoRA can")
-
-
-def mix_loras(
-    unet: nn.Module, method: Method, files: Sequence[Path], weights: Sequence[float]
-) -> None:
-    import peft
-
-    configs = [peft.LoraConfig(**method.options) for _ in files]
-    tuner: Any = peft.LoraModel(unet, configs[0], "part0")
-    for k, config in enumerate(configs[1:], 1):
-        tuner.peft_config[f"part{k}"] = config
-        tuner.inject_adapter(unet, f"part{k}")
-    for k, path in enumerate(files):
-        peft.set_peft_model_state_dict(unet, load_file(path), adapter_name=f"part{k}")
-    names = [f"part{k}" for k in range(len(files))]
-    tuner.add_weighted_adapter(names, list(weights), "mixed", combination_type="cat")
-    tuner.set_adapter("mixed")
-
-
-def make_way_cell(bench: Bench, pair: Pair, way: str, method: Method, seed: int) -> Cell:
-    rate, steps = read_choice(bench, method)
+def make_way_cell(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> Cell:
+    rate, steps = read_choice(bench, mix.subject)
     digests = "".join(task.digest() for task in (pair.subject, pair.style, pair.both))
     return Cell(
-        method,
+        mix.method,
         rate,
         f"{pair.name}, {way}",
         seed,
@@ -166,31 +134,45 @@ def make_way_cell(bench: Bench, pair: Pair, way: str, method: Method, seed: int)
     )
 
 
-def measure_way(bench: Bench, pair: Pair, way: str, method: Method, seed: int) -> dict[str, Any]:
-    """One pair painted in one way by one method; kept as a cell, with its pictures."""
-    cell = make_way_cell(bench, pair, way, method, seed)
+def make_part_cell(bench: Bench, cell: Cell, method: Method, task: Task, times: int = 1) -> Cell:
+    """Of what is trained for a cell: one method on one task, so many times as long as chosen."""
+    rate, steps = read_choice(bench, method)
+    return replace(
+        cell,
+        method=method,
+        rate=rate,
+        steps=(times * steps,),
+        task=task.name if times == 1 else cell.task,
+        pictures=task.digest() if times == 1 else cell.pictures,
+    )
+
+
+def measure_way(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> dict[str, Any]:
+    """One pair painted in one way by one mix; kept as a cell, with its pictures."""
+    cell = make_way_cell(bench, pair, way, mix, seed)
     judge = open_judge(bench, pair)
     found = bench.store.read(cell, judge.measure)
     if found is not None:
         return found
     strengths = WAYS[way]
     if strengths is None:
-        # As many looks at every picture as two trainings have.
-        both = replace(cell, steps=(2 * cell.steps[0],))
+        # As many looks at every picture as two trainings have, by what can learn a style.
+        both = make_part_cell(bench, cell, mix.style, pair.both, times=2)
         files, weights = [train_part(bench, both, pair.both)], [1.0]
     else:
-        parts = [
-            (task, replace(cell, task=task.name, pictures=task.digest()))
-            for task in (pair.subject, pair.style)
+        parts = [(mix.subject, pair.subject), (mix.style, pair.style)]
+        files = [
+            train_part(bench, make_part_cell(bench, cell, method, task), task)
+            for method, task in parts
         ]
-        files, weights = [train_part(bench, own, task) for task, own in parts], list(strengths)
+        weights = list(strengths)
     pipe = load_base(bench.plan.base)
-    mix_adapters(pipe, method, files, weights)
+    mix_adapters(pipe, mix, files, weights)
     painted = judge.paint_all(pipe)
     size = sum(path.stat().st_size for path in files)
     result = {"bytes": size, "marks": {MIXED: judge.measure(painted)}}
     bench.store.write(cell, result, {MIXED: painted})
-    print(json.dumps({"pair": pair.name, "way": way, "method": method.name, "seed": seed}))
+    print(json.dumps({"pair": pair.name, "way": way, "method": mix.method.name, "seed": seed}))
     return result
 
 
@@ -216,9 +198,13 @@ def open_judge(bench: Bench, pair: Pair) -> Judge:
 
 
 def compare_ways(
-    bench: Bench, subjects: Sequence[str], styles: Sequence[str], ways: Sequence[str] = tuple(WAYS)
+    bench: Bench,
+    mixes: Sequence[Mix],
+    subjects: Sequence[str],
+    styles: Sequence[str],
+    ways: Sequence[str] = tuple(WAYS),
 ) -> list[dict[str, Any]]:
-    """A row a way and method: mean figures over pairs, prompts and seeds; the base comes first."""
+    """A row a way and mix: mean figures over pairs, prompts and seeds; the base comes first."""
     pairs = [make_pair(bench, a, b) for a in subjects for b in styles]
     base = []
     for pair in pairs:
@@ -226,13 +212,13 @@ def compare_ways(
         base.append(judge.measure(judge.paint_all(bench.pipe)))
     rows = [{"way": "base", "method": "", "bytes": 0} | mean_values(base)]
     for way in ways:
-        for name in bench.plan.methods:
+        for mix in mixes:
             found = [
-                measure_way(bench, pair, way, METHODS[name], seed)
+                measure_way(bench, pair, way, mix, seed)
                 for pair in pairs
                 for seed in bench.plan.seeds
             ]
-            row = {"way": way, "method": name, "bytes": found[0]["bytes"]}
+            row = {"way": way, "method": mix.method.name, "bytes": found[0]["bytes"]}
             rows.append(row | mean_values([one["marks"][MIXED] for one in found]))
     return rows
 
@@ -243,40 +229,3 @@ def mean_values(found: Sequence[Mapping[str, Sequence[float | None]]]) -> dict[s
         m: [v for values in found for v in values.get(m, ()) if v is not None] for m in MEASURES
     }
     return {m: average(values) if values else None for m, values in known.items()}
-
-
-def write_composition(
-    bench: Bench, rows: Sequence[Mapping[str, Any]], subjects: Sequence[str], styles: Sequence[str]
-) -> str:
-    """Write `composition.json`, `composition.md` and a picture a pair; returns the markdown."""
-    head = ("way", "method", "kB", *MEASURES)
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        figures = ["" if row[m] is None else f"{row[m]:.3f}" for m in MEASURES]
-        lines.append((row["way"], row["method"], str(row["bytes"] // 1000), *figures))
-    markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    folder = bench.plan.output_dir
-    write_whole(folder / "composition.json", (json.dumps(list(rows), indent=1) + "\n").encode())
-    write_whole(folder / "composition.md", markdown.encode())
-    for pair in (make_pair(bench, a, b) for a in subjects for b in styles):
-        buffer = io.BytesIO()
-        draw_pair(bench, pair).save(buffer, "PNG")
-        name = f"composition-{pair.subject.name}-{pair.style.name}.png"
-        write_whole(folder / name, buffer.getvalue())
-    return markdown
-
-
-def draw_pair(bench: Bench, pair: Pair, most: int = 8) -> Image.Image:
-    """What was given, and a row a way and method, of the first seed."""
-    given = [find_pictures(task.folder)[0] for task in (pair.subject, pair.style)]
-    grid, labels = (
-        [[read_picture(p) for p in paths][:most] for paths in given],
-        ["subject", "style"],
-    )
-    for way in WAYS:
-        for name in bench.plan.methods:
-            cell = make_way_cell(bench, pair, way, METHODS[name], bench.plan.seeds[0])
-            if pictures := bench.store.read_pictures(cell):
-                grid.append(pictures[:most])
-                labels.append(f"{way}, {name}")
-    return draw_grid(grid, labels, cell=96)

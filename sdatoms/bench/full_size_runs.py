@@ -20,6 +20,7 @@ import torch
 from sdatoms.adapters.load import load_atoms
 from sdatoms.bench.full_size import FULL_SIZES, list_shapes
 from sdatoms.bench.process import call_apart, read_memory
+from sdatoms.bench.step_memory import CARDS
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.placement import OFFLOADS, PipelineSize, choose_placement, estimate_peak
 
@@ -30,9 +31,6 @@ __all__ = [
     "size_of",
     "tabulate_placements",
 ]
-
-CARDS = (8, 12, 24)
-"""GB of memory; what a desktop takes of it is not counted."""
 
 
 def size_of(name: str, dtype: torch.dtype = torch.float16) -> PipelineSize:

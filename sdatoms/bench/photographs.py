@@ -33,6 +33,7 @@ from sdatoms.evaluation.metrics import measure_fidelity
 from sdatoms.pictures import draw_grid, find_pictures, read_picture, to_tensor
 from sdatoms.storage import write_whole
 from sdatoms.training.buckets import cut_picture, fit_picture
+from sdatoms.training.run_folder import name_step
 
 __all__ = ["WAYS", "measure_photographs", "write_table"]
 
@@ -156,7 +157,7 @@ def run_way(
         subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | limits)
         seconds, used = time.time() - began, read_children_seconds() - spent
         report = json.loads((Path(run) / "report.json").read_text())
-        step = f"step-{report['chosen_step']:06d}"
+        step = name_step(report["chosen_step"])
         samples = {
             name: [read_picture(path) for path in sorted((Path(run) / "samples").glob(f"{at}-*"))]
             for name, at in (("base", "base"), (way, step))

@@ -44,13 +44,14 @@ def describe_training(run: Path, prompt: str, base: str | None = None) -> str:
 def draw_measures(metrics: dict[str, dict[str, float]], chosen: int) -> str:
     """The measures of the chosen step's samples beside the base's; empty where there are none."""
     from sdatoms.evaluation.scores import Row
+    from sdatoms.training.run_folder import name_step
 
     names = {field.name for field in fields(Row)}
 
     def make_row(name: str, found: dict[str, Any]) -> Row:
         return Row(name, 0, **{k: v for k, v in found.items() if k in names})
 
-    now, base = metrics.get(f"step-{chosen:06d}"), metrics.get("base")
+    now, base = metrics.get(name_step(chosen)), metrics.get("base")
     if not now or not names & set(now):
         return ""
     rows = [make_row("adapter", now)]

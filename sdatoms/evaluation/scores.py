@@ -33,7 +33,7 @@ from sdatoms.evaluation.metrics import (
 from sdatoms.evaluation.truth import KNOWN, Truth, find_things, find_truth, read_truth
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.pictures import find_pictures, read_picture, read_sidecar
-from sdatoms.storage import find_assets
+from sdatoms.storage import ABOUT, find_assets
 
 __all__ = [
     "Row",
@@ -313,7 +313,7 @@ def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
         rows.append(
             Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
         )
-    for about in sorted((find_assets() / "subjects").glob("*/subject.json")):
+    for about in sorted((find_assets() / "subjects").glob(f"*/{ABOUT}")):
         if given.truth or find_truth(about.parent):
             continue  # scenes have other checks, and are a vendor's drawings only in part
         other = read_subject_pictures(about.parent, evaluator)
@@ -349,7 +349,7 @@ def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
     pictures: list[Image.Image] = [read_picture(path) for path in paths]
     prompts = [read_sidecar(path) for path in paths]
     captions = [clean_prompt(prompt) for prompt in prompts]
-    about = folder / "subject.json"
+    about = folder / ABOUT
     try:
         package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""
     except (ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdatoms.diffusion.triggers import clean_prompt, has_trigger, write_prompts
 from sdatoms.errors import AtomError
-from sdatoms.storage import find_assets
+from sdatoms.storage import ABOUT, find_assets
 
 __all__ = [
     "FIVE_KINDS",
@@ -159,7 +159,7 @@ def locate_cell(number: int) -> tuple[int, int]:
 def find_truth(folder: Path | None) -> Truth | None:
     """The true pictures of a folder's subject, where its `subject.json` names some that are
     bundled."""
-    about = folder / "subject.json" if folder else None
+    about = folder / ABOUT if folder else None
     if about is None or not about.is_file():
         return None
     try:

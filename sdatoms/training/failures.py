@@ -13,7 +13,7 @@ from torch import nn
 from sdatoms.errors import AtomError, is_full_memory
 from sdatoms.layers.inject import Injection
 from sdatoms.training.config import TrainConfig
-from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.run_folder import RunDirectory, name_step
 
 __all__ = [
     "advise_on_memory",
@@ -106,7 +106,7 @@ def explain_failures(
         if not is_closed_disk(error):
             raise
         steps = directory.list_checkpoints()
-        kept = f"step-{steps[-1]:06d}" if steps else "none"
+        kept = name_step(steps[-1]) if steps else "none"
         raise AtomError(
             f"the run directory {str(directory.path)!r} cannot be written at step "
             f"{find_step()}: {error.strerror}; the last whole checkpoint is {kept}"

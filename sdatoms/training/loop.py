@@ -25,7 +25,7 @@ from sdatoms.training.processes import agree, is_main
 from sdatoms.training.record import make_record, read_record
 from sdatoms.training.report import push_run
 from sdatoms.training.results import write_results
-from sdatoms.training.run_folder import RunDirectory, write_toml
+from sdatoms.training.run_folder import RunDirectory, name_step, write_toml
 from sdatoms.training.run_log import RunLog
 from sdatoms.training.samples import Evaluate
 from sdatoms.training.sampling import Sampler
@@ -218,7 +218,7 @@ class Run:
         for line in trainer.folder.taken:
             self.note(line)
         if resumed:
-            self.log(f"resumed from step-{trainer.step:06d}")
+            self.log(f"resumed from {name_step(trainer.step)}")
             if trainer.step >= config.max_train_steps:
                 self.note(
                     f"all {config.max_train_steps} steps are done; a larger --max_train_steps "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.training.run_folder import name_step
 from sdatoms.version import __version__
 
 __all__ = [
@@ -127,7 +128,7 @@ def write_card(
         "```",
         "",
     ]
-    measured = facts["metrics"].get(f"step-{facts['chosen_step']:06d}", {})
+    measured = facts["metrics"].get(name_step(facts["chosen_step"]), {})
     if measured:
         before = facts["metrics"].get("base", {})
         lines += ["| measured | base | these atoms |", "|---|---|---|"]

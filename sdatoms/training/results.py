@@ -13,7 +13,7 @@ from sdatoms.diffusion.family import find_base
 from sdatoms.pictures import make_thumbnail
 from sdatoms.storage import write_whole
 from sdatoms.training.report import describe_run, write_card
-from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.run_folder import RunDirectory, name_step
 from sdatoms.training.samples import draw_samples
 from sdatoms.training.trainer import Trainer
 
@@ -40,7 +40,7 @@ def write_results(
         measured: name of the samples → what was measured on them.
     """
     config = trainer.config
-    sample = directory.samples / f"step-{step:06d}-0.png"
+    sample = directory.samples / f"{name_step(step)}-0.png"
     thumbnail = make_thumbnail(Image.open(sample)) if sample.is_file() else None
     file = trainer.pack(tensors, step=step, thumbnail=thumbnail)
     path = file.save(directory.path / "atoms.safetensors")

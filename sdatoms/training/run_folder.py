@@ -29,12 +29,18 @@ from sdatoms.storage import locate, write_whole
 
 __all__ = [
     "RunDirectory",
+    "name_step",
     "write_toml",
 ]
 
 STEP = re.compile(r"^step-(\d{6,})$")
 SAMPLE = re.compile(r"^(base|step-\d{6,})-\d+\.png$")
 HEARTBEAT_SECONDS = 1.0
+
+
+def name_step(step: int | None) -> str:
+    """What samples, checkpoints and measurements of a step are called; None: of the base."""
+    return "base" if step is None else f"step-{step:06d}"
 
 
 class RunDirectory:
@@ -151,7 +157,7 @@ class RunDirectory:
         Args:
             places: JSON text that says where the tensors of `state` belong.
         """
-        target = self.checkpoints / f"step-{step:06d}"
+        target = self.checkpoints / name_step(step)
         staging = self.checkpoints / f".{target.name}.tmp"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -167,7 +173,7 @@ class RunDirectory:
         shutil.rmtree(self.checkpoints / f".{target.name}.old", ignore_errors=True)
         steps = [s for s in self.list_checkpoints() if s not in self._stale or s == step]
         for old in {*self.list_checkpoints()} - {*(steps[-limit:] if limit else steps)}:
-            shutil.rmtree(self.checkpoints / f"step-{old:06d}")
+            shutil.rmtree(self.checkpoints / name_step(old))
         self._stale = []
         return target
 
@@ -186,8 +192,8 @@ class RunDirectory:
         """
         steps = self.list_checkpoints()
         if wanted == "latest":
-            return (steps[-1], self.checkpoints / f"step-{steps[-1]:06d}") if steps else None
-        held = ", ".join(f"step-{s:06d}" for s in steps) or "none"
+            return (steps[-1], self.checkpoints / name_step(steps[-1])) if steps else None
+        held = ", ".join(map(name_step, steps)) or "none"
         named = Path(wanted)
         match = STEP.match(named.name)
         path = self.checkpoints / named.name

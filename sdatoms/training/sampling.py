@@ -18,6 +18,7 @@ from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.layers.inject import without_atoms
 from sdatoms.pictures import read_picture
 from sdatoms.training.checkpoints import read_rng, restore_rng
+from sdatoms.training.run_folder import name_step
 from sdatoms.training.samples import (
     SAMPLE_STEPS,
     Evaluate,
@@ -80,7 +81,7 @@ class Sampler:
         atoms baked in for the time of painting.
         """
         trainer = self.trainer
-        name = "base" if base else f"step-{trainer.step:06d}"
+        name = name_step(None if base else trainer.step)
         tensors = {} if base else trainer.pack(trainer.output()).tensors
         self.report("samples")
         rng = read_rng()

@@ -12,6 +12,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.folder import PictureFolder
 from sdatoms.training.held_back import FEWEST, suggest_held
 from sdatoms.training.inputs import check_inputs
+from sdatoms.training.run_folder import name_step
 from sdatoms.training.samples import Best
 from sdatoms.training.sampling import Sampler
 from sdatoms.training.stopping import TrainingStopped
@@ -147,7 +148,7 @@ class Validation:
 
     def name(self, base: bool = False) -> str:
         """Of the samples, and of what is measured."""
-        return "base" if base else f"step-{self.trainer.step:06d}"
+        return name_step(None if base else self.trainer.step)
 
     def measure_loss(self, base: bool = False, offer: bool = True) -> dict[str, float]:
         """The loss on the pictures held back, where there are some.

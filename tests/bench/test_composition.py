@@ -11,19 +11,28 @@ from sdatoms import AtomError
 from sdatoms.bench.composition import (
     compare_ways,
     make_pair,
+    make_part_cell,
     make_way_cell,
-    mix_adapters,
     train_part,
-    write_composition,
 )
+from sdatoms.bench.composition_report import write_composition
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
+from sdatoms.bench.mixing import Mix, mix_adapters
 from sdatoms.bench.personalization import Bench, Plan
 from sdatoms.diffusion.open import load_base
 from sdatoms.pictures import find_pictures, read_sidecar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ATOMS, LORA = "product b16", "LoRA r1 attention"
+MIXES = {
+    name: Mix(METHODS[own], METHODS[other])
+    for name, own, other in (
+        ("atoms", ATOMS, ATOMS),
+        ("LoRA", LORA, LORA),
+        ("two forms", "shared r2 each, text", ATOMS),
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +66,19 @@ def test_each_half_answers_to_its_own_word(pair):
     assert len(pair.asked.prompts) == len(pair.asked.wishes)
 
 
-@pytest.mark.parametrize("name", (ATOMS, LORA))
+@pytest.mark.parametrize("name", MIXES)
 def test_a_mixture_changes_weights_by_the_sum_of_its_parts(bench, pair, name):
-    method = METHODS[name]
-    parts = []
-    for task in (pair.subject, pair.style):
-        cell = make_way_cell(bench, pair, task.name, method, 0)
+    mix, parts = MIXES[name], []
+    for method, task in ((mix.subject, pair.subject), (mix.style, pair.style)):
+        cell = make_part_cell(bench, make_way_cell(bench, pair, "mixed", mix, 0), method, task)
+        assert cell.method is method and cell.task == task.name
         parts.append(train_part(bench, cell, task))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def predict(*weights):
         pipe = load_base(bench.plan.base)
         if weights:
-            mix_adapters(pipe, method, parts, weights)
+            mix_adapters(pipe, mix, parts, weights)
         context = torch.ones(1, 3, pipe.unet.config.cross_attention_dim)
         with torch.no_grad():
             return pipe.unet.double()(x.double(), 5, context.double()).sample
@@ -84,18 +93,20 @@ def test_a_mixture_changes_weights_by_the_sum_of_its_parts(bench, pair, name):
 
 
 def test_rows_are_kept_and_drawn(bench):
-    ways = ("mixed", "in one training")
-    rows = compare_ways(bench, ["koala"], ["clay"], ways)
+    ways, mixes = ("mixed", "in one training"), list(MIXES.values())
+    names = [mix.method.name for mix in mixes]
+    assert len(set(names)) == 3
+    rows = compare_ways(bench, mixes, ["koala"], ["clay"], ways)
     assert [(row["way"], row["method"]) for row in rows] == [
         ("base", ""),
-        *((way, name) for way in ways for name in (ATOMS, LORA)),
+        *((way, name) for way in ways for name in names),
     ]
     assert rows[0]["drift"] == 0 and all(row["bytes"] > 0 for row in rows[1:])
     cells = sorted((bench.plan.output_dir / "cells").glob("*.json"))
     stamps = [path.stat().st_mtime_ns for path in cells]
-    assert compare_ways(bench, ["koala"], ["clay"], ways) == rows
+    assert compare_ways(bench, mixes, ["koala"], ["clay"], ways) == rows
     assert [path.stat().st_mtime_ns for path in cells] == stamps
-    assert ATOMS in write_composition(bench, rows, ["koala"], ["clay"])
+    assert ATOMS in write_composition(bench, mixes, rows, ["koala"], ["clay"])
     json.loads((bench.plan.output_dir / "composition.json").read_text(), parse_constant=pytest.fail)
     assert (bench.plan.output_dir / "composition-koala-clay.png").is_file()
 
@@ -103,5 +114,7 @@ def test_rows_are_kept_and_drawn(bench):
 def test_what_fits_no_pair_is_refused(bench, pair):
     with pytest.raises(AtomError, match="'octopus' and 'clay' make no pair"):
         make_pair(bench, "octopus", "clay")
-    with pytest.raises(AtomError, match="files of 'BitFit' cannot be mixed"):
-        mix_adapters(None, METHODS["BitFit"], [], [])
+    biases, atoms = METHODS["BitFit"], METHODS[ATOMS]
+    for mix in (Mix(biases, biases), Mix(atoms, METHODS[LORA])):
+        with pytest.raises(AtomError, match=f"files of {mix.method.name!r} cannot be mixed"):
+            mix_adapters(None, mix, [], [])

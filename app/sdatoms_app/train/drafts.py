@@ -24,7 +24,7 @@ from sdatoms import AtomError
 from sdatoms.errors import clip, mark_bytes
 from sdatoms.pictures import read_picture
 from sdatoms.settings import build_config
-from sdatoms.storage import decode_text, read_table, write_whole
+from sdatoms.storage import ABOUT, decode_text, read_table, write_whole
 from sdatoms.training.buckets import Size
 from sdatoms.training.concepts import Concept, read_data_config, write_data_config
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
@@ -32,7 +32,7 @@ from sdatoms_app.queue.queue import DESCRIPTION
 from sdatoms_app.queue.worker import write_json
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
-from sdatoms_app.train.subjects import ABOUT, find_subject
+from sdatoms_app.train.subjects import find_subject
 
 __all__ = [
     "MAX_DRAFTS",

@@ -14,7 +14,6 @@ from sdatoms.pictures import find_pictures, make_thumbnail, read_picture
 from sdatoms.storage import list_subjects, read_subject
 
 __all__ = [
-    "ABOUT",
     "SUBJECT_SCRIPT",
     "ask_known",
     "draw_subjects",
@@ -23,8 +22,6 @@ __all__ = [
     "list_offered",
 ]
 
-ABOUT = "subject.json"
-"""What a bundled subject's folder says of it."""
 SUBJECT_SCRIPT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-subject]');

@@ -1,0 +1,63 @@
+"""What came of subjects in styles: figures as JSON and a table, and a picture a pair."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+from PIL import Image
+
+from sdatoms.bench.composition import MEASURES, WAYS, Pair, make_pair, make_way_cell
+from sdatoms.bench.mixing import Mix
+from sdatoms.bench.personalization import Bench
+from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.storage import write_whole
+
+__all__ = ["write_composition"]
+
+WIDTH = 30
+"""Of a row's label, in letters."""
+
+
+def write_composition(
+    bench: Bench,
+    mixes: Sequence[Mix],
+    rows: Sequence[Mapping[str, Any]],
+    subjects: Sequence[str],
+    styles: Sequence[str],
+) -> str:
+    """Write `composition.json`, `composition.md` and a picture a pair; returns the markdown."""
+    head = ("way", "method", "kB", *MEASURES)
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        figures = ["" if row[m] is None else f"{row[m]:.3f}" for m in MEASURES]
+        lines.append((row["way"], row["method"], str(row["bytes"] // 1000), *figures))
+    markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    folder = bench.plan.output_dir
+    write_whole(folder / "composition.json", (json.dumps(list(rows), indent=1) + "\n").encode())
+    write_whole(folder / "composition.md", markdown.encode())
+    for pair in (make_pair(bench, a, b) for a in subjects for b in styles):
+        buffer = io.BytesIO()
+        draw_pair(bench, mixes, pair).save(buffer, "PNG")
+        name = f"composition-{pair.subject.name}-{pair.style.name}.png"
+        write_whole(folder / name, buffer.getvalue())
+    return markdown
+
+
+def draw_pair(bench: Bench, mixes: Sequence[Mix], pair: Pair, most: int = 8) -> Image.Image:
+    """What was given, and a row a way and method, of the first seed."""
+    given = [find_pictures(task.folder)[0] for task in (pair.subject, pair.style)]
+    grid, labels = (
+        [[read_picture(p) for p in paths][:most] for paths in given],
+        ["subject", "style"],
+    )
+    for way in WAYS:
+        for mix in mixes:
+            cell = make_way_cell(bench, pair, way, mix, bench.plan.seeds[0])
+            if pictures := bench.store.read_pictures(cell):
+                grid.append(pictures[:most])
+                labels.append(f"{way},\n{fill(mix.method.name, WIDTH)}")
+    return draw_grid(grid, labels, cell=96)

@@ -1,0 +1,76 @@
+"""How two files are put into one pipeline.
+
+Atoms are summed exactly (`AdapterSet`), whatever forms they have; two LoRAs are mixed by PEFT's
+`add_weighted_adapter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from sdatoms.adapters.load import load_atoms
+from sdatoms.bench.rows import Method
+from sdatoms.errors import AtomError
+
+__all__ = ["Mix", "mix_adapters"]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the subject is learnt, and how the style."""
+
+    subject: Method
+    style: Method
+
+    @property
+    def method(self) -> Method:
+        """Both as one: what a cell is told."""
+        if self.subject is self.style:
+            return self.subject
+        other = {"style": self.style.name} | self.style.describe()
+        return replace(
+            self.subject,
+            name=f"{self.subject.name}; style by {self.style.name}",
+            options={**self.subject.options, "style": other},
+        )
+
+
+def mix_adapters(pipe: Any, mix: Mix, files: Sequence[Path], weights: Sequence[float]) -> None:
+    """Put the files of a mix into a fresh pipeline, each at its strength.
+
+    Raises:
+        AtomError: files of those methods cannot be mixed.
+    """
+    tuners = {mix.subject.tuner, mix.style.tuner}
+    if tuners == {"atoms"}:
+        for k, (path, weight) in enumerate(zip(files, weights, strict=True)):
+            load_atoms(pipe, path, name=f"part{k}", strength=weight)
+    elif tuners == {"LoraConfig"} and mix.subject.options == mix.style.options:
+        mix_loras(pipe.unet, mix.subject, files, weights)
+    else:
+        raise AtomError(
+            f"files of {mix.method.name!r} cannot be mixed; those of atoms and of one LoRA can"
+        )
+
+
+def mix_loras(
+    unet: nn.Module, method: Method, files: Sequence[Path], weights: Sequence[float]
+) -> None:
+    import peft
+
+    configs = [peft.LoraConfig(**method.options) for _ in files]
+    tuner: Any = peft.LoraModel(unet, configs[0], "part0")
+    for k, config in enumerate(configs[1:], 1):
+        tuner.peft_config[f"part{k}"] = config
+        tuner.inject_adapter(unet, f"part{k}")
+    for k, path in enumerate(files):
+        peft.set_peft_model_state_dict(unet, load_file(path), adapter_name=f"part{k}")
+    names = [f"part{k}" for k in range(len(files))]
+    tuner.add_weighted_adapter(names, list(weights), "mixed", combination_type="cat")
+    tuner.set_adapter("mixed")
