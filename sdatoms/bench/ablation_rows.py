@@ -25,6 +25,7 @@ HELPED = (
     "word decay 10 r4, text",
     "word decay 10 r4 each, text",
     "word decay 10 r16 each, text",
+    "word decay 10 r16 each, cross-attention",
     "product b32, cross-attention",
     "LoRA r4 text",
     "LoRA r4 cross-attention",

@@ -209,6 +209,18 @@ def list_atoms() -> list[Method]:
         )
         for count in (1, 2, 4, 8, 16)
     ]
+    rows.append(
+        use_atoms(
+            "word decay 10 r16 each, cross-attention",
+            1e-3,
+            **blocks,
+            block_form="shared",
+            block_atoms=16,
+            block_factors="each",
+            atom_layers="cross-attention",
+            word_decay=10.0,
+        )
+    )
     rows += [
         use_atoms(
             f"{name} r{count}{label}, text",

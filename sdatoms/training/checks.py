@@ -12,8 +12,12 @@ from sdatoms.errors import AtomError, check_text
 
 __all__ = [
     "RANGES",
+    "READING",
     "check_settings",
 ]
+
+READING = ("text", "cross-attention", "attention")
+"""`--atom_layers` of which some read the prompt, with atoms that no others share."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**64 - 1),
@@ -25,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpointing_steps": (1, inf),
     "checkpoints_total_limit": (1, inf),
     "validation_steps": (0, inf),
+    "num_inference_steps": (1, 1000),
     "num_validation_images": (0, inf),
     "num_validation_pictures": (0, inf),
     "validation_split": (0, 0.9),
@@ -153,9 +158,9 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     )
     yield (
         config.word_decay > 0
-        and (reads or config.block_form != "shared" or config.atom_layers != "text"),
-        "--word_decay needs --block_form shared, --atom_layers text, the layers that read words, "
-        "and --shared_atoms trained; change these, or set --word_decay 0",
+        and (reads or config.block_form != "shared" or config.atom_layers not in READING),
+        f"--word_decay needs --block_form shared, --atom_layers {' or '.join(READING)}, of which "
+        "some read words, and --shared_atoms trained; change these, or set --word_decay 0",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

@@ -276,6 +276,8 @@ class TrainConfig:
     validation_scheduler: str | None = None
     """Sampler of the samples, as `sdatoms generate --sampler` takes it; the base's own when not
     given."""
+    num_inference_steps: int = 25
+    """Denoising steps of the samples and of the pictures that drift is measured on."""
     num_validation_images: int = 4
     """Sample pictures of each prompt each time."""
     num_drift_images: int = 4

@@ -66,7 +66,7 @@ def check_inputs(config: TrainConfig) -> PictureFolder:
     concepts = list_concepts(config)
     check_places(config, concepts)
     refuse_inpainting(config.pretrained_model_name_or_path, "training")
-    read_sample_sampler(config.validation_scheduler)
+    read_sample_sampler(config)
     if config.crop_style == "face":
         load_detector(config.face_detector)
     side = config.resolution or read_resolution(config.pretrained_model_name_or_path)

@@ -37,6 +37,7 @@ from sdatoms.training.reading import (
     draw_captions,
     fix_reading_atoms,
     list_other_words,
+    list_word_atoms,
     measure_other_words,
 )
 from sdatoms.training.samples import read_sample_sampler
@@ -74,7 +75,13 @@ def check_sample_sampler(pipe: Any, config: TrainConfig) -> None:
     Raises:
         AtomError: it does not go with what the base predicts, or with its noise.
     """
-    if sampling := read_sample_sampler(config.validation_scheduler):
+    sampling = read_sample_sampler(config)
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if config.num_inference_steps > most:
+        raise AtomError(
+            f"num_inference_steps is {config.num_inference_steps}; this base takes 1 to {most}"
+        )
+    if "scheduler" in sampling:
         build_scheduler(pipe.scheduler, sampling["scheduler"], sampling["schedule"])
 
 
@@ -205,21 +212,20 @@ def start_word_decay(
     config: TrainConfig,
     sources: Sequence[Source],
 ) -> None:
-    """Where `--word_decay` asks for it, turn the denoiser's shared atoms away from what other words
-    say, and let them decay so after every step of the optimizer.
+    """Where `--word_decay` asks for it, turn the denoiser's shared atoms that read words away from
+    what other words say, and let them decay so after every step of the optimizer.
 
     Args:
         sources: the pictures, whose captions' words are no other words.
 
     Raises:
-        AtomError: the tokenizer's vocabulary holds hardly any words.
+        AtomError: the tokenizer's vocabulary holds hardly any words, or no atoms read words alone.
     """
     if not config.word_decay:
         return
     words = list_other_words(pipe, draw_captions(sources))
     others = measure_other_words(pipe, words, random.Random(0))
-    atoms = [delta.shared_atoms for delta in injections["unet"].find_shared()]
-    decay = WordDecay(others, config.word_decay, atoms)
+    decay = WordDecay(others, config.word_decay, list_word_atoms(injections["unet"]))
     decay.start()
     decay.follow(optimizer)
 

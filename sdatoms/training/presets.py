@@ -15,6 +15,7 @@ from typing import Any
 
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
+from sdatoms.training.checks import READING
 from sdatoms.training.real_presets import REAL_PRESETS, count_pictures
 
 __all__ = [
@@ -64,8 +65,8 @@ KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "predi
 """The base's own prediction for the class prompt, which needs no class pictures."""
 FORM_ALONE = {"block_size", "block_factors"}
 """Settings that mean nothing, or another thing, in another block form."""
-DECAYS = {"block_form": "shared", "atom_layers": "text", "shared_atoms": "trained"}
-"""Settings without which there are no atoms for `word_decay`."""
+DECAYS = {"block_form": ("shared",), "atom_layers": READING, "shared_atoms": ("trained",)}
+"""Settings without which there are no atoms for `word_decay`, and the values that leave some."""
 LOOKS = {"validation_steps": 50, "checkpointing_steps": 50}
 """Steps between two looks at samples, and between two checkpoints."""
 
@@ -146,7 +147,8 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("block_form") != PRESETS[name].settings.get("block_form"):
         for key in FORM_ALONE - given.keys():
             settings.pop(key, None)
-    if not {"shared_atoms": "trained", **settings}.items() >= DECAYS.items():
+    known = {"shared_atoms": "trained", **settings}
+    if any(known.get(key) not in values for key, values in DECAYS.items()):
         settings = {k: v for k, v in settings.items() if k in given or k != "word_decay"}
     reads = settings.get("shared_atoms") == "captions" and settings.get("block_factors") == "each"
     if reads and "learning_rate" not in given:

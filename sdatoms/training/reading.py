@@ -25,16 +25,19 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sdatoms.atoms.block_deltas import RowDelta
 from sdatoms.diffusion.prompts import embed_prompt
 from sdatoms.diffusion.triggers import has_trigger
 from sdatoms.errors import AtomError
 from sdatoms.layers.inject import Injection
 from sdatoms.training.caption_rules import draw_caption
+from sdatoms.training.config import ATOM_LAYERS
 from sdatoms.training.folder import Source
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "draw_prompt",
     "fix_reading_atoms",
     "list_other_words",
+    "list_word_atoms",
     "measure_other_words",
     "solve_reading",
     "vary_caption",
@@ -89,6 +93,27 @@ def fix_reading_atoms(pipe: Any, injection: Injection, captions: Iterable[str]) 
     said = measure_tokens(pipe, [vary_caption(draw, captions, words) for _ in range(PROMPTS)])
     others = measure_other_words(pipe, words, draw)
     injection.fix_shared_atoms(solve_reading(said, others, injection.count_shared_atoms()))
+
+
+def list_word_atoms(injection: Injection) -> list[nn.Parameter]:
+    """The shared atoms of the layers that read the prompt, which no other layers share.
+
+    Raises:
+        AtomError: there are none.
+    """
+    sharers: dict[str, list[str]] = {}
+    for path, weight in injection.weights.items():
+        for delta in weight.views.values():
+            if isinstance(delta, RowDelta):
+                sharers.setdefault(delta.owner, []).append(path)
+    read = lambda path: any(fnmatchcase(path, pattern) for pattern in ATOM_LAYERS["text"] or ())
+    found = [d for d in injection.find_shared() if all(map(read, sharers[d.owner]))]
+    if not found:
+        raise AtomError(
+            "--word_decay: the layers that read words share their atoms with others here; "
+            "--atom_layers text gives them their own"
+        )
+    return [delta.shared_atoms for delta in found]
 
 
 def measure_other_words(pipe: Any, words: Sequence[str], draw: random.Random) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 from sdatoms.diffusion.samplers import check_sampler, read_sampler
 from sdatoms.errors import AtomError
 from sdatoms.pictures import draw_grid, read_picture
+from sdatoms.training.config import TrainConfig
 
 __all__ = [
-    "SAMPLE_STEPS",
     "Best",
     "Evaluate",
     "draw_samples",
@@ -23,10 +23,6 @@ __all__ = [
     "read_samples",
     "save_samples",
 ]
-
-
-SAMPLE_STEPS = 25
-"""Steps that a sample is painted in."""
 
 
 class Evaluate(Protocol):
@@ -103,18 +99,19 @@ class Best:
             self.tensors = dict(state["tensors"])
 
 
-def read_sample_sampler(words: str | None) -> dict[str, Any]:
-    """The arguments of `sdatoms.diffusion.pipeline.paint` for `--validation_scheduler`; none where
-    the base's own sampler paints.
+def read_sample_sampler(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `sdatoms.diffusion.pipeline.paint` for `--num_inference_steps` and
+    `--validation_scheduler`, without which the base's own sampler paints.
 
     Raises:
-        AtomError: the sampler or its schedule is unknown, or needs a package.
+        AtomError: the sampler or its schedule is unknown, needs a package, or other steps.
     """
-    if words is None:
-        return {}
-    sampler, schedule = read_sampler(words)
-    check_sampler(sampler, schedule, SAMPLE_STEPS)
-    return {"scheduler": sampler, "schedule": schedule}
+    steps = config.num_inference_steps
+    if config.validation_scheduler is None:
+        return {"num_inference_steps": steps}
+    sampler, schedule = read_sampler(config.validation_scheduler)
+    check_sampler(sampler, schedule, steps)
+    return {"num_inference_steps": steps, "scheduler": sampler, "schedule": schedule}
 
 
 def list_jobs(prompts: Sequence[str], count: int, seed: int) -> list[tuple[str, int]]:

@@ -18,9 +18,9 @@ from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.layers.inject import without_atoms
 from sdatoms.pictures import read_picture
 from sdatoms.training.checkpoints import read_rng, restore_rng
+from sdatoms.training.config import TrainConfig
 from sdatoms.training.run_folder import name_step
 from sdatoms.training.samples import (
-    SAMPLE_STEPS,
     Evaluate,
     list_jobs,
     read_sample_sampler,
@@ -32,6 +32,7 @@ from sdatoms.training.trainer import Trainer
 __all__ = [
     "Sampler",
     "hold_output",
+    "name_unrelated",
 ]
 
 
@@ -64,10 +65,8 @@ class Sampler:
         self.jobs = list_jobs(prompts, count, seed)
         self.unrelated = list(UNRELATED_PROMPTS[:num_drift]) if evaluate else []
         self.batch_size, self.report = batch_size, report
-        self.sampling = read_sample_sampler(trainer.config.validation_scheduler)
-        words = " ".join(("unrelated", *self.sampling.values()))
-        # Drift is a way between pictures of one sampler, so that another has a folder of its own.
-        self.unrelated_folder = folder / re.sub(r"\W+", "-", words).lower()
+        self.sampling = read_sample_sampler(trainer.config)
+        self.unrelated_folder = folder / name_unrelated(self.sampling)
 
     @property
     def prompts(self) -> list[str]:
@@ -92,7 +91,6 @@ class Sampler:
                     trainer.pipe,
                     self.prompts,
                     [seed for _, seed in self.jobs],
-                    num_inference_steps=SAMPLE_STEPS,
                     **self.sampling,
                     callback=lambda *_: self.report("samples"),
                 )
@@ -121,7 +119,6 @@ class Sampler:
             self.trainer.pipe,
             self.unrelated,
             range(count),
-            num_inference_steps=SAMPLE_STEPS,
             batch_size=self.batch_size,
             **self.sampling,
             callback=lambda *_: self.report("samples"),
@@ -135,6 +132,14 @@ class Sampler:
             )
             return []
         return list(zip(pictures, base, strict=True))
+
+
+def name_unrelated(sampling: Mapping[str, Any]) -> str:
+    """The folder of the pictures that drift is measured on. It is a way between pictures of one
+    sampler and as many steps, so that others have a folder of their own."""
+    usual = TrainConfig.num_inference_steps
+    told = [str(v) for k, v in sampling.items() if (k, v) != ("num_inference_steps", usual)]
+    return re.sub(r"\W+", "-", " ".join(["unrelated", *told])).lower()
 
 
 @contextmanager

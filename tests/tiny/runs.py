@@ -20,6 +20,7 @@ def make_config(**settings):
         "checkpointing_steps": 2,
         "checkpoints_total_limit": None,
         "validation_steps": 0,
+        "num_inference_steps": 4,
         "num_validation_images": 1,
     }
     return TrainConfig(**given | settings)

@@ -43,11 +43,12 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
 
 @pytest.mark.parametrize(
     "given",
-    [{"block_form": "product"}, {"atom_layers": "attention"}, {"shared_atoms": "captions"}],
+    [{"block_form": "product"}, {"atom_layers": "convolutions"}, {"shared_atoms": "captions"}],
     ids=lambda given: next(iter(given)),
 )
 def test_words_decay_only_where_trained_atoms_read_them(given):
-    for same in ({}, {"shared_atoms": "trained", "atom_layers": "text", "block_form": "shared"}):
+    whole = {"shared_atoms": "trained", "atom_layers": "text", "block_form": "shared"}
+    for same in ({}, whole, {"atom_layers": "cross-attention"}, {"atom_layers": "attention"}):
         assert expand_preset("balanced", SUBJECT | same)["word_decay"] > 0
     settings = expand_preset("balanced", SUBJECT | given)
     assert TrainConfig(**settings).word_decay == 0

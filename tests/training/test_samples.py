@@ -1,6 +1,7 @@
 """Laws of the pictures in training: what they show, what they cost, which step they choose."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.scores import measure_samples
 from sdatoms.training.loop import Run, train
+from sdatoms.training.samples import read_sample_sampler
+from sdatoms.training.sampling import name_unrelated
 
 WORD = {"train_text_encoder_ti": True, "instance_prompt": "a <new> cat"}
 
@@ -39,13 +42,14 @@ def test_sample_in_training_equals_the_picture_from_the_saved_file(train_config,
     )
     list(train(config))
     run = Path(config.output_dir)
-    jobs = ["a <new> cat", "a dog"], [5, 5]
+    steps = config.num_inference_steps
+    draw = lambda: paint(pipe, ["a <new> cat", "a dog"], [5, 5], num_inference_steps=steps)
     pipe = load_base(config.pretrained_model_name_or_path)
-    base = paint(pipe, *jobs)
+    base = draw()
     adapters = sdatoms.load_atoms(pipe, run / "atoms.safetensors")
-    again = paint(pipe, *jobs)
+    again = draw()
     adapters.clear()
-    for before, after in zip(base, paint(pipe, *jobs), strict=True):
+    for before, after in zip(base, draw(), strict=True):
         assert np.array_equal(before, after)
     for k in range(2):
         picture = np.array(Image.open(run / "samples" / f"step-000004-{k}.png"))
@@ -117,10 +121,16 @@ def test_drift_is_how_far_unrelated_pictures_moved_from_the_base(
         pipe := load_base(config.pretrained_model_name_or_path),
         tmp_path / "whole" / "checkpoints" / "step-000002" / "atoms.safetensors",
     )
-    again = paint(pipe, UNRELATED_PROMPTS[:3], range(3), batch_size=config.train_batch_size)
+    again = paint(
+        pipe,
+        UNRELATED_PROMPTS[:3],
+        range(3),
+        num_inference_steps=config.num_inference_steps,
+        batch_size=config.train_batch_size,
+    )
     adapters.clear()
     for k, picture in enumerate(again):
-        kept = tmp_path / "whole" / "samples" / "unrelated" / f"step-000002-{k}.png"
+        kept = tmp_path / "whole" / "samples" / "unrelated-4" / f"step-000002-{k}.png"
         assert np.array_equal(Image.open(kept), picture)
     # A resumed run measures against the same pictures of the base.
     parts = replace(config, output_dir=str(tmp_path / "parts"))
@@ -150,18 +160,42 @@ def test_samples_hold_no_more_pictures_at_once_than_a_training_batch(train_confi
     assert seen == {"unet": {2, 4}, "decoder": {1}}
 
 
-def test_samples_are_painted_with_the_sampler_asked_for(train_config):
+def test_samples_are_painted_with_the_sampler_and_steps_asked_for(train_config):
     config = train_config(
-        max_train_steps=1, validation_steps=1, validation_scheduler="DPM++ 2M Karras"
+        max_train_steps=1,
+        validation_steps=1,
+        validation_scheduler="DPM++ 2M Karras",
+        num_inference_steps=7,
     )
     list(train(config))
     pipe = load_base(config.pretrained_model_name_or_path)
     sdatoms.load_atoms(pipe, Path(config.output_dir) / "atoms.safetensors")
-    sampler = {"scheduler": "DPM++ 2M", "schedule": "karras"}
-    (picture,) = paint(pipe, [config.instance_prompt], [config.seed], **sampler)
+    asked = {"scheduler": "DPM++ 2M", "schedule": "karras", "num_inference_steps": 7}
+    draw = lambda **given: paint(pipe, [config.instance_prompt], [config.seed], **given)[0]
     kept = Image.open(Path(config.output_dir) / "samples" / "step-000001-0.png")
-    assert np.array_equal(kept, picture)
-    assert not np.array_equal(picture, paint(pipe, [config.instance_prompt], [config.seed])[0])
+    assert np.array_equal(kept, draw(**asked))
+    for other in ({"scheduler": None, "schedule": None}, {"num_inference_steps": 6}):
+        assert not np.array_equal(kept, draw(**asked | other))
+
+
+def test_more_steps_than_the_base_knows_are_refused_before_anything_is_written(
+    train_config, tiny_pipeline, tmp_path
+):
+    short = shutil.copytree(tiny_pipeline(), tmp_path / "short")
+    path = short / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 200}))
+    config = train_config(num_inference_steps=300, pretrained_model_name_or_path=str(short))
+    with pytest.raises(sdatoms.AtomError, match="num_inference_steps is 300; this base takes 1 to"):
+        next(train(config))
+    assert not Path(config.output_dir).exists()
+
+
+def test_drift_is_measured_on_pictures_of_one_sampler_and_as_many_steps(train_config):
+    name = lambda **given: name_unrelated(read_sample_sampler(train_config(**given)))
+    assert name(num_inference_steps=25) == "unrelated" and name() == "unrelated-4"
+    karras = {"validation_scheduler": "DPM++ 2M Karras"}
+    assert name(num_inference_steps=25, **karras) == "unrelated-dpm-2m-karras"
+    assert name(**karras) == "unrelated-4-dpm-2m-karras"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny.atoms import check_start
+from tiny.pipelines import build_pipeline
+from tiny.runs import make_config
 from torch import nn
 
 from sdatoms import AtomError
 from sdatoms.diffusion.open import load_base
-from sdatoms.training.config import TrainConfig
+from sdatoms.layers.inject import inject
+from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.optimizers import make_optimizer
-from sdatoms.training.reading import list_other_words, measure_other_words
+from sdatoms.training.reading import list_other_words, list_word_atoms, measure_other_words
 from sdatoms.training.trainer import Trainer
 from sdatoms.training.word_decay import WordDecay
 
@@ -112,8 +115,24 @@ def test_trained_atoms_end_quieter_in_other_words(train_config, kind, factors):
     assert decayed < 0.8 * plain
 
 
-def test_the_base_is_unchanged_until_it_trains(train_config):
-    check_start(Trainer(train_config(**DECAYED)))
+@pytest.mark.parametrize("layers", ["cross-attention", "attention"])
+def test_beside_other_layers_atoms_that_read_words_decay_and_no_others(layers):
+    config = make_config(**DECAYED | {"atom_layers": layers, "instance_data_dir": "x"})
+    unet = build_pipeline(width=12).unet
+    injection = inject(unet, make_atom_config(config))
+    (atoms,) = list_word_atoms(injection)
+    assert atoms.shape[1] == unet.config.cross_attention_dim
+    assert len(injection.find_shared()) > 1
+    # Where text is as wide as a level of the UNet, its layers share atoms with those of pictures.
+    injection = inject(build_pipeline(width=16).unet, make_atom_config(config))
+    with pytest.raises(AtomError, match="share their atoms with others here; --atom_layers text"):
+        list_word_atoms(injection)
+
+
+@pytest.mark.parametrize("layers", ["text", "cross-attention"])
+def test_the_base_is_unchanged_until_it_trains(train_config, tiny_base, layers):
+    given = {"atom_layers": layers, "pretrained_model_name_or_path": str(tiny_base)}
+    check_start(Trainer(train_config(**DECAYED | given)))
 
 
 def test_drawn_atoms_start_quieter_in_what_the_bundled_base_is_told():

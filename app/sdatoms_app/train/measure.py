@@ -43,6 +43,7 @@ IRRELEVANT = (
     *("max_train_steps", "learning_rate", "spatial_learning_rate", "block_learning_rate"),
     *("lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"),
     *("validation_prompt", "validation_steps", "num_validation_images", "num_drift_images"),
+    *("validation_scheduler", "num_inference_steps"),
     *("best_metric", "best_metric_goal", "early_stopping_patience"),
     *("checkpointing_steps", "checkpoints_total_limit"),
 )

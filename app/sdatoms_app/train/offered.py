@@ -87,6 +87,7 @@ GROUPS = {
     "Samples and checkpoints": (
         "validation_prompt",
         "validation_scheduler",
+        "num_inference_steps",
         "validation_steps",
         "num_validation_images",
         "num_drift_images",
@@ -196,6 +197,7 @@ CAPS = {
     "crop_copies": 16,
     "keep_tokens": 1000,
     "validation_steps": 20_000,
+    "num_inference_steps": 200,
     "num_validation_images": 16,
     "num_drift_images": 16,
     "num_validation_pictures": 100,
