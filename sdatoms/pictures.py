@@ -188,7 +188,8 @@ def draw_grid(
     """A labelled grid on white; pictures are scaled to `cell` px, small ones without smoothing
     their pixels away."""
     font = ImageFont.load_default(size=max(11, cell // 9))
-    margin = max([int(font.getlength(label)) for label in row_labels], default=0) + 16
+    lines = [line for label in row_labels for line in label.split("\n")]
+    margin = max([int(font.getlength(line)) for line in lines], default=0) + 16
     head = max([label.count("\n") + 1 for label in column_labels], default=0) * (cell // 5 + 4)
     columns = max(len(row) for row in rows)
     grid = Image.new("RGB", (margin + columns * (cell + 4), head + len(rows) * (cell + 4)), "white")

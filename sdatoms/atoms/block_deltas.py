@@ -1,4 +1,4 @@
-r"""Deltas of block views that need no encoder.
+r"""Deltas of block views without a frozen encoder.
 
 - `ProductDelta`: a block view's map as a product of two small matrices (`products.py`): variants
   `coefficients` and `full` with `block_form` "product".

@@ -9,7 +9,7 @@ that no state dict holds. The subclasses differ in what `ΔD` is made of:
   `ΔD_c[a] = Σ_j β[c,a,j] D1[a,j]`: variant `overcomplete`.
 - `ChannelDelta`: the same with `ΔD_c` stored outright, the form that sums of several `overcomplete`
   adapters take.
-- `block_deltas.py` has those of block views without an encoder.
+- `block_deltas.py` has those of block views without a frozen encoder.
 
 Variant `full` is an overcomplete and a block delta side by side. Deltas start at zero and stay in
 float32, whatever the weight's dtype.

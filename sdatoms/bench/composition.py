@@ -16,7 +16,7 @@ from typing import Any
 
 from sdatoms.bench.cells import Cell, hold
 from sdatoms.bench.judge import Judge
-from sdatoms.bench.mixing import Mix, mix_adapters
+from sdatoms.bench.mixing import Mix, check_mix, mix_adapters
 from sdatoms.bench.personalization import Bench, average
 from sdatoms.bench.rows import Method
 from sdatoms.bench.runs import Run, make_config
@@ -32,6 +32,7 @@ __all__ = [
     "WAYS",
     "Pair",
     "compare_ways",
+    "list_mixes",
     "make_pair",
     "make_part_cell",
     "make_way_cell",
@@ -120,10 +121,16 @@ def train_part(bench: Bench, cell: Cell, task: Task) -> Path:
 
 
 def make_way_cell(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> Cell:
-    rate, steps = read_choice(bench, mix.subject)
+    """Of what is painted."""
+    method = mix.subject
+    rate, steps = read_choice(bench, method)
+    if mix.style is not method:
+        style = dict(zip(("rate", "steps"), read_choice(bench, mix.style), strict=True))
+        style |= {"style": mix.style.name, **mix.style.describe()}
+        method = replace(method, name=mix.name, options={**method.options, "style": style})
     digests = "".join(task.digest() for task in (pair.subject, pair.style, pair.both))
     return Cell(
-        mix.method,
+        method,
         rate,
         f"{pair.name}, {way}",
         seed,
@@ -134,36 +141,36 @@ def make_way_cell(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> Ce
     )
 
 
-def make_part_cell(bench: Bench, cell: Cell, method: Method, task: Task, times: int = 1) -> Cell:
-    """Of what is trained for a cell: one method on one task, so many times as long as chosen."""
+def make_part_cell(bench: Bench, cell: Cell, method: Method, task: Task) -> Cell:
+    """Of what is trained for a cell: one method on one task."""
     rate, steps = read_choice(bench, method)
     return replace(
-        cell,
-        method=method,
-        rate=rate,
-        steps=(times * steps,),
-        task=task.name if times == 1 else cell.task,
-        pictures=task.digest() if times == 1 else cell.pictures,
+        cell, method=method, rate=rate, steps=(steps,), task=task.name, pictures=task.digest()
     )
+
+
+def list_mixes(way: str, mixes: Sequence[Mix]) -> list[Mix]:
+    """The mixes of one way: in one training, only of what can learn a style."""
+    if WAYS[way] is not None:
+        return list(mixes)
+    return [Mix(style, style) for style in {mix.style.name: mix.style for mix in mixes}.values()]
 
 
 def measure_way(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> dict[str, Any]:
     """One pair painted in one way by one mix; kept as a cell, with its pictures."""
     cell = make_way_cell(bench, pair, way, mix, seed)
     judge = open_judge(bench, pair)
-    found = bench.store.read(cell, judge.measure)
-    if found is not None:
+    if found := bench.store.read(cell, judge.measure):
         return found
     strengths = WAYS[way]
     if strengths is None:
-        # As many looks at every picture as two trainings have, by what can learn a style.
-        both = make_part_cell(bench, cell, mix.style, pair.both, times=2)
+        # As many looks at every picture as two trainings have.
+        both = replace(cell, steps=(2 * cell.steps[0],))
         files, weights = [train_part(bench, both, pair.both)], [1.0]
     else:
-        parts = [(mix.subject, pair.subject), (mix.style, pair.style)]
         files = [
             train_part(bench, make_part_cell(bench, cell, method, task), task)
-            for method, task in parts
+            for method, task in ((mix.subject, pair.subject), (mix.style, pair.style))
         ]
         weights = list(strengths)
     pipe = load_base(bench.plan.base)
@@ -172,7 +179,8 @@ def measure_way(bench: Bench, pair: Pair, way: str, mix: Mix, seed: int) -> dict
     size = sum(path.stat().st_size for path in files)
     result = {"bytes": size, "marks": {MIXED: judge.measure(painted)}}
     bench.store.write(cell, result, {MIXED: painted})
-    print(json.dumps({"pair": pair.name, "way": way, "method": mix.method.name, "seed": seed}))
+    named = {"pair": pair.name, "way": way, "method": mix.name, "seed": seed}
+    print(json.dumps(named), flush=True)
     return result
 
 
@@ -204,7 +212,13 @@ def compare_ways(
     styles: Sequence[str],
     ways: Sequence[str] = tuple(WAYS),
 ) -> list[dict[str, Any]]:
-    """A row a way and mix: mean figures over pairs, prompts and seeds; the base comes first."""
+    """A row a way and mix: mean figures over pairs, prompts and seeds; the base comes first.
+
+    Raises:
+        AtomError: a mix of files that cannot be mixed, or of what makes no pair.
+    """
+    for mix in mixes:
+        check_mix(mix)
     pairs = [make_pair(bench, a, b) for a in subjects for b in styles]
     base = []
     for pair in pairs:
@@ -212,13 +226,13 @@ def compare_ways(
         base.append(judge.measure(judge.paint_all(bench.pipe)))
     rows = [{"way": "base", "method": "", "bytes": 0} | mean_values(base)]
     for way in ways:
-        for mix in mixes:
+        for mix in list_mixes(way, mixes):
             found = [
                 measure_way(bench, pair, way, mix, seed)
                 for pair in pairs
                 for seed in bench.plan.seeds
             ]
-            row = {"way": way, "method": mix.method.name, "bytes": found[0]["bytes"]}
+            row = {"way": way, "method": mix.name, "bytes": found[0]["bytes"]}
             rows.append(row | mean_values([one["marks"][MIXED] for one in found]))
     return rows
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdatoms.bench.composition import MEASURES, WAYS, Pair, make_pair, make_way_cell
+from sdatoms.bench.composition import MEASURES, WAYS, Pair, list_mixes, make_pair, make_way_cell
 from sdatoms.bench.mixing import Mix
 from sdatoms.bench.personalization import Bench
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
@@ -55,9 +55,9 @@ def draw_pair(bench: Bench, mixes: Sequence[Mix], pair: Pair, most: int = 8) -> 
         ["subject", "style"],
     )
     for way in WAYS:
-        for mix in mixes:
+        for mix in list_mixes(way, mixes):
             cell = make_way_cell(bench, pair, way, mix, bench.plan.seeds[0])
             if pictures := bench.store.read_pictures(cell):
                 grid.append(pictures[:most])
-                labels.append(f"{way},\n{fill(mix.method.name, WIDTH)}")
+                labels.append(f"{way},\n{fill(mix.name, WIDTH)}")
     return draw_grid(grid, labels, cell=96)

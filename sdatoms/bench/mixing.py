@@ -7,7 +7,7 @@ Atoms are summed exactly (`AdapterSet`), whatever forms they have; two LoRAs are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sdatoms.adapters.load import load_atoms
 from sdatoms.bench.rows import Method
 from sdatoms.errors import AtomError
 
-__all__ = ["Mix", "mix_adapters"]
+__all__ = ["Mix", "check_mix", "mix_adapters"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,22 @@ class Mix:
     style: Method
 
     @property
-    def method(self) -> Method:
-        """Both as one: what a cell is told."""
-        if self.subject is self.style:
-            return self.subject
-        other = {"style": self.style.name} | self.style.describe()
-        return replace(
-            self.subject,
-            name=f"{self.subject.name}; style by {self.style.name}",
-            options={**self.subject.options, "style": other},
+    def name(self) -> str:
+        """Of both, where they are two."""
+        same = self.subject is self.style
+        return self.subject.name if same else f"{self.subject.name}; style by {self.style.name}"
+
+
+def check_mix(mix: Mix) -> None:
+    """Refuse methods whose files cannot be mixed.
+
+    Raises:
+        AtomError: they are not both of atoms, and not of one LoRA.
+    """
+    tuners = {mix.subject.tuner, mix.style.tuner}
+    if tuners != {"atoms"} and (tuners != {"LoraConfig"} or mix.subject is not mix.style):
+        raise AtomError(
+            f"files of {mix.name!r} cannot be mixed; those of atoms and of one LoRA can"
         )
 
 
@@ -47,16 +54,12 @@ def mix_adapters(pipe: Any, mix: Mix, files: Sequence[Path], weights: Sequence[f
     Raises:
         AtomError: files of those methods cannot be mixed.
     """
-    tuners = {mix.subject.tuner, mix.style.tuner}
-    if tuners == {"atoms"}:
+    check_mix(mix)
+    if mix.subject.tuner == "atoms":
         for k, (path, weight) in enumerate(zip(files, weights, strict=True)):
             load_atoms(pipe, path, name=f"part{k}", strength=weight)
-    elif tuners == {"LoraConfig"} and mix.subject.options == mix.style.options:
-        mix_loras(pipe.unet, mix.subject, files, weights)
     else:
-        raise AtomError(
-            f"files of {mix.method.name!r} cannot be mixed; those of atoms and of one LoRA can"
-        )
+        mix_loras(pipe.unet, mix.subject, files, weights)
 
 
 def mix_loras(

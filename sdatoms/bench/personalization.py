@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,14 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.kinds = list_tasks(plan.photographs)
-        unknown = [m for m in plan.methods if m not in METHODS]
-        unknown += [t for t in plan.tasks or () if t not in self.kinds]
-        if unknown:
-            raise AtomError(
-                f"there is no method or task {unknown[0]!r}; tasks are {', '.join(self.kinds)}"
-            )
+        for what, names, known in (
+            ("method", plan.methods, METHODS),
+            ("task", plan.tasks or (), self.kinds),
+        ):
+            for name in names:
+                if name not in known:
+                    near = get_close_matches(name, known, 3, 0.3) or list(known)[:3]
+                    raise AtomError(f"there is no {what} {name!r}; there are {', '.join(near)}, …")
         self.split = split_tasks(self.kinds, plan.output_dir / "split.json")
         self.tasks: dict[str, Task] = {}
         self.judges: dict[tuple[str, Painting], Judge] = {}

@@ -134,7 +134,7 @@ def group_equal(terms: Sequence[Term], names: Sequence[str]) -> list[list[Term]]
 
 
 def find_first_equal(items: Sequence[tuple[Tensor, ...]]) -> list[int]:
-    """Of each item, the place of the first whose tensors equal its own, bit for bit."""
+    """Of each item, the place of the first whose tensors equal its own."""
     equal = lambda one, other: one is other or all(map(torch.equal, one, other))
     return [next(k for k, first in enumerate(items) if equal(first, item)) for item in items]
 

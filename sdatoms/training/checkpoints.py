@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdatoms.errors import AtomError
 from sdatoms.training.record import RATE_SETTINGS, RECORD, compare_record, read_record
-from sdatoms.training.run_folder import RunDirectory
+from sdatoms.training.run_folder import RunDirectory, name_step
 from sdatoms.training.trainer import Trainer
 
 __all__ = [
@@ -66,7 +66,7 @@ def save_checkpoint(
         atoms = trainer.pack(tensors)
         files[f"{name}.safetensors"] = save_tensors(atoms.tensors, atoms.metadata)
     directory.save_checkpoint(trainer.step, files, packed, places, limit)
-    trainer.log(f"saved checkpoint step-{trainer.step:06d}")
+    trainer.log(f"saved checkpoint {name_step(trainer.step)}")
 
 
 class Resumed(NamedTuple):

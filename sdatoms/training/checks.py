@@ -11,13 +11,16 @@ from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.errors import AtomError, check_text
 
 __all__ = [
+    "BLOCKS",
     "RANGES",
     "READING",
     "check_settings",
 ]
 
+BLOCKS = ("coefficients", "full")
+"""`--atom_variant` with block atoms."""
 READING = ("text", "cross-attention", "attention")
-"""`--atom_layers` of which some read the prompt, with atoms that no others share."""
+"""`--atom_layers` of which some read the prompt."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**64 - 1),
@@ -158,9 +161,15 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
     )
     yield (
         config.word_decay > 0
-        and (reads or config.block_form != "shared" or config.atom_layers not in READING),
-        f"--word_decay needs --block_form shared, --atom_layers {' or '.join(READING)}, of which "
-        "some read words, and --shared_atoms trained; change these, or set --word_decay 0",
+        and (
+            reads
+            or config.block_form != "shared"
+            or config.atom_layers not in READING
+            or config.atom_variant not in BLOCKS
+        ),
+        f"--word_decay needs --atom_variant {' or '.join(BLOCKS)}, --block_form shared, "
+        f"--atom_layers {' or '.join(READING)}, of which some read words, and --shared_atoms "
+        "trained; change these, or set --word_decay 0",
     )
     yield (
         config.use_8bit_adam and config.optimizer != "adamw",

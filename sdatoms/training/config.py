@@ -344,8 +344,8 @@ class TrainConfig:
     """Whether atoms that layers share are trained, or are fixed: what captions say and other words
     do not."""
     word_decay: float = 0.0
-    """How fast trained shared atoms forget what other words than the captions' say; 0 not at
-    all."""
+    """How fast trained shared atoms of layers that read the prompt forget what other words than the
+    captions' say; 0 not at all."""
     sparsity: float | None = None
     """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 

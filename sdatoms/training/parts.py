@@ -70,16 +70,17 @@ def make_buckets(pipe: Any, config: TrainConfig) -> list[Size]:
 
 
 def check_sample_sampler(pipe: Any, config: TrainConfig) -> None:
-    """See that the base takes the sampler of the samples.
+    """See that the base takes the sampler of the samples and its steps, where there are samples.
 
     Raises:
-        AtomError: it does not go with what the base predicts, or with its noise.
+        AtomError: it does not go with what the base predicts, or with its noise; or there are more
+            steps than the base was trained for.
     """
     sampling = read_sample_sampler(config)
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
-    if config.num_inference_steps > most:
+    if config.validation_steps and config.num_inference_steps > most:
         raise AtomError(
-            f"num_inference_steps is {config.num_inference_steps}; this base takes 1 to {most}"
+            f"--num_inference_steps is {config.num_inference_steps}; this base takes 1 to {most}"
         )
     if "scheduler" in sampling:
         build_scheduler(pipe.scheduler, sampling["scheduler"], sampling["schedule"])
@@ -223,9 +224,10 @@ def start_word_decay(
     """
     if not config.word_decay:
         return
+    atoms = list_word_atoms(injections["unet"])
     words = list_other_words(pipe, draw_captions(sources))
     others = measure_other_words(pipe, words, random.Random(0))
-    decay = WordDecay(others, config.word_decay, list_word_atoms(injections["unet"]))
+    decay = WordDecay(others, config.word_decay, atoms)
     decay.start()
     decay.follow(optimizer)
 

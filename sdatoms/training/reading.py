@@ -26,6 +26,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def list_word_atoms(injection: Injection) -> list[nn.Parameter]:
     """The shared atoms of the layers that read the prompt, which no other layers share.
 
     Raises:
-        AtomError: there are none.
+        AtomError: no layer that reads the prompt has shared atoms, or shares them with none else.
     """
     sharers: dict[str, list[str]] = {}
     for path, weight in injection.weights.items():
@@ -108,6 +109,8 @@ def list_word_atoms(injection: Injection) -> list[nn.Parameter]:
                 sharers.setdefault(delta.owner, []).append(path)
     read = lambda path: any(fnmatchcase(path, pattern) for pattern in ATOM_LAYERS["text"] or ())
     found = [d for d in injection.find_shared() if all(map(read, sharers[d.owner]))]
+    if not any(map(read, chain.from_iterable(sharers.values()))):
+        raise AtomError("--word_decay: no layer that reads words has shared atoms here")
     if not found:
         raise AtomError(
             "--word_decay: the layers that read words share their atoms with others here; "

@@ -68,6 +68,11 @@ class Sampler:
         self.sampling = read_sample_sampler(trainer.config)
         self.unrelated_folder = folder / name_unrelated(self.sampling)
 
+    def describe(self) -> dict[str, Any]:
+        """All that makes samples of two steps comparable."""
+        jobs = [[prompt, seed] for prompt, seed in self.jobs]
+        return {"jobs": jobs, "unrelated": len(self.unrelated), **self.sampling}
+
     @property
     def prompts(self) -> list[str]:
         """One for each sample picture."""

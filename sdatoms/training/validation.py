@@ -109,22 +109,35 @@ class Validation:
         """Name of the samples (`base`, `step-…`) → what was measured on them."""
         self.compared: dict[str, Any] | None = None
         """What the validation losses so far were measured on."""
+        self.sampled: dict[str, Any] | None = None
+        """What the base was painted as; None: not by a run that kept it."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         best = self.best.state() if self.best else None
-        return {"best": best, "measured": self.measured, "validation": self.compared}
+        return {
+            "best": best,
+            "measured": self.measured,
+            "validation": self.compared,
+            "sampled": self.sampled,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self.measured, self.compared = state["measured"], state.get("validation")
+        self.sampled = state.get("sampled")
         if self.best and state["best"]:
             self.best.load(state["best"])
 
     def attach(self, trainer: Trainer, sampler: Sampler, trackers: Trackers) -> None:
-        """Take what paints and what shows; a best step that was measured on other held-back
-        pictures is forgotten."""
+        """Take what paints and what shows; a best step that was measured on other samples, or on
+        other held-back pictures, is forgotten."""
         self.trainer, self.sampler, self.trackers = trainer, sampler, trackers
+        if trainer.data.paints and self.sampled not in (None, sampler.describe()):
+            self.note("other samples are generated than before: they are measured anew")
+            self.measured = {}
+            if self.best and self.best.metric != LOSS:
+                self.best = Best(self.best.metric, self.best.goal, self.best.patience)
         if not trainer.data.held:
             return
         self.loss = ValidationLoss(trainer, trainer.data.held, trainer.config.seed)
@@ -141,10 +154,11 @@ class Validation:
 
     def misses_samples(self, base: bool = False) -> bool:
         """Whether samples of this step, as after a resumption, or of the base were not painted to
-        their end."""
+        their end, or of the base as other ones."""
         count = len(self.sampler.jobs)
         path = self.sampler.folder / f"{self.name(base)}-{count - 1}.png"
-        return bool(count) and not path.is_file()
+        other = base and self.sampled not in (None, self.sampler.describe())
+        return bool(count) and (other or not path.is_file())
 
     def name(self, base: bool = False) -> str:
         """Of the samples, and of what is measured."""
@@ -198,6 +212,8 @@ class Validation:
             name, pictures, found = self.sampler.paint(base)
         except TrainingStopped:
             return None
+        if base:
+            self.sampled = self.sampler.describe()
         if self.trackers:
             self.trackers.show(name, pictures, self.sampler.prompts, self.trainer.step)
         self.keep(name, found, offer=offer)

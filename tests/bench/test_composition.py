@@ -94,12 +94,13 @@ def test_a_mixture_changes_weights_by_the_sum_of_its_parts(bench, pair, name):
 
 def test_rows_are_kept_and_drawn(bench):
     ways, mixes = ("mixed", "in one training"), list(MIXES.values())
-    names = [mix.method.name for mix in mixes]
+    names = [mix.name for mix in mixes]
     assert len(set(names)) == 3
     rows = compare_ways(bench, mixes, ["koala"], ["clay"], ways)
     assert [(row["way"], row["method"]) for row in rows] == [
         ("base", ""),
-        *((way, name) for way in ways for name in names),
+        *(("mixed", name) for name in names),
+        *(("in one training", name) for name in (ATOMS, LORA)),
     ]
     assert rows[0]["drift"] == 0 and all(row["bytes"] > 0 for row in rows[1:])
     cells = sorted((bench.plan.output_dir / "cells").glob("*.json"))
@@ -116,5 +117,5 @@ def test_what_fits_no_pair_is_refused(bench, pair):
         make_pair(bench, "octopus", "clay")
     biases, atoms = METHODS["BitFit"], METHODS[ATOMS]
     for mix in (Mix(biases, biases), Mix(atoms, METHODS[LORA])):
-        with pytest.raises(AtomError, match=f"files of {mix.method.name!r} cannot be mixed"):
-            mix_adapters(None, mix, [], [])
+        with pytest.raises(AtomError, match=f"files of {mix.name!r} cannot be mixed"):
+            compare_ways(bench, [mix], ["koala"], ["clay"])  # before anything is trained

@@ -252,8 +252,10 @@ def test_a_peer_that_does_not_run_here_is_named_with_the_reason(plan, monkeypatc
 def test_nothing_is_reported_before_it_was_chosen(plan):
     with pytest.raises(AtomError, match="--choose"):
         Bench(plan).test()
-    with pytest.raises(AtomError, match="no method or task"):
-        Bench(replace(plan, tasks=("nobody",)))
+    with pytest.raises(AtomError, match="there is no task 'bel'; there are bell, "):
+        Bench(replace(plan, tasks=("bel",)))
+    with pytest.raises(AtomError, match="there is no method 'LoRA r4'; there are LoRA r4 "):
+        Bench(replace(plan, methods=("LoRA r4",)))
 
 
 def test_one_subject_is_put_side_by_side(plan, monkeypatch):

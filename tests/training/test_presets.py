@@ -33,7 +33,7 @@ def test_what_is_given_wins(name):
 
 
 @pytest.mark.parametrize("form", ["map", "product", "shared"])
-@pytest.mark.parametrize("name", ["quick", "tiny", "style"])
+@pytest.mark.parametrize("name", ["quick", "best", "tiny", "style"])
 def test_another_form_drops_what_only_the_own_one_has(name, form):
     settings = expand_preset(name, SUBJECT | {"block_form": form})
     assert make_atom_config(TrainConfig(**settings)).block_form == form
@@ -43,7 +43,12 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
 
 @pytest.mark.parametrize(
     "given",
-    [{"block_form": "product"}, {"atom_layers": "convolutions"}, {"shared_atoms": "captions"}],
+    [
+        {"block_form": "product"},
+        {"atom_layers": "convolutions"},
+        {"shared_atoms": "captions"},
+        {"atom_variant": "overcomplete"},
+    ],
     ids=lambda given: next(iter(given)),
 )
 def test_words_decay_only_where_trained_atoms_read_them(given):
@@ -55,13 +60,16 @@ def test_words_decay_only_where_trained_atoms_read_them(given):
     assert expand_preset("balanced", SUBJECT | given | {"word_decay": 1.0})["word_decay"] == 1
 
 
-def test_atoms_that_read_the_captions_bring_their_own_rate():
+@pytest.mark.parametrize("name", ["balanced", "best"])
+def test_atoms_that_read_the_captions_bring_their_own_rate_and_layers(name):
     plain, reading = (
-        expand_preset("balanced", SUBJECT | more) for more in ({}, {"shared_atoms": "captions"})
+        expand_preset(name, SUBJECT | more) for more in ({}, {"shared_atoms": "captions"})
     )
-    assert TrainConfig(**reading).learning_rate > plain["learning_rate"]
-    own = expand_preset("balanced", SUBJECT | {"shared_atoms": "captions", "learning_rate": 0.5})
-    assert own["learning_rate"] == 0.5
+    config = TrainConfig(**reading)
+    assert config.learning_rate > plain["learning_rate"] and config.atom_layers == "text"
+    given = {"shared_atoms": "captions", "block_atoms": 7, "learning_rate": 0.5}
+    own = expand_preset(name, SUBJECT | given)
+    assert {key: own[key] for key in given} == given and reading.get("block_atoms") is None
 
 
 def test_prodigy_finds_its_own_rate_under_a_preset():
@@ -89,7 +97,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
 def test_the_command_line_beats_the_file_and_the_file_the_preset(train_config, tmp_path):
     config = train_config()
     file = tmp_path / "own.toml"
-    file.write_text('preset = "best"\nlearning_rate = 1e-3\nmax_train_steps = 5\n')
+    file.write_text('preset = "balanced"\nlearning_rate = 1e-3\nmax_train_steps = 5\n')
     flags = ["instance_data_dir", "instance_prompt", "output_dir", "pretrained_model_name_or_path"]
     words = [word for name in flags for word in (f"--{name}", getattr(config, name))]
     more = ["--max_train_steps", "1", "--validation_steps", "0", "--best_metric_goal", "max"]

@@ -184,10 +184,31 @@ def test_more_steps_than_the_base_knows_are_refused_before_anything_is_written(
     short = shutil.copytree(tiny_pipeline(), tmp_path / "short")
     path = short / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 200}))
-    config = train_config(num_inference_steps=300, pretrained_model_name_or_path=str(short))
+    given = {"num_inference_steps": 300, "pretrained_model_name_or_path": str(short)}
+    config = train_config(validation_steps=1, **given)
     with pytest.raises(sdatoms.AtomError, match="num_inference_steps is 300; this base takes 1 to"):
         next(train(config))
     assert not Path(config.output_dir).exists()
+
+
+def test_other_samples_than_before_are_measured_anew(train_config, evaluator_folder):
+    """Resumed with another number of steps: drift and the best step compare like with like."""
+    evaluate = measure_samples(load_evaluator(str(evaluator_folder)))
+    given = {"learning_rate": 5e-2, "validation_steps": 2, "best_metric": "drift"}
+    config = train_config(num_drift_images=2, best_metric_goal="min", **given)
+    steps = train(config, evaluate=evaluate)
+    next(steps), next(steps), next(steps)
+    steps.close()
+    again = replace(config, num_inference_steps=6, resume_from_checkpoint="step-000002")
+    list(train(again, evaluate=evaluate))
+    run = Path(config.output_dir)
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["metrics"]) == {"base", "step-000004"} and report["chosen_step"] == 4
+    assert report["metrics"]["base"]["drift"] == pytest.approx(0, abs=1e-6)
+    pipe = load_base(config.pretrained_model_name_or_path)
+    base = paint(pipe, [config.instance_prompt], [config.seed], num_inference_steps=6)[0]
+    assert np.array_equal(Image.open(run / "samples" / "base-0.png"), base)
+    assert "other samples are generated than before" in (run / "log.txt").read_text()
 
 
 def test_drift_is_measured_on_pictures_of_one_sampler_and_as_many_steps(train_config):

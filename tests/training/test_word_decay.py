@@ -129,6 +129,22 @@ def test_beside_other_layers_atoms_that_read_words_decay_and_no_others(layers):
         list_word_atoms(injection)
 
 
+def test_other_atoms_than_those_that_read_words_do_not_decay(train_config, tiny_base):
+    """A step without a gradient leaves them as they were drawn, and the others quieter."""
+    given = {"atom_layers": "cross-attention", "adam_weight_decay": 0.0}
+    given["pretrained_model_name_or_path"] = str(tiny_base)
+    trainer = Trainer(train_config(**DECAYED | given))
+    kept = [delta.shared_atoms for delta in trainer.injections["unet"].find_shared()]
+    before = [atoms.detach().clone() for atoms in kept]
+    for atoms in kept:
+        atoms.grad = torch.zeros_like(atoms)
+    trainer.optimizer.step()
+    reading = list_word_atoms(trainer.injections["unet"])
+    changed = [not torch.equal(a, b) for a, b in zip(before, kept, strict=True)]
+    assert changed == [any(atoms is own for own in reading) for atoms in kept]
+    assert True in changed and False in changed
+
+
 @pytest.mark.parametrize("layers", ["text", "cross-attention"])
 def test_the_base_is_unchanged_until_it_trains(train_config, tiny_base, layers):
     given = {"atom_layers": layers, "pretrained_model_name_or_path": str(tiny_base)}
@@ -151,8 +167,9 @@ def test_what_does_not_go_together_is_refused():
         {"block_form": "map", "block_factors": None},
         {"atom_layers": "all"},
         {"shared_atoms": "captions"},
+        {"atom_variant": "overcomplete"},
     ):
-        with pytest.raises(AtomError, match="--word_decay needs --block_form shared"):
+        with pytest.raises(AtomError, match="--word_decay needs --atom_variant coefficients"):
             replace(config, **changes)
     with pytest.raises(AtomError, match="--word_decay is -1; it takes 0 to"):
         replace(config, word_decay=-1)

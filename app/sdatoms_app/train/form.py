@@ -18,6 +18,7 @@ from sdatoms.settings import build_config, read_field_help, unwrap
 from sdatoms.training import presets
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset
+from sdatoms.training.samples import read_sample_sampler
 from sdatoms_app.train.offered import CAPS, CHOICES, GROUPS, PLAIN
 
 __all__ = [
@@ -157,7 +158,7 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
             )
         given[name] = value
     try:
-        build_config(TrainConfig, given, "the form")
+        read_sample_sampler(build_config(TrainConfig, given, "the form"))
     except AtomError as error:
         raise AtomError(str(error).replace("--", "")) from None
     return given

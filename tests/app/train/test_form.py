@@ -38,6 +38,13 @@ def test_every_widget_shows_what_the_first_preset_does():
     assert TrainConfig(**untouched) == TrainConfig(**PRESETS[FIRST])
 
 
+def test_samples_take_no_more_steps_than_their_sampler():
+    given = {"validation_scheduler": "LCM", "num_inference_steps": 60}
+    with pytest.raises(sdatoms.AtomError, match="LCM"):
+        check_settings(given)
+    assert check_settings(given | {"num_inference_steps": 50})
+
+
 @pytest.mark.parametrize("name", CAPS)
 def test_whole_numbers_have_an_end(name):
     with pytest.raises(sdatoms.AtomError, match=f"{name} is {CAPS[name] + 1}; it takes at most"):
