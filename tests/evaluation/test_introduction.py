@@ -177,4 +177,4 @@ def test_a_followed_prompt_is_told_from_an_ignored_one():
             away = (right - judge("others", texts)).mean()
             won[way] += torch.stack([gap, away, (right > turned.amax(0)).float().mean()])
     known, plain = (won[way] / len(names) for way in ("known", "plain"))
-    assert (known > plain + torch.tensor([0.05, 0.05, 0.0])).all() and known[2] > 0.85
+    assert (known > plain + torch.tensor([0.05, 0.05, 0.0])).all() and known[2] > 0.93
