@@ -135,7 +135,8 @@ class Validation:
         self.trainer, self.sampler, self.trackers = trainer, sampler, trackers
         if trainer.data.paints and self.sampled not in (None, sampler.describe()):
             self.note("other samples are generated than before: they are measured anew")
-            self.measured = {}
+            losses = {name: found.get(LOSS) for name, found in self.measured.items()}
+            self.measured = {name: {LOSS: v} for name, v in losses.items() if v is not None}
             if self.best and self.best.metric != LOSS:
                 self.best = Best(self.best.metric, self.best.goal, self.best.patience)
         if not trainer.data.held:

@@ -195,7 +195,8 @@ def test_other_samples_than_before_are_measured_anew(train_config, evaluator_fol
     """Resumed with another number of steps: drift and the best step compare like with like."""
     evaluate = measure_samples(load_evaluator(str(evaluator_folder)))
     given = {"learning_rate": 5e-2, "validation_steps": 2, "best_metric": "drift"}
-    config = train_config(num_drift_images=2, best_metric_goal="min", **given)
+    given |= {"best_metric_goal": "min", "num_validation_pictures": 1}
+    config = train_config(num_drift_images=2, **given)
     steps = train(config, evaluate=evaluate)
     next(steps), next(steps), next(steps)
     steps.close()
@@ -203,7 +204,10 @@ def test_other_samples_than_before_are_measured_anew(train_config, evaluator_fol
     list(train(again, evaluate=evaluate))
     run = Path(config.output_dir)
     report = json.loads((run / "report.json").read_text())
-    assert set(report["metrics"]) == {"base", "step-000004"} and report["chosen_step"] == 4
+    assert report["metrics"].keys() == {"base", "step-000002", "step-000004"}
+    assert report["chosen_step"] == 4
+    assert report["metrics"]["step-000002"].keys() == {"validation_loss"}  # no samples' measure
+    assert "validation_loss" in report["metrics"]["base"]
     assert report["metrics"]["base"]["drift"] == pytest.approx(0, abs=1e-6)
     pipe = load_base(config.pretrained_model_name_or_path)
     base = paint(pipe, [config.instance_prompt], [config.seed], num_inference_steps=6)[0]
