@@ -91,6 +91,10 @@ class RowDelta(Delta):
     shared_atoms: nn.Parameter
     """D `(r, p)`, the keeper's where another layer keeps it."""
 
+    def __init__(self, view: View, owner: str = "") -> None:
+        nn.Module.__init__(self)
+        self.view, self.sparse, self.owner = view, False, owner
+
     def __getattr__(self, name: str) -> Any:
         """What layers share is the keeper's, unless this delta has it."""
         keeper = self.__dict__.get("keeper")
@@ -118,8 +122,7 @@ class SharedDelta(RowDelta):
     """
 
     def __init__(self, view: View, atoms: int, seed: int, like: Tensor, owner: str = "") -> None:
-        nn.Module.__init__(self)
-        self.view, self.sparse, self.owner = view, False, owner
+        RowDelta.__init__(self, view, owner)
         self.shared_encoder = nn.Parameter(make_zeros(like, view.width, atoms))
         self.shared_atoms = nn.Parameter(draw_atoms(atoms, view.width, seed).to(like.device))
 
@@ -140,8 +143,7 @@ class SharingDelta(SharedDelta):
     among its parameters and in its state dict."""
 
     def __init__(self, view: View, keeper: SharedDelta) -> None:
-        nn.Module.__init__(self)
-        self.view, self.sparse, self.owner = view, False, keeper.owner
+        RowDelta.__init__(self, view, keeper.owner)
         self.__dict__["keeper"] = keeper  # no submodule: its tensors are the owner's alone
 
 
@@ -150,8 +152,7 @@ class FixedSharedDelta(SharedDelta):
     holds."""
 
     def __init__(self, view: View, encoder: Tensor, atoms: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.view, self.sparse, self.owner = view, False, ""
+        RowDelta.__init__(self, view)
         hold_fixed(self, SHARED, (encoder, atoms))
 
 
@@ -166,8 +167,7 @@ class OwnDelta(RowDelta):
     """
 
     def __init__(self, view: View, atoms: Tensor | OwnDelta, like: Tensor, owner: str) -> None:
-        nn.Module.__init__(self)
-        self.view, self.sparse, self.owner = view, False, owner
+        RowDelta.__init__(self, view, owner)
         if isinstance(atoms, Tensor):
             self.shared_atoms = nn.Parameter(atoms.to(like.device))
         else:
@@ -192,6 +192,5 @@ class FixedOwnDelta(OwnDelta):
     holds."""
 
     def __init__(self, view: View, coefficients: Tensor, atoms: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.view, self.sparse, self.owner = view, False, ""
+        RowDelta.__init__(self, view)
         hold_fixed(self, OWN, (coefficients, atoms))
