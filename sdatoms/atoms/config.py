@@ -11,6 +11,7 @@ from sdatoms.errors import AtomError
 
 __all__ = [
     "ATOM_FLAGS",
+    "BLOCK_VARIANTS",
     "AtomConfig",
     "Variant",
     "read_atom_flags",
@@ -23,6 +24,8 @@ BlockForm = Literal["map", "product", "shared"]
 BlockFactors = Literal["shared", "each"]
 
 
+BLOCK_VARIANTS: tuple[Variant, ...] = ("coefficients", "full")
+"""Those that train block atoms."""
 LOWERED = {"num_inner_atoms": 3, "block_size": 4}
 """What these numbers are where none was given; the budget rule lowers them in a layer, while a
 number that was given stands."""

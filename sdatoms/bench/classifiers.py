@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdatoms.atoms.config import AtomConfig, Variant
+from sdatoms.atoms.config import BLOCK_VARIANTS, AtomConfig, Variant
 from sdatoms.atoms.decompose import View, split_side
 from sdatoms.classifiers.methods import attach_method
 from sdatoms.classifiers.model import classify, open_classifier
@@ -38,7 +38,7 @@ def count_on_paper(row: LayerReport, groups: int, config: AtomConfig) -> int:
         spatial = m * taps
         if config.variant != "atoms":
             spatial = config.num_inner_atoms * m * (groups * row.shape[1] + taps)
-    if config.variant in ("coefficients", "full"):
+    if config.variant in BLOCK_VARIANTS:
         sides = split_side(row.shape[0] // groups, b), split_side(row.shape[1], b)
         view = View("joint" if taps > 1 else "channel", row.shape, groups, sides)
         block = min(view.width, view.height) * view.width

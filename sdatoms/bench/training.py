@@ -22,7 +22,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from sdatoms.atoms.config import AtomConfig, Variant
+from sdatoms.atoms.config import BLOCK_VARIANTS, AtomConfig, Variant
 from sdatoms.bench.peers import Peer, tune_all, tune_atoms, tune_lora
 from sdatoms.bench.process import call_apart, forget_peak, limit_memory, read_peak, wait_for
 from sdatoms.diffusion.open import load_base
@@ -85,7 +85,7 @@ def find_rival(config: AtomConfig) -> str:
     """The LoRA on the layers that a setting of atoms tunes."""
     if config.target_modules:
         return TEXT
-    return ALL if config.variant in ("coefficients", "full") else SPATIAL
+    return ALL if config.variant in BLOCK_VARIANTS else SPATIAL
 
 
 RIVALS = {name: find_rival(config) for name, config in SETTINGS.items()}

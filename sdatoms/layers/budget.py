@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdatoms.atoms.block_deltas import OwnDelta, ProductDelta, SharedDelta, SharingDelta
 from sdatoms.atoms.codes import OVERCOMPLETE, Codes, fit_codes
-from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.config import BLOCK_VARIANTS, AtomConfig
 from sdatoms.atoms.decompose import (
     MAX_WIDTH,
     Kind,
@@ -64,7 +64,7 @@ def build_deltas(
         return {}, "left out: sparse atoms do not fit quantized weights; linear ones do", 0.0
     spatial = is_spatial(source.module)
     wants_spatial = spatial and config.variant != "coefficients"
-    wants_block = config.variant in ("coefficients", "full") or (named and not spatial)
+    wants_block = config.variant in BLOCK_VARIANTS or (named and not spatial)
     overcomplete = config.variant in ("overcomplete", "full")
     notes: list[str] = []
     if spatial and groups > 1 and shape[1] == 1:

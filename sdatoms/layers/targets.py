@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from sdatoms.atoms.config import AtomConfig
+from sdatoms.atoms.config import BLOCK_VARIANTS, AtomConfig
 from sdatoms.errors import AtomError
 from sdatoms.layers.adopt import find_kind
 from sdatoms.layers.weights import LayerWeight, list_layers, list_weights, unwrap
@@ -181,7 +181,7 @@ def choose_targets(model: nn.Module, config: AtomConfig) -> Iterator[Target]:
         if targets is not None:
             if any(map(matches, targets)):
                 yield Target(path, layer_path, name, layer, weight, True)
-        elif is_spatial(layer) or config.variant in ("coefficients", "full"):
+        elif is_spatial(layer) or config.variant in BLOCK_VARIANTS:
             yield Target(path, layer_path, name, layer, weight, False)
 
 

@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from sdatoms.atoms.config import BLOCK_VARIANTS
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.errors import AtomError, check_text
 
 __all__ = [
-    "BLOCKS",
     "RANGES",
     "READING",
     "check_settings",
 ]
 
-BLOCKS = ("coefficients", "full")
-"""`--atom_variant` with block atoms."""
 READING = ("text", "cross-attention", "attention")
 """`--atom_layers` of which some read the prompt."""
 
@@ -165,9 +163,9 @@ def list_conflicts(config: Any) -> Iterator[tuple[bool, str]]:
             reads
             or config.block_form != "shared"
             or config.atom_layers not in READING
-            or config.atom_variant not in BLOCKS
+            or config.atom_variant not in BLOCK_VARIANTS
         ),
-        f"--word_decay needs --atom_variant {' or '.join(BLOCKS)}, --block_form shared, "
+        f"--word_decay needs --atom_variant {' or '.join(BLOCK_VARIANTS)}, --block_form shared, "
         f"--atom_layers {' or '.join(READING)}, of which some read words, and --shared_atoms "
         "trained; change these, or set --word_decay 0",
     )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from sdatoms.atoms.config import BLOCK_VARIANTS
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
-from sdatoms.training.checks import BLOCKS, READING
+from sdatoms.training.checks import READING
 from sdatoms.training.real_presets import REAL_PRESETS, count_pictures
 
 __all__ = [
@@ -73,7 +74,7 @@ KEEP_CLASS = {"with_prior_preservation": True, "prior_preservation_mode": "predi
 FORM_ALONE = {"block_size", "block_factors", "block_atoms"}
 """Settings that mean nothing, or another thing, in another block form."""
 DECAYS = {
-    "atom_variant": BLOCKS,
+    "atom_variant": BLOCK_VARIANTS,
     "block_form": ("shared",),
     "atom_layers": READING,
     "shared_atoms": ("trained",),
@@ -157,7 +158,7 @@ def expand_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise AtomError(f"there is no preset {str(name)[:60]!r}; {hint}")
     settings = {**PRESETS[name].settings, **given}
     if settings.get("shared_atoms") == "captions":  # of the layers that read captions alone
-        settings |= {k: v for k, v in {**TINY, **given}.items() if k == "atom_layers"}
+        settings["atom_layers"] = given.get("atom_layers", TINY["atom_layers"])
         settings = {k: v for k, v in settings.items() if k in given or k != "block_atoms"}
     if settings.get("block_form") != PRESETS[name].settings.get("block_form"):
         for key in FORM_ALONE - given.keys():
