@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from sdatoms.bench.peer_rows import WORD
 from sdatoms.bench.rows import PLACES, Method, rates_around
+from sdatoms.training.config import TrainConfig
 
-__all__ = ["list_ablations", "list_trials"]
+__all__ = ["list_ablations", "list_trials", "name_changes"]
 
 ABLATED = "product b16"
 """The row that every ablation changes in one point."""
@@ -33,6 +34,11 @@ HELPED = (
 )
 """Rows that are given what helps shared atoms, peers among them: decay towards the base, and more
 of the steps at which a picture is mostly noise."""
+PRESETS = (
+    "word decay 10 r4 each, text: weight decay 1, noisy steps",
+    "word decay 10 r16 each, cross-attention: weight decay 1, noisy steps",
+)
+"""What the presets `balanced` and `best` train, and every change of it."""
 NOISY = {
     "timestep_bias_strategy": "later",
     "timestep_bias_multiplier": 5.0,
@@ -44,7 +50,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 10": {"adam_weight_decay": 10.0},
     "noisy steps": NOISY,
     "weight decay 1, noisy steps": {"adam_weight_decay": 1.0, **NOISY},
+    "no weight decay": {"adam_weight_decay": 0.0},
+    "words not forgotten": {"word_decay": 0.0},
+    "even steps": {"timestep_bias_strategy": "none"},
     "averages": {"use_ema": True},
+    "averages over 20 steps": {"use_ema": True, "ema_decay": 0.95},
     "prior by prediction": {
         "with_prior_preservation": True,
         "prior_preservation_mode": "prediction",
@@ -68,7 +78,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "late steps": {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0},
     "empty prompts 0.1": {"proportion_empty_prompts": 0.1},
     "text encoder too": {"train_text_encoder": True},
-    "a new word too": {"train_text_encoder_ti": True, "token_abstraction": WORD},
+    "a new word too": {
+        "train_text_encoder_ti": True,
+        "token_abstraction": WORD,
+        "token_lr": 1e-2,
+    },
 }
 PARTS = {
     "attention alone": ("*.attentions.*",),
@@ -107,14 +121,29 @@ def list_trials() -> list[Method]:
 
 
 def change(row: Method, name: str) -> Method:
-    """The row with one of `CHANGES`."""
-    training = {**row.training, **CHANGES[name]}
-    return replace(row, name=f"{row.name}: {name}", training=training)
+    """The row with one of `CHANGES`, or with one of `STRENGTHS`."""
+    training = {**row.training, **CHANGES.get(name, {})}
+    strength = STRENGTHS.get(name, row.strength)
+    return replace(row, name=f"{row.name}: {name}", training=training, strength=strength)
+
+
+def name_changes(row: Method) -> list[str]:
+    """What there is to change of a row, which is not so already."""
+    usual = {field.name: field.default for field in fields(TrainConfig)}
+    differs = lambda name: (
+        name in STRENGTHS
+        or any({**usual, **row.training}[key] != value for key, value in CHANGES[name].items())
+    )
+    return [name for name in (*CHANGES, *STRENGTHS) if differs(name)]
 
 
 def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
     own, beside = rows[ABLATED], rows[f"{ABLATED} + spatial"]
-    changed = [change(row, name) for row in (own, rows[SHARED]) for name in CHANGES]
+    helpers = ("weight decay 1", "weight decay 10", "weight decay 1, noisy steps")
+    helped = [change(rows[row], name) for row in HELPED for name in helpers]
+    named = {row.name: row for row in helped}
+    ablated = [own, rows[SHARED], *(named[name] for name in PRESETS)]
+    changed = [change(row, name) for row in ablated for name in name_changes(row)]
     changed += [
         replace(own, name=f"{ABLATED}: {name}", targets=paths) for name, paths in PARTS.items()
     ]
@@ -122,9 +151,4 @@ def list_ablations(rows: Mapping[str, Method]) -> list[Method]:
         replace(beside, name=f"{beside.name}: spatial rate x {ratio:g}", spatial=ratio)
         for ratio in (0.3, 3.0, 10.0)
     ]
-    changed += [
-        replace(own, name=f"{ABLATED}: {name}", strength=text) for name, text in STRENGTHS.items()
-    ]
-    helpers = ("weight decay 1", "weight decay 10", "weight decay 1, noisy steps")
-    helped = [change(rows[row], name) for row in HELPED for name in helpers]
     return [*(replace(row, group="ablations") for row in changed), *helped]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from sdatoms.bench.composition import MEASURES, WAYS, Pair, list_mixes, make_pair, make_way_cell
 from sdatoms.bench.mixing import Mix
 from sdatoms.bench.personalization import Bench
+from sdatoms.bench.tables import dump_figures, show, write_markdown
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import write_whole
 
@@ -31,13 +31,13 @@ def write_composition(
 ) -> str:
     """Write `composition.json`, `composition.md` and a picture a pair; returns the markdown."""
     head = ("way", "method", "kB", *MEASURES)
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        figures = ["" if row[m] is None else f"{row[m]:.3f}" for m in MEASURES]
-        lines.append((row["way"], row["method"], str(row["bytes"] // 1000), *figures))
-    markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [
+        [row["way"], row["method"], str(row["bytes"] // 1000), *(show(row[m]) for m in MEASURES)]
+        for row in rows
+    ]
+    markdown = write_markdown(head, lines) + "\n"
     folder = bench.plan.output_dir
-    write_whole(folder / "composition.json", (json.dumps(list(rows), indent=1) + "\n").encode())
+    write_whole(folder / "composition.json", dump_figures(list(rows)))
     write_whole(folder / "composition.md", markdown.encode())
     for pair in (make_pair(bench, a, b) for a in subjects for b in styles):
         buffer = io.BytesIO()

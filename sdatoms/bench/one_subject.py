@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from sdatoms.bench.methods import METHODS
-from sdatoms.bench.personalization import Bench, Entry, average, show_bytes
+from sdatoms.bench.personalization import Bench, Entry, average
 from sdatoms.bench.rows import Method
+from sdatoms.bench.tables import show_bytes
 from sdatoms.errors import AtomError
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import write_whole

@@ -40,7 +40,6 @@ __all__ = [
     "Entry",
     "Plan",
     "average",
-    "show_bytes",
     "shrink",
 ]
 
@@ -272,7 +271,3 @@ class Bench:
 
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def show_bytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

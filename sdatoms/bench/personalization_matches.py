@@ -18,6 +18,7 @@ from sdatoms.bench.personalization import Entry, average
 from sdatoms.bench.rows import BASE
 
 __all__ = [
+    "GOALS",
     "LOSS",
     "compare_methods",
     "find_best",

@@ -8,16 +8,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdatoms.bench.intervals import Interval
 from sdatoms.bench.judge import MEASURES
 from sdatoms.bench.methods import METHODS
-from sdatoms.bench.personalization import Bench, Entry, show_bytes
+from sdatoms.bench.personalization import Bench, Entry
 from sdatoms.bench.personalization_choices import list_validation
 from sdatoms.bench.personalization_matches import (
     LOSS,
@@ -29,6 +26,14 @@ from sdatoms.bench.personalization_matches import (
     pick_atoms,
 )
 from sdatoms.bench.plots import Point, draw_pareto
+from sdatoms.bench.tables import (
+    dump_figures,
+    show,
+    show_bytes,
+    show_gain,
+    write_html_table,
+    write_markdown,
+)
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_table, write_whole
 
@@ -54,32 +59,11 @@ STYLE = (
 )
 
 
-def clean(value: Any) -> Any:
-    """Figures as JSON takes them: intervals by name, None for what is not a number."""
-    if isinstance(value, Interval):
-        return clean(value._asdict())
-    if isinstance(value, dict):
-        return {key: clean(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [clean(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def show_row(row: dict[str, Any]) -> list[str]:
     shown = [row["method"] + (f" ({row['diverged']} diverged)" if row["diverged"] else "")]
     shown += [f"{row['numbers']:,}", show_bytes(row["bytes"]), str(row["layers"])]
     shown += [f"{row['rate']:g}", str(row["steps"]), show(row["seconds_per_step"])]
     return shown + [show(row[measure]) for measure in MEASURES]
-
-
-def show(value: float | None) -> str:
-    return "" if value is None or value != value else f"{value:.3f}"
-
-
-def show_gain(gain: Interval | None) -> str:
-    if gain is None or gain.mean != gain.mean:
-        return ""
-    return f"{gain.mean:+.3f} ({gain.low:+.3f} … {gain.high:+.3f})"
 
 
 def show_best(best: Mapping[str, Any]) -> str:
@@ -131,18 +115,6 @@ def list_tables(
         head = ["peer", "its numbers", "atoms", *goals, f"no loss above {LOSS:g}"]
         tables.append((f"{kind}: atoms held against each peer", head, lines))
     return tables
-
-
-def write_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def write_html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    line = lambda cells, tag: "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="t"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
 
 
 def draw_task(bench: Bench, task: str, entries: Sequence[Entry], most: int = 10) -> str:
@@ -233,7 +205,7 @@ def write_report(
     head = f"<meta charset=utf-8><title>Personalization</title><style>{STYLE}</style>"
     document = f"<!doctype html><html lang=en><head>{head}</head><body><h1>Personalization</h1>"
     document += "".join(page) + "</body></html>"
-    write_whole(folder / "report.json", (json.dumps(clean(facts), indent=1) + "\n").encode())
+    write_whole(folder / "report.json", dump_figures(facts))
     write_whole(folder / "report.md", markdown.encode())
     write_whole(folder / "report.html", document.encode())
     return markdown

@@ -45,7 +45,7 @@ __all__ = ["Run", "make_config", "read_versions", "run_cell"]
 
 def make_config(cell: Cell, task: Task, base: str | None) -> TrainConfig:
     """A cell's settings as the trainer's."""
-    settings = dict(cell.method.training)
+    settings = {"token_lr": cell.rate, **cell.method.training}
     if settings.get("with_prior_preservation"):
         settings["class_prompt"] = task.class_prompt
     if cell.method.spatial != 1:
@@ -60,7 +60,6 @@ def make_config(cell: Cell, task: Task, base: str | None) -> TrainConfig:
         max_train_steps=max(cell.steps),
         train_batch_size=cell.batch_size,
         learning_rate=cell.rate,
-        token_lr=cell.rate,
         seed=cell.seed,
         **settings,
     )
