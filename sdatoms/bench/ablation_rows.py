@@ -45,6 +45,7 @@ NOISY = {
     "timestep_bias_portion": 0.5,
 }
 """Five of six steps learn from the noisier half of the timesteps."""
+NEW_WORD = {"train_text_encoder_ti": True, "token_abstraction": WORD, "token_lr": 1e-2}
 CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 1": {"adam_weight_decay": 1.0},
     "weight decay 10": {"adam_weight_decay": 10.0},
@@ -78,11 +79,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "late steps": {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0},
     "empty prompts 0.1": {"proportion_empty_prompts": 0.1},
     "text encoder too": {"train_text_encoder": True},
-    "a new word too": {
-        "train_text_encoder_ti": True,
-        "token_abstraction": WORD,
-        "token_lr": 1e-2,
-    },
+    "a new word too": NEW_WORD,
+    "text encoder and a new word too": {"train_text_encoder": True, **NEW_WORD},
 }
 PARTS = {
     "attention alone": ("*.attentions.*",),

@@ -20,7 +20,8 @@ from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import Scorer, measure_samples
+from sdatoms.evaluation.samples import measure_samples
+from sdatoms.evaluation.scores import Scorer
 from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.pictures import draw_grid, find_pictures, read_picture
 from sdatoms.storage import read_subject, write_whole

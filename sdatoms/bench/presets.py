@@ -21,7 +21,7 @@ import psutil
 
 from sdatoms.bench.process import call_apart
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import measure_samples
+from sdatoms.evaluation.samples import measure_samples
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train

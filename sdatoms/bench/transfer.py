@@ -67,6 +67,9 @@ METHODS = {
         )
         for side in (8, 16)
     },
+    "coefficients, shared r4 each": Method(
+        "coefficients", {"block_form": "shared", "block_atoms": 4, "block_factors": "each"}
+    ),
     "full, 8x8, spatial x 0.3": Method("full", BLOCKS, ratios={"spatial": 0.3}),
 }
 

@@ -21,7 +21,7 @@ from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.errors import AtomError
 
 if TYPE_CHECKING:
-    from sdatoms.evaluation.scores import Row
+    from sdatoms.evaluation.rows import Row
 
 __all__ = [
     "add_evaluate",

@@ -19,7 +19,8 @@ from sdatoms.adapters.load import load_atoms
 from sdatoms.cli.score_table import draw_scores
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import Row, Scorer
+from sdatoms.evaluation.rows import Row
+from sdatoms.evaluation.scores import Scorer
 from sdatoms.evaluation.truth import FIVE_KINDS, Truth, choose_prompts, find_truth
 from sdatoms.files.reader import read_atoms
 from sdatoms.pictures import draw_grid, find_pictures, read_picture

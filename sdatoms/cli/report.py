@@ -20,7 +20,7 @@ from sdatoms.storage import read_table, write_whole
 from sdatoms.version import __version__
 
 if TYPE_CHECKING:
-    from sdatoms.evaluation.scores import Row
+    from sdatoms.evaluation.rows import Row
     from sdatoms.files.atom_file import AtomFile
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdatoms.evaluation.scores import Row
+    from sdatoms.evaluation.rows import Row
 
 __all__ = [
     "MEASURES",

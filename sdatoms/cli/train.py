@@ -181,7 +181,7 @@ def find_measure(config: TrainConfig) -> Evaluate | None:
     """
     from sdatoms.diffusion.family import find_base
     from sdatoms.evaluation.evaluator import load_evaluator
-    from sdatoms.evaluation.scores import measure_samples
+    from sdatoms.evaluation.samples import measure_samples
     from sdatoms.evaluation.truth import find_truth
     from sdatoms.storage import find_assets
 

@@ -43,7 +43,7 @@ def describe_training(run: Path, prompt: str, base: str | None = None) -> str:
 
 def draw_measures(metrics: dict[str, dict[str, float]], chosen: int) -> str:
     """The measures of the chosen step's samples beside the base's; empty where there are none."""
-    from sdatoms.evaluation.scores import Row
+    from sdatoms.evaluation.rows import Row
     from sdatoms.training.run_folder import name_step
 
     names = {field.name for field in fields(Row)}

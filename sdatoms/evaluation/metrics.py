@@ -33,6 +33,7 @@ from torch import Tensor
 from sdatoms.errors import AtomError
 
 __all__ = [
+    "mean",
     "measure_alignment",
     "measure_diversity",
     "measure_drift",
@@ -132,3 +133,8 @@ def pair(a: Tensor, b: Tensor, what: str) -> Tensor:
             f"{tuple(a.shape)} embeddings came with {tuple(b.shape)} of {what}; each takes its own"
         )
     return (a * b).sum(1)
+
+
+def mean(values: Tensor) -> float:
+    """A figure of all pictures, from one of each."""
+    return float(values.mean())

@@ -1,17 +1,13 @@
 """Score atom files on their base, beside rows that tell whether the scores can be believed.
 
-Every file paints the same prompts with the same seeds as the base without atoms. The sanity rows:
-the base itself; the instance pictures among themselves, the most that imitation can reach; the same
-or other things drawn by another vendor, which fidelity must put below them; and the base's pictures
-of other prompts, which alignment must put below the base's own. Where the true pictures of the
-prompts are known, `examiner.py` adds its own.
+Every file paints the same prompts with the same seeds as the base without atoms. Two of the sanity
+rows are the base's: as it paints, and its pictures of other prompts, which alignment must put below
+them. Those that need no base are in `rows.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +22,25 @@ from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.examiner import Examiner, align
 from sdatoms.evaluation.metrics import (
+    mean,
     measure_diversity,
     measure_drift,
     measure_fidelity,
 )
-from sdatoms.evaluation.truth import KNOWN, Truth, find_things, find_truth, read_truth
+from sdatoms.evaluation.rows import (
+    Row,
+    read_subject_pictures,
+    score_subject,
+    score_true,
+    score_truth,
+)
+from sdatoms.evaluation.truth import KNOWN, Truth, find_things, read_truth
 from sdatoms.files.atom_file import AtomFile
-from sdatoms.pictures import find_pictures, read_picture, read_sidecar
-from sdatoms.storage import ABOUT, find_assets
 
 __all__ = [
-    "Row",
     "Scorer",
-    "Subject",
     "evaluate",
-    "measure_samples",
-    "read_subject_pictures",
-    "score_subject",
-    "score_truth",
 ]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Pictures of a subject or a style, and their embeddings."""
-
-    name: str
-    pictures: tuple[Image.Image, ...]
-    styles: Tensor
-    """`(k, e)`."""
-    concepts: Tensor
-    """`(k, d)`."""
-    captions: Tensor | None
-    """Their own captions, `(k, d)`; None where a picture has none beside it."""
-    prompts: tuple[str, ...]
-    """The captions as they were written."""
-    package: str | None
-    """Where the pictures come from, when `subject.json` says so."""
-    truth: Truth | None = None
-    """True pictures of prompts about it, where they are known."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; None where a figure has no meaning."""
-
-    name: str
-    pictures: int
-    fidelity: float | None = None
-    likeness: float | None = None
-    alignment: float | None = None
-    diversity: float | None = None
-    drift: float | None = None
-    truth: float | None = None
-    error: float | None = None
-    followed: float | None = None
 
 
 class Scorer:
@@ -206,30 +166,6 @@ class Scorer:
         return [*score_truth(examiner, words), ceiling]
 
 
-def score_truth(examiner: Examiner, prompts: Sequence[str]) -> list[Row]:
-    """The rows of true pictures, which need no base: the subject's own, other subjects' in the same
-    settings, and the subject without any setting."""
-    return [
-        score_true(name, examiner, pictures, asked)
-        for name, pictures, asked in examiner.list_checks(prompts)
-    ]
-
-
-def score_true(
-    name: str, examiner: Examiner, pictures: Sequence[Image.Image], prompts: Sequence[str]
-) -> Row:
-    evaluator = examiner.evaluator
-    texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-    concepts = evaluator.embed_concepts(pictures)
-    things = find_things(examiner.truth, prompts)
-    return Row(
-        name,
-        len(pictures),
-        alignment=mean(align(evaluator, pictures, concepts, texts, things)),
-        **examiner.score(pictures, prompts),
-    )
-
-
 def evaluate(
     pipe: Any,
     files: Sequence[tuple[str, AtomFile]],
@@ -256,115 +192,3 @@ def evaluate(
         finally:
             adapters.remove(name)
     return rows + scorer.check()
-
-
-def measure_samples(
-    evaluator: Evaluator, truth: Truth | None = None
-) -> Callable[..., dict[str, float]]:
-    """What the trainer calls on its samples: mean fidelity to the instance pictures and mean
-    alignment with their prompts, both in [-1, 1]; diversity, where a prompt has two pictures, and
-    drift, where there are pictures of unrelated prompts, both in [0, 2]; truth, error and followed,
-    where the prompts' true pictures are in `truth`.
-
-    `balance` is fidelity and alignment less drift: up as the subject is learnt, down as the prompt
-    or the rest of the base is lost.
-    """
-    examiner = Examiner(evaluator, truth) if truth else None
-
-    def measure(
-        pipe: Any,
-        pictures: Sequence[Image.Image],
-        prompts: Sequence[str],
-        instances: Sequence[Image.Image],
-        unrelated: Sequence[tuple[Image.Image, Image.Image]],
-    ) -> dict[str, float]:
-        styles, given = evaluator.embed_styles(pictures), evaluator.embed_styles(instances)
-        texts = evaluator.embed_texts([clean_prompt(prompt) for prompt in prompts])
-        concepts, things = evaluator.embed_concepts(pictures), find_things(truth, prompts)
-        found = {
-            "fidelity": mean(measure_fidelity(styles, given)),
-            "alignment": mean(align(evaluator, pictures, concepts, texts, things)),
-        }
-        rows: dict[str, list[int]] = {}
-        for k, prompt in enumerate(prompts):
-            rows.setdefault(prompt, []).append(k)
-        groups = [measure_diversity(styles[k][None]) for k in rows.values() if len(k) > 1]
-        if groups:
-            found["diversity"] = mean(torch.cat(groups))
-        if unrelated:
-            now, base = (evaluator.embed_styles(group) for group in zip(*unrelated, strict=True))
-            found["drift"] = mean(measure_drift(now, base))
-        if examiner:
-            known = examiner.score(pictures, prompts)
-            found |= {name: value for name, value in known.items() if value is not None}
-        balance = found["fidelity"] + found["alignment"] - found.get("drift", 0.0)
-        return {**found, "balance": balance}
-
-    return measure
-
-
-def score_subject(given: Subject, evaluator: Evaluator) -> list[Row]:
-    """The rows that need no base: the instance pictures, and every bundled set from elsewhere."""
-    rows = [score_pictures("training pictures, among themselves", evaluator, given)]
-    if given.captions is not None:
-        wishes = find_things(given.truth, given.prompts)  # all of one thing
-        shift = given.captions.roll(1, 0)
-        shifted = mean(align(evaluator, given.pictures, given.concepts, shift, wishes))
-        rows.append(
-            Row("wrong concept: their captions shifted", len(given.styles), alignment=shifted)
-        )
-    for about in sorted((find_assets() / "subjects").glob(f"*/{ABOUT}")):
-        if given.truth or find_truth(about.parent):
-            continue  # scenes have other checks, and are a vendor's drawings only in part
-        other = read_subject_pictures(about.parent, evaluator)
-        if other.package != given.package:
-            row = score_pictures(f"wrong vendor: {other.name}", evaluator, other, given)
-            rows.append(row)
-    return rows
-
-
-def score_pictures(
-    name: str, evaluator: Evaluator, shown: Subject, given: Subject | None = None
-) -> Row:
-    few = given is None and len(shown.styles) < 2
-    things = find_things(shown.truth, shown.prompts)
-    return Row(
-        name,
-        len(shown.styles),
-        fidelity=None if few else mean(measure_fidelity(shown.styles, given and given.styles)),
-        likeness=None if few else mean(measure_fidelity(shown.concepts, given and given.concepts)),
-        alignment=None
-        if shown.captions is None
-        else mean(align(evaluator, shown.pictures, shown.concepts, shown.captions, things)),
-    )
-
-
-def read_subject_pictures(folder: Path, evaluator: Evaluator) -> Subject:
-    """Embed a folder's pictures and, where each has a caption beside it, the captions.
-
-    Raises:
-        AtomError: there is no such folder, or a file in it is broken.
-    """
-    paths, _ = find_pictures(folder)
-    pictures: list[Image.Image] = [read_picture(path) for path in paths]
-    prompts = [read_sidecar(path) for path in paths]
-    captions = [clean_prompt(prompt) for prompt in prompts]
-    about = folder / ABOUT
-    try:
-        package = json.loads(about.read_text(encoding="utf-8"))["package"] if about.exists() else ""
-    except (ValueError, KeyError, TypeError):
-        raise AtomError(f"{str(about)!r} is no JSON object that names a package") from None
-    return Subject(
-        name=folder.name,
-        pictures=tuple(pictures),
-        styles=evaluator.embed_styles(pictures),
-        concepts=evaluator.embed_concepts(pictures),
-        captions=evaluator.embed_texts(captions) if all(captions) else None,
-        prompts=tuple(prompts),
-        package=package or None,
-        truth=find_truth(folder),
-    )
-
-
-def mean(values: Tensor) -> float:
-    return float(values.mean())

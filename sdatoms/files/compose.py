@@ -23,8 +23,8 @@ from sdatoms.atoms.config import AtomConfig
 from sdatoms.atoms.strengths import check_number
 from sdatoms.errors import AtomError, clip
 from sdatoms.files.atom_file import FORMAT, AtomFile, hash_content
+from sdatoms.files.file_checks import check_file
 from sdatoms.files.layer_sums import SharedSums, Term, share_equal, sum_layer
-from sdatoms.files.reader import check_file
 from sdatoms.fingerprint import matches
 from sdatoms.version import __version__
 

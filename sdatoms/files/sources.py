@@ -9,8 +9,9 @@ from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.file_checks import check_file
 from sdatoms.files.lora_file import LoraFile, is_lora, read_lora
-from sdatoms.files.reader import check_file, read_atoms, read_header
+from sdatoms.files.reader import read_atoms, read_header
 
 __all__ = [
     "fetch_file",

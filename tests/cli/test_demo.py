@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdatoms.cli.demo import SUBJECT
 from sdatoms.cli.personalize import SEEDS, DemoResult, describe_result, draw_truth
-from sdatoms.evaluation.scores import Row
+from sdatoms.evaluation.rows import Row
 from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
 from sdatoms.storage import read_subject
 

@@ -12,7 +12,7 @@ from sdatoms import AtomError
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.evaluation.evaluator import StyleHead, load_evaluator, save_evaluator
 from sdatoms.evaluation.named_models import NAMED, choose_models, find_cached
-from sdatoms.evaluation.scores import read_subject_pictures, score_subject
+from sdatoms.evaluation.rows import read_subject_pictures, score_subject
 from sdatoms.evaluation.truth import list_truths, read_truth
 from sdatoms.storage import find_assets
 

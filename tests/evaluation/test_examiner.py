@@ -5,7 +5,8 @@ import torch
 
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.examiner import Examiner
-from sdatoms.evaluation.scores import measure_samples, score_truth
+from sdatoms.evaluation.rows import score_truth
+from sdatoms.evaluation.samples import measure_samples
 from sdatoms.evaluation.truth import list_truths, read_truth
 
 

@@ -19,7 +19,8 @@ from sdatoms.evaluation.introduction import (
     weigh,
 )
 from sdatoms.evaluation.metrics import measure_alignment
-from sdatoms.evaluation.scores import measure_samples, score_truth
+from sdatoms.evaluation.rows import score_truth
+from sdatoms.evaluation.samples import measure_samples
 from sdatoms.evaluation.standing import fit_plain
 from sdatoms.evaluation.truth import find_things, list_truths, read_truth
 

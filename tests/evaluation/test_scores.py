@@ -12,7 +12,8 @@ from sdatoms.cli.score_table import draw_checks, draw_scores
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.triggers import clean_prompt, write_prompts
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import Scorer, evaluate, measure_samples
+from sdatoms.evaluation.samples import measure_samples
+from sdatoms.evaluation.scores import Scorer, evaluate
 from sdatoms.evaluation.truth import choose_prompts, read_truth
 from sdatoms.storage import find_assets, read_subject
 

@@ -16,7 +16,7 @@ from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.evaluation.evaluator import load_evaluator
-from sdatoms.evaluation.scores import measure_samples
+from sdatoms.evaluation.samples import measure_samples
 from sdatoms.training.loop import Run, train
 from sdatoms.training.samples import read_sample_sampler
 from sdatoms.training.sampling import name_unrelated

@@ -123,7 +123,8 @@ def test_a_training_outlives_the_server_that_started_it(serve, tiny_base, tmp_pa
         given = ("photos/rex", "a sks dog", "Quick", settings)
         run = client.predict(*given, api_name="/train")["id"]
         queue = Queue(tmp_path / "atoms" / "runs")
-        wait_for(lambda: queue.find(run).step >= 1)
+        wait_for(lambda: (j := queue.find(run)).step >= 1 or j.state == "failed")
+        assert not queue.find(run).error
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
