@@ -6,26 +6,29 @@
 Types are read from the signatures, so this module keeps its annotations as objects.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
 from gradio.events import api
-from gradio_client.utils import is_file_obj_with_meta
-from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.diffusion.picture_file import read_embedded_atoms, read_recipe
-from sdatoms.errors import clip
 from sdatoms.pictures import read_mask
 from sdatoms.pictures import read_picture as read_upload
+from sdatoms_app.generate.api_values import (
+    Picture,
+    open_picture,
+    open_upload,
+    read_schedules,
+    read_strengths,
+    show_picture,
+)
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
 from sdatoms_app.shared.messages import answer_errors
-from sdatoms_app.shared.references import FileReference, refer
+from sdatoms_app.shared.references import refer
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.orders import Order
 from sdatoms_app.studio.painting import Job
@@ -34,15 +37,6 @@ from sdatoms_app.studio.studio import Studio
 __all__ = [
     "build_generate_api",
 ]
-
-
-class Picture(TypedDict):
-    """One kept picture."""
-
-    id: str
-    seed: int
-    file: FileReference
-    parameters: dict[str, Any]
 
 
 def build_generate_api(studio: Studio) -> None:
@@ -133,7 +127,7 @@ def build_generate_api(studio: Studio) -> None:
         )
         kept: list[Kept] = []
         run_job(studio, request, lambda job: kept.extend(studio.paint(order, job)))
-        return [show(picture) for picture in kept]
+        return [show_picture(picture) for picture in kept]
 
     def compare(
         prompt: str,
@@ -167,7 +161,7 @@ def build_generate_api(studio: Studio) -> None:
                 kept.extend(studio.paint(order, job))
 
         run_job(studio, request, work)
-        return [show(picture) for picture in kept]
+        return [show_picture(picture) for picture in kept]
 
     def grid(
         prompt: str,
@@ -198,7 +192,7 @@ def build_generate_api(studio: Studio) -> None:
 
         run_job(studio, request, work)
         path, kept = done[-1]
-        return {"grid": refer(path), "pictures": [show(picture) for picture in kept]}
+        return {"grid": refer(path), "pictures": [show_picture(picture) for picture in kept]}
 
     def cancel(request: gr.Request = None) -> bool:  # pyright: ignore[reportArgumentType]
         """Cancel what this session generates; true when something was running."""
@@ -239,7 +233,7 @@ def build_generate_api(studio: Studio) -> None:
             search: words that prompt, atom files (name or hash), base or seed must hold.
             limit: at most 200.
         """
-        return [show(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
+        return [show_picture(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
 
     def add_atoms(path: str) -> dict[str, Any]:
         """Check an uploaded atom file or LoRA and list it; anything else is refused."""
@@ -294,69 +288,3 @@ def run_job(studio: Studio, request: gr.Request | None, work: Any) -> None:
         studio.desk.forget(session, job)
     if job.cancelled:
         raise AtomError("the generation was cancelled")
-
-
-def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength], ...]:
-    """Strengths as plain numbers.
-
-    Raises:
-        AtomError: a strength is no finite number, or names an unknown block.
-    """
-    return tuple(
-        (id, check_strength(strength, f"the strength of {id!r}"))
-        for id, strength in (adapters or {}).items()
-    )
-
-
-def read_schedules(schedules: dict[str, str] | None) -> dict[str, str]:
-    """Schedules as text.
-
-    Raises:
-        AtomError: one is no text; `check_order` reads them.
-    """
-    for id, text in (schedules or {}).items():
-        if not isinstance(text, str):
-            raise AtomError(f"the schedule of {clip(id)!r} is {clip(repr(text))}; it takes a text")
-    return dict(schedules or {})
-
-
-def open_picture(studio: Studio, id: str) -> Image.Image | None:
-    """A kept picture by its id, None for an empty one."""
-    if not id:
-        return None
-    with Image.open(studio.history.find(id).path) as opened:
-        return opened.convert("RGB")
-
-
-def open_upload(upload: Any, read: Callable[[Path], Image.Image]) -> Image.Image | None:
-    """An uploaded picture, None for none.
-
-    Gradio sees that the path of what it takes for a file is that of an upload, and looks at nothing
-    else.
-
-    Raises:
-        AtomError: it is no upload, or no picture.
-    """
-    if not upload:
-        return None
-    if not is_file_obj_with_meta(upload):
-        raise AtomError("a picture came that is no upload; send it by gradio_client.handle_file")
-    return read(Path(upload["path"]))
-
-
-def show(kept: Kept) -> Picture:
-    recipe = kept.recipe
-    parameters: dict[str, Any] = {
-        **recipe.settings,
-        "base": recipe.base_model,
-        "adapters": {used.name: used.strength for used in recipe.adapters},
-        "strength_schedules": {
-            used.name: used.schedule for used in recipe.adapters if used.schedule
-        },
-    }
-    return {
-        "id": kept.id,
-        "seed": recipe.seed,
-        "file": refer(kept.path),
-        "parameters": parameters,
-    }

@@ -17,7 +17,8 @@ from sdatoms import AtomError
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.grids import MAX_CELLS, paint_grid, parse_numbers, plan_grid
 from sdatoms_app.generate.layout import Form
-from sdatoms_app.generate.tab import GenerateTab, describe
+from sdatoms_app.generate.results import describe
+from sdatoms_app.generate.tab import GenerateTab
 from sdatoms_app.shared.events import QUIET, go_to
 from sdatoms_app.shared.html import count, draw_note, draw_progress
 from sdatoms_app.shared.messages import draw_error

@@ -12,10 +12,6 @@ import gradio as gr
 from PIL import Image
 
 from sdatoms import AtomError
-from sdatoms.diffusion.recipe import UsedAtoms
-from sdatoms.diffusion.samplers import write_sampler
-from sdatoms.errors import clip
-from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.generate.canvas import fit_sides
 from sdatoms_app.generate.form import make_order
 from sdatoms_app.generate.layout import (
@@ -36,8 +32,9 @@ from sdatoms_app.generate.panel import (
     wire_history,
     wire_saved,
 )
+from sdatoms_app.generate.results import describe, describe_pair, show_gallery, show_pair
 from sdatoms_app.shared.events import QUIET
-from sdatoms_app.shared.html import count, draw_note, draw_progress
+from sdatoms_app.shared.html import draw_note, draw_progress
 from sdatoms_app.shared.messages import draw_error, show_errors
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.orders import MAX_SEED, Order
@@ -47,7 +44,6 @@ from sdatoms_app.studio.studio import Studio
 __all__ = [
     "GenerateTab",
     "build_generate_tab",
-    "describe",
 ]
 
 
@@ -294,59 +290,3 @@ def choose_seed(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["random_seed"]:
         settings["seed"] = random.randint(0, MAX_SEED)
     return settings
-
-
-def show_gallery(kept: Sequence[Kept]) -> gr.Gallery:
-    pictures = [(str(picture.path), picture.caption) for picture in kept]
-    return gr.Gallery(pictures, selected_index=len(pictures) - 1, preview=True, visible=True)
-
-
-def show_pair(kept: Sequence[Kept]) -> gr.Gallery:
-    """The picture without an adapter beside the one with it."""
-    pictures = [(str(picture.path), name_half(picture)) for picture in kept]
-    return gr.Gallery(pictures, selected_index=None, preview=False, columns=2, visible=True)
-
-
-def name_half(kept: Kept) -> str:
-    names = ", ".join(used.name for used in kept.recipe.adapters)
-    return clip(f"with {names}" if names else "without adapter", 60)
-
-
-def describe(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
-    """What is said under the pictures."""
-    if not kept:
-        return draw_note("Cancelled; nothing was kept." if cancelled else "")
-    recipe = kept[-1].recipe
-    atoms = ", ".join(describe_atoms(used) for used in recipe.adapters)
-    seeds = f"seed {kept[0].recipe.seed}" + (f" to {recipe.seed}" if len(kept) > 1 else "")
-    sampler = write_sampler(recipe.scheduler, recipe.schedule)
-    text = f"{seeds}, {atoms or 'no atoms'}, {sampler}, {recipe.num_inference_steps} steps"
-    if cancelled:
-        text = f"Cancelled after {count(len(kept), 'picture')}. {text}"
-    return draw_note(text, remarks)
-
-
-def describe_pair(kept: Sequence[Kept], remarks: Sequence[str], *, cancelled: bool) -> str:
-    """The same of a picture without and one with an adapter."""
-    if len(kept) < 2:
-        return describe(kept, remarks, cancelled=cancelled)
-    recipe = kept[-1].recipe
-    text = (
-        f"“{recipe.prompt}”, seed {recipe.seed}: without, and with "
-        f"{', '.join(describe_atoms(used) for used in recipe.adapters)}. Change the prompt, keep "
-        f"the trigger word, and press Generate."
-    )
-    return draw_note(text, remarks)
-
-
-def describe_atoms(used: UsedAtoms) -> str:
-    over = f" ({used.schedule})" if used.schedule else ""
-    return f"{used.name} at {write_short(used.strength)}{over}"
-
-
-def write_short(strength: float | dict[str, float]) -> str:
-    if not isinstance(strength, dict):
-        return f"{strength:g}"
-    if set(strength) == set(BLOCK_NAMES):
-        return "/".join(f"{number:g}" for number in strength.values())
-    return ", ".join(f"{name}={number:g}" for name, number in strength.items())
