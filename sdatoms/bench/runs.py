@@ -31,13 +31,8 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.data import TrainingData
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.optimizers import Averages, make_schedule
-from sdatoms.training.parts import (
-    make_buckets,
-    make_denoising,
-    make_run_optimizer,
-    prepare_data,
-    start_word_decay,
-)
+from sdatoms.training.parts import make_denoising, make_run_optimizer, start_word_decay
+from sdatoms.training.preparation import make_buckets, prepare_data
 from sdatoms.training.trainer import choose_attention
 
 __all__ = ["Run", "make_config", "read_versions", "run_cell"]

@@ -39,16 +39,14 @@ from sdatoms.training.inputs import check_inputs
 from sdatoms.training.optimizers import Averages, make_schedule
 from sdatoms.training.parts import (
     add_tokens,
-    check_prompts,
     check_sample_sampler,
     inject_atoms,
-    make_buckets,
     make_denoising,
     make_run_optimizer,
-    prepare_data,
     start_word_decay,
 )
 from sdatoms.training.precision import choose_precision, read_own_dtype, widen_norms
+from sdatoms.training.preparation import check_prompts, make_buckets, prepare_data
 from sdatoms.training.processes import average
 
 __all__ = [
