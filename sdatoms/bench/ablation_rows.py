@@ -27,10 +27,13 @@ HELPED = (
     "word decay 10 r4 each, text",
     "word decay 10 r16 each, text",
     "word decay 10 r16 each, cross-attention",
+    "shared r4 each, LoRA's layers",
+    "shared r16 each, LoRA's layers",
     "product b32, cross-attention",
     "LoRA r4 text",
     "LoRA r4 cross-attention",
     "LoRA r4 attention + conv",
+    "LoRA r16 attention + conv",
 )
 """Rows that are given what helps shared atoms, peers among them: decay towards the base, and more
 of the steps at which a picture is mostly noise."""
