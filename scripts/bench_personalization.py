@@ -6,7 +6,6 @@
 `--choose` finds each method's rate and steps on validation tasks, `--report` trains by them on test
 tasks and writes report.json, .md and .html: all methods beside `--reference`. `--fast` does both,
 shortly. Every training is kept; run again, it goes on where it stopped, two terminals share it.
-
 Without any of them the methods are put side by side on one `--subject`, as a PNG beside
 `--output_dir`'s cells; `--strip FILE` writes a smaller one, of `--strip_methods`.
 """
@@ -37,12 +36,13 @@ def main() -> None:
     parser.add_argument("--reference", choices=list(METHODS), metavar="METHOD", default=REFERENCE)
     parser.add_argument("--tasks", nargs="*", default=None)
     parser.add_argument("--photographs", type=Path, help="folder of DreamBooth subjects")
-    for name in ("base", "evaluator"):
-        parser.add_argument(f"--{name}", help="the bundled one when not given")
+    parser.add_argument("--base", help="the bundled one when not given, as the evaluator's")
+    parser.add_argument("--evaluator")
     parser.add_argument("--eye", type=Path, help="EfficientNet-Lite0's weights, for `imagenet`")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="*", type=int, default=[200, 400])
     parser.add_argument("--prompts", type=int, help="at most so many of a task; all when not given")
+    parser.add_argument("--guidance_scale", type=float, default=Painting.guidance_scale)
     parser.add_argument("--subject", default="octopus")
     for name, default in (("max_train_steps", 300), ("train_batch_size", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -62,7 +62,7 @@ def main() -> None:
         seeds=tuple(args.seeds) if whole else (args.seed,),
         steps=tuple(sorted(args.steps)) if whole else (args.max_train_steps,),
         batch_size=args.train_batch_size,
-        painting=Painting(prompts=args.prompts),
+        painting=Painting(prompts=args.prompts, guidance_scale=args.guidance_scale),
     )
     try:
         bench = Bench(shrink(plan) if args.fast else plan)

@@ -209,18 +209,23 @@ def list_atoms() -> list[Method]:
         )
         for count in (1, 2, 4, 8, 16)
     ]
-    rows.append(
+    rows += [
         use_atoms(
-            "word decay 10 r16 each, cross-attention",
+            f"word decay 10 r{count} each, {place}",
             1e-3,
             **blocks,
             block_form="shared",
-            block_atoms=16,
+            block_atoms=count,
             block_factors="each",
-            atom_layers="cross-attention",
+            atom_layers=layers,
             word_decay=10.0,
         )
-    )
+        for place, layers, counts in (
+            ("cross-attention", "cross-attention", (16,)),
+            ("all layers", "all", (4, 8, 16)),
+        )
+        for count in counts
+    ]
     rows += [
         use_atoms(
             f"{name} r{count}{label}, text",

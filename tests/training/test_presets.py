@@ -53,7 +53,8 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
 )
 def test_words_decay_only_where_trained_atoms_read_them(given):
     whole = {"shared_atoms": "trained", "atom_layers": "text", "block_form": "shared"}
-    for same in ({}, whole, {"atom_layers": "cross-attention"}, {"atom_layers": "attention"}):
+    layers = ({"atom_layers": name} for name in ("cross-attention", "attention", "all"))
+    for same in ({}, whole, *layers):
         assert expand_preset("balanced", SUBJECT | same)["word_decay"] > 0
     settings = expand_preset("balanced", SUBJECT | given)
     assert TrainConfig(**settings).word_decay == 0
@@ -88,9 +89,8 @@ def test_the_class_is_the_prompt_without_its_rare_words():
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(AtomError, match="no preset 'quik'; did you mean quick"):
         expand_preset("quik", {})
-    with pytest.raises(
-        AtomError, match="there are quick, balanced, best, tiny, pet, object, style, sd15-"
-    ):
+    own = "quick, balanced, best, tiny, pet, object, style, photograph"
+    with pytest.raises(AtomError, match=f"there are {own}, sd15-"):
         expand_preset("zzz", {})
 
 

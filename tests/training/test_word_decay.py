@@ -115,7 +115,7 @@ def test_trained_atoms_end_quieter_in_other_words(train_config, kind, factors):
     assert decayed < 0.8 * plain
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "attention"])
+@pytest.mark.parametrize("layers", ["cross-attention", "attention", "all"])
 def test_beside_other_layers_atoms_that_read_words_decay_and_no_others(layers):
     config = make_config(**DECAYED | {"atom_layers": layers, "instance_data_dir": "x"})
     unet = build_pipeline(width=12).unet
@@ -165,7 +165,7 @@ def test_what_does_not_go_together_is_refused():
     config = TrainConfig(instance_data_dir="x", instance_prompt="a sks cup", **DECAYED)
     for changes in (
         {"block_form": "map", "block_factors": None},
-        {"atom_layers": "all"},
+        {"atom_layers": "convolutions"},
         {"shared_atoms": "captions"},
         {"atom_variant": "overcomplete"},
     ):
