@@ -56,11 +56,18 @@ def test_a_change_is_one_point_of_the_row(name):
         assert other.describe() != row.describe()
 
 
-@pytest.mark.parametrize(("preset", "name"), zip(("balanced", "best"), PRESETS, strict=True))
-def test_the_presets_are_what_is_changed(preset, name):
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        *zip(("balanced", "best"), PRESETS, strict=True),
+        ("photograph", "word decay 10 r4 each, all layers: weight decay 1, noisy steps"),
+    ],
+)
+def test_rows_named_after_presets_train_what_these_do(preset, name):
     trained, training = TrainConfig(**expand_preset(preset, {})), METHODS[name].training
     for setting, value in training.items():
         assert (getattr(trained, setting) or USUAL.get(setting)) == value, setting
+    assert METHODS[name].targets is None
 
 
 def test_an_unknown_change_is_refused_with_those_there_are():
