@@ -12,21 +12,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdatoms.bench.ablation_rows import PRESETS
 from sdatoms.bench.ablations import ablate, list_changed, write_ablations
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
 from sdatoms.bench.personalization import Bench, Plan
 from sdatoms.errors import AtomError
 
-ROW = "word decay 10 r4 each, text: weight decay 1, noisy steps"
-"""What the preset `balanced` trains."""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--method", default=ROW, choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--method", default=PRESETS[0], choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--changes", nargs="+", metavar="CHANGE", help="all when not given")
     parser.add_argument("--tasks", nargs="+", help="all subjects that choose when not given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -10,7 +10,7 @@ from sdatoms.bench.peer_rows import WORD
 from sdatoms.bench.rows import PLACES, Method, rates_around
 from sdatoms.training.config import TrainConfig
 
-__all__ = ["list_ablations", "list_trials", "name_changes"]
+__all__ = ["PRESETS", "list_ablations", "list_trials", "name_changes"]
 
 ABLATED = "product b16"
 """The row that every ablation changes in one point."""

@@ -20,10 +20,7 @@ from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.errors import AtomError
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.examiner import Examiner, align
-from sdatoms.evaluation.metrics import (
-    mean,
-    measure_fidelity,
-)
+from sdatoms.evaluation.metrics import mean, measure_fidelity
 from sdatoms.evaluation.truth import Truth, find_things, find_truth
 from sdatoms.pictures import find_pictures, read_picture, read_sidecar
 from sdatoms.storage import ABOUT, find_assets

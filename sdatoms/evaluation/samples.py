@@ -11,12 +11,7 @@ from PIL import Image
 from sdatoms.diffusion.triggers import clean_prompt
 from sdatoms.evaluation.evaluator import Evaluator
 from sdatoms.evaluation.examiner import Examiner, align
-from sdatoms.evaluation.metrics import (
-    mean,
-    measure_diversity,
-    measure_drift,
-    measure_fidelity,
-)
+from sdatoms.evaluation.metrics import mean, measure_diversity, measure_drift, measure_fidelity
 from sdatoms.evaluation.truth import Truth, find_things
 
 __all__ = ["measure_samples"]

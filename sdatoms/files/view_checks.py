@@ -13,9 +13,7 @@ from torch import Tensor
 
 from sdatoms.atoms.codes import OVERCOMPLETE, unit_atoms
 from sdatoms.atoms.decompose import MAX_WIDTH
-from sdatoms.atoms.keys import (
-    find_blocks,
-)
+from sdatoms.atoms.keys import find_blocks
 from sdatoms.atoms.products import FACTORS
 from sdatoms.atoms.shared import OWN, SHARED
 from sdatoms.errors import clip

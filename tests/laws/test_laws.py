@@ -18,17 +18,28 @@ from sdatoms.layers.weights import find_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ENCODED = (torch.float32, torch.bfloat16)
 PLAIN, RICH = ("3x3", "attention"), "full, 12 atoms"
-"""Flavours that see every setting in every dtype, and the setting that every flavour sees so."""
+"""Flavours that see every setting in every dtype, and the setting that every flavour sees so, with
+the fast tests; the slow ones see all of all."""
+
+
+def is_fast(case, setting, decomposition, dtype):
+    """A sum in another dtype is the same code for all: what it rounds to is seen once of each."""
+    plain = decomposition == "linear" and case in PLAIN
+    return dtype == torch.float32 or setting == RICH or plain
+
+
 CELLS = [
-    (case, setting, decomposition, dtype)
+    pytest.param(cell, marks=() if is_fast(*cell) else pytest.mark.slow)
     for case in FLAVOURS
     for decomposition in ("linear", "sparse")
     for setting in SETTINGS
     if decomposition == "linear" or "block_form" not in SETTINGS[setting]
     for dtype in DTYPES
-    # A sum in another dtype is the same code for all: what it rounds to is seen once of each.
-    if dtype == torch.float32 or setting == RICH or (decomposition == "linear" and case in PLAIN)
+    # Codes are found in float32 whatever the weight's dtype: one setting shows it of all four.
+    if decomposition == "linear" or dtype in ENCODED or setting == RICH
+    for cell in [(case, setting, decomposition, dtype)]
 ]
 
 
