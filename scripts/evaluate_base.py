@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--num_prompts", type=int, default=200)
     parser.add_argument("--per_kind", type=int, default=40)
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    parser.add_argument("--guidance_scale", type=float, default=None, help="(the base's own)")
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--scheduler", default=None, help="DDIM, Euler, DPM++ 2M, … (the base's)")
     parser.add_argument("--seed", type=int, default=0)

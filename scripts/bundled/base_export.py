@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer
 from bundled import base_models as models
 from bundled.base_data import TRIGGERS, Concept, write_caption
 from bundled.base_diet import encode
+from sdatoms.diffusion.guidance import GUIDANCE_ENTRY
 
 __all__ = [
     "export_pipeline",
@@ -29,6 +30,9 @@ __all__ = [
     "train_tokenizer",
 ]
 
+GUIDANCE_SCALE = 3.5
+"""What the base is painted with where nobody says: its own pictures are as good as at 5, those of
+adapters truer and less alike (docs/results.md)."""
 PROMPTS = (
     "cat face",
     "pizza",
@@ -162,6 +166,7 @@ def export_pipeline(
     ).to(torch.float16)
     staging = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
+    pipe.register_to_config(**{GUIDANCE_ENTRY: GUIDANCE_SCALE})
     pipe.save_pretrained(staging, safe_serialization=True)
     for path in staging.glob("*/config.json"):
         config = json.loads(path.read_text())

@@ -91,6 +91,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from sdatoms.adapters.load import load_atoms
     from sdatoms.adapters.plan import fingerprint_base
     from sdatoms.diffusion.family import find_base
+    from sdatoms.diffusion.guidance import find_guidance
     from sdatoms.diffusion.picture_file import save_picture
     from sdatoms.diffusion.pipeline import check_seeds, paint
     from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
@@ -118,6 +119,8 @@ def run_generate(args: argparse.Namespace) -> None:
     for name, (_, strength, file) in zip(names, files, strict=True):
         load_atoms(pipe, file, name=name, strength=strength, keep_weights=args.keep_weights)
     own = name_scheduler(pipe.scheduler)
+    if painting["guidance_scale"] is None:
+        painting["guidance_scale"] = find_guidance(pipe)
     start = canvas["init_picture"]
     width, height = fit_size(pipe, args.width, args.height, start.size if start else None)
     if chosen := describe_choice((args.width, args.height), (width, height)):
@@ -127,7 +130,7 @@ def run_generate(args: argparse.Namespace) -> None:
         prompt=args.prompt,
         negative_prompt=args.negative_prompt or "",
         num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
+        guidance_scale=painting["guidance_scale"],
         scheduler=painting["scheduler"] or own[0],
         schedule=painting["schedule"] or own[1],
         clip_skip=args.clip_skip,

@@ -25,7 +25,12 @@ __all__ = [
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """`--num_inference_steps`, `--guidance_scale`, `--sampler` and what goes with them."""
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=None,
+        help="how strongly the prompt is followed; 1 not at all guided (default: the base's own)",
+    )
     parser.add_argument(
         "--guidance_rescale",
         type=float,

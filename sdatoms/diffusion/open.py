@@ -21,6 +21,7 @@ from sdatoms.diffusion.family import (
     find_base,
     find_side,
 )
+from sdatoms.diffusion.guidance import keep_guidance
 from sdatoms.diffusion.placement import (
     Offload,
     choose_placement,
@@ -136,6 +137,7 @@ def load_base(
         reason = first_line(error)
         raise AtomError(f"the base model {where!r} cannot be opened: {reason}") from None
     check_pipeline_family(pipe, where, inpainting=inpainting)
+    keep_guidance(pipe, path)
     pipe.set_progress_bar_config(disable=True)
     size = measure_pipeline(pipe, find_side(pipe))
     wanted: Offload = "none" if load_in and offload == "auto" else offload

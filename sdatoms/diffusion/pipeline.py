@@ -28,6 +28,7 @@ from sdatoms.diffusion.canvas import (
     list_canvas_settings,
     protect_outside,
 )
+from sdatoms.diffusion.guidance import find_guidance
 from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.diffusion.samplers import check_sampler, seed_noise, swap_scheduler
@@ -49,7 +50,7 @@ def paint(
     *,
     negative_prompt: str | None = None,
     num_inference_steps: int = 25,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
     scheduler: str | None = None,
@@ -75,6 +76,8 @@ def paint(
     see `sdatoms.diffusion.prompts`.
 
     Args:
+        guidance_scale: how far noise goes from that of `negative_prompt` to the prompt's, and
+            beyond above 1; what `sdatoms.diffusion.guidance.find_guidance` finds if not given.
         scheduler: one of `sdatoms.diffusion.samplers.SAMPLERS`; the base's own if not given.
         schedule: one of `SCHEDULES` there.
         clip_skip: the layer of the text encoder that is read, counted from its end as A1111 does:
@@ -129,6 +132,8 @@ def paint(
         more = hires_steps or num_inference_steps
         second_steps = choose_second_steps(pipe, more, denoising_strength)
     check_rescale(pipe, guidance_rescale, {init_picture is not None, larger != size})
+    if guidance_scale is None:
+        guidance_scale = find_guidance(pipe)
     if not math.isfinite(guidance_scale):
         raise AtomError(f"guidance_scale is {guidance_scale}; it takes a finite number")
     if scheduler is not None:

@@ -1,5 +1,6 @@
 """Alignment tells followed prompts from ignored ones better after an introduction."""
 
+import pytest
 import torch
 
 from sdatoms.bench.alignment import judge_generated, judge_true, rank_apart
@@ -22,6 +23,7 @@ def test_of_true_pictures_the_right_one_stands_out_more():
         assert known["true"] - known[what] > alone["true"] - alone[what] > 0
 
 
+@pytest.mark.slow
 def test_what_is_generated_is_told_apart_and_the_base_comes_back():
     pipe, said = load_base(), []
     before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}

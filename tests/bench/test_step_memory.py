@@ -24,6 +24,7 @@ def count_real(method, checkpointing):
     return ledger.peak
 
 
+@pytest.mark.slow
 def test_shapes_alone_count_what_numbers_take_and_checkpoints_take_less():
     less, more = (count_step(BUNDLED, "overcomplete", checkpointing=c) for c in (True, False))
     assert less["peak_bytes"] == pytest.approx(count_real("overcomplete", True), rel=0.02)

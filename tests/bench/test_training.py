@@ -16,11 +16,13 @@ def test_methods_in_turn_are_compared_with_the_lora_on_their_layers():
     assert "to_lora" not in rows[ALL]
 
 
+@pytest.mark.slow
 def test_a_lean_step_holds_the_base_in_16_bits():
     row = call_apart(measure_method, "bundled", "overcomplete", 1, True, threads=1)
     assert row["lean"] and row["parameters"] > 0 and row["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_every_way_to_add_a_change_gives_float32_s_gradient():
     rows = measure_config("overcomplete", 0.03)
     assert rows["float32"]["gradient_cosine"] == pytest.approx(1, abs=1e-3)

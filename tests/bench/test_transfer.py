@@ -98,6 +98,7 @@ def test_the_few_subjects_are_drawn_several_times_and_their_mean_counts(run_benc
     assert line["mean"] == line["subjects"] == f"{mean:.1f}"  # one seed has no deviation
 
 
+@pytest.mark.slow
 def test_tuned_batch_normalization_is_another_table_and_its_numbers_count(run_bench, tmp_path):
     out = tmp_path / "out"
     methods = ("atoms", "LoRA r1", "full fine-tuning")

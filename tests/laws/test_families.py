@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODES = OFFLOADS[1:]
 FAST = {
-    ("1.x", "single file", "bfloat16", "sequential"),
-    ("1.x", "directory", "float16", "sequential"),
+    ("1.x", "single file", "float32", "sequential"),
+    ("1.x", "directory", "bfloat16", "sequential"),
     ("2.x", "directory", "float32", "group"),
     ("2.x v", "directory", "bfloat16", "model"),
     ("XL", "directory", "float16", "group"),
@@ -42,7 +42,7 @@ FAST_FORMS = {
     ("1.x", "directory", "float16"),
     ("2.x v", "directory", "bfloat16"),
     ("XL", "directory", "float32"),
-    ("1.x", "single file", "bfloat16"),
+    ("1.x", "single file", "float32"),
 }
 FAST_RUNS = {
     ("1.x", "directory", "float32"),

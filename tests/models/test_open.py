@@ -17,6 +17,8 @@ from sdatoms.models.open import build_empty, build_model, fill_weights, list_nam
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+KIN = ("sd21-unet", "sdxl-unet")
+"""Which have the layers of sd15-unet, and take longest."""
 PUBLISHED = {
     "sd15-unet": 859_520_964,
     "sd21-unet": 865_910_724,
@@ -60,7 +62,10 @@ def test_one_step_trains_atoms_and_nothing_else(name, variant, perturb, rng):
     assert bool(without) == (name == "sd3-transformer")
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in KIN else ()) for n in SMALLER],
+)
 def test_eject_after_a_step_brings_the_model_back(name, perturb, rng):
     model, fresh = build_small(name), build_small(name)
     injection = perturb(inject(model, AtomConfig("full")))

@@ -115,9 +115,14 @@ RESUMED = {
         "class_prompt": "cat",
     },
 }
+LONG = ("accumulated", "prediction", "adafactor", "8-bit", "word", "shared", "reading", "bf16")
+"""Whose parts the others have too, for the slow tests."""
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in RESUMED],
+)
 def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(train_config, tmp_path, name):
     package = {"prodigy": "prodigyopt", "8-bit": "bitsandbytes"}.get(name)
     if package:

@@ -49,7 +49,7 @@ def build_generate_api(studio: Studio) -> None:
         seed: int = 0,
         batch: int = 1,
         num_inference_steps: int = 25,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         scheduler: str = "DDIM",
         width: int = 0,
         height: int = 0,
@@ -79,7 +79,7 @@ def build_generate_api(studio: Studio) -> None:
             seed: of the first picture; others have rising seeds.
             batch: number of pictures, 1 to 8.
             num_inference_steps: 1 to 100.
-            guidance_scale: 0 to 30.
+            guidance_scale: 0 to 30; none is the base's own.
             scheduler: one of those that /list_bases names.
             width: px, a multiple of 8; 0 is the base's own, or makes its area with the height.
             height: px, a multiple of 8; 0 is the base's own, or makes its area with the width.

@@ -36,6 +36,10 @@ __all__ = [
 DEFAULTS: dict[str, Any] = {"prompt": "cat face", **SETTINGS, "random_seed": False}
 RANGES = LIMITS | {side: (0, LIMITS[side][1]) for side in ("width", "height")}
 """Setting → least and most that the form shows; a side of 0 becomes the base's own."""
+KINDS: dict[str, Any] = {
+    name: float if default is None else type(default) for name, default in DEFAULTS.items()
+}
+"""Setting → its type; one without a default becomes the base's own."""
 ROW = {
     "enabled": True,
     "strength": 1.0,
@@ -60,13 +64,14 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
             low, high = RANGES[name]
             high = studio.max_side if name in ("width", "height") else high
             fits = number and math.isfinite(value) and low <= value <= high
-            value = type(default)(value) if fits else value
+            value = KINDS[name](value) if fits else value
+            fits = fits or value is default is None
         elif name == "scheduler":
             fits = value in SAMPLERS
         elif name == "schedule":
             fits = value in SCHEDULES
         else:
-            fits = type(value) is type(default)
+            fits = type(value) is KINDS[name]
         if fits:
             clean[name] = value
         else:
@@ -126,9 +131,10 @@ def make_order(
             if row.get("schedule", "").strip():
                 schedules[row["id"]] = row["schedule"].strip()
     for name in RANGES:
-        if settings[name] is None:
+        if settings[name] is None and DEFAULTS[name] is not None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
-    plain = {name: type(default)(settings[name]) for name, default in SETTINGS.items()}
+    given = {name: settings[name] for name in SETTINGS}
+    plain: dict[str, Any] = {name: v if v is None else KINDS[name](v) for name, v in given.items()}
     pictures = {"init_picture": init_picture, "mask": mask}
     return Order(
         settings["prompt"],

@@ -100,6 +100,8 @@ class Form:
         clean, remarks = clean_settings(settings, self.studio)
         side = self.studio.bases.find_side(clean["base"])
         clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
+        if clean["guidance_scale"] is None:
+            clean["guidance_scale"] = self.studio.bases.find_guidance(clean["base"])
         values = {name: clean[name] for name in self.fields}
         values["base"] = gr.Dropdown(choices=list_bases(self.studio), value=clean["base"])
         values["schedule"] = gr.Dropdown(
@@ -178,7 +180,7 @@ def build_settings(studio: Studio) -> dict[str, Any]:
         fields["guidance_scale"] = gr.Slider(
             0,
             20,
-            value=DEFAULTS["guidance_scale"],
+            value=studio.bases.find_guidance(first),
             step=0.5,
             label="Guidance scale",
             elem_id="guidance",

@@ -83,7 +83,8 @@ def wire_form(form: Form, result: ResultBox) -> None:
 
     def change_base(id: str) -> list[Any]:
         side = studio.bases.find_side(id)
-        return [side, side, gr.Dropdown(choices=list_presets(side, studio.max_side), value=None)]
+        sizes = gr.Dropdown(choices=list_presets(side, studio.max_side), value=None)
+        return [side, side, sizes, studio.bases.find_guidance(id)]
 
     def change_sampler(name: str, schedule: str) -> Any:
         choices = list_schedules(name)
@@ -116,7 +117,8 @@ def wire_form(form: Form, result: ResultBox) -> None:
         return int(event.index) if isinstance(event.index, int) else 0
 
     size = [fields["width"], fields["height"]]
-    fields["base"].input(change_base, fields["base"], [*size, form.sizes], **QUIET)
+    own = [*size, form.sizes, fields["guidance_scale"]]
+    fields["base"].input(change_base, fields["base"], own, **QUIET)
     fields["scheduler"].input(
         change_sampler, [fields["scheduler"], fields["schedule"]], fields["schedule"], **QUIET
     )

@@ -18,6 +18,7 @@ from sdatoms.diffusion.family import (
     find_base,
     read_resolution,
 )
+from sdatoms.diffusion.guidance import DEFAULT_GUIDANCE, read_guidance
 from sdatoms.errors import clip, mark_bytes
 
 __all__ = [
@@ -88,6 +89,13 @@ class Bases:
             return read_resolution(self.find(id).where)
         except AtomError:
             return DEFAULT_RESOLUTION
+
+    def find_guidance(self, id: str) -> float:
+        """The guidance scale of a base's pictures where none is given, from its files."""
+        try:
+            return read_guidance(self.find(id).where)
+        except AtomError:
+            return DEFAULT_GUIDANCE
 
 
 def describe(path: Path) -> str:

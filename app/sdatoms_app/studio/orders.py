@@ -56,7 +56,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "hires_steps": (0, 100),
     "batch_size": (1, 8),
 }
-"""Setting → least and most; a side may also be 0, the base's own, and has the operator's cap."""
+"""Setting → least and most; a side may also be 0, the base's own, and has the operator's cap; the
+guidance scale may be None, the base's own."""
 SAID = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
@@ -98,7 +99,8 @@ class Order:
     batch: int = 1
     """Pictures, with rising seeds."""
     num_inference_steps: int = 25
-    guidance_scale: float = 5.0
+    guidance_scale: float | None = None
+    """None: the base's own."""
     scheduler: str = "DDIM"
     width: int = 0
     """px, a multiple of 8; 0: the base's own."""
@@ -152,10 +154,12 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
     if not order.prompt.strip():
         raise AtomError("the prompt is empty; say what it should show")
     for name, (low, high) in LIMITS.items():
-        number = getattr(order, name)
+        number: Any = getattr(order, name)
         if name in ("width", "height"):
             if number:
                 check_side(name, number, most=max_side, least=int(low))
+        elif number is SETTINGS[name] is None:
+            continue
         elif not low <= number <= high:  # NaN is refused too
             raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
     check_sampler(order.scheduler, order.schedule, order.num_inference_steps)

@@ -16,6 +16,7 @@ from sdatoms import AdapterSet, AtomError, AtomFile, load_atoms, read_atoms
 from sdatoms.adapters.plan import Fit, fingerprint_base, judge_fit
 from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.atoms.strengths import Strength
+from sdatoms.diffusion.guidance import find_guidance
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.preview import Previewer
@@ -167,6 +168,8 @@ class Studio:
         try:
             job.tell(message="opening the base")
             pipe = self.open(order.base)
+            if order.guidance_scale is None:
+                order = replace(order, guidance_scale=find_guidance(pipe))
             job.check()
             remarks = self._load(entries)
             seen = count_tokens(pipe, order.prompt)
