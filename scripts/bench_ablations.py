@@ -25,10 +25,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", default=PRESETS[0], choices=list(METHODS), metavar="METHOD")
-    parser.add_argument("--changes", nargs="+", metavar="CHANGE", help="all when not given")
+    parser.add_argument(
+        "--changes", nargs="*", metavar="CHANGE", help="all when not given; of none, the row alone"
+    )
     parser.add_argument("--tasks", nargs="+", help="all subjects that choose when not given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--prompts", type=int, help="at most so many of a task; all when not given")
+    parser.add_argument("--guidance_scale", type=float, default=Painting.guidance_scale)
     parser.add_argument("--base", help="base model; the bundled one when not given")
     parser.add_argument("--evaluator")
     parser.add_argument("--train_batch_size", type=int, default=4)
@@ -45,7 +48,7 @@ def main() -> None:
             evaluator=args.evaluator,
             seeds=tuple(args.seeds),
             batch_size=args.train_batch_size,
-            painting=Painting(prompts=args.prompts),
+            painting=Painting(prompts=args.prompts, guidance_scale=args.guidance_scale),
         )
         bench = Bench(plan)
         print(write_ablations(bench, row, ablate(bench, row, changed)))

@@ -40,7 +40,7 @@ def list_changed(row: Method, names: Sequence[str] | None = None) -> dict[str, M
         if name not in known:
             fits = ", ".join(known) or "none"
             raise AtomError(f"there is no change {name!r} of {row.name!r}; there are: {fits}")
-    return {name: known[name] for name in (names or known)}
+    return {name: known[name] for name in (known if names is None else names)}
 
 
 def ablate(bench: Bench, row: Method, changed: Sequence[Method]) -> list[Entry]:
@@ -93,7 +93,8 @@ def write_ablations(bench: Bench, row: Method, entries: Sequence[Entry]) -> str:
     tasks = sorted({entry.cell.task for entry in entries})
     cell = entries[0].cell
     note = (
-        f"{row.name}: rate {cell.rate:g}, {max(cell.steps)} steps; {', '.join(tasks)}; seeds "
+        f"{row.name}: rate {cell.rate:g}, {max(cell.steps)} steps, guidance "
+        f"{cell.painting.guidance_scale:g}; {', '.join(tasks)}; seeds "
         f"{', '.join(map(str, bench.plan.seeds))}. 95 % intervals of paired differences, positive "
         "is better, of drift too."
     )

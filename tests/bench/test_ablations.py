@@ -102,6 +102,14 @@ def test_the_row_and_its_changes_are_held_against_each_other_on_tasks_that_choos
     assert gain["low"] <= gain["mean"] <= gain["high"]
 
 
+def test_of_no_change_the_row_stands_alone_and_says_how_it_was_painted(plan):
+    choose(plan, 3e-2)
+    assert list_changed(ROW, []) == {}
+    weaker = replace(plan, painting=replace(plan.painting, guidance_scale=2.5), tasks=("bell",))
+    text = write_ablations(Bench(weaker), ROW, ablate(Bench(weaker), ROW, []))
+    assert "guidance 2.5; bell" in text and text.count("\n| ") == 3
+
+
 def test_what_was_trained_is_not_trained_again(plan, monkeypatch):
     choose(plan, 3e-2)
     changed = list(list_changed(ROW, NAMES).values())

@@ -119,7 +119,8 @@ def make_order(
     init_picture: Image.Image | None = None,
     mask: Image.Image | None = None,
 ) -> Order:
-    """The order a form stands for; rows that are switched off are left out.
+    """The order a form stands for; rows that are switched off are left out, and a text field that
+    nobody touched, which Gradio reads as None, is empty.
 
     Raises:
         AtomError: a number is missing.
@@ -133,8 +134,10 @@ def make_order(
     for name in RANGES:
         if settings[name] is None and DEFAULTS[name] is not None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
-    given = {name: settings[name] for name in SETTINGS}
-    plain: dict[str, Any] = {name: v if v is None else KINDS[name](v) for name, v in given.items()}
+    plain: dict[str, Any] = {
+        name: default if settings[name] is None else KINDS[name](settings[name])
+        for name, default in SETTINGS.items()
+    }
     pictures = {"init_picture": init_picture, "mask": mask}
     return Order(
         settings["prompt"],

@@ -67,11 +67,13 @@ def set_steps(page, steps):
     page.locator("#steps input[type=number]").fill(str(steps))
 
 
-def test_the_first_picture_takes_one_click(open_page):
+def test_the_first_picture_takes_one_click(open_page, studio):
     """Nothing needs to be chosen: the page opens with a prompt, and Paint is the first click."""
     page = open_page()
     note, picture, _ = paint(page)
     assert picture.shape == (64, 64, 3) and "seed 0, no atoms, DDIM, 25 steps" in note
+    recipe = studio.history.list()[0].recipe
+    assert (recipe.prompt, recipe.negative_prompt, recipe.guidance_scale) == ("cat face", "", 7.5)
 
 
 def test_one_click_on_a_card_generates_without_and_with_it(open_page, studio):
