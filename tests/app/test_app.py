@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from sdatoms_app import app as app_module
 from sdatoms_app.app import build_app
@@ -77,6 +78,13 @@ def test_signing_in_elsewhere_is_not_offered(studio):
     """Gradio's OAuth may hand out the server's own token: nothing of it is there."""
     kinds = {type(block).__name__ for block in build_app(studio).blocks.values()}
     assert kinds & {"Button"} and not kinds & {"LoginButton", "FileExplorer"}
+
+
+def test_a_text_field_that_nobody_touched_is_empty_text(studio):
+    """Gradio reads one without a value as None, which became the words of a negative prompt."""
+    fields = [b for b in build_app(studio).blocks.values() if isinstance(b, gr.Textbox)]
+    asked = [field for field in fields if field.visible and field.interactive is not False]
+    assert len(asked) > 30 and not [f.label for f in asked if not isinstance(f.value, str)]
 
 
 def test_visitors_wait_in_a_queue_that_has_an_end(studio):

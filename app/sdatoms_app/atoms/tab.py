@@ -174,7 +174,9 @@ def build_atoms_tab(studio: Studio, load: Any, select: Any) -> None:
             for k in range(MAX_MIXED)
         ]
         with gr.Row():
-            title = gr.Textbox(label="Name of the mix", max_length=60, elem_id="anatomy-title")
+            title = gr.Textbox(
+                value="", label="Name of the mix", max_length=60, elem_id="anatomy-title"
+            )
             save = gr.Button("Save the mix as one file", variant="primary", elem_id="anatomy-save")
         mixed = gr.Textbox(label="Saved", interactive=False, elem_id="anatomy-mixed")
     with gr.Accordion("Export the chosen file", open=False, elem_id="anatomy-export"):

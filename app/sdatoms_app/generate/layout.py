@@ -158,7 +158,7 @@ def build_settings(studio: Studio) -> dict[str, Any]:
     first = studio.bases.list()[0].id
     side = studio.bases.find_side(first)
     fields["negative_prompt"] = gr.Textbox(
-        label="Negative prompt", lines=1, max_lines=4, elem_id="negative"
+        value="", label="Negative prompt", lines=1, max_lines=4, elem_id="negative"
     )
     fields["base"] = gr.Dropdown(
         list_bases(studio),

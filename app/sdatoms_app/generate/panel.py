@@ -53,6 +53,7 @@ def build_history_panel() -> HistoryPanel:
     with gr.Accordion("History", open=False, elem_id="history"):
         with gr.Row():
             search = gr.Textbox(
+                value="",
                 label="Search",
                 placeholder="an adapter, words of a prompt, a seed",
                 elem_id="history-search",
@@ -100,7 +101,7 @@ def build_saved_panel(studio: Studio) -> SavedPanel:
         with gr.Row():
             load = gr.Button("Load", size="sm", elem_id="preset-load", min_width=80)
             delete = gr.Button("Delete", size="sm", elem_id="preset-delete", min_width=80)
-        name = gr.Textbox(label="Name", max_lines=1, elem_id="preset-name")
+        name = gr.Textbox(value="", label="Name", max_lines=1, elem_id="preset-name")
         save = gr.Button("Save the form", size="sm", elem_id="preset-save")
     return SavedPanel(chosen, load, delete, name, save)
 

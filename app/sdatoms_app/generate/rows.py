@@ -81,6 +81,7 @@ class AdapterRows:
                     factors = [slide(block, f"× {block}") for block in BLOCK_NAMES]
                 table = gr.HTML("", js_on_load=BLOCK_SCRIPT, elem_id=f"table-{number}")
                 by_block = gr.Textbox(
+                    value="",
                     label="By block, exactly",
                     info="Blocks, module paths or patterns; the last one that fits counts.",
                     placeholder="down.1=0.5, mid=0, *attn2*=0.8",
@@ -88,6 +89,7 @@ class AdapterRows:
                     elem_id=f"by-block-{number}",
                 )
                 schedule = gr.Textbox(
+                    value="",
                     label="Over the steps",
                     info="Factors, and fractions of the steps; 0 to 1 until 0.4 is a ramp.",
                     placeholder="0 until 0.2, then 1",

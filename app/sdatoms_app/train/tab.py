@@ -137,6 +137,7 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
     gr.Markdown("### 2 · Captions")
     picture = gr.Dropdown([], label="Picture", info="Or choose it above.", elem_id="train-picture")
     caption = gr.Textbox(
+        value="",
         label="Caption",
         info="Its own prompt, kept as you type; of several lines one is drawn each time. Empty: "
         "the prompt of its concept, or of step 3.",
@@ -162,11 +163,16 @@ def build_pictures(page: TrainPage, token: gr.Textbox) -> dict[str, Any]:
             keep = gr.Button("Keep the mask", size="sm", elem_id="train-keep-mask")
         with gr.Row():
             subject = gr.Textbox(
-                label="What to look for", placeholder="dog", max_length=200, elem_id="train-subject"
+                value="",
+                label="What to look for",
+                placeholder="dog",
+                max_length=200,
+                elem_id="train-subject",
             )
             mask_all = gr.Button("Mask those without one", size="sm", elem_id="train-mask-all")
     with gr.Accordion("Several concepts", open=False, elem_id="train-several"):
         concept = gr.Textbox(
+            value="",
             label="Concept of this picture",
             info="Where one training learns several things; folders of a zip are concepts already.",
             max_length=60,
@@ -215,6 +221,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
     texts = read_field_help(TrainConfig)
     gr.Markdown("### 3 · Settings")
     instance = gr.Textbox(
+        value="",
         label="Instance prompt",
         info="What the pictures show, with a trigger word that means nothing else, such as sks: it "
         "calls your subject later.",
@@ -243,6 +250,7 @@ def build_settings(page: TrainPage) -> dict[str, Any]:
         elem_id="train-with_prior_preservation",
     )
     class_prompt = gr.Textbox(
+        value="",
         label="Class prompt",
         info=texts["class_prompt"],
         visible=False,
