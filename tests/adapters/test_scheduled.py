@@ -173,7 +173,6 @@ def test_diffusers_own_call_takes_the_callback(pipe, files):
         picture = pipe(
             "cat",
             num_inference_steps=STEPS,
-            guidance_scale=5.0,
             generator=[torch.Generator().manual_seed(1)],
             callback_on_step_end=follow,
         ).images[0]

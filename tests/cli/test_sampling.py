@@ -15,7 +15,7 @@ def test_a_picture_says_how_it_was_sampled(tmp_path, tiny_base, capsys):
     with Image.open(out.strip()) as opened:
         assert opened.size == (40, 96)
         text = opened.text["parameters"]
-    assert "Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5" in text
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5" in text
     assert "CFG Rescale: 0.7" in text
     recipe = read_recipe(tmp_path / "cat-0.png")
     assert (recipe.scheduler, recipe.schedule, recipe.clip_skip) == ("DPM++ 2M", "karras", 1)
