@@ -157,8 +157,16 @@ def test_sizes_follow_the_picture_or_what_is_asked(size, given, painted):
     assert made.size == painted
 
 
-@pytest.mark.parametrize("offload", OFFLOADS[1:])
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("kind", "offload"),
+    [
+        pytest.param(
+            kind, offload, marks=() if (kind == "sdxl") == bool(place % 2) else pytest.mark.slow
+        )
+        for kind in ("sd", "sdxl")
+        for place, offload in enumerate(OFFLOADS[1:])
+    ],
+)
 def test_adapters_stay_baked_and_dtypes_stay_under_every_offload(kind, offload, picture, tmp_path):
     pipe = build_pipeline(kind)
     injection = inject(pipe.unet, AtomConfig(variant="atoms"))

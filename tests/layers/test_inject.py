@@ -193,8 +193,18 @@ def test_state_dict_round_trip_and_refusals(make_unet, run_unet, perturb):
         assert same_weights(fresh, state)
 
 
-@pytest.mark.parametrize("decomposition", ["linear", "sparse"])
-@pytest.mark.parametrize("variant", VARIANTS)
+SLOW = [("sparse", "coefficients"), ("sparse", "full")]
+"""Sparse codes of blocks, which take their time."""
+
+
+@pytest.mark.parametrize(
+    ("variant", "decomposition"),
+    [
+        pytest.param(v, d, marks=pytest.mark.slow if (d, v) in SLOW else ())
+        for v in VARIANTS
+        for d in ("linear", "sparse")
+    ],
+)
 def test_the_state_of_an_injected_model_is_a_safetensors_file(
     tmp_path, make_unet, make_convnet, perturb, variant, decomposition
 ):
