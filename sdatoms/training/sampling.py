@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdatoms.adapters.bake import bake_injection
+from sdatoms.diffusion.guidance import find_guidance
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.layers.inject import without_atoms
@@ -71,7 +72,8 @@ class Sampler:
     def describe(self) -> dict[str, Any]:
         """All that makes samples of two steps comparable."""
         jobs = [[prompt, seed] for prompt, seed in self.jobs]
-        return {"jobs": jobs, "unrelated": len(self.unrelated), **self.sampling}
+        guided = {"guidance_scale": find_guidance(self.trainer.pipe)}
+        return {"jobs": jobs, "unrelated": len(self.unrelated), **guided, **self.sampling}
 
     @property
     def prompts(self) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny.runs import assert_same_atoms, read_metrics
 
 import sdatoms
+from sdatoms.diffusion.guidance import GUIDANCE_ENTRY
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
@@ -213,6 +214,21 @@ def test_other_samples_than_before_are_measured_anew(train_config, evaluator_fol
     base = paint(pipe, [config.instance_prompt], [config.seed], num_inference_steps=6)[0]
     assert np.array_equal(Image.open(run / "samples" / "base-0.png"), base)
     assert "other samples are generated than before" in (run / "log.txt").read_text()
+
+
+def test_a_base_that_is_guided_otherwise_is_generated_with_anew(train_config, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(train_config().pretrained_model_name_or_path, base)
+    config = train_config(pretrained_model_name_or_path=str(base), validation_steps=2)
+    steps = train(config)
+    next(steps), next(steps), next(steps)
+    steps.close()
+    first = np.asarray(Image.open(tmp_path / "run" / "samples" / "base-0.png"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {GUIDANCE_ENTRY: 1.5}))
+    list(train(replace(config, resume_from_checkpoint="step-000002")))
+    assert "other samples are generated than before" in (tmp_path / "run/log.txt").read_text()
+    assert not np.array_equal(Image.open(tmp_path / "run" / "samples" / "base-0.png"), first)
 
 
 def test_drift_is_measured_on_pictures_of_one_sampler_and_as_many_steps(train_config):
