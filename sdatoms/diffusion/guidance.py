@@ -44,7 +44,7 @@ def read_guidance(name_or_path: str | None) -> float:
     where = Path(find_base(name_or_path))
     if where.is_file():
         try:
-            return choose_guidance({}, read_checkpoint(where).family.key.upper())
+            return choose_guidance({}, read_checkpoint(where).family.key)
         except AtomError:
             return DEFAULT_GUIDANCE
     index = read_table(where / "model_index.json", {})
@@ -60,8 +60,8 @@ def keep_guidance(pipe: Any, folder: Path) -> None:
 
 
 def choose_guidance(config: Mapping[str, Any], family: str) -> float:
-    """Of a pipeline's own entries, and of its class's name where they do not say."""
+    """By a pipeline's own entries, else by the name of its class or family."""
     own = config.get(GUIDANCE_ENTRY)
     if isinstance(own, int | float) and math.isfinite(own) and 0 <= own <= MOST:
         return float(own)
-    return XL_GUIDANCE if "XL" in family else DEFAULT_GUIDANCE
+    return XL_GUIDANCE if "xl" in family.lower() else DEFAULT_GUIDANCE

@@ -39,7 +39,7 @@ RANGES = LIMITS | {side: (0, LIMITS[side][1]) for side in ("width", "height")}
 KINDS: dict[str, Any] = {
     name: float if default is None else type(default) for name, default in DEFAULTS.items()
 }
-"""Setting → its type; one without a default becomes the base's own."""
+"""Setting → its type; a guidance scale that is missing becomes the base's own."""
 ROW = {
     "enabled": True,
     "strength": 1.0,
@@ -86,6 +86,8 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
             remarks.append(f"{error}.")
             clean["base"] = ""
     clean["base"] = clean["base"] or studio.bases.list()[0].id
+    if clean["guidance_scale"] is None:
+        clean["guidance_scale"] = studio.bases.find_guidance(clean["base"])
     rows = settings.get("adapters", [])
     listed = {
         entry.id for entry in [*studio.library.list_adapters(), *studio.library.list_checkpoints()]
@@ -132,7 +134,7 @@ def make_order(
             if row.get("schedule", "").strip():
                 schedules[row["id"]] = row["schedule"].strip()
     for name in RANGES:
-        if settings[name] is None and DEFAULTS[name] is not None:
+        if settings[name] is None:
             raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
     plain: dict[str, Any] = {
         name: default if settings[name] is None else KINDS[name](settings[name])

@@ -100,8 +100,6 @@ class Form:
         clean, remarks = clean_settings(settings, self.studio)
         side = self.studio.bases.find_side(clean["base"])
         clean["width"], clean["height"] = clean["width"] or side, clean["height"] or side
-        if clean["guidance_scale"] is None:
-            clean["guidance_scale"] = self.studio.bases.find_guidance(clean["base"])
         values = {name: clean[name] for name in self.fields}
         values["base"] = gr.Dropdown(choices=list_bases(self.studio), value=clean["base"])
         values["schedule"] = gr.Dropdown(

@@ -175,8 +175,10 @@ def test_settings_from_anywhere_become_settings_the_form_takes(studio):
     texts = {"id": "dog", "by_block": "mid=x", "schedule": "1 until 5"}
     clean, _ = clean_settings({"adapters": [texts]}, studio)
     assert clean["adapters"][0]["by_block"] == clean["adapters"][0]["schedule"] == ""
-    with pytest.raises(AtomError, match="the seed is empty"):
-        make_order(clean | {"seed": None})
+    assert clean["guidance_scale"] == studio.bases.find_guidance(clean["base"])
+    for name in ("seed", "guidance_scale"):
+        with pytest.raises(AtomError, match=f"the {name.replace('_', ' ')} is empty"):
+            make_order(clean | {name: None})
 
 
 @pytest.mark.filterwarnings("default")  # gradio's own warnings
