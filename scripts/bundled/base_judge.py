@@ -21,6 +21,7 @@ from bundled.base_data import Concept, load_pictures
 from bundled.base_export import score_autoencoder, to_pictures
 from bundled.base_followed import draw_prompts, score_followed, stack
 from bundled.base_stages import Run, paint_held_out
+from sdatoms.diffusion.guidance import find_guidance
 from sdatoms.diffusion.open import load_base
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.evaluation.evaluator import load_evaluator
@@ -62,6 +63,8 @@ def judge_base(
         ),
     }
     pipe.vae.eval()
+    if painting.get("guidance_scale") is None:
+        painting["guidance_scale"] = find_guidance(pipe)
     draw = partial(paint, pipe, batch_size=batch_size, **painting)
     numbers = pick_concepts(run.concepts, num_prompts, seed)
     began = time.time()
