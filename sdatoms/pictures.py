@@ -7,13 +7,13 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 from sdatoms.errors import AtomError
-from sdatoms.storage import decode_text
+from sdatoms.storage import decode_text, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ __all__ = [
     "read_mask",
     "read_picture",
     "read_sidecar",
+    "save_image",
     "to_tensor",
 ]
 
@@ -210,6 +211,18 @@ def draw_grid(
             shown = picture.resize((cell, cell), Image.Resampling.LANCZOS)
             grid.paste(shown, (margin + c * (cell + 4), top))
     return grid
+
+
+def save_image(picture: Image.Image, path: Path, **options: Any) -> Path:
+    """Write a picture in its suffix's format, whole or not at all: who reads `path` while it is
+    written again finds the old picture or the new one.
+
+    Args:
+        options: as `Image.save` takes them for that format.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    return write_whole(path, buffer.getvalue())
 
 
 def make_thumbnail(picture: Image.Image, size: int = 128) -> str:

@@ -6,6 +6,9 @@ of long tests come first, so that of two processes none is left to work alone at
 
 import copy
 import gc
+import os
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +40,10 @@ LONGEST = (
     "cli/test_train.py",
 )
 """Files whose tests are few and long: they start processes and browsers."""
+
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = re.compile(re.escape(str(ROOT)) + "/(sdatoms|app)/")
 
 
 def pytest_configure(config):
@@ -92,6 +99,21 @@ def one_thread(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def whole_pictures(monkeypatch):
+    """The library and the app write no picture straight to its place, where it can be read half
+    written: they go through `save_image`."""
+    save = Image.Image.save
+
+    def save_elsewhere(picture, fp, *args, **options):
+        caller = sys._getframe(1).f_code.co_filename
+        if isinstance(fp, (str, os.PathLike)) and PRODUCT.match(caller):
+            raise AssertionError(f"{caller} writes {fp} in place")
+        save(picture, fp, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save_elsewhere)
 
 
 @pytest.fixture

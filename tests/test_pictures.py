@@ -1,6 +1,7 @@
 """Whatever people bring as a picture is read upright, in RGB, or refused by name."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sdatoms.pictures import (
     find_pictures,
     make_thumbnail,
     read_picture,
+    save_image,
     to_tensor,
 )
 
@@ -123,6 +125,33 @@ def test_grid_holds_every_picture_where_its_label_says():
     grid = draw_grid(rows, ["one", "two"], ["a", "b"], cell=32)
     colours = {c: n for n, c in grid.getcolors(1 << 20) or []}
     assert colours[255, 0, 0] == colours[0, 0, 255] == colours[0, 255, 0] == 32 * 32
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".JPEG"])
+def test_a_picture_that_is_written_again_is_never_half_there(tmp_path, monkeypatch, suffix):
+    path = save_image(Image.new("RGB", (64, 64), "red"), tmp_path / "new" / f"a{suffix}")
+    before = path.read_bytes()
+    seen = []
+    replace = os.replace
+
+    def look(source, target):
+        seen.append(path.read_bytes())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    save_image(Image.new("RGB", (64, 64), "blue"), path)
+    assert seen == [before] and path.read_bytes() != before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as opened:
+        assert opened.format == {".png": "PNG", ".webp": "WEBP"}.get(suffix, "JPEG")
+
+
+def test_a_picture_that_cannot_be_encoded_leaves_the_old_one(tmp_path):
+    path = save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png")
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="cannot write mode F"):
+        save_image(Image.new("F", (8, 8)), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_thumbnail_is_a_small_data_uri():

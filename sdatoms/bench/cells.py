@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from PIL import Image
 from sdatoms.bench.judge import Painted, Painting, Values
 from sdatoms.bench.rows import Method
 from sdatoms.errors import AtomError
-from sdatoms.pictures import join_squares
+from sdatoms.pictures import join_squares, save_image
 from sdatoms.storage import read_table, write_whole
 
 __all__ = ["Cell", "CellStore", "hold"]
@@ -140,9 +139,7 @@ class CellStore:
             sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
             for place, row in enumerate(rows):
                 sheet.paste(row, (0, place * row.height))
-            buffer = io.BytesIO()
-            sheet.save(buffer, "PNG")
-            write_whole(self.folder / f"{cell.name()}.png", buffer.getvalue())
+            save_image(sheet, self.folder / f"{cell.name()}.png")
         table = {"base": self.base, "judge": self.judge, "key": cell.key(), "result": result}
         write_whole(self.folder / f"{cell.name()}.json", json.dumps(table).encode())
 

@@ -23,7 +23,7 @@ from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.evaluation.samples import measure_samples
 from sdatoms.evaluation.scores import Scorer
 from sdatoms.evaluation.truth import FIVE_KINDS, choose_prompts, find_truth
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.pictures import draw_grid, find_pictures, read_picture, save_image
 from sdatoms.storage import read_subject, write_whole
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.presets import expand_preset
@@ -135,7 +135,7 @@ def run_seed(
     if output:
         names = list(judge.pictures)
         grid = draw_grid([judge.pictures[name] for name in names], names, cell=96)
-        grid.save(output.with_name(f"{output.stem}-seed{seed}.png"))
+        save_image(grid, output.with_name(f"{output.stem}-seed{seed}.png"))
     return rows
 
 

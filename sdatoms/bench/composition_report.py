@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -13,7 +12,7 @@ from sdatoms.bench.composition import MEASURES, WAYS, Pair, list_mixes, make_pai
 from sdatoms.bench.mixing import Mix
 from sdatoms.bench.personalization import Bench
 from sdatoms.bench.tables import dump_figures, show, write_markdown
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.pictures import draw_grid, find_pictures, read_picture, save_image
 from sdatoms.storage import write_whole
 
 __all__ = ["write_composition"]
@@ -40,10 +39,8 @@ def write_composition(
     write_whole(folder / "composition.json", dump_figures(list(rows)))
     write_whole(folder / "composition.md", markdown.encode())
     for pair in (make_pair(bench, a, b) for a in subjects for b in styles):
-        buffer = io.BytesIO()
-        draw_pair(bench, mixes, pair).save(buffer, "PNG")
         name = f"composition-{pair.subject.name}-{pair.style.name}.png"
-        write_whole(folder / name, buffer.getvalue())
+        save_image(draw_pair(bench, mixes, pair), folder / name)
     return markdown
 
 

@@ -13,7 +13,7 @@ from sdatoms.bench.personalization import Bench, Entry, average
 from sdatoms.bench.rows import Method
 from sdatoms.bench.tables import show_bytes
 from sdatoms.errors import AtomError
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.pictures import draw_grid, find_pictures, read_picture, save_image
 from sdatoms.storage import write_whole
 
 __all__ = ["SHOWN", "show_subject"]
@@ -54,10 +54,10 @@ def show_subject(
     rows = [{"method": e.cell.method.name, "rate": e.cell.rate} | e.facts for e in shown]
     stem = bench.plan.output_dir / subject.replace("/", "-")
     write_whole(stem.with_suffix(".json"), json.dumps({"rows": rows}).encode())
-    draw_entries(bench, subject, best).save(stem.with_suffix(".png"))
+    save_image(draw_entries(bench, subject, best), stem.with_suffix(".png"))
     if strip:
         shown = [e for e in best if e.cell.method.name in strip_methods]
-        draw_entries(bench, subject, shown).save(strip)
+        save_image(draw_entries(bench, subject, shown), strip)
     return best
 
 

@@ -30,7 +30,7 @@ from sdatoms.diffusion.family import find_side
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import Evaluator, load_evaluator
 from sdatoms.evaluation.metrics import measure_fidelity
-from sdatoms.pictures import draw_grid, find_pictures, read_picture, to_tensor
+from sdatoms.pictures import draw_grid, find_pictures, read_picture, save_image, to_tensor
 from sdatoms.storage import write_whole
 from sdatoms.training.buckets import cut_picture, fit_picture
 from sdatoms.training.run_folder import name_step
@@ -85,7 +85,7 @@ def measure_photographs(
                 rows = {"photographs": pictures[:6], "autoencoder": back[:6], **samples}
                 name = f"{output.stem}-{subject}-{list(WAYS).index(way)}.png"
                 grid = draw_grid(list(rows.values()), list(rows), cell=96)
-                grid.save(output.with_name(name))
+                save_image(grid, output.with_name(name))
                 print(subject, way, json.dumps(about["ways"][way]), file=sys.stderr)
             write_whole(output, (json.dumps(facts, indent=2) + "\n").encode())
     return facts

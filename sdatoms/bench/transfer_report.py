@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.classifiers.drawings import draw_plot, write_table
+from sdatoms.pictures import save_image
 from sdatoms.storage import write_whole
 
 __all__ = ["group", "read_rows", "report"]
@@ -64,9 +65,8 @@ def report(
     write_whole(folder / f"{model}.md", write_table(lines, columns).encode())
     write_whole(folder / f"{model}.json", (json.dumps(lines, indent=1) + "\n").encode())
     if points:
-        draw_plot(points, f"{model}: mean accuracy over {len(tasks)} tasks").save(
-            folder / f"{model}.png"
-        )
+        plot = draw_plot(points, f"{model}: mean accuracy over {len(tasks)} tasks")
+        save_image(plot, folder / f"{model}.png")
     print(f"{model}\n{write_table(lines, columns)}")
 
 

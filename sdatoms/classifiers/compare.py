@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdatoms.classifiers.drawings import draw_plot, write_table
 from sdatoms.errors import AtomError
+from sdatoms.pictures import save_image
 from sdatoms.storage import write_whole
 
 __all__ = ["compare_runs"]
@@ -47,5 +48,5 @@ def compare_runs(runs: Sequence[Path], output_dir: Path) -> str:
     points = [(line["method"], line["parameters"], line["test %"], 0.0) for line in lines]
     text = write_table(lines, COLUMNS)
     write_whole(output_dir / "comparison.md", text.encode())
-    draw_plot(points, f"{rows[0]['task']}, one seed").save(output_dir / "comparison.png")
+    save_image(draw_plot(points, f"{rows[0]['task']}, one seed"), output_dir / "comparison.png")
     return text

@@ -25,6 +25,7 @@ from sdatoms.classifiers.methods import Tuned, shift_rate
 from sdatoms.classifiers.model import pack_head
 from sdatoms.classifiers.pictures import Split, Task
 from sdatoms.errors import AtomError
+from sdatoms.pictures import save_image
 from sdatoms.storage import write_whole
 from sdatoms.training.checkpoints import pack_state, unpack_state
 
@@ -153,7 +154,7 @@ def run_experiment(tuned: Tuned, task: Task, experiment: Experiment) -> dict[str
     }
     if folder and accelerator.is_main_process:
         write_files(folder, tuned, task, settings.seed)
-        draw_confusion(found.confusion, task.classes).save(folder / "confusion.png")
+        save_image(draw_confusion(found.confusion, task.classes), folder / "confusion.png")
         write_whole(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
         (folder / STATE).unlink(missing_ok=True)
     return result

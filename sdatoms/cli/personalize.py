@@ -23,7 +23,7 @@ from sdatoms.evaluation.rows import Row
 from sdatoms.evaluation.scores import Scorer
 from sdatoms.evaluation.truth import FIVE_KINDS, Truth, choose_prompts, find_truth
 from sdatoms.files.reader import read_atoms
-from sdatoms.pictures import draw_grid, find_pictures, read_picture
+from sdatoms.pictures import draw_grid, find_pictures, read_picture, save_image
 from sdatoms.storage import read_subject
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.loop import train
@@ -118,7 +118,7 @@ def personalize(
         drawing = draw_truth(folder, truth, prompts, before, scorer.pictures)
     else:
         drawing = draw_before_after(folder, prompts, before, scorer.pictures)
-    drawing.save(grid)
+    save_image(drawing, grid)
     file = read_atoms(atoms)
     result = DemoResult(
         file.num_parameters,

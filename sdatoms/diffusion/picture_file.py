@@ -11,7 +11,6 @@ Three things are in the file:
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import tempfile
@@ -35,7 +34,7 @@ from sdatoms.diffusion.recipe import (
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import read_atoms
-from sdatoms.storage import write_whole
+from sdatoms.pictures import save_image
 
 __all__ = [
     "read_embedded_atoms",
@@ -80,9 +79,7 @@ def save_picture(
                 "inside a picture"
             )
         info.add(CHUNK, data)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
-    return write_whole(path, buffer.getvalue())
+    return save_image(picture, path, pnginfo=info)
 
 
 def read_recipe(path: Path) -> Recipe | None:

@@ -19,7 +19,8 @@ from PIL import Image
 
 from sdatoms.diffusion.triggers import clean_prompt, has_trigger, write_prompts
 from sdatoms.errors import AtomError
-from sdatoms.storage import ABOUT, find_assets
+from sdatoms.pictures import save_image
+from sdatoms.storage import ABOUT, find_assets, write_whole
 
 __all__ = [
     "FIVE_KINDS",
@@ -139,10 +140,9 @@ def write_truth(truth: Truth, folder: Path) -> None:
     sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(cells) // COLUMNS) * SIDE), "white")
     for n, picture in cells.values():
         sheet.paste(picture, locate_cell(n))
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet.save(folder / f"{truth.name}.webp", lossless=True, quality=100, method=6)
+    save_image(sheet, folder / f"{truth.name}.webp", lossless=True, quality=100, method=6)
     text = ",\n".join(f" {json.dumps(row)}" for row in rows)
-    (folder / f"{truth.name}.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    write_whole(folder / f"{truth.name}.json", f"[\n{text}\n]\n".encode())
 
 
 def cut_cell(sheet: Image.Image, number: int) -> Image.Image:

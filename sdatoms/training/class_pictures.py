@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdatoms.diffusion.pipeline import paint
 from sdatoms.errors import AtomError
-from sdatoms.pictures import PICTURE_SUFFIXES
+from sdatoms.pictures import PICTURE_SUFFIXES, save_image
 from sdatoms.training.folder import check_folder
 from sdatoms.training.folder_tree import list_folders
 
@@ -63,10 +63,7 @@ def make_class_pictures(
             callback=lambda *_: report(),
         )
         for number, picture in zip(part, pictures, strict=True):
-            # Renamed when whole: a run killed here must not leave half a picture.
-            unfinished = folder / f".class-{number:09d}.tmp"
-            picture.save(unfinished, format="PNG", pnginfo=facts)
-            unfinished.replace(folder / name_class_picture(number))
+            save_image(picture, folder / name_class_picture(number), pnginfo=facts)
     return missing
 
 

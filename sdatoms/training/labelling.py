@@ -6,7 +6,6 @@ mask in `.earlier/`.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import time
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from sdatoms.errors import AtomError, clip
-from sdatoms.pictures import find_sidecars, read_picture
+from sdatoms.pictures import find_sidecars, read_picture, save_image
 from sdatoms.storage import decode_text, write_whole
 from sdatoms.training.captions import Captions
 from sdatoms.training.folder_tree import read_levels
@@ -167,7 +166,5 @@ def mask_pictures(
             keep = old.parent / KEPT_MASKS
             keep.mkdir(exist_ok=True)
             shutil.move(old, keep / f"{time.time_ns()}-{old.name}")
-        buffer = io.BytesIO()
-        mask.save(buffer, "PNG")
-        write_whole(path.with_name(f"{path.stem}.mask.png"), buffer.getvalue())
+        save_image(mask, path.with_name(f"{path.stem}.mask.png"))
         yield Labelled(path, number, len(jobs), f"{share:.0%} of it counts", made=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdatoms.diffusion.family import find_base
-from sdatoms.pictures import make_thumbnail
+from sdatoms.pictures import make_thumbnail, save_image
 from sdatoms.storage import write_whole
 from sdatoms.training.report import describe_run, write_card
 from sdatoms.training.run_folder import RunDirectory, name_step
@@ -46,7 +46,7 @@ def write_results(
     path = file.save(directory.path / "atoms.safetensors")
     grid = draw_samples(directory.samples, jobs) if trainer.data.paints else None
     if grid:
-        grid.save(directory.path / "samples.png")
+        save_image(grid, directory.path / "samples.png")
     facts = describe_trainer(trainer, path) | {"chosen_step": step, "metrics": measured}
     if trainer.folder.held:
         facts["validation_pictures"] = [source.name for source in trainer.folder.held]

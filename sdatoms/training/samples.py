@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdatoms.diffusion.samplers import check_sampler, read_sampler
 from sdatoms.errors import AtomError
-from sdatoms.pictures import draw_grid, read_picture
+from sdatoms.pictures import draw_grid, read_picture, save_image
 from sdatoms.training.config import TrainConfig
 
 __all__ = [
@@ -121,9 +121,8 @@ def list_jobs(prompts: Sequence[str], count: int, seed: int) -> list[tuple[str, 
 
 def save_samples(folder: Path, name: str, pictures: Sequence[Image.Image]) -> None:
     """Write `<name>-0.png`, `<name>-1.png`, …"""
-    folder.mkdir(parents=True, exist_ok=True)
     for k, picture in enumerate(pictures):
-        picture.save(folder / f"{name}-{k}.png")
+        save_image(picture, folder / f"{name}-{k}.png")
 
 
 def read_samples(folder: Path, name: str, count: int) -> list[Image.Image]:

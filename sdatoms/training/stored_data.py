@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.pictures import save_image
+from sdatoms.storage import write_whole
 from sdatoms.training.archives import is_zip, unpack_zip
 
 __all__ = [
@@ -108,8 +110,8 @@ def save_rows(rows: Any, folder: Path, name: str, image_column: str, text_column
         file = f"{number:06d}.png"
         if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
             picture = picture.convert("RGB")
-        picture.save(folder / file)
+        save_image(picture, folder / file)
         if text_column in held and row[text_column]:
             lines.append(json.dumps({"file_name": file, text_column: row[text_column]}))
     if lines:
-        (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        write_whole(folder / "metadata.jsonl", "\n".join(lines).encode())

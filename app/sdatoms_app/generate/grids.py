@@ -13,7 +13,7 @@ from PIL import Image
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, scale_strength
 from sdatoms.errors import clip
-from sdatoms.pictures import draw_grid
+from sdatoms.pictures import draw_grid, save_image
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.orders import MAX_SEED, Order
 from sdatoms_app.studio.painting import Job
@@ -134,14 +134,13 @@ def paint_grid(studio: Studio, grid: Grid, job: Job) -> Iterator[tuple[Path, lis
     pictures = [[blank for _ in grid.columns] for _ in grid.rows]
     kept: list[Kept] = []
     path = studio.outputs / "grids" / f"{time.time_ns()}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(grid.cells):
         for picture in studio.paint(cell.order, CellJob(job, number, len(grid.cells))):
             kept.append(picture)
             with Image.open(picture.path) as opened:
                 pictures[cell.row][cell.column] = opened.convert("RGB")
         side = min(256, max(64, max(pictures[cell.row][cell.column].size)))
-        draw_grid(pictures, grid.rows, grid.columns, cell=max(side, 96)).save(path)
+        save_image(draw_grid(pictures, grid.rows, grid.columns, cell=max(side, 96)), path)
         yield path, kept
 
 

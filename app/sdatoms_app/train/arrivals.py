@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from sdatoms.pictures import SIDECARS, read_picture
+from sdatoms.pictures import SIDECARS, read_picture, save_image
 from sdatoms.training.masks import match_masks
 
 __all__ = [
@@ -77,7 +77,7 @@ def reduce_photo(path: Path, folder: Path) -> Path:
                 return path
             kept = {"exif": photo.getexif(), "icc_profile": photo.info.get("icc_profile")}
             photo.draft("RGB", (2 * LEAST_SIDE, 2 * LEAST_SIDE))
-            photo.save(target := folder / path.name, quality=95, subsampling=0, **kept)
+            target = save_image(photo, folder / path.name, quality=95, subsampling=0, **kept)
     except Exception:  # Pillow raises many kinds for what is no picture; who opens it will say so
         return path
     return target

@@ -7,7 +7,6 @@ a picture, adding it again, and reloading the page.
 
 from __future__ import annotations
 
-import io
 import re
 import secrets
 import shutil
@@ -22,7 +21,7 @@ from PIL import Image
 
 from sdatoms import AtomError
 from sdatoms.errors import clip, mark_bytes
-from sdatoms.pictures import read_picture
+from sdatoms.pictures import read_picture, save_image
 from sdatoms.settings import build_config
 from sdatoms.storage import ABOUT, decode_text, read_table, write_whole
 from sdatoms.training.buckets import Size
@@ -204,7 +203,7 @@ class Draft:
             return f"the mask has {w}×{h} px where its picture has {wide}×{high}"
         scale = min(1.0, max(own.size) / max(mask.size))
         size = (max(1, round(w * scale)), max(1, round(h * scale)))
-        mask.convert("L").resize(size).save(self.folder / f"{id}{MASK}")
+        save_image(mask.convert("L").resize(size), self.folder / f"{id}{MASK}")
         return ""
 
     def measure(self) -> int:
@@ -219,11 +218,11 @@ class Draft:
             suffix = ".jpg" if suffix == ".jpg" else ".png"
         name = f"{id}{suffix or '.png'}"
         if smaller is not None:
-            smaller.save(self.folder / name, quality=95, subsampling=0)
+            save_image(smaller, self.folder / name, quality=95, subsampling=0)
         elif suffix:
             write_whole(self.folder / name, path.read_bytes())
         else:
-            read_picture(path).save(self.folder / name)
+            save_image(read_picture(path), self.folder / name)
         return name
 
     def remove(self, id: str) -> None:
@@ -268,9 +267,7 @@ class Draft:
             if mask is None:
                 path.unlink(missing_ok=True)
                 return
-            buffer = io.BytesIO()
-            mask.convert("L").save(buffer, "PNG")
-            write_whole(path, buffer.getvalue())
+            save_image(mask.convert("L"), path)
 
     def set_concept(self, id: str, name: str) -> None:
         """Say what a picture shows, where a training learns several things; empty: what all show.
