@@ -130,7 +130,7 @@ def build_pair(studio: Studio, generate: GenerateTab) -> None:
             note = draw_note("Cancelled.")
             if len(kept) == 2:
                 note = describe(kept[-1:], update.remarks, cancelled=False)
-        except AtomError as error:
+        except Exception as error:  # whatever it was, the page does not wait for it
             note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/pair", job)
@@ -273,7 +273,7 @@ def build_cells(studio: Studio, form: Form, axes: GridForm) -> None:
                     f"{count(shown, 'picture')}, kept in the history; the grid is a PNG too.",
                     update.remarks,
                 )
-        except AtomError as error:
+        except Exception as error:  # whatever it was, the page does not wait for it
             note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/grid", job)

@@ -237,7 +237,7 @@ def wire_painting(
                 bar = draw_progress(update.done, update.total, update.message)
                 yield [live, gallery, bar, gr.skip(), [k.id for k in kept]]
             note = describe(kept, update.remarks, cancelled=job.cancelled)
-        except AtomError as error:
+        except Exception as error:  # whatever it was, the page does not wait for it
             note = draw_error(error)
         finally:
             studio.desk.forget(f"{request.session_hash}/generate", job)

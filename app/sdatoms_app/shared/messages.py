@@ -1,4 +1,4 @@
-"""One way from an `AtomError` to the page, to the API and into a note on the page.
+"""One way from an error to the page, to the API and into a note on the page.
 
 Messages and notes are markup, and errors hold names from files that anybody may have made: what is
 shown on the page is escaped here and nowhere else. Programs get the sentence as it is.
@@ -7,6 +7,7 @@ shown on the page is escaped here and nowhere else. Programs get the sentence as
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from html import escape
@@ -53,18 +54,22 @@ def turn_errors(function: Callable[..., Any], write: Callable[[str], str]) -> Ca
 
 
 def describe_error(error: Exception) -> str:
-    """One sentence; of the disk's refusals the last name of a path alone, which is the server's."""
+    """One sentence; of the disk's refusals the last name of a path alone, which is the server's; of
+    what nobody foresaw no more than its class, the rest goes to the server's terminal."""
     if isinstance(error, AtomError):
         return str(error)
-    if not isinstance(error, OSError):
+    if is_full_memory(error):
         return (
             f"the {name_full_memory(error)}'s memory is full; try a smaller picture or fewer at "
             "once; whoever starts the server can lay less on the GPU with --offload"
         )
+    if not isinstance(error, OSError):
+        traceback.print_exception(error)
+        return f"an error of the app ({type(error).__name__}); the server's terminal says more"
     what = Path(os.fsdecode(error.filename)).name if error.filename else "the disk"
     return f"the server can neither read nor write {what!r}: {error.strerror or 'no reason given'}"
 
 
-def draw_error(error: AtomError) -> str:
+def draw_error(error: Exception) -> str:
     """The error as a note that stands where its results would."""
-    return draw_note(f"{error}.", alarm=True)
+    return draw_note(f"{describe_error(error)}.", alarm=True)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from sdatoms_app.generate import compare
 from tiny.pictures import draw
 
 pytestmark = pytest.mark.filterwarnings("default")  # gradio's and uvicorn's own warnings
@@ -277,7 +278,7 @@ def test_buttons_are_right_after_cancel_and_after_an_error(open_page):
     assert "seed" in paint(page)[0]
 
 
-def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
+def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page, monkeypatch):
     from playwright.sync_api import expect
 
     page = open_page("/?__theme=dark", viewport={"width": 390, "height": 844})
@@ -303,3 +304,9 @@ def test_compare_presets_and_names_on_a_phone_in_the_dark(open_page):
     expect(page.locator("#grid-paint")).to_be_enabled()
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    monkeypatch.setattr(compare, "paint_grid", lambda *_: 1 // 0)  # what nobody foresaw
+    page.locator("#grid-paint").click()
+    expect(page.locator("#grid-note [role=alert]")).to_contain_text(
+        "error of the app (ZeroDivision"
+    )
+    expect(page.locator("#grid-paint")).to_be_enabled()
