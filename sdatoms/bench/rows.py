@@ -223,6 +223,7 @@ def list_atoms() -> list[Method]:
         for place, layers, counts in (
             ("cross-attention", "cross-attention", (16,)),
             ("all layers", "all", (4, 8, 16)),
+            ("attention + conv", "attention+convolutions", (2, 4, 8, 16)),
         )
         for count in counts
     ]

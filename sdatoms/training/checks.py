@@ -17,7 +17,7 @@ __all__ = [
     "check_settings",
 ]
 
-READING = ("text", "cross-attention", "attention", "all")
+READING = ("text", "cross-attention", "attention", "attention+convolutions", "all")
 """`--atom_layers` of which some read the prompt."""
 
 RANGES: dict[str, tuple[float, float]] = {

@@ -25,12 +25,15 @@ DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "ful
 step."""
 
 
+ATTENTION = ("*.attn1.*", "*.attn2.*")
+CONVOLUTIONS = ("*.conv1", "*.conv2", "*.conv_shortcut", "*samplers.0.conv")
 ATOM_LAYERS: dict[str, tuple[str, ...] | None] = {
     "all": None,
-    "attention": ("*.attn1.*", "*.attn2.*"),
+    "attention+convolutions": (*ATTENTION, *CONVOLUTIONS),
+    "attention": ATTENTION,
     "cross-attention": ("*.attn2.*",),
     "text": ("*.attn2.to_k", "*.attn2.to_v"),
-    "convolutions": ("*.conv1", "*.conv2", "*.conv_shortcut", "*samplers.0.conv"),
+    "convolutions": CONVOLUTIONS,
 }
 """Patterns on module paths, as diffusers' UNets spell them; None: all that the family takes."""
 
@@ -317,7 +320,9 @@ class TrainConfig:
     # The method
     atom_variant: Literal["atoms", "overcomplete", "coefficients", "full"] = "overcomplete"
     """Which tensors are trained."""
-    atom_layers: Literal["all", "attention", "cross-attention", "text", "convolutions"] = "all"
+    atom_layers: Literal[
+        "all", "attention+convolutions", "attention", "cross-attention", "text", "convolutions"
+    ] = "all"
     """Which of the denoiser's layers get atoms; text: those of cross-attention that read the
     prompt."""
     atom_decomposition: Literal["linear", "sparse"] = "linear"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tiny.evaluator import save_tiny_evaluator
-from tiny.pipelines import save_base
+from tiny.pipelines import build_unet, save_base
 
 from sdatoms import AtomError
 from sdatoms.bench.ablation_rows import CHANGES, PRESETS, STRENGTHS, name_changes
@@ -13,8 +13,9 @@ from sdatoms.bench.ablations import ablate, list_changed, write_ablations
 from sdatoms.bench.judge import Painting
 from sdatoms.bench.methods import METHODS
 from sdatoms.bench.personalization import Bench, Plan
+from sdatoms.layers.inject import inject
 from sdatoms.storage import write_whole
-from sdatoms.training.config import TrainConfig
+from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.presets import expand_preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +69,18 @@ def test_rows_named_after_presets_train_what_these_do(preset, name):
     for setting, value in training.items():
         assert (getattr(trained, setting) or USUAL.get(setting)) == value, setting
     assert METHODS[name].targets is None
+
+
+def test_the_truest_row_trains_what_its_preset_does():
+    row = METHODS["shared r16 each, LoRA's layers: weight decay 1, noisy steps"]
+    trained = TrainConfig(**expand_preset("likeness", {}))
+    assert row.training == {setting: getattr(trained, setting) for setting in row.training}
+    config = make_atom_config(trained)
+    own, rows = (
+        list(inject(build_unet(), replace(config, target_modules=layers)).layers)
+        for layers in (config.target_modules, row.targets)
+    )
+    assert own == rows != []
 
 
 def test_an_unknown_change_is_refused_with_those_there_are():

@@ -9,6 +9,7 @@ import pytest
 from sdatoms.cli.main import main
 from sdatoms.errors import AtomError
 from sdatoms.training import presets
+from sdatoms.training.checks import READING
 from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.presets import PRESETS, expand_preset
 from sdatoms.training.real_presets import REAL_PRESETS
@@ -53,7 +54,7 @@ def test_another_form_drops_what_only_the_own_one_has(name, form):
 )
 def test_words_decay_only_where_trained_atoms_read_them(given):
     whole = {"shared_atoms": "trained", "atom_layers": "text", "block_form": "shared"}
-    layers = ({"atom_layers": name} for name in ("cross-attention", "attention", "all"))
+    layers = ({"atom_layers": name} for name in READING)
     for same in ({}, whole, *layers):
         assert expand_preset("balanced", SUBJECT | same)["word_decay"] > 0
     settings = expand_preset("balanced", SUBJECT | given)
@@ -89,7 +90,7 @@ def test_the_class_is_the_prompt_without_its_rare_words():
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(AtomError, match="no preset 'quik'; did you mean quick"):
         expand_preset("quik", {})
-    own = "quick, balanced, best, tiny, pet, object, style, photograph"
+    own = "quick, balanced, best, tiny, pet, object, style, photograph, likeness"
     with pytest.raises(AtomError, match=f"there are {own}, sd15-"):
         expand_preset("zzz", {})
 

@@ -266,7 +266,7 @@ def test_the_layers_named_get_atoms_and_no_others(kind, layers):
     asked = {"instance_prompt": "a", "atom_variant": "coefficients", "block_form": "product"}
     found = inject_atoms(pipe, TrainConfig(**asked, atom_layers=layers))["unet"].layers
     whole = inject_atoms(every, TrainConfig(**asked))["unet"].layers
-    belongs = {
+    kinds = {
         "all": lambda path: True,
         "attention": lambda path: ".attn" in path,
         "cross-attention": lambda path: ".attn2." in path,
@@ -276,5 +276,6 @@ def test_the_layers_named_get_atoms_and_no_others(kind, layers):
             and path not in ("conv_in", "conv_out")
             and not path.endswith(("proj_in", "proj_out"))
         ),
-    }[layers]
-    assert list(found) == [path for path in whole if belongs(path)] != []
+    }
+    named = [kinds[kind] for kind in layers.split("+")]
+    assert list(found) == [path for path in whole if any(is_one(path) for is_one in named)] != []

@@ -13,6 +13,7 @@ from torch import nn
 from sdatoms import AtomError
 from sdatoms.diffusion.open import load_base
 from sdatoms.layers.inject import inject
+from sdatoms.training.checks import READING
 from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.optimizers import make_optimizer
 from sdatoms.training.reading import list_other_words, list_word_atoms, measure_other_words
@@ -115,7 +116,7 @@ def test_trained_atoms_end_quieter_in_other_words(train_config, kind, factors):
     assert decayed < 0.8 * plain
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "attention", "all"])
+@pytest.mark.parametrize("layers", [name for name in READING if name != "text"])
 def test_beside_other_layers_atoms_that_read_words_decay_and_no_others(layers):
     config = make_config(**DECAYED | {"atom_layers": layers, "instance_data_dir": "x"})
     unet = build_pipeline(width=12).unet
