@@ -1,13 +1,18 @@
-"""Files on disk: written whole or not at all, texts of any encoding, where bundled assets lie."""
+"""Files on disk, written whole or not at all; texts of any encoding; bundled files, and hubs'."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from sdatoms.errors import AtomError, check_text
 
@@ -16,8 +21,10 @@ __all__ = [
     "check_place",
     "decode_text",
     "find_assets",
+    "is_out_of_reach",
     "list_subjects",
     "locate",
+    "reach_hub",
     "read_subject",
     "read_table",
     "write_whole",
@@ -70,6 +77,35 @@ def check_place(name: str | None, what: str) -> None:
     )
     if is_path and not os.path.exists(name):
         raise AtomError(f"the {what} {name!r} cannot be opened: there is no such folder or file")
+
+
+def is_out_of_reach(name: str) -> bool:
+    """Whether `name` is no path here, and the hub that would be asked for it has no address: this
+    machine is offline. A proxy finds addresses itself and is believed."""
+    if os.path.exists(name) or getproxies().keys() & {"https", "all"}:
+        return False
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+@contextmanager
+def reach_hub(name: str) -> Iterator[None]:
+    """Open `name` in a `with` block: where it is out of reach, the hub's client looks at once in
+    its cache alone, for which it else tries for half a minute, with a line at every try."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or is_out_of_reach(name)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def locate(path: str | os.PathLike[str]) -> Path:

@@ -1,10 +1,13 @@
-"""A file is written whole or not at all."""
+"""A file is written whole or not at all, and a hub is asked only where there is one."""
+
+import socket
 
 import pytest
+from huggingface_hub import constants
 from tiny.limits import little_room
 
 from sdatoms import read_atoms
-from sdatoms.storage import write_whole
+from sdatoms.storage import is_out_of_reach, reach_hub, write_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,3 +23,37 @@ def test_a_failing_write_leaves_the_old_file_whole(tmp_path, make_file):
     write_whole(path, b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def find_nothing(*_, **__):
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "proxy", "out"),
+    [
+        ("owner/none", find_nothing, "", True),
+        ("owner/none", lambda *_, **__: [], "", False),
+        ("owner/none", find_nothing, "http://proxy:3128", False),
+        ("here", find_nothing, "", False),
+    ],
+    ids=["offline", "online", "behind a proxy", "a folder"],
+)
+def test_a_hub_is_out_of_reach_where_its_name_is_nobodys(
+    name, found, proxy, out, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert is_out_of_reach(name) == out
+    with pytest.raises(KeyError), reach_hub(name):
+        assert out == constants.HF_HUB_OFFLINE
+        raise KeyError
+    assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what the user asked for stays
+    with reach_hub(name):
+        assert constants.HF_HUB_OFFLINE

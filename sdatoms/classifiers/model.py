@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.models.families import MODELS
 from sdatoms.models.open import SETS, build_model, open_model
-from sdatoms.storage import write_whole
+from sdatoms.storage import reach_hub, write_whole
 
 __all__ = [
     "MEAN",
@@ -134,14 +134,16 @@ def open_transformers(where: str) -> tuple[nn.Module, Mapping[str, Any]]:
     from transformers import AutoModelForImageClassification, BaseImageProcessor
 
     try:
-        model = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
+        with reach_hub(where):
+            model = AutoModelForImageClassification.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise AtomError(
             f"there is no image classifier {clip(where)!r}, as folder, file or name: {reason}"
         ) from None
     try:
-        processor, _ = BaseImageProcessor.get_image_processor_dict(where)
+        with reach_hub(where):
+            processor, _ = BaseImageProcessor.get_image_processor_dict(where)
     except (OSError, ValueError):
         processor = {}
     return model, processor

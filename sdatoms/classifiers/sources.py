@@ -20,6 +20,7 @@ from PIL import Image
 from sdatoms.classifiers.pictures import Item, Pool
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.pictures import read_picture
+from sdatoms.storage import reach_hub
 
 __all__ = [
     "check_classes",
@@ -173,7 +174,8 @@ def read_dataset(where: str) -> Pool:
             "of that name the package 'datasets' has to be installed"
         ) from None
     try:
-        found = datasets.load_dataset(where)
+        with reach_hub(where):
+            found = datasets.load_dataset(where)
     except Exception as error:  # the library raises many kinds for what it cannot find or fetch
         reason = first_line(error)
         raise AtomError(f"the data set {clip(where)!r} cannot be opened: {reason}") from None

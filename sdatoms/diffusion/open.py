@@ -34,7 +34,7 @@ from sdatoms.models.autoencoder import open_vae
 from sdatoms.models.header import UNOPENED
 from sdatoms.models.recognize import FAMILIES, Prediction, read_checkpoint
 from sdatoms.models.single_file import open_checkpoint
-from sdatoms.storage import check_place, read_table
+from sdatoms.storage import check_place, reach_hub, read_table
 
 __all__ = [
     "DTYPE_NAMES",
@@ -123,14 +123,15 @@ def load_base(
                 )
             if vae:
                 extras["vae"] = open_vae(vae, chosen, guess_family(path))
-            pipe = DiffusionPipeline.from_pretrained(
-                where,
-                revision=revision,
-                variant=variant,
-                dtype=chosen,
-                use_safetensors=True,
-                **extras,
-            )
+            with reach_hub(where):
+                pipe = DiffusionPipeline.from_pretrained(
+                    where,
+                    revision=revision,
+                    variant=variant,
+                    dtype=chosen,
+                    use_safetensors=True,
+                    **extras,
+                )
     except AtomError:
         raise
     except UNOPENED as error:
@@ -217,9 +218,10 @@ def load_small_unet(where: str, load_in: str, dtype: torch.dtype, **options: Any
     try:
         from sdatoms.layers.quantized import quantize_linears
 
-        unet = UNet2DConditionModel.from_pretrained(
-            where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
-        )
+        with reach_hub(where):
+            unet = UNet2DConditionModel.from_pretrained(
+                where, subfolder="unet", use_safetensors=True, torch_dtype=dtype, **options
+            )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = first_line(error)
         raise AtomError(

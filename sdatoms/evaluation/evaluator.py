@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sdatoms.errors import AtomError, first_line
 from sdatoms.evaluation.named_models import advise_on_absence, choose_models
 from sdatoms.models.header import UNOPENED
-from sdatoms.storage import check_place, find_assets
+from sdatoms.storage import check_place, find_assets, reach_hub
 
 __all__ = [
     "DrawingNet",
@@ -261,7 +261,8 @@ def open_parts(where: str, *classes: Any) -> list[Any]:
         is_model = not cls.__name__.endswith(("Processor", "Tokenizer"))
         options = {"dtype": torch.float32, "use_safetensors": True} if is_model else {}
         try:
-            found.append(cls.from_pretrained(where, **options))
+            with reach_hub(where):
+                found.append(cls.from_pretrained(where, **options))
         except UNOPENED as error:
             raise AtomError(
                 f"the evaluator {where!r} cannot be opened: {first_line(error)}"

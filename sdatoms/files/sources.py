@@ -12,6 +12,7 @@ from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.file_checks import check_file
 from sdatoms.files.lora_file import LoraFile, is_lora, read_lora
 from sdatoms.files.reader import read_atoms, read_header
+from sdatoms.storage import reach_hub
 
 __all__ = [
     "fetch_file",
@@ -55,7 +56,8 @@ def fetch_file(
 
         rest = {k: v for k, v in hub.items() if k != "weight_name"}
         try:
-            local = Path(hf_hub_download(str(path), filename, **rest))
+            with reach_hub(str(path)):
+                local = Path(hf_hub_download(str(path), filename, **rest))
         except Exception as error:  # the client raises a dozen kinds; all mean: not to be had
             raise AtomError(
                 f"{str(path)!r} is no local file and cannot be had from the hub: "

@@ -19,7 +19,7 @@ from sdatoms.models.single_file import (
     convert,
     write_configs,
 )
-from sdatoms.storage import read_table
+from sdatoms.storage import reach_hub, read_table
 
 __all__ = [
     "open_vae",
@@ -45,9 +45,10 @@ def open_vae(where: str, dtype: torch.dtype, family: str = "sd1") -> Any:
         if path.is_file():
             return open_file(path, dtype, family).eval()
         options = {"subfolder": "vae"} if (path / "vae" / "config.json").is_file() else {}
-        vae: Any = AutoencoderKL.from_pretrained(
-            where, torch_dtype=dtype, use_safetensors=True, **options
-        )
+        with reach_hub(where):
+            vae: Any = AutoencoderKL.from_pretrained(
+                where, torch_dtype=dtype, use_safetensors=True, **options
+            )
         return vae.eval()
     except AtomError:
         raise

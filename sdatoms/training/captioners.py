@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.storage import reach_hub
 
 __all__ = [
     "load_captioner",
@@ -152,7 +153,8 @@ def model_side(model: Any) -> tuple[int, int]:
 def explain(name: str, what: str) -> Iterator[None]:
     """Say in one sentence why a model cannot be loaded."""
     try:
-        yield
+        with reach_hub(name):
+            yield
     except AtomError:
         raise
     except Exception as error:  # the hub, files and configurations fail in many ways

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdatoms.errors import AtomError, clip, first_line
 from sdatoms.pictures import save_image
-from sdatoms.storage import write_whole
+from sdatoms.storage import reach_hub, write_whole
 from sdatoms.training.archives import is_zip, unpack_zip
 
 __all__ = [
@@ -68,7 +68,8 @@ def load_rows(name: str) -> Any:
         if folder.is_dir() and any((folder / n).exists() for n in SAVED):
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name)
+            with reach_hub(name):
+                found = datasets.load_dataset(name)
     except Exception as error:  # of the network, of the hub, of files: it has many kinds
         raise AtomError(
             f"the data set {clip(name)!r} cannot be read: {first_line(error)}; offline, name a "

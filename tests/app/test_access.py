@@ -38,6 +38,11 @@ CUT = """() => [...document.querySelectorAll('[data-testid=block-info]')]
 """Labels of fields that are not shown whole."""
 
 
+SETTLED = """* {transition: none !important; animation: none !important}
+.pending {opacity: 1 !important}"""
+"""Nothing is half shown: Gradio fades what an event is about to replace, as long as that takes."""
+
+
 @pytest.fixture(scope="module")
 def trained(studio, tmp_path_factory):
     """A run of two steps with samples, so that the Runs tab has something to show, and with a line
@@ -95,7 +100,7 @@ def test_axe_finds_nothing_grave_on_any_tab_in_light_or_dark(open_page, trained,
     from axe_playwright_python.sync_playwright import Axe
 
     page = open_page("/?__theme=light")
-    page.add_style_tag(content="* {transition: none !important; animation: none !important}")
+    page.add_style_tag(content=SETTLED)
     page.evaluate(Axe().axe_script)
     picture = draw(tmp_path / "a.png")
     faults = []

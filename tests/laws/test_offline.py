@@ -1,0 +1,50 @@
+"""Without a network everything that a hub would be asked for is refused at once, and what its cache
+holds is opened: no client tries and waits."""
+
+import socket
+import time
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from sdatoms import AtomError, load_atoms
+from sdatoms.classifiers.model import open_classifier
+from sdatoms.diffusion.open import load_base
+from sdatoms.evaluation.evaluator import load_evaluator
+from sdatoms.training.captioners import load_captioner, load_segmenter
+
+OPENERS = {
+    "atoms": lambda name: load_atoms(torch.nn.Linear(2, 2), name),
+    "base": load_base,
+    "small base": lambda name: load_base(name, load_in="8bit"),
+    "autoencoder": lambda name: load_base(None, vae=name),
+    "evaluator": lambda name: load_evaluator(None, name),
+    "captions": load_captioner,
+    "masks": load_segmenter,
+    "classifier": lambda name: open_classifier(name, 10),
+}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def ask(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def wait(seconds):
+        raise AssertionError(f"waited {seconds} s for a network that is not there")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    monkeypatch.setattr(time, "sleep", wait)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers' own
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("what", OPENERS)
+def test_what_only_a_hub_has_is_refused_at_once(what):
+    with pytest.raises(AtomError, match="'owner/none'"):
+        OPENERS[what]("owner/none")
+    assert not constants.HF_HUB_OFFLINE
