@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,11 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+LOCK = threading.Lock()
+OFFLINE: list[str] = []
+"""What threads open now without a hub: its client has one switch for all of them."""
+BEFORE: list[bool] = []
+"""How the switch stood before the first."""
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -80,12 +86,16 @@ def check_place(name: str | None, what: str) -> None:
 
 
 def is_out_of_reach(name: str) -> bool:
-    """Whether `name` is no path here, and the hub that would be asked for it has no address: this
-    machine is offline. A proxy finds addresses itself and is believed."""
-    if os.path.exists(name) or getproxies().keys() & {"https", "all"}:
+    """Whether `name` is no path here, and the hub that would be asked for it must not be asked or
+    has no address: this machine is offline. A proxy finds addresses itself and is believed."""
+    if os.path.exists(name):
         return False
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        return True
+    if getproxies().keys() & {"https", "all"}:
+        return False
     hub = urlsplit(constants.ENDPOINT)
     try:
         socket.getaddrinfo(hub.hostname, hub.port or 443)
@@ -98,14 +108,23 @@ def is_out_of_reach(name: str) -> bool:
 def reach_hub(name: str) -> Iterator[None]:
     """Open `name` in a `with` block: where it is out of reach, the hub's client looks at once in
     its cache alone, for which it else tries for half a minute, with a line at every try."""
+    if not is_out_of_reach(name):
+        yield
+        return
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or is_out_of_reach(name)
+    with LOCK:
+        if not OFFLINE:
+            BEFORE[:] = [constants.HF_HUB_OFFLINE]
+        OFFLINE.append(name)
+        constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with LOCK:
+            OFFLINE.remove(name)
+            if not OFFLINE:
+                constants.HF_HUB_OFFLINE = BEFORE[0]
 
 
 def locate(path: str | os.PathLike[str]) -> Path:

@@ -55,5 +55,20 @@ def test_a_hub_is_out_of_reach_where_its_name_is_nobodys(
         raise KeyError
     assert not constants.HF_HUB_OFFLINE
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what the user asked for stays
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: 1 // 0)  # and nobody is asked
     with reach_hub(name):
         assert constants.HF_HUB_OFFLINE
+
+
+def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    one, two = reach_hub("owner/one"), reach_hub("owner/two")
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE
+    two.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE

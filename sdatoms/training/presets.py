@@ -72,8 +72,8 @@ TRUEST = (
     | {"block_factors": "each", "atom_layers": "attention+convolutions", "block_atoms": 16}
     | {"learning_rate": 3e-3}
 )
-"""Sixteen atoms a width where LoRA trains, seven tenths of the numbers of its rank 16: nothing is
-truer to a subject; as with LoRA, pictures of one prompt differ half as much (docs/results.md)."""
+"""Sixteen atoms a width where LoRA trains, seven tenths of the numbers of its rank 16: as true to a
+subject as that; as with it, pictures of one prompt differ half as much (docs/results.md)."""
 SEEN = SUBJECT | {"atom_layers": "all"}
 """Four atoms a width in all layers, which learn also what no word says, such as how the surfaces of
 a photograph look (docs/results.md)."""
