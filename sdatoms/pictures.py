@@ -213,15 +213,22 @@ def draw_grid(
     return grid
 
 
-def save_image(picture: Image.Image, path: Path, **options: Any) -> Path:
-    """Write a picture in its suffix's format, whole or not at all: who reads `path` while it is
-    written again finds the old picture or the new one.
+def save_image(picture: Image.Image, path: Path, format: str | None = None, **options: Any) -> Path:
+    """Write a picture whole or not at all: who reads `path` while it is written again finds the
+    old picture or the new one.
 
     Args:
+        format: as Pillow names it; that of the suffix when not given.
         options: as `Image.save` takes them for that format.
+
+    Raises:
+        AtomError: the suffix is no picture's.
     """
+    known = Image.registered_extensions()
+    if format is None and path.suffix.lower() not in known:
+        raise AtomError(f"{path.name!r} has no suffix of a picture; name it .png, .jpg or .webp")
     buffer = io.BytesIO()
-    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    picture.save(buffer, format or known[path.suffix.lower()], **options)
     return write_whole(path, buffer.getvalue())
 
 

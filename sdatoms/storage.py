@@ -42,10 +42,9 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 LOCK = threading.Lock()
-OFFLINE: list[str] = []
-"""What threads open now without a hub: its client has one switch for all of them."""
-BEFORE: list[bool] = []
-"""How the switch stood before the first."""
+OPENING = {"online": 0, "offline": 0, "switched": False}
+"""How many threads open something with and without a hub, and whether its client was told so: it
+has one switch for all."""
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -94,37 +93,41 @@ def is_out_of_reach(name: str) -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return True
-    if getproxies().keys() & {"https", "all"}:
-        return False
     hub = urlsplit(constants.ENDPOINT)
-    try:
-        socket.getaddrinfo(hub.hostname, hub.port or 443)
-    except (OSError, ValueError):
-        return True
-    return False
+    if getproxies().keys() & {hub.scheme, "all"}:
+        return False
+    for _ in range(2):  # a single answer may be lost
+        try:
+            socket.getaddrinfo(hub.hostname, hub.port or hub.scheme)
+        except (OSError, ValueError):
+            continue
+        return False
+    return True
 
 
 @contextmanager
 def reach_hub(name: str) -> Iterator[None]:
     """Open `name` in a `with` block: where it is out of reach, the hub's client looks at once in
-    its cache alone, for which it else tries for half a minute, with a line at every try."""
-    if not is_out_of_reach(name):
+    its cache alone, for which it else tries for half a minute, with a line at every try. Where
+    another thread has reached the hub, it is left to try."""
+    if os.path.exists(name):
         yield
         return
     from huggingface_hub import constants
 
+    away = is_out_of_reach(name)
     with LOCK:
-        if not OFFLINE:
-            BEFORE[:] = [constants.HF_HUB_OFFLINE]
-        OFFLINE.append(name)
-        constants.HF_HUB_OFFLINE = True
+        way = "offline" if away and not OPENING["online"] else "online"
+        OPENING[way] += 1
+        if way == "offline" and not constants.HF_HUB_OFFLINE:
+            OPENING["switched"] = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         with LOCK:
-            OFFLINE.remove(name)
-            if not OFFLINE:
-                constants.HF_HUB_OFFLINE = BEFORE[0]
+            OPENING[way] -= 1
+            if OPENING["switched"] and not OPENING["offline"]:
+                OPENING["switched"] = constants.HF_HUB_OFFLINE = False
 
 
 def locate(path: str | os.PathLike[str]) -> Path:

@@ -151,6 +151,8 @@ def test_a_picture_that_cannot_be_encoded_leaves_the_old_one(tmp_path):
     before = path.read_bytes()
     with pytest.raises(OSError, match="cannot write mode F"):
         save_image(Image.new("F", (8, 8)), path)
+    with pytest.raises(AtomError, match=r"'a\.doc' has no suffix of a picture"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / "a.doc")
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -29,15 +29,21 @@ def find_nothing(*_, **__):
     raise socket.gaierror(-2, "Name or service not known")
 
 
+def lose_first():
+    answers = iter([find_nothing])
+    return lambda *_, **__: next(answers, lambda: [])()
+
+
 @pytest.mark.parametrize(
     ("name", "found", "proxy", "out"),
     [
         ("owner/none", find_nothing, "", True),
         ("owner/none", lambda *_, **__: [], "", False),
         ("owner/none", find_nothing, "http://proxy:3128", False),
+        ("owner/none", lose_first(), "", False),
         ("here", find_nothing, "", False),
     ],
-    ids=["offline", "online", "behind a proxy", "a folder"],
+    ids=["offline", "online", "behind a proxy", "an answer is lost", "a folder"],
 )
 def test_a_hub_is_out_of_reach_where_its_name_is_nobodys(
     name, found, proxy, out, tmp_path, monkeypatch
@@ -72,3 +78,8 @@ def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch):
     assert constants.HF_HUB_OFFLINE
     two.__exit__(None, None, None)
     assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with reach_hub("owner/one"):  # whose downloads another's lost answer does not end
+        monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+        with reach_hub("owner/two"):
+            assert not constants.HF_HUB_OFFLINE

@@ -79,7 +79,7 @@ def save_picture(
                 "inside a picture"
             )
         info.add(CHUNK, data)
-    return save_image(picture, path, pnginfo=info)
+    return save_image(picture, path, "PNG", pnginfo=info)
 
 
 def read_recipe(path: Path) -> Recipe | None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdatoms.errors import AtomError, first_line
+from sdatoms.storage import reach_hub
 
 __all__ = [
     "Point",
@@ -46,12 +47,13 @@ def load_model(name: str) -> Detect:
     from transformers import pipeline
 
     try:
-        parts: Any = pipeline(
-            "object-detection",
-            model=name,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
+        with reach_hub(name):
+            parts: Any = pipeline(
+                "object-detection",
+                model=name,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
     except Exception as error:  # the hub, files and configurations fail in many ways
         raise AtomError(
             f"--face_detector {name!r} cannot be loaded: {first_line(error, 120)}; it takes the "

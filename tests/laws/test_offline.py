@@ -1,5 +1,4 @@
-"""Without a network everything that a hub would be asked for is refused at once, and what its cache
-holds is opened: no client tries and waits."""
+"""Without a network everything that a hub would be asked for is refused at once."""
 
 import socket
 import time
@@ -13,6 +12,8 @@ from sdatoms.classifiers.model import open_classifier
 from sdatoms.diffusion.open import load_base
 from sdatoms.evaluation.evaluator import load_evaluator
 from sdatoms.training.captioners import load_captioner, load_segmenter
+from sdatoms.training.faces import load_detector
+from sdatoms.training.report import push_run
 
 OPENERS = {
     "atoms": lambda name: load_atoms(torch.nn.Linear(2, 2), name),
@@ -22,6 +23,7 @@ OPENERS = {
     "evaluator": lambda name: load_evaluator(None, name),
     "captions": load_captioner,
     "masks": load_segmenter,
+    "faces": load_detector,
     "classifier": lambda name: open_classifier(name, 10),
 }
 
@@ -48,3 +50,10 @@ def test_what_only_a_hub_has_is_refused_at_once(what):
     with pytest.raises(AtomError, match="'owner/none'"):
         OPENERS[what]("owner/none")
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_run_that_cannot_be_pushed_is_said_to_be_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # here the client may try again
+    with pytest.raises(AtomError, match="is complete on disk but could not be pushed to 'me/dog'"):
+        push_run(tmp_path, "me/dog")

@@ -13,6 +13,7 @@ from sdatoms.adapters.changes import measure_changes
 from sdatoms.files.anatomy import count_atoms, list_views, show_atoms
 from sdatoms.files.contents import measure_budget
 from sdatoms.files.likeness import compare_files
+from sdatoms.pictures import save_image
 from sdatoms_app.atoms.page import EVERYWHERE, HERE, AtomsPage, split_view
 from sdatoms_app.shared.messages import answer_errors
 from sdatoms_app.shared.references import FileReference, refer
@@ -85,10 +86,9 @@ def build_atoms_api(page: AtomsPage) -> None:
         where = HERE if view else EVERYWHERE
         painted = page.paint_without(id, view, prompt, atoms, where, seed, num_inference_steps)
         folder = studio.outputs / "muted" / str(time.time_ns())
-        folder.mkdir(parents=True)
         answer = []
         for number, (picture, label) in enumerate(painted):
-            picture.save(path := folder / f"{number}.png")
+            path = save_image(picture, folder / f"{number}.png")
             answer.append({"label": label, "file": refer(path)})
         return answer
 
