@@ -8,12 +8,14 @@ import copy
 import gc
 import os
 import re
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from tiny import atoms, pictures, pipelines, runs
 from tiny.consoles import Forge
@@ -114,6 +116,20 @@ def whole_pictures(monkeypatch):
         save(picture, fp, *args, **options)
 
     monkeypatch.setattr(Image.Image, "save", save_elsewhere)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine on which no name has an address, without a proxy, whose user asked for nothing."""
+
+    def find_nothing(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return find_nothing
 
 
 @pytest.fixture

@@ -25,36 +25,33 @@ def test_a_failing_write_leaves_the_old_file_whole(tmp_path, make_file):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def find_nothing(*_, **__):
-    raise socket.gaierror(-2, "Name or service not known")
+def find(*_, **__):
+    return []
 
 
-def lose_first():
+def lose_first(find_nothing):
     answers = iter([find_nothing])
-    return lambda *_, **__: next(answers, lambda: [])()
+    return lambda *_, **__: next(answers, find)()
 
 
 @pytest.mark.parametrize(
     ("name", "found", "proxy", "out"),
     [
-        ("owner/none", find_nothing, "", True),
-        ("owner/none", lambda *_, **__: [], "", False),
-        ("owner/none", find_nothing, "http://proxy:3128", False),
-        ("owner/none", lose_first(), "", False),
-        ("here", find_nothing, "", False),
+        ("owner/none", lambda nothing: nothing, "", True),
+        ("owner/none", lambda nothing: find, "", False),
+        ("owner/none", lambda nothing: nothing, "http://proxy:3128", False),
+        ("owner/none", lose_first, "", False),
+        ("here", lambda nothing: nothing, "", False),
     ],
     ids=["offline", "online", "behind a proxy", "an answer is lost", "a folder"],
 )
 def test_a_hub_is_out_of_reach_where_its_name_is_nobodys(
-    name, found, proxy, out, tmp_path, monkeypatch
+    name, found, proxy, out, tmp_path, monkeypatch, offline
 ):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket, "getaddrinfo", found)
-    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", found(offline))
     monkeypatch.setenv("https_proxy", proxy)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert is_out_of_reach(name) == out
     with pytest.raises(KeyError), reach_hub(name):
         assert out == constants.HF_HUB_OFFLINE
@@ -66,11 +63,7 @@ def test_a_hub_is_out_of_reach_where_its_name_is_nobodys(
         assert constants.HF_HUB_OFFLINE
 
 
-def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
-    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch, offline):
     one, two = reach_hub("owner/one"), reach_hub("owner/two")
     one.__enter__()
     two.__enter__()
@@ -78,8 +71,8 @@ def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch):
     assert constants.HF_HUB_OFFLINE
     two.__exit__(None, None, None)
     assert not constants.HF_HUB_OFFLINE
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    monkeypatch.setattr(socket, "getaddrinfo", find)
     with reach_hub("owner/one"):  # whose downloads another's lost answer does not end
-        monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+        monkeypatch.setattr(socket, "getaddrinfo", offline)
         with reach_hub("owner/two"):
             assert not constants.HF_HUB_OFFLINE

@@ -1,6 +1,5 @@
 """Without a network everything that a hub would be asked for is refused at once."""
 
-import socket
 import time
 
 import pytest
@@ -28,25 +27,14 @@ OPENERS = {
 }
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    def ask(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    def wait(seconds):
-        raise AssertionError(f"waited {seconds} s for a network that is not there")
-
-    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", ask)
-    monkeypatch.setattr(time, "sleep", wait)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers' own
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("what", OPENERS)
-def test_what_only_a_hub_has_is_refused_at_once(what):
+def test_what_only_a_hub_has_is_refused_at_once(what, monkeypatch):
+    def wait(seconds):
+        raise AssertionError(f"waited {seconds} s for a network that is not there")
+
+    monkeypatch.setattr(time, "sleep", wait)
     with pytest.raises(AtomError, match="'owner/none'"):
         OPENERS[what]("owner/none")
     assert not constants.HF_HUB_OFFLINE
