@@ -1,10 +1,14 @@
 """`AtomError`, and how untrusted text and the errors of other libraries are quoted in one line."""
 
+import math
+from typing import Any, TypeGuard
+
 __all__ = [
     "AtomError",
     "check_text",
     "clip",
     "first_line",
+    "is_finite",
     "is_full_memory",
     "mark_bytes",
     "name_full_memory",
@@ -26,6 +30,15 @@ def check_text(text: str, what: str) -> str:
     except UnicodeEncodeError:
         raise AtomError(f"{what} is {clip(text)!r}, which holds bytes that are no text") from None
     return text
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold: NaN, infinities, texts, truth values and whole
+    numbers of more than 308 digits are none."""
+    try:
+        return not isinstance(value, bool | str) and math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def mark_bytes(text: str) -> str:

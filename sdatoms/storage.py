@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
+import secrets
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,19 +49,27 @@ has one switch for all."""
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write to a temporary file beside `path`, flush, rename: `path` is complete or untouched."""
+    """Write to a temporary file beside `path`, flush, rename: `path` is complete or untouched.
+
+    Raises:
+        OSError: it cannot be written, or is a folder, a device, a pipe or a socket, which a file
+            would take the place of.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = "is a folder" if path.is_dir() else "is a device, pipe or socket and no file"
+        raise OSError(errno.EINVAL, kind, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    beside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")  # of 255 bytes at most
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the user's umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     return path
 

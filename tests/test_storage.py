@@ -1,6 +1,8 @@
 """A file is written whole or not at all, and a hub is asked only where there is one."""
 
+import os
 import socket
+import stat
 
 import pytest
 from huggingface_hub import constants
@@ -76,3 +78,39 @@ def test_openings_side_by_side_leave_the_hub_as_it_was(monkeypatch, offline):
         monkeypatch.setattr(socket, "getaddrinfo", offline)
         with reach_hub("owner/two"):
             assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "link to a pipe"])
+def test_nothing_but_a_file_is_written_over(kind, tmp_path):
+    path = tmp_path / "out"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path = tmp_path / "pipe" if kind == "pipe" else path
+        if kind != "pipe":
+            path.symlink_to(tmp_path / "pipe")
+    before = {p.name: p.lstat().st_mode for p in tmp_path.iterdir()}
+    with pytest.raises(OSError, match="is a"):
+        write_whole(path, b"new")
+    assert {p.name: p.lstat().st_mode for p in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_as_open_as_its_owner_lets_new_ones_be(tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+        former = os.umask(mask)
+        try:
+            write_whole(tmp_path / "a", b"a")
+        finally:
+            os.umask(former)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_every_name_that_a_folder_takes_is_written(tmp_path):
+    for name in ("n" * 255, "ü" * 127, "𝄞" * 63):
+        write_whole(tmp_path / name, b"a")
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()

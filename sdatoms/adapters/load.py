@@ -128,7 +128,7 @@ class AdapterSet:
         """Bake one more atom file, or LoRA, in. Arguments and errors are those of `load_atoms`."""
         check_keep(keep_weights)
         file, stem = fetch_file(path, hub)
-        name = name or stem
+        name = check_name(name or stem)
         strength = check_strength(strength, f"the strength of {name!r}")
         if name in self.names:
             raise AtomError(
@@ -360,6 +360,17 @@ def load_atoms(
         keep_weights=keep_weights,
         **hub,
     )
+
+
+def check_name(name: Any) -> str:
+    """An adapter's name.
+
+    Raises:
+        AtomError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise AtomError(f"an adapter is named {clip(repr(name), 60)}; it takes a text")
+    return name
 
 
 def settle_keep(module: nn.Module, state: BakedModule, adapter: Adapter, keep: Keep) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sdatoms.models.pipeline_folder import write_known_names
 from sdatoms.storage import write_whole
 
 __all__ = [
+    "check_new_folder",
     "measure_pipeline",
     "save_pipeline",
 ]
@@ -59,17 +61,15 @@ def save_pipeline(
     Raises:
         AtomError: as in `load_atoms`, or the folder exists and is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AtomError(f"{str(folder)!r} exists already; a pipeline takes a new or empty folder")
+    folder = Path(os.path.abspath(folder))
+    check_new_folder(folder)
     modules = choose_modules(pipe, file, None)
     errors = ErrorTable()
     for component, path, delta in walk_change(file, pipe, progress):
         base = find_weight(modules[component], path).weight.detach().cpu()
         baked = (base + delta).to(base.dtype).to(dtype)
         errors.add(f"{component}.{path}", delta, baked.float() - base.float())
-    staging = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = folder.with_name(f".{folder.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         adapters = load_atoms(pipe, file, name=EXPORTED)
         try:
@@ -87,6 +87,18 @@ def save_pipeline(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Conversion({}, errors.layers, errors.total(), metadata=header)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a place where no folder can be put.
+
+    Raises:
+        AtomError: there is something already, other than an empty folder; or one works in it.
+    """
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise AtomError(f"{str(folder)!r} exists already; a pipeline takes a new or empty folder")
+    if os.path.abspath(folder) == os.getcwd():
+        raise AtomError(f"{str(folder)!r} is the folder you are in; a pipeline takes a new one")
 
 
 def cast_file(path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:

@@ -10,14 +10,13 @@ names are a layer's, the last one counts; a layer that none names has 1.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, clip, is_finite
 from sdatoms.models.families import BLOCK_NAMES, BLOCKS
 
 __all__ = [
@@ -90,7 +89,7 @@ def check_number(number: Any, what: str) -> float:
     Raises:
         AtomError: it is none; truth values and texts are none.
     """
-    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+    if not isinstance(number, Real) or not is_finite(number):
         raise AtomError(f"{what} is {clip(repr(number))}; it takes a finite number")
     return float(number)
 

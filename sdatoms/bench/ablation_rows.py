@@ -35,6 +35,7 @@ HELPED = (
     "shared r4 each, LoRA's layers",
     "shared r8 each, LoRA's layers",
     "shared r16 each, LoRA's layers",
+    "shared r32 each, LoRA's layers",
     "product b32, cross-attention",
     "LoRA r4 text",
     "LoRA r4 cross-attention",
@@ -46,8 +47,9 @@ of the steps at which a picture is mostly noise."""
 PRESETS = (
     "word decay 10 r4 each, text: weight decay 1, noisy steps",
     "word decay 10 r16 each, cross-attention: weight decay 1, noisy steps",
+    "shared r16 each, LoRA's layers: weight decay 1, noisy steps",
 )
-"""What the presets `balanced` and `best` train, and every change of it."""
+"""What the presets `balanced`, `best` and `likeness` train, and every change of it."""
 NOISY = {
     "timestep_bias_strategy": "later",
     "timestep_bias_multiplier": 5.0,

@@ -207,7 +207,7 @@ def list_atoms() -> list[Method]:
             ("cross-attention", ATOM_LAYERS["cross-attention"]),
             ("LoRA's layers", LORA_LAYERS),
         )
-        for count in (1, 2, 4, 8, 16)
+        for count in (1, 2, 4, 8, 16, 32)
     ]
     rows += [
         use_atoms(

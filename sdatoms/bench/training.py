@@ -53,6 +53,7 @@ __all__ = [
 
 SPATIAL, ALL = "LoRA r4 on the layers of atoms", "LoRA r4 on the layers of full"
 TEXT = "LoRA r4 on the layers that read the prompt"
+CROSS, PEFTS = "LoRA r16 on cross-attention", "LoRA r16 on attention and convolutions"
 FULL = "full fine-tuning"
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SETTINGS: dict[str, AtomConfig] = {
@@ -71,20 +72,33 @@ SETTINGS: dict[str, AtomConfig] = {
         block_factors="each",
         target_modules=ATOM_LAYERS["text"],
     ),
+    **{
+        f"shared r16 each, {place}": AtomConfig(
+            "coefficients",
+            block_form="shared",
+            block_factors="each",
+            block_atoms=16,
+            target_modules=ATOM_LAYERS[place],
+        )
+        for place in ("cross-attention", "attention+convolutions")
+    },
 }
 """Method → its atoms."""
 LORAS = {
     SPATIAL: SETTINGS["atoms"],
     ALL: SETTINGS["full"],
     TEXT: SETTINGS["shared r4, text"],
+    CROSS: SETTINGS["shared r16 each, cross-attention"],
+    PEFTS: SETTINGS["shared r16 each, attention+convolutions"],
 }
-"""LoRA → the atoms whose layers it tunes."""
+"""LoRA → the atoms whose layers it tunes; of their rank where they say one, else of 4."""
 
 
 def find_rival(config: AtomConfig) -> str:
     """The LoRA on the layers that a setting of atoms tunes."""
-    if config.target_modules:
-        return TEXT
+    for rival, own in LORAS.items():
+        if config.target_modules == own.target_modules and config.target_modules:
+            return rival
     return ALL if config.variant in BLOCK_VARIANTS else SPATIAL
 
 
@@ -289,7 +303,8 @@ def put_in(unet: nn.Module, method: str) -> Peer:
         return tune_all(unet)
     if method in SETTINGS:
         return tune_atoms(unet, SETTINGS[method], "base")
-    return tune_lora(unet, list_layers(unet, LORAS[method]))
+    config = LORAS[method]
+    return tune_lora(unet, list_layers(unet, config), config.block_atoms or 4)
 
 
 def list_layers(unet: nn.Module, config: AtomConfig) -> list[str]:

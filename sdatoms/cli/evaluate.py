@@ -86,6 +86,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Score atom files: fidelity, alignment, diversity, drift, and rows to check them by."""
+    from sdatoms.atoms.strengths import check_number
     from sdatoms.diffusion.open import pick_device
     from sdatoms.diffusion.sizes import describe_choice, fit_size
     from sdatoms.evaluation.evaluator import load_evaluator
@@ -98,6 +99,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         count = getattr(args, flag)
         if count is not None and count < 1:
             raise AtomError(f"--{flag} is {count}; it takes at least 1")
+    strength = check_number(args.strength, "--strength")
     places = check_report(args.report) if args.report else None
     painting = read_sampling(args)
     check_size(args)
@@ -126,7 +128,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         prompts=prompts,
         seeds=range(seeds),
         subject=subject,
-        strength=args.strength,
+        strength=strength,
         batch_size=args.batch_size,
         width=size[0],
         height=size[1],

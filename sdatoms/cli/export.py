@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdatoms.cli.base import add_base_flags, open_base
-from sdatoms.cli.outputs import check_output, writing
+from sdatoms.cli.outputs import check_folder, check_output, writing
 from sdatoms.errors import AtomError, check_text
 
 __all__ = ["add_export", "run_export"]
@@ -66,8 +66,10 @@ def run_export(args: argparse.Namespace) -> None:
 
     form, names, rank = choose_form(args)
     if form == "pipeline":
-        check_text(args.output, "--output")
-    check_output(args.output, [args.file])
+        pipelines.check_new_folder(Path(check_text(args.output, "--output")))
+        check_folder(Path(args.output).absolute().parent)
+    else:
+        check_output(args.output, [args.file])
     file, dtype = read_atoms(args.file), getattr(torch, args.dtype)
     pipe = open_base(args, device="cpu", dtype="float32", offload="none")
     if form == "lora":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdatoms.errors import AtomError
 
-__all__ = ["check_folder", "check_output", "writing"]
+__all__ = ["check_file", "check_folder", "check_output", "writing"]
 
 
 def check_output(output: str, sources: Sequence[str]) -> None:
@@ -21,7 +21,18 @@ def check_output(output: str, sources: Sequence[str]) -> None:
     for source in sources:
         if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
             raise AtomError(f"--output is {output!r}, which is read here too; name another file")
-    check_folder(Path(output).parent)
+    check_file(Path(output))
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before any work, a file that cannot be written; it need not be there yet.
+
+    Raises:
+        AtomError: it is a folder, a device, a pipe or a socket, or its folder cannot be written to.
+    """
+    if path.name in ("", "..") or (path.exists() and not path.is_file()):
+        raise AtomError(f"{str(path)!r} cannot be written: it is there, and is no file")
+    check_folder(path.parent)
 
 
 def check_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ pictures, folders and names of people or machines are not in it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from sdatoms.errors import AtomError, clip
+from sdatoms.cli.outputs import check_folder
+from sdatoms.errors import AtomError, check_text, clip, is_finite
 from sdatoms.storage import read_table, write_whole
 from sdatoms.version import __version__
 
@@ -34,6 +36,7 @@ __all__ = [
 WORDS = ("optimizer", "lr_scheduler", "lr_step_rules", "best_metric", "aspect_ratio_buckets")
 """Settings of free words that name nobody's things."""
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+?)/")
+COUNTS = ("steps", "chosen_step", "class_pictures")
 MEASURES = ("fidelity", "likeness", "alignment", "diversity", "drift")
 
 
@@ -43,13 +46,16 @@ def check_report(text: str) -> tuple[Path, Path]:
     Raises:
         AtomError: one of them is there already, or their folder is not.
     """
-    path = Path(text)
+    path = Path(check_text(text, "--report"))
+    if path.name in ("", ".."):
+        raise AtomError(f"--report {clip(text)!r} is a folder; name a file in it")
     stem = path.with_suffix("") if path.suffix in (".md", ".json") else path
     found = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
-    if not stem.name or not stem.parent.is_dir():
+    if not stem.parent.is_dir():
         raise AtomError(f"--report {text!r}: there is no folder {str(stem.parent)!r}")
+    check_folder(stem.parent)
     for file in found:
-        if file.exists():
+        if os.path.lexists(file):
             raise AtomError(f"--report: {str(file)!r} is there already; name another file")
     return found
 
@@ -89,15 +95,17 @@ def describe_file(path: Path, file: AtomFile, row: Row) -> dict[str, Any]:
         config = tomllib.loads((path.parent / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
-    told = {k: report[k] for k in ("steps", "chosen_step", "class_pictures") if k in report}
+    told = {k: report[k] for k in COUNTS if is_finite(report.get(k))}
     if report:
-        peak = max(report.get("peak_memory_bytes", 0), report.get("peak_gpu_bytes", 0))
+        count = lambda key: report[key] if is_finite(report.get(key)) else 0
+        names, versions = report.get("instance_pictures"), report.get("versions")
+        peak = max(count("peak_memory_bytes"), count("peak_gpu_bytes"))
         told |= {
-            "pictures": len(report.get("instance_pictures", ())),
-            "minutes": round(report.get("seconds", 0) / 60, 1),
+            "pictures": len(names) if isinstance(names, list) else 0,
+            "minutes": round(count("seconds") / 60, 1),
             "peak_memory_gib": round(peak / 2**30, 2),
             "card": clip(str(report.get("device", "unknown")), 80),
-            "versions": report.get("versions", {}),
+            "versions": versions if isinstance(versions, dict) else {},
         }
     return {
         "base": name_model(metadata.get("base_model", "unknown")),

@@ -6,13 +6,12 @@ other takes what diffusers paints its family with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdatoms.diffusion.family import find_base
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, is_finite
 from sdatoms.models.recognize import read_checkpoint
 from sdatoms.storage import read_table
 
@@ -62,6 +61,6 @@ def keep_guidance(pipe: Any, folder: Path) -> None:
 def choose_guidance(config: Mapping[str, Any], family: str) -> float:
     """By a pipeline's own entries, else by the name of its class or family."""
     own = config.get(GUIDANCE_ENTRY)
-    if isinstance(own, int | float) and math.isfinite(own) and 0 <= own <= MOST:
+    if is_finite(own) and 0 <= own <= MOST:
         return float(own)
     return XL_GUIDANCE if "xl" in family.lower() else DEFAULT_GUIDANCE

@@ -12,7 +12,6 @@ Three things are in the file:
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -31,7 +30,7 @@ from sdatoms.diffusion.recipe import (
     format_parameters,
     parse_parameters,
 )
-from sdatoms.errors import AtomError, clip, first_line
+from sdatoms.errors import AtomError, clip, first_line, is_finite, mark_bytes
 from sdatoms.files.atom_file import AtomFile
 from sdatoms.files.reader import read_atoms
 from sdatoms.pictures import save_image
@@ -99,6 +98,7 @@ def read_recipe(path: Path) -> Recipe | None:
     if "sdatoms" in texts:
         try:
             table = json.loads(texts["sdatoms"])
+            table = json.loads(mark_bytes(json.dumps(table, ensure_ascii=False)))
         except (ValueError, RecursionError):
             raise AtomError(f"{where} has a recipe that is not JSON") from None
         return build_recipe(table, where)
@@ -188,10 +188,7 @@ def build_used(entry: Any, where: str) -> UsedAtoms:
 def check_prints(prints: Any, where: str) -> dict[str, list[float]]:
     whole = isinstance(prints, dict) and len(prints) <= 64
     if not whole or not all(
-        isinstance(v, list)
-        and len(v) == 4
-        and all(isinstance(n, int | float) and math.isfinite(n) for n in v)
-        for v in prints.values()
+        isinstance(v, list) and len(v) == 4 and all(map(is_finite, v)) for v in prints.values()
     ):
         raise AtomError(f"{where} has a recipe whose base_fingerprint is no table of four numbers")
     return prints
@@ -204,7 +201,7 @@ def check_versions(versions: Any, where: str) -> dict[str, str]:
 
 
 def finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    return is_finite(value) if isinstance(value, int | float) else True
 
 
 def read_embedded_atoms(path: Path) -> list[AtomFile]:

@@ -33,7 +33,7 @@ from sdatoms.diffusion.preview import Previewer
 from sdatoms.diffusion.prompts import encode_prompts
 from sdatoms.diffusion.samplers import check_sampler, seed_noise, swap_scheduler
 from sdatoms.diffusion.sizes import enlarge_size, fit_size
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip, is_finite
 
 __all__ = [
     "check_seeds",
@@ -134,8 +134,8 @@ def paint(
     check_rescale(pipe, guidance_rescale, {init_picture is not None, larger != size})
     if guidance_scale is None:
         guidance_scale = find_guidance(pipe)
-    if not math.isfinite(guidance_scale):
-        raise AtomError(f"guidance_scale is {guidance_scale}; it takes a finite number")
+    if not is_finite(guidance_scale):
+        raise AtomError(f"guidance_scale is {clip(str(guidance_scale))}; it takes a finite number")
     if scheduler is not None:
         for steps in (num_inference_steps, second_steps or 1):
             check_sampler(scheduler, schedule or "normal", steps)
@@ -217,6 +217,9 @@ def paint_batch(
         size: width and height in px.
         tell: is told of each step: its number from 1, and how many there are.
         sampling: further arguments of the pipeline.
+
+    Raises:
+        AtomError: what came out are no finite numbers.
     """
     painter = build_painter(pipe, over=canvases[0] is not None)
     seed_noise(painter.scheduler, seeds)
@@ -230,6 +233,11 @@ def paint_batch(
     ):
 
         def see(running: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step + 1 == running.num_timesteps and not tensors["latents"].isfinite().all():
+                raise AtomError(
+                    f"no finite numbers came out at guidance_scale {sampling['guidance_scale']:g}: "
+                    "lower it or the adapters' strengths, or open the base in float32"
+                )
             tell(step + 1, running.num_timesteps)
             return restore(step, follow(running, step, _time, tensors))
 

@@ -7,7 +7,6 @@ into pictures and read.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from PIL import Image
 
 from sdatoms.adapters.plan import same_base
 from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES, read_sampler
-from sdatoms.errors import clip
+from sdatoms.errors import clip, is_finite
 from sdatoms.version import __version__
 
 __all__ = [
@@ -274,7 +273,7 @@ def parse_parameters(text: str) -> Recipe:
             value = kind(settings[setting])
         except (KeyError, ValueError):
             continue
-        changes |= {name: value} if math.isfinite(value) else {}
+        changes |= {name: value} if is_finite(value) else {}
     if "Sampler" in settings:
         kind = settings.get("Schedule type")
         names = read_sampler(settings["Sampler"], kind and clip(kind, 40))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -33,12 +34,14 @@ from sdatoms.atoms.keys import (
 )
 from sdatoms.atoms.maps import LayerMap
 from sdatoms.atoms.sparse import Solver
-from sdatoms.errors import check_text
+from sdatoms.errors import AtomError, check_text, clip
 from sdatoms.fingerprint import hash_tensors
 from sdatoms.storage import write_whole
 
 __all__ = [
     "FORMAT",
+    "MAX_HEADER",
+    "STORED",
     "AtomFile",
     "describe_books",
     "hash_content",
@@ -46,6 +49,10 @@ __all__ = [
 ]
 
 FORMAT = "sdatoms/1"
+STORED = (torch.float32, torch.float16, torch.bfloat16)
+"""What a file's numbers may be."""
+MAX_HEADER = 16 << 20
+"""Bytes; a base's may be far larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +112,19 @@ class AtomFile:
         """Write the file whole or not at all.
 
         Raises:
-            AtomError: the metadata hold what is no text.
+            AtomError: the metadata hold what is no text, or more than a reader takes.
         """
         for key, text in self.metadata.items():
             check_text(text, f"the file's {key}")
-        return write_whole(Path(path), save_tensors(self.tensors, self.metadata))
+        data = save_tensors(self.tensors, self.metadata)
+        length = int.from_bytes(data[:8], "little")
+        if length > MAX_HEADER:
+            key = max(self.metadata, key=lambda name: len(self.metadata[name]))
+            raise AtomError(
+                f"the file's header would have {length:,} bytes, most of them in {clip(key)!r}; "
+                f"at most {MAX_HEADER:,} are read"
+            )
+        return write_whole(Path(path), data)
 
 
 def list_maps(

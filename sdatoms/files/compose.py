@@ -61,6 +61,8 @@ def compose(
             too large, or files whose common layers were trained on different base weights, or are
             sparse with other atoms, λ or solver, or beside linear ones.
     """
+    if not all(isinstance(file, AtomFile) for file in files):
+        raise AtomError("compose takes a list of atom files, as read_atoms gives them")
     strengths = [1.0] * len(files) if strengths is None else list(strengths)
     if not files:
         raise AtomError("there is nothing to compose: no atom file was given")

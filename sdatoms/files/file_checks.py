@@ -23,7 +23,7 @@ from sdatoms.atoms.keys import (
 )
 from sdatoms.atoms.shared import OWN, SHARED
 from sdatoms.errors import AtomError, clip
-from sdatoms.files.atom_file import AtomFile
+from sdatoms.files.atom_file import STORED, AtomFile
 from sdatoms.files.view_checks import check_book, check_layout, check_shapes, check_shared
 
 __all__ = ["check_file", "parse_entry"]
@@ -84,9 +84,9 @@ def check_tensors(
     if not tensors:
         raise AtomError(f"{where} holds no tensors")
     for key, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if tensor.dtype not in STORED:
             raise AtomError(
-                f"{where}: {clip(key)!r} is {tensor.dtype} where a floating-point type fits"
+                f"{where}: {clip(key)!r} is {tensor.dtype} where float32, float16 or bfloat16 fits"
             )
         if not torch.isfinite(tensor).all():
             raise AtomError(f"{where}: {clip(key)!r} holds NaN or infinite numbers")

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 
 from sdatoms.atoms.config import AtomConfig
 from sdatoms.errors import AtomError, clip, first_line
-from sdatoms.files.atom_file import FORMAT, AtomFile
+from sdatoms.files.atom_file import FORMAT, MAX_HEADER, AtomFile
 from sdatoms.files.file_checks import check_file, parse_entry
 from sdatoms.models.header import read_opening
 
@@ -24,9 +24,6 @@ __all__ = [
     "read_atoms",
     "read_header",
 ]
-
-MAX_HEADER = 16 << 20
-"""Bytes of header that are read."""
 
 
 def read_atoms(path: str | os.PathLike[str]) -> AtomFile:

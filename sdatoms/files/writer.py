@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdatoms.atoms.keys import is_frozen
 from sdatoms.errors import AtomError, clip
-from sdatoms.files.atom_file import FORMAT, AtomFile, describe_books, hash_content
+from sdatoms.files.atom_file import FORMAT, STORED, AtomFile, describe_books, hash_content
 from sdatoms.fingerprint import fingerprint
 from sdatoms.layers.atom_layers import TunedWeight
 from sdatoms.layers.inject import Injection
@@ -106,6 +106,16 @@ def pack_atoms(
         AtomError: nothing to save, linear beside sparse atoms, a replacement fits no tensor, or a
             tensor is not finite.
     """
+    if not isinstance(injections, Mapping):
+        what = clip(repr(injections), 60)
+        raise AtomError(f"injections is {what}; it takes {{'unet': injection}} or the like")
+    for component, injection in injections.items():
+        if not isinstance(injection, Injection):
+            what = type(injection).__name__
+            raise AtomError(f"the component {component!r} is a {what}; inject() gives its atoms")
+    if not isinstance(dtype, torch.dtype) or dtype not in STORED:
+        names = ", ".join(str(known).removeprefix("torch.") for known in STORED)
+        raise AtomError(f"dtype is {dtype}; numbers are stored in {names}")
     if not injections:
         raise AtomError(
             "there is nothing to save: no component was given; pass {'unet': injection} or the like"
@@ -116,7 +126,7 @@ def pack_atoms(
     layers: dict[str, dict[str, Any]] = {}
     prints: dict[str, dict[str, list[float]]] = {}
     for component, injection in injections.items():
-        if not re.fullmatch(r"[A-Za-z_]\w*", component):
+        if not isinstance(component, str) or not re.fullmatch(r"[A-Za-z_]\w*", component):
             raise AtomError(f"the component name {component!r} is not a plain name such as 'unet'")
         if not injection.layers:
             raise AtomError(f"the atoms of {component!r} were ejected; save them before eject()")

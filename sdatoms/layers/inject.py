@@ -244,9 +244,14 @@ def inject(model: nn.Module, config: AtomConfig | None = None) -> Injection:
     """Add trainable atoms to `model` in place; it computes the same, to the bit, until they train.
 
     Raises:
-        AtomError: the model carries atoms or baked adapters, lies on the meta device, or no layer
-            fits. Nothing is changed.
+        AtomError: the model is no module, carries atoms or baked adapters, lies on the meta device,
+            or no layer fits. Nothing is changed.
     """
+    if not isinstance(model, nn.Module):
+        what = type(model).__name__
+        raise AtomError(f"a {what} came where a torch module fits; a pipeline's is pipe.unet")
+    if not isinstance(config, AtomConfig | None):
+        raise AtomError(f"a {type(config).__name__} came as config where an AtomConfig fits")
     config, model = config or AtomConfig(), unwrap(model)
     kind = type(model).__name__
     if carries_atoms(model):

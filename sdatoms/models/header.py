@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from sdatoms.errors import AtomError, clip
@@ -25,8 +26,20 @@ __all__ = [
     "read_opening",
 ]
 
-UNOPENED = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What libraries raise for a model that they cannot open."""
+UNOPENED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What libraries raise for a model that they cannot open: its files may say anything."""
 LIMIT = 100_000_000
 """Bytes a header may have, as in the safetensors library."""
 MAX_ENTRIES = 100_000

@@ -11,6 +11,7 @@ from typing import Any
 from sdatoms.training.concepts import list_classes, list_concepts, write_data_config
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.inputs import check_inputs
+from sdatoms.training.output_folder import check_output_folder
 from sdatoms.training.results import describe_trainer
 from sdatoms.training.trainer import Trainer
 
@@ -21,6 +22,7 @@ __all__ = [
 
 def estimate(config: TrainConfig) -> dict[str, Any]:
     """Parameters, bytes, memory, steps and minutes of a run, and what is odd about its pictures."""
+    check_output_folder(Path(config.output_dir))
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(
             config,

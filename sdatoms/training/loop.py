@@ -7,6 +7,7 @@ for step in train(config):
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import explain_failures, explain_opening
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.lock import RunLock
+from sdatoms.training.output_folder import check_output_folder
 from sdatoms.training.processes import agree, is_main
 from sdatoms.training.record import make_record, read_record
 from sdatoms.training.report import push_run
@@ -170,17 +172,18 @@ class Run:
         """Own the run directory, where there is one; what a killed save left is put right.
 
         Raises:
-            AtomError: another training owns it.
+            AtomError: another training owns it, or it holds what no training wrote.
         """
         failure = None
-        if is_main() and self.directory.path.is_dir():
+        if is_main() and os.path.lexists(self.directory.path):
             try:
+                check_output_folder(self.directory.path)
                 self.lock.acquire()
                 self.directory.clean()
             except AtomError as error:
                 failure = error
         if agree(failure is not None):
-            raise failure or AtomError("another training owns the run directory")
+            raise failure or AtomError("the run directory cannot be written to")
 
     def accept(self, trainer: Trainer) -> None:
         """Take the checkpoint's state over, and begin to write into the run directory."""
@@ -205,6 +208,7 @@ class Run:
             self.directory.take_wish(name)  # of a run that is over
         self.step = trainer.step
         if trainer.main:
+            self.directory.set_status("loading", self.step, config.max_train_steps, None)
             write_whole(self.directory.path / "config.toml", text.encode())
             if config.data_config:
                 described = write_data_config(list_concepts(config))

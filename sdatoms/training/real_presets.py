@@ -54,21 +54,47 @@ class RealPreset:
 
 TYPICAL = 5
 """Pictures where nobody said which: as many as DreamBooth's subjects have."""
-METHOD: dict[str, tuple[Any, str]] = {
-    "atom_variant": ("coefficients", "trains the fewest numbers a layer"),
-    "block_form": ("product", "a step costs what one of LoRA costs, at any size of layer"),
+SUBJECT: dict[str, tuple[Any, str]] = {
+    "atom_variant": ("coefficients", "shared atoms are a form of it"),
+    "block_form": ("shared", "truer to a subject than the product form, at less drift"),
+    "block_factors": ("each", "layers learn what their own filters do not span"),
+    "block_atoms": (16, "as `best` on the bundled base"),
+    "atom_layers": ("cross-attention", "a subject is learnt where the prompt is read"),
+    "word_decay": (10.0, "other prompts stay what they were"),
+    "adam_weight_decay": (1.0, "halves the drift on the bundled base"),
+    "timestep_bias_strategy": ("later", "a picture decides early what it will show"),
+    "timestep_bias_multiplier": (5.0, "five of six steps, as on the bundled base"),
+    "timestep_bias_portion": (0.5, "the noisier half, as on the bundled base"),
+}
+"""What won on subjects in scenes, on the bundled base (docs/results.md)."""
+STYLE: dict[str, tuple[Any, str]] = {
+    "atom_variant": ("coefficients", "the product form is a form of it"),
+    "block_form": ("product", "learns a hand where atoms that read words learn none"),
     "block_size": (16, "the smallest block that was as fast as LoRA"),
     "snr_gamma": (5.0, "min-SNR, the paper's value: noise-free steps do not rule the loss"),
+}
+"""What won on styles."""
+LOOKS: dict[str, tuple[Any, str]] = {
     "validation_steps": (100, "four samples in a hundred steps cost little beside the steps"),
     "checkpointing_steps": (100, "every sampled step can be gone back to"),
     "best_metric": ("auto", "the last step of a real base is often past the best"),
 }
+RATES: dict[str, tuple[tuple[float, str], tuple[float, str]]] = {
+    "sd15": (
+        (2e-4, "five times the bundled base's steps at a fifth of its rate"),
+        (1e-3, "the bundled base's own: larger ones broke its pictures"),
+    ),
+    "sdxl": (
+        (1e-4, "larger bases overshoot at rates that smaller ones take"),
+        (7e-4, "larger bases overshoot at rates that smaller ones take"),
+    ),
+}
+"""Base → the rate of a subject and that of a style."""
 BASES: dict[str, tuple[str, int, dict[str, tuple[Any, str]]]] = {
     "sd15": (
         "SD 1.5",
         512,
         {
-            "learning_rate": (1e-3, "the bundled base's own: larger ones broke its pictures"),
             "train_batch_size": (2, "fits 8 GB with a base in 16 bits"),
         },
     ),
@@ -76,7 +102,6 @@ BASES: dict[str, tuple[str, int, dict[str, tuple[Any, str]]]] = {
         "SDXL",
         1024,
         {
-            "learning_rate": (7e-4, "larger bases overshoot at rates that smaller ones take"),
             "train_batch_size": (1, "four times the pixels of SD 1.5"),
             "gradient_accumulation_steps": (2, "two pictures a step, one at a time in memory"),
             "gradient_checkpointing": (True, "16 GB do; a step takes about a third longer"),
@@ -136,7 +161,9 @@ def build_presets() -> dict[str, RealPreset]:
     found = {}
     for base, (base_name, side, fitting) in BASES.items():
         for subject, (subject_name, own, pace, why) in SUBJECTS.items():
-            chosen = METHOD | fitting | own
+            style = subject == "style"
+            rate = {"learning_rate": RATES[base][style]}
+            chosen = (STYLE if style else SUBJECT) | LOOKS | rate | fitting | own
             found[f"{base}-{subject}"] = RealPreset(
                 f"{subject_name} on {base_name}, {UNMEASURED}",
                 side,

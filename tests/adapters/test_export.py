@@ -266,3 +266,17 @@ def test_saved_files_hold_what_was_made(tmp_path, make_unet, make_pipe_atoms):
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + size])
     assert header["__metadata__"] == {"format": "pt"} | made.metadata
+
+
+def test_a_pipeline_takes_no_folder_but_its_own(tmp_path, make_pipe, make_pipe_atoms, monkeypatch):
+    precious = tmp_path / ".baked.tmp" / "precious"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    (tmp_path / "baked").mkdir()
+    save_pipeline(make_pipe_atoms("atoms"), make_pipe(), tmp_path / "baked")
+    assert precious.read_text() == "mine" and (tmp_path / "baked" / "model_index.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".baked.tmp", "baked"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(AtomError, match="is the folder you are in; a pipeline takes a new one"):
+        save_pipeline(make_pipe_atoms("atoms"), make_pipe(), ".")

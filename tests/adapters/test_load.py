@@ -22,6 +22,12 @@ def test_a_pipeline_without_the_file_s_module_is_refused(make_convnet, make_atom
         load_atoms(pipe, make_atoms())
 
 
+def test_a_name_is_a_text(make_convnet, make_atoms):
+    for name in (5, ["a"]):
+        with pytest.raises(AtomError, match=r"an adapter is named .* it takes a text"):
+            load_atoms(make_convnet(), make_atoms(), name=name)
+
+
 def test_hub_ids_fail_in_one_line_offline():
     code = """
 import torch, sdatoms

@@ -16,7 +16,7 @@ from sdatoms.atoms.strengths import (
     write_strength,
 )
 
-WRONG = [None, "1", True, [1.0], float("nan"), float("inf"), 1j]
+WRONG = [None, "1", True, [1.0], float("nan"), float("inf"), 1j, 10**400]
 
 
 @pytest.mark.parametrize("strength", [0, 1, -2.5, np.float32(0.5), np.int64(3)])

@@ -60,7 +60,7 @@ def test_a_change_is_one_point_of_the_row(name):
 @pytest.mark.parametrize(
     ("preset", "name"),
     [
-        *zip(("balanced", "best"), PRESETS, strict=True),
+        *zip(("balanced", "best"), PRESETS[:2], strict=True),
         ("photograph", "word decay 10 r4 each, all layers: weight decay 1, noisy steps"),
     ],
 )

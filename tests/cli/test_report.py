@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sdatoms import AtomError
+from sdatoms import AtomError, read_atoms
 from sdatoms.cli.main import main
-from sdatoms.cli.report import check_report, name_model, read_settings
+from sdatoms.cli.report import check_report, describe_file, name_model, read_settings
+from sdatoms.evaluation.rows import Row
 from sdatoms.training.loop import train
 
 
@@ -54,3 +55,24 @@ def test_settings_are_numbers_and_choices_and_no_free_words():
 def test_a_report_needs_a_folder(tmp_path):
     with pytest.raises(AtomError, match="there is no folder"):
         check_report(str(tmp_path / "nowhere" / "row.md"))
+
+
+@pytest.mark.parametrize("place", [".", "/", "..", "folder/.."])
+def test_a_report_is_no_folder(place):
+    with pytest.raises(AtomError, match=r"is a folder; name a file in it"):
+        check_report(place)
+
+
+def test_what_another_program_says_of_a_file_is_passed_over(make_file, tmp_path):
+    path = make_file()
+    odd = {"seconds": "12", "peak_memory_bytes": None, "instance_pictures": 5, "versions": [1]}
+    odd |= {"peak_gpu_bytes": [], "steps": {}, "chosen_step": float("nan"), "device": [2]}
+    (tmp_path / "report.json").write_text(json.dumps(odd))
+    told = describe_file(path, read_atoms(path), Row("dog", 1))["training"]
+    assert told == {
+        "pictures": 0,
+        "minutes": 0,
+        "peak_memory_gib": 0,
+        "card": "[2]",
+        "versions": {},
+    }

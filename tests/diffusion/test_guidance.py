@@ -10,6 +10,7 @@ import pytest
 from tiny.families import Bases, open_narrow
 from tiny.pipelines import save_base
 
+from sdatoms import AtomError
 from sdatoms.cli.main import main
 from sdatoms.diffusion.family import PIPELINES
 from sdatoms.diffusion.guidance import (
@@ -99,3 +100,15 @@ def test_pictures_are_guided_by_it_and_say_so(make_base, tmp_path, capsys):
     }
     assert np.array_equal(drawn[None], drawn[2.5])
     assert not np.array_equal(drawn[None], drawn[7.5])
+
+
+@pytest.mark.parametrize("scale", [1e308, float("inf"), 10**400])
+def test_guidance_that_leaves_no_finite_numbers_paints_nothing(make_base, scale):
+    with pytest.raises(AtomError, match=r"no finite numbers came out at|takes a finite number"):
+        paint(
+            load_base(str(make_base(2.5))),
+            ["cat"],
+            [0],
+            num_inference_steps=2,
+            guidance_scale=scale,
+        )

@@ -1,5 +1,6 @@
 """One function opens every form of a base, and says before opening what it is."""
 
+import json
 import shutil
 
 import pytest
@@ -129,3 +130,29 @@ def test_a_file_that_is_no_base_ends_in_one_sentence(tmp_path, single, what):
     with pytest.raises(AtomError) as caught:
         load_base(str(path), device="cpu")
     assert "\n" not in str(caught.value) and "given.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "value"),
+    [
+        ("unet/config.json", "block_out_channels", 5),
+        ("unet/config.json", "layers_per_block", "two"),
+        ("unet/config.json", "norm_num_groups", 0),
+        ("unet/config.json", "cross_attention_dim", None),
+        ("vae/config.json", "block_out_channels", 5),
+        ("text_encoder/config.json", "num_attention_heads", 0),
+        ("text_encoder/config.json", "hidden_size", "x"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 0),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", "x"),
+        ("model_index.json", "unet", None),
+        ("model_index.json", "unet", ["diffusers"]),
+    ],
+)
+def test_a_damaged_folder_ends_in_one_sentence(tmp_path, tiny_pipeline, file, entry, value):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_pipeline("sd"), folder)
+    table = json.loads((folder / file).read_text()) | {entry: value}
+    (folder / file).write_text(json.dumps(table))
+    with pytest.raises(AtomError, match="base") as caught:
+        load_base(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)

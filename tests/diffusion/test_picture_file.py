@@ -167,6 +167,9 @@ def test_embedded_files_that_are_no_atom_files_are_refused(tmp_path, body):
         {"seed": "1"},
         {"seed": True},
         {"guidance_scale": float("nan")},
+        {"guidance_scale": 10**400},
+        {"adapters": [{"name": "a", "strength": 10**400}]},
+        {"base_fingerprint": {"a": [1, 2, 3, 10**400]}},
         {"adapters": {}},
         {"adapters": [{"name": 1}]},
         {"adapters": [{"name": "a", "strength": float("inf")}]},
@@ -180,6 +183,12 @@ def test_damaged_recipes_are_refused_in_words(tmp_path, change):
     table = {"prompt": "x"} | change
     with pytest.raises(AtomError, match=r"the picture .p\.png. has a recipe"):
         read_recipe(write(tmp_path / "p.png", sdatoms=json.dumps(table)))
+
+
+def test_halves_of_characters_become_question_marks(tmp_path):
+    table = {"prompt": "a \ud800 dog", "adapters": [{"name": "\udfff"}]}
+    recipe = read_recipe(write(tmp_path / "p.png", sdatoms=json.dumps(table)))
+    assert recipe.prompt == "a ? dog" and recipe.adapters[0].name == "?"
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"prompt": null}'])

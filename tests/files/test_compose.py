@@ -225,6 +225,7 @@ def test_what_cannot_be_summed_is_refused_by_name(make_atoms, perturb):
         ([a], [float("nan")], "a strength is nan; it takes a finite number"),
         ([a], ["1"], "a strength is '1'"),
         ([a], [True], "a strength is True"),
+        (["a.safetensors"], None, "takes a list of atom files, as read_atoms gives them"),
         ([a], [1e300], "leave 'model.* no finite sum in float32"),
     ]:
         with pytest.raises(AtomError, match=sentence):

@@ -232,3 +232,32 @@ def test_save_atoms_takes_what_a_header_says_by_name():
     assert not any(p.kind is p.VAR_KEYWORD for p in taken.values())
     with pytest.raises(TypeError, match="triger"):
         save_atoms("x", {}, triger="sks dog")  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.bool, torch.float8_e4m3fn, "x"])
+def test_numbers_that_no_reader_takes_are_not_written(dtype, tmp_path, make_unet):
+    injection = inject(make_unet(), AtomConfig("atoms"))
+    with pytest.raises(AtomError, match="numbers are stored in float32, float16, bfloat16"):
+        save_atoms(tmp_path / "a.safetensors", {"unet": injection}, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("letter", ["x", "ü"])
+def test_a_header_that_no_reader_takes_is_not_written(letter, tmp_path, make_unet):
+    injection = inject(make_unet(), AtomConfig("atoms"))
+    long = {"notes": letter * ((17 << 20) // len(letter.encode()))}
+    with pytest.raises(AtomError, match=r"most of them in 'notes'; at most 16,777,216 are read"):
+        save_atoms(tmp_path / "a.safetensors", {"unet": injection}, metadata=long)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_injection_is_not_saved(tmp_path, make_unet):
+    unet = make_unet()
+    injection = inject(unet, AtomConfig("atoms"))
+    for given, said in (
+        (injection, "it takes {'unet': injection}"),
+        ({"unet": unet}, "the component 'unet' is a UNet2DConditionModel; inject.. gives its"),
+        ({5: injection}, "the component name 5 is not a plain name"),
+    ):
+        with pytest.raises(AtomError, match=said):
+            save_atoms(tmp_path / "a.safetensors", given)

@@ -149,6 +149,14 @@ def test_meta_models_are_refused(make_unet):
         inject(make_unet().to("meta"))
 
 
+def test_what_is_no_model_and_no_config_is_refused(make_convnet):
+    for model in (None, {"unet": make_convnet()}, "unet"):
+        with pytest.raises(AtomError, match="came where a torch module fits; a pipeline's is pipe"):
+            inject(model)
+    with pytest.raises(AtomError, match="a str came as config where an AtomConfig fits"):
+        inject(make_convnet(), "atoms")
+
+
 def test_the_representation_names_views_and_atoms(make_convnet):
     model = make_convnet()
     inject(model, AtomConfig("full", num_inner_atoms=2, block_size=2))

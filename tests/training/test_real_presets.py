@@ -15,6 +15,15 @@ def test_every_setting_has_a_reason_and_the_preset_says_that_it_is_not_measured(
     assert UNMEASURED in PRESETS[name].about
 
 
+@pytest.mark.parametrize("name", REAL_PRESETS)
+def test_subjects_train_what_won_on_the_bundled_base_and_a_style_what_won_on_styles(name):
+    settings = REAL_PRESETS[name].settings
+    won = PRESETS["style" if name.endswith("style") else "best"].settings
+    looks = ("max_train_steps", "validation_steps", "checkpointing_steps")
+    for setting, value in won.items():
+        assert setting in ("learning_rate", "block_size", *looks) or settings[setting] == value
+
+
 def test_every_base_has_every_kind_of_subject():
     names = [f"{b}-{s}" for b in ("sd15", "sdxl") for s in ("pet", "object", "face", "style")]
     assert list(REAL_PRESETS) == names
