@@ -21,7 +21,7 @@ from sdatoms.bench.peers import (
 from sdatoms.bench.rows import Method, list_atoms
 from sdatoms.layers.inject import inject
 from sdatoms.models.families import FAMILY_EXCLUDES
-from sdatoms.training.config import TrainConfig, make_atom_config
+from sdatoms.training.config import TrainConfig, make_atom_config, make_text_config
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.parts import inject_atoms
 
@@ -56,7 +56,11 @@ def attach_method(pipe: Any, method: Method, config: TrainConfig) -> Peer:
             atoms = replace(
                 make_atom_config(config), target_modules=method.targets, exclude_modules=left
             )
-            held = hold_atoms({"unet": inject(pipe.unet, atoms)}, base)
+            injections = {"unet": inject(pipe.unet, atoms)}
+            if config.train_text_encoder:
+                text = make_text_config(config)
+                injections["text_encoder"] = inject(pipe.text_encoder, text)
+            held = hold_atoms(injections, base)
         else:
             reads = config.shared_atoms == "captions"
             sources = check_inputs(config).sources if reads else ()

@@ -83,3 +83,11 @@ def test_every_method_tries_five_rates_in_order_and_says_what_it_depends_on():
         assert len(method.rates) == 5 and list(method.rates) == sorted(method.rates)
     described = [str(method.describe()) for method in METHODS.values()]
     assert len(set(described)) == len(described)
+
+
+TEXTS = [name for name, m in METHODS.items() if m.training.get("train_text_encoder")]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_row_that_trains_the_text_encoder_puts_atoms_there(name, one_thread):
+    assert set(attach(name)[0].injections) == {"unet", "text_encoder"}
