@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 
 from sdatoms import AtomError
 from sdatoms.diffusion.sizes import MAX_SIDE, check_side
+from sdatoms.errors import clip
 from sdatoms.storage import find_assets
 from sdatoms_app.atoms.tab import build_atoms_tab
 from sdatoms_app.generate.api import build_generate_api
@@ -29,6 +30,7 @@ from sdatoms_app.generate.compare import build_compare_tab
 from sdatoms_app.generate.tab import build_generate_tab
 from sdatoms_app.runs.tab import build_runs_tab
 from sdatoms_app.security import (
+    LAST_PORT,
     LoginGuard,
     OriginGuard,
     check_root_path,
@@ -38,6 +40,7 @@ from sdatoms_app.security import (
 )
 from sdatoms_app.shared.events import QUIET
 from sdatoms_app.shared.html import draw_note
+from sdatoms_app.shared.messages import AnsweringBlocks
 from sdatoms_app.shared.stream import WAIT_FOR_STREAM
 from sdatoms_app.studio.handover import Handover, Policy, watch
 from sdatoms_app.studio.library import MAX_UPLOAD_BYTES, Library
@@ -59,7 +62,9 @@ SECONDS = 2.0
 def build_app(studio: Studio, pictures: Sequence[Path] = ()) -> gr.Blocks:
     """The whole app over one studio; `pictures` are folders that visitors may train on."""
     connect_trainings(studio)
-    with gr.Blocks(title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
+    with AnsweringBlocks(
+        title="sdatoms", analytics_enabled=False, delete_cache=CACHE_SECONDS
+    ) as app:
         gr.HTML(HEADER, elem_id="title", js_on_load=None, padding=False)
         if studio.handover.lends:
             show_device(studio, app.load)
@@ -95,9 +100,6 @@ def show_device(studio: Studio, load: Any) -> None:
 
     timer = gr.Timer(SECONDS)
     gr.on([timer.tick, load], look, shown, [state, shown], trigger_mode="always_last", **QUIET)
-
-
-LAST_PORT = 65535
 
 
 def find_port() -> int:
@@ -223,8 +225,8 @@ def serve(
                 prevent_thread_lock=True,
                 **launch_settings(studio, local=local, root_path=root_path),  # pyright: ignore[reportArgumentType]
             )
-    except OSError as error:
-        raise AtomError(f"the app cannot listen on {host}:{port}: {error}") from None
+    except (OSError, UnicodeError) as error:  # a name that is no host's
+        raise AtomError(f"the app cannot listen on {clip(host)}:{port}: {error}") from None
     stopped = threading.Event()
     threading.Thread(target=watch, args=(studio.hand_over, stopped), daemon=True).start()
     try:

@@ -18,6 +18,7 @@ from sdatoms import AtomError
 from sdatoms.errors import clip
 
 __all__ = [
+    "LAST_PORT",
     "LoginGuard",
     "OriginGuard",
     "check_root_path",
@@ -27,6 +28,12 @@ __all__ = [
     "read_auth",
 ]
 
+HOST = re.compile(r"(?:\w[\w.-]*|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII | re.IGNORECASE)
+HOSTS = ("host", "x-forwarded-host")
+"""Headers that name a host, which Gradio reads too; of several names the first counts."""
+ADDRESSES = ("origin", "x-gradio-server")
+"""Headers that hold a whole address."""
+LAST_PORT = 65535
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 DIRECT = ("127.0.0.1", "localhost", "::1")
 """This machine, as lists of hosts without a proxy spell it."""
@@ -57,11 +64,13 @@ class OriginGuard:
         """`public` is what the operator says a proxy serves the app as: a URL, a path or empty."""
         self.app = app
         self.local = local
-        self.public = name_host(urlsplit(public).netloc)
+        self.public = name_host(read_host(public) or "")
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         if scope["type"] == "http":
-            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+            # of a header that comes twice the first counts, as it does for Gradio
+            pairs = reversed([*scope["headers"]])
+            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in pairs}
             reason = self.find_fault(scope["method"], headers)
             if reason:
                 await refuse(send, reason)
@@ -70,6 +79,10 @@ class OriginGuard:
 
     def find_fault(self, method: str, headers: dict[str, str]) -> str:
         """Why a request is refused, or an empty string."""
+        if not all(is_host(name_host(first_name(headers, name))) for name in HOSTS):
+            return "the request names a host that is none"
+        if any(read_host(headers.get(name, "")) is None for name in ADDRESSES):
+            return "the request names an address that is none"
         host = name_host(headers.get("host", ""))
         if self.local and host != self.public and host.rpartition(":")[0] not in LOOPBACK:
             if host not in LOOPBACK:
@@ -92,19 +105,40 @@ class OriginGuard:
             return False
         if origin is None:
             return True
-        page = name_host(urlsplit(origin).netloc)
+        page = name_host(read_host(origin) or "")
         # Behind a tunnel or a proxy the name the browser knows comes in another header. A page
         # cannot send it along: browsers ask first, and the answer is no.
-        forwarded = name_host(headers.get("x-forwarded-host", "").partition(",")[0].strip())
+        forwarded = name_host(first_name(headers, "x-forwarded-host"))
         own = {host, forwarded, self.public} - {""}
         # Some proxies pass the host on without its port.
         bare = {name for name in own if name not in LOOPBACK and ":" not in name}
         return page in own or page.partition(":")[0] in bare
 
 
+def first_name(headers: dict[str, str], header: str) -> str:
+    """The name a header holds, the first where every proxy on the way added one."""
+    return headers.get(header, "").partition(",")[0].strip()
+
+
+def is_host(name: str) -> bool:
+    """Whether it is a host with or without a port, or empty: what every parser takes."""
+    found = HOST.fullmatch(name)
+    return not name or (found is not None and int(found[1] or 0) <= LAST_PORT)
+
+
+def read_host(address: str) -> str | None:
+    """The host that an address names, with its port; empty where it names none, None where it is no
+    address that can be read."""
+    try:
+        host = urlsplit(address).netloc
+    except ValueError:
+        return None
+    return host if is_host(host) else None
+
+
 def name_host(netloc: str) -> str:
     """A host as it is compared: lower case, without the ports that browsers leave out."""
-    host = netloc.rpartition("@")[2].lower()
+    host = netloc.lower()
     return host.removesuffix(":80").removesuffix(":443")
 
 
@@ -114,10 +148,9 @@ def check_root_path(path: str) -> str:
     Raises:
         AtomError: it is none of these.
     """
-    url = urlsplit(path)
-    whole = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
+    whole = re.fullmatch(r"https?://([^/?#]+)(/[^\s?#]*)?", path, re.IGNORECASE)
     plain = re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", path)
-    if path and not whole and not plain:
+    if path and not plain and not (whole and is_host(whole[1]) and read_host(path)):
         raise AtomError(
             f"--root-path {clip(path)!r} is neither a path such as /atoms nor an address such as "
             "https://example.org/atoms"
@@ -183,9 +216,13 @@ def read_auth(entries: Sequence[str]) -> list[tuple[str, str]]:
     for entry in entries:
         if entry.startswith("@"):
             try:
-                lines += Path(entry[1:]).read_text(encoding="utf-8").split("\n")
+                lines += Path(entry[1:]).read_text(encoding="utf-8-sig").split("\n")
             except OSError as error:
                 raise AtomError(f"--auth {entry!r} cannot be read: {error.strerror}") from None
+            except ValueError:
+                raise AtomError(
+                    f"--auth {entry!r} cannot be read: it is no text in UTF-8"
+                ) from None
         else:
             lines.append(entry)
     pairs = []

@@ -135,6 +135,13 @@ def client(address):
     client.close()
 
 
+@pytest.fixture(scope="module")
+def endpoints(studio):
+    """The functions under the endpoints by name, as Gradio calls them: no server runs."""
+    events = build_app(studio).fns.values()
+    return {event.api_name: event.fn for event in events if event.api_visibility == "public"}
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """Two fine pictures, a tiny one, a corrupt one with a name of markup."""

@@ -1,5 +1,6 @@
 """What the server refuses: foreign pages and paths, strangers, and too much of anything."""
 
+import asyncio
 import io
 import json
 import os
@@ -134,6 +135,7 @@ def test_no_event_reads_a_file_that_was_not_uploaded(address, tmp_path):
             answer = run_event(address, number, fill_inputs(inputs, file))
             assert not answer["success"], (path, number)
             assert "root:" not in json.dumps(answer)
+            assert len(answer["output"]["error"]) > 10, number  # Gradio by itself says nothing
 
 
 def test_no_event_fetches_an_address(address):
@@ -154,7 +156,8 @@ def test_no_event_fetches_an_address(address):
     for file in ({"path": url}, {"path": "x.png", "url": url}):
         for number, inputs in list_file_events(address):
             whole = file | {"meta": {"_type": "gradio.FileData"}}
-            assert not run_event(address, number, fill_inputs(inputs, whole))["success"]
+            answer = run_event(address, number, fill_inputs(inputs, whole))
+            assert not answer["success"] and len(answer["output"]["error"]) > 10, number
     get(f"{address}/gradio_api/file={url}", follow_redirects=False)
     server.shutdown()
     server.server_close()
@@ -206,6 +209,48 @@ def test_other_pages_start_nothing(address, headers):
     body = {"data": [], "fn_index": 0, "session_hash": "x"}
     assert post(url, json=body, headers=headers).status_code == 403
     assert post(url, json=body, headers={"Origin": address}).status_code != 403
+
+
+UNREADABLE = (
+    "http://[bad",
+    "http://[::1",
+    "https://x:99999999",
+    "https://a b",
+    "//a@b",
+    "http://:9",
+)
+"""Addresses that some parser of Gradio's fails at."""
+
+
+@pytest.mark.parametrize("address", UNREADABLE)
+@pytest.mark.parametrize("header", ["origin", "x-gradio-server", "host", "x-forwarded-host"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize("local", [True, False])
+def test_headers_that_hold_no_address_are_refused(local, method, header, address):
+    named = address if header in ("origin", "x-gradio-server") else address.partition("//")[2]
+    headers = {"host": "127.0.0.1:7860", header: named}
+    assert OriginGuard(None, local=local).find_fault(method, headers)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("header", ["Origin", "X-Gradio-Server", "X-Forwarded-Host"])
+def test_a_request_with_an_unreadable_address_is_answered(address, method, header):
+    answer = httpx.request(method, address, headers={header: "http://[bad"}, timeout=HANG)
+    assert answer.status_code == 403 and "request" in answer.text
+
+
+def test_the_first_of_two_headers_counts():
+    """It is the one that Gradio reads."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1:7860"), (b"origin", b"https://evil.example")]
+    headers.append((b"origin", b"http://127.0.0.1:7860"))
+    scope = {"type": "http", "method": "POST", "headers": headers}
+    asyncio.run(OriginGuard(None, local=True)(scope, None, send))
+    assert sent[0]["status"] == 403
 
 
 PAGE = "https://sd.example.org"
@@ -282,12 +327,25 @@ def test_another_page_of_the_same_machine_is_a_stranger():
     assert guard.find_fault("POST", {"host": "127.0.0.1:7860"}) == ""
 
 
-@pytest.mark.parametrize("path", ["", "/atoms", "/a/b", "https://x.org", "http://x.org:8/atoms"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/atoms", "/a/b", "https://x.org", "http://x.org:8/atoms", "https://[::1]:8/a"),
+        *("https://x.org/@me/a%20b", "http://127.0.0.1:65535"),
+    ],
+)
 def test_root_paths_are_paths_or_addresses(path):
     assert check_root_path(path) == path == check_root_path(path + "/" * bool(path))
 
 
-@pytest.mark.parametrize("path", ["atoms", "//x.org", "/a b", "ftp://x.org", "https://", "/a?b"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("atoms", "//x.org", "/a b", "ftp://x.org", "https://", "/a?b", "https://x.org/a b"),
+        *("https://x.org\n", "https://x.org/\n", "https://me@x.org", "https://x.org:65536"),
+        *UNREADABLE,
+    ],
+)
 def test_what_is_no_root_path_is_refused(path):
     with pytest.raises(AtomError, match="--root-path"):
         check_root_path(path)
@@ -351,7 +409,11 @@ def test_passwords_come_from_the_line_or_a_file(tmp_path):
     path = tmp_path / "people"
     path.write_text("me:secret-word\n\nyou:other:word\n")
     assert read_auth([f"@{path}"]) == [("me", "secret-word"), ("you", "other:word")]
-    for entry in ("me", "me:short", ":secret-word", f"@{tmp_path}/nothing"):
+    path.write_bytes("\ufeffme:secret-word\r\n".encode())
+    assert read_auth([f"@{path}"]) == [("me", "secret-word")]
+    latin = tmp_path / "latin-1"
+    latin.write_bytes("jürgen:secret-word".encode("latin-1"))
+    for entry in ("me", "me:short", ":secret-word", f"@{tmp_path}/nothing", f"@{latin}"):
         with pytest.raises(AtomError, match="--auth"):
             read_auth([entry])
 

@@ -272,7 +272,7 @@ def check_field(what: str, number: float | None, low: float, high: float) -> flo
     if number is None:
         raise AtomError(f"{what} is empty; give a number")
     if not low <= number <= high:  # NaN is refused too
-        raise AtomError(f"{what} is {number:g}; it goes from {low:g} to {high:g}")
+        raise AtomError(f"{what} is {clip(str(number), 40)}; it goes from {low:g} to {high:g}")
     return number
 
 

@@ -21,14 +21,14 @@ from sdatoms_app.generate.api_values import (
     Picture,
     open_picture,
     open_upload,
-    read_schedules,
     read_strengths,
     show_picture,
 )
 from sdatoms_app.generate.form import restore_recipe
 from sdatoms_app.generate.grids import paint_grid, plan_grid
+from sdatoms_app.shared.endpoints import add_endpoint
 from sdatoms_app.shared.messages import answer_errors
-from sdatoms_app.shared.references import refer
+from sdatoms_app.shared.references import find_upload, refer
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.orders import Order
 from sdatoms_app.studio.painting import Job
@@ -112,7 +112,7 @@ def build_generate_api(studio: Studio) -> None:
             height=height,
             base=base,
             adapters=read_strengths(adapters),
-            strength_schedules=read_schedules(strength_schedules),
+            strength_schedules=strength_schedules or {},
             init_picture=open_upload(image, read_upload) or open_picture(studio, start_from),
             denoising_strength=denoising_strength,
             embed=embed,
@@ -235,21 +235,22 @@ def build_generate_api(studio: Studio) -> None:
         """
         return [show_picture(kept) for kept in studio.history.list(search, min(max(limit, 1), 200))]
 
-    def add_atoms(path: str) -> dict[str, Any]:
+    def add_atoms(path: FileData) -> dict[str, Any]:
         """Check an uploaded atom file or LoRA and list it; anything else is refused."""
-        entry = studio.library.add(Path(path))
+        entry = studio.library.add(find_upload(path))
         return {"id": entry.id, "trigger": entry.trigger, "sha256": entry.sha256}
 
-    def read_picture(path: str) -> dict[str, Any]:
+    def read_picture(path: FileData) -> dict[str, Any]:
         """Read the recipe of an uploaded picture; list atom files that ride inside; tell what would
         make the picture differ here."""
-        recipe = read_recipe(Path(path))
+        file = find_upload(path)
+        recipe = read_recipe(file)
         if recipe is None:
             raise AtomError("the picture carries no recipe")
         names = {used.sha256: used.name for used in recipe.adapters}
         brought = [
-            studio.library.add_file(file, names.get(file.sha256, "copy")).id
-            for file in read_embedded_atoms(Path(path))
+            studio.library.add_file(atoms, names.get(atoms.sha256, "copy")).id
+            for atoms in read_embedded_atoms(file)
         ]
         settings, remarks = restore_recipe(recipe, studio)
         return {"settings": settings, "remarks": remarks, "brought": brought}
@@ -257,20 +258,12 @@ def build_generate_api(studio: Studio) -> None:
     painting = {"concurrency_limit": 8, "concurrency_id": "api-painting"}
     for endpoint in (generate, compare, grid):
         api(answer_errors(endpoint), api_name=endpoint.__name__, **painting)
-    api(cancel, api_name="cancel", queue=False)
+    api(answer_errors(cancel), api_name="cancel", queue=False)
     for endpoint in (list_bases, list_atoms, list_pictures):
         api(answer_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=4)
     for endpoint in (add_atoms, read_picture):
-        # uploads come through a component: only files that were uploaded pass it
-        button, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")
-        upload = gr.File(visible=False, label="file", type="filepath")
-        button.click(
-            answer_errors(endpoint),
-            upload,
-            answer,
-            api_name=endpoint.__name__,
-            api_description=" ".join((endpoint.__doc__ or "").split()),
-        )
+        answer = gr.JSON(visible=False, label="answer")
+        add_endpoint(endpoint, {"file": gr.File(render=False)}, answer)
 
 
 def run_job(studio: Studio, request: gr.Request | None, work: Any) -> None:

@@ -1,19 +1,19 @@
 """What programs send to the endpoints of Generate and get from them, as the app holds it.
 
-Types of endpoints are read from signatures, so this module keeps its annotations as objects.
+Values come here of the kinds that the endpoints' signatures name. Types are read from signatures,
+so this module keeps its annotations as objects.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from gradio_client.utils import is_file_obj_with_meta
 from PIL import Image
 
-from sdatoms import AtomError
 from sdatoms.atoms.strengths import Strength, check_strength
 from sdatoms.errors import clip
-from sdatoms_app.shared.references import FileReference, refer
+from sdatoms.pictures import read_picture
+from sdatoms_app.shared.references import FileReference, find_upload, refer
 from sdatoms_app.studio.history import Kept
 from sdatoms_app.studio.studio import Studio
 
@@ -21,7 +21,6 @@ __all__ = [
     "Picture",
     "open_picture",
     "open_upload",
-    "read_schedules",
     "read_strengths",
     "show_picture",
 ]
@@ -43,45 +42,27 @@ def read_strengths(adapters: dict[str, Any] | None) -> tuple[tuple[str, Strength
         AtomError: a strength is no finite number, or names an unknown block.
     """
     return tuple(
-        (id, check_strength(strength, f"the strength of {id!r}"))
+        (id, check_strength(strength, f"the strength of {clip(id)!r}"))
         for id, strength in (adapters or {}).items()
     )
 
 
-def read_schedules(schedules: dict[str, str] | None) -> dict[str, str]:
-    """Schedules as text.
+def open_picture(studio: Studio, id: str) -> Image.Image | None:
+    """A kept picture by its id, None for an empty one.
 
     Raises:
-        AtomError: one is no text; `check_order` reads them.
+        AtomError: there is none of that id, or it cannot be read.
     """
-    for id, text in (schedules or {}).items():
-        if not isinstance(text, str):
-            raise AtomError(f"the schedule of {clip(id)!r} is {clip(repr(text))}; it takes a text")
-    return dict(schedules or {})
-
-
-def open_picture(studio: Studio, id: str) -> Image.Image | None:
-    """A kept picture by its id, None for an empty one."""
-    if not id:
-        return None
-    with Image.open(studio.history.find(id).path) as opened:
-        return opened.convert("RGB")
+    return read_picture(studio.history.find(id).path) if id else None
 
 
 def open_upload(upload: Any, read: Callable[[Path], Image.Image]) -> Image.Image | None:
-    """An uploaded picture, None for none.
-
-    Gradio sees that the path of what it takes for a file is that of an upload, and looks at nothing
-    else.
+    """An uploaded picture, None for none; Gradio sees that the path is that of an upload.
 
     Raises:
-        AtomError: it is no upload, or no picture.
+        AtomError: it is no picture.
     """
-    if not upload:
-        return None
-    if not is_file_obj_with_meta(upload):
-        raise AtomError("a picture came that is no upload; send it by gradio_client.handle_file")
-    return read(Path(upload["path"]))
+    return read(find_upload(upload)) if upload else None
 
 
 def show_picture(kept: Kept) -> Picture:

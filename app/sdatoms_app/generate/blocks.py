@@ -7,13 +7,13 @@ anybody may have made, so they are escaped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from sdatoms import AtomError
 from sdatoms.atoms.strengths import ALL, parse_strength, read_strength, write_number, write_strength
+from sdatoms.errors import is_finite
 from sdatoms_app.shared.html import count
 
 __all__ = [
@@ -60,7 +60,7 @@ def set_block(text: str, block: str, number: Any, blocks: Iterable[tuple[str, in
     """
     if block not in dict(blocks):
         raise AtomError("the file has no such block; refresh the list")
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if not isinstance(number, int | float) or not is_finite(number):
         raise AtomError("the factor of a block is no number")
     number = round(min(max(float(number), LEAST), MOST), 4)
     table = read_table(text)

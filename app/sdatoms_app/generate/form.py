@@ -8,7 +8,6 @@ after those) and `schedule`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from sdatoms.atoms.schedules import parse_schedule
 from sdatoms.atoms.strengths import ALL, Strength, parse_strength, write_strength
 from sdatoms.diffusion.recipe import Recipe, compare_recipe
 from sdatoms.diffusion.samplers import SAMPLERS, SCHEDULES
+from sdatoms.errors import clip, is_finite, mark_bytes
 from sdatoms.models.families import BLOCK_NAMES
 from sdatoms_app.studio.orders import LIMITS, MAX_ADAPTERS, SETTINGS, Order
 from sdatoms_app.studio.studio import Studio
@@ -59,21 +59,20 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
     clean, remarks = dict(DEFAULTS), []
     for name, default in DEFAULTS.items():
         value = settings.get(name, default)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in RANGES:
             low, high = RANGES[name]
             high = studio.max_side if name in ("width", "height") else high
-            fits = number and math.isfinite(value) and low <= value <= high
+            fits = is_number(value) and low <= value <= high
             value = KINDS[name](value) if fits else value
             fits = fits or value is default is None
         elif name == "scheduler":
-            fits = value in SAMPLERS
+            fits = value in list(SAMPLERS)  # tables and lists have no hash
         elif name == "schedule":
-            fits = value in SCHEDULES
+            fits = value in list(SCHEDULES)
         else:
             fits = type(value) is KINDS[name]
         if fits:
-            clean[name] = value
+            clean[name] = mark_bytes(value) if isinstance(value, str) else value
         else:
             remarks.append(f"{name.replace('_', ' ')} {str(value)[:60]!r} is not possible here.")
     if clean["schedule"] not in SAMPLERS[clean["scheduler"]].schedules:
@@ -95,7 +94,7 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
     clean["adapters"] = []
     for row in rows if isinstance(rows, list) else []:
         id = row.get("id") if isinstance(row, dict) else None
-        if id not in listed:
+        if not isinstance(id, str) or id not in listed:
             remarks.append(f"The atom file {str(id)[:60]!r} is not here.")
         elif len(clean["adapters"]) < MAX_ADAPTERS:
             clean["adapters"].append({"id": id} | clean_row(row))
@@ -111,9 +110,13 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
             clean[name] = bool(value)
         elif isinstance(ROW[name], str):
             clean[name] = value if is_readable(name, value) else ""
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif is_number(value):
             clean[name] = min(max(float(value), -1.0), 2.0)
     return clean
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and is_finite(value)
 
 
 def make_order(
@@ -134,8 +137,8 @@ def make_order(
             if row.get("schedule", "").strip():
                 schedules[row["id"]] = row["schedule"].strip()
     for name in RANGES:
-        if settings[name] is None:
-            raise AtomError(f"the {name.replace('_', ' ')} is empty; give a number")
+        if not is_number(settings[name]):
+            raise AtomError(f"the {name.replace('_', ' ')} is {say(settings[name])}; give a number")
     plain: dict[str, Any] = {
         name: default if settings[name] is None else KINDS[name](settings[name])
         for name, default in SETTINGS.items()
@@ -158,8 +161,9 @@ def join_strength(row: Mapping[str, Any]) -> Strength:
         AtomError: a number is missing, or the text is none.
     """
     whole, factors = row["strength"], [row[block] for block in BLOCK_NAMES]
-    if None in (whole, *factors):
-        raise AtomError(f"the strength of {row['id']!r} is empty; give a number")
+    for number in (whole, *factors):
+        if not is_number(number):
+            raise AtomError(f"the strength of {row['id']!r} is {say(number)}; give a number")
     whole, text = float(whole), row.get("by_block", "").strip()
     even = factors == [1.0] * len(factors)
     if even and not text:
@@ -172,6 +176,11 @@ def join_strength(row: Mapping[str, Any]) -> Strength:
         table.pop(name, None)  # the last name counts
         table[name] = whole * factor
     return table
+
+
+def say(value: Any) -> str:
+    """What stands in a field that takes a number, for a refusal."""
+    return "empty" if value is None else clip(repr(value), 40)
 
 
 def is_readable(name: str, text: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ from sdatoms_app.queue.worker import (
     hold_lock,
     list_jobs,
     rank_job,
+    read_whole,
     update_job,
     wake,
     write_json,
@@ -57,6 +59,13 @@ def list_gpus() -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's; links lead elsewhere."""
+    if folder.is_symlink() or not folder.is_dir() or not ID.fullmatch(folder.name):
+        return False
+    return (folder / JOB).is_file() or (folder / "status.json").is_file()
 
 
 class Queue:
@@ -109,15 +118,14 @@ class Queue:
         return self.find(id)
 
     def list(self) -> list[Training]:
-        """All runs, newest first."""
+        """All runs, newest first; one that vanishes or may not be read is left out."""
         if not self.root.is_dir():
             return []
         found = []
         for run in self.root.iterdir():
-            if run.is_symlink() or not run.is_dir() or not ID.fullmatch(run.name):
-                continue
-            if (run / JOB).is_file() or (run / "status.json").is_file():
-                found.append(read_training(run))
+            with contextlib.suppress(OSError):
+                if is_run(run):
+                    found.append(read_training(run))
         busy = sum(run.state in ("starting", "running") for run in found)
         queued = sorted(
             (run for run in found if run.state == "queued"), key=lambda run: (run.rank, run.id)
@@ -224,6 +232,19 @@ class Queue:
         (training.path / f"{wish}.now").touch()
         return self.find(id)
 
+    def extend(self, id: str, steps: Any) -> Training:
+        """Queue an ended run for `steps` more than it was to go.
+
+        Raises:
+            AtomError: as `resume`, or the steps are no whole number of at least 1.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise AtomError(
+                f"the further steps are {clip(repr(steps), 40)}; they are a whole number from 1 to "
+                f"{MAX_STEPS}"
+            )
+        return self.resume(id, steps)
+
     def resume(self, id: str, more_steps: int = 0) -> Training:
         """Queue a run again from its last checkpoint, `more_steps` further than it was to go.
 
@@ -234,9 +255,10 @@ class Queue:
         if training.live:
             raise AtomError(f"the run {id!r} is {training.state}; only one that ended can go on")
         request = read_request(training.path)
-        total = int(request.get("max_train_steps", training.total or 0)) + int(more_steps)
+        total = (read_whole(request.get("max_train_steps")) or training.total) + more_steps
         if more_steps < 0 or not 1 <= total <= MAX_STEPS:
-            raise AtomError(f"the run would have {total} steps; it takes 1 to {MAX_STEPS}")
+            steps = clip(str(total), 20)
+            raise AtomError(f"the run would have {steps} steps; it takes 1 to {MAX_STEPS}")
         if training.state == "done" and not more_steps:
             raise AtomError(f"the run {id!r} is done; extend it by some steps to go on")
         changes = {"max_train_steps": total, "resume_from_checkpoint": "latest"}
@@ -268,5 +290,5 @@ class Queue:
     def _next(self) -> int:
         """An order after every other's, and after every place in the queue."""
         jobs = [read_table(run / JOB, {}) for run in list_jobs(self.root)]
-        orders = [max(job.get("order", 0), rank_job(job)) for job in jobs]
+        orders = [max(read_whole(job.get("order")), rank_job(job)) for job in jobs]
         return max([*orders, time.time_ns() - 1]) + 1

@@ -19,9 +19,10 @@ from typing import Any
 import psutil
 
 from sdatoms import AtomError
-from sdatoms.errors import clip
+from sdatoms.errors import clip, is_finite
 from sdatoms.storage import read_table
-from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST, rank_job
+from sdatoms_app.queue.worker import JOB, OUTPUT, REQUEST, rank_job, read_whole
+from sdatoms_app.shared.places import hide_folders
 
 __all__ = [
     "Training",
@@ -32,6 +33,10 @@ __all__ = [
 
 SILENT_SECONDS = 60.0
 LIVE = ("queued", "starting", "running")
+MAX_COUNT = 10**9
+"""Of steps, of seconds that are left, and of numbers of processes."""
+MAX_CODE = 1000
+"""Of exit codes and GPUs."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +102,19 @@ def read_request(run: Path) -> dict[str, Any]:
 
 
 def read_training(run: Path) -> Training:
-    """Where a run stands: what its files say, corrected by which processes live."""
+    """Where a run stands: what its files say, corrected by which processes live. An entry of theirs
+    that is damaged counts as missing.
+
+    Raises:
+        OSError: nothing of the run can be read, or it was deleted meanwhile.
+    """
     stored, status = read_table(run / JOB, {}), read_table(run / "status.json", {})
-    pid = stored.get("pid") if stored else status.get("pid")
-    beat = status.get("heartbeat")
-    silent = time.time() - beat if isinstance(beat, int | float) else None
-    fresh = status.get("pid") == pid  # else the status is an earlier attempt's
-    alive = isinstance(pid, int) and is_trainer(pid, run, silent if fresh else None)
-    state, phase, code = stored.get("state"), str(status.get("phase", "")), stored.get("exit_code")
+    pid = read_pid(stored if stored else status)
+    beat = read_whole(status.get("heartbeat"))
+    silent = time.time() - beat if beat else None
+    fresh = read_pid(status) == pid  # else the status is an earlier attempt's
+    alive = pid is not None and is_trainer(pid, run, silent if fresh else None)
+    state, phase, code = stored.get("state"), read_text(status, "phase"), read_code(stored)
     if state == "queued":
         shown = "queued"
     elif alive:
@@ -116,40 +126,82 @@ def read_training(run: Path) -> Training:
     elif fresh and phase in ("done", "failed"):
         shown = phase
     else:
-        shown = "failed" if isinstance(code, int) and code > 0 and code != 130 else "stopped"
-    error = read_tail(run / OUTPUT, 40) if shown == "failed" else ""
+        shown = "failed" if code is not None and code > 0 and code != 130 else "stopped"
+    error = hide_folders(read_tail(run / OUTPUT, 40)) if shown == "failed" else ""
     # Before it listened; an interrupt that nobody catches ends Python by SIGINT, whoever sent it.
     early = code in (-signal.SIGTERM, -signal.SIGINT)
     asked = bool(stored.get("stop_requested")) and early
-    if shown == "stopped" and isinstance(code, int) and code < 0 and not asked:
+    if shown == "stopped" and code is not None and code < 0 and not asked:
         error = f"its process was ended by signal {-code}"
     elif shown == "stopped" and state == "started" and not is_worker(stored.get("worker")):
         error = "its process is gone"
-    step, total = to_int(status.get("step")), read_total(run, status)
-    gpu = stored.get("gpu")
+    elif shown == "stopped" and state != "cancelled" and code is None and not phase:
+        error = "its files do not say how"
+    step, total = read_whole(status.get("step"), MAX_COUNT), read_total(run, status)
     return Training(
         id=run.name,
         path=run,
-        title=clip(str(stored.get("title", run.name)), 80),
+        title=clip(read_text(stored, "title") or run.name, 80),
         state=shown,
         place=0,
         step=step,
         total=total,
         phase=clip(phase, 40) if shown == "running" else shown,
-        eta_s=status.get("eta_s") if shown == "running" else None,
+        eta_s=read_eta(status) if shown == "running" else None,
         silent_s=silent if shown == "running" else None,
         stopping=alive and bool(stored.get("stop_requested")),
         pid=pid if alive else None,
         error=error,
-        order=to_int(stored.get("order")) or (run / "status.json").stat().st_mtime_ns,
+        order=read_whole(stored.get("order")) or find_changed(run),
         rank=rank_job(stored),
-        gpu=gpu if isinstance(gpu, int) else None,
+        gpu=read_gpu(stored),
         reason=explain_end(shown, state == "cancelled", error, step, total),
     )
 
 
+def read_text(table: dict[str, Any], key: str) -> str:
+    value = table.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def read_pid(table: dict[str, Any]) -> int | None:
+    return read_whole(table.get("pid"), MAX_COUNT) or None
+
+
+def read_code(stored: dict[str, Any]) -> int | None:
+    """What a trainer exited with; less than 0 where a signal ended it."""
+    code = stored.get("exit_code")
+    if not isinstance(code, int) or isinstance(code, bool) or abs(code) > MAX_CODE:
+        return None
+    return code
+
+
+def read_eta(status: dict[str, Any]) -> float | None:
+    eta = status.get("eta_s")
+    return float(eta) if is_finite(eta) and 0 <= eta <= MAX_COUNT else None
+
+
+def read_gpu(stored: dict[str, Any]) -> int | None:
+    gpu = stored.get("gpu")
+    known = isinstance(gpu, int) and not isinstance(gpu, bool) and 0 <= gpu < MAX_CODE
+    return gpu if known else None
+
+
 def read_total(run: Path, status: dict[str, Any]) -> int:
-    return to_int(read_table(run / REQUEST, {}).get("max_train_steps") or status.get("total"))
+    wanted = read_whole(read_table(run / REQUEST, {}).get("max_train_steps"), MAX_COUNT)
+    return wanted or read_whole(status.get("total"), MAX_COUNT)
+
+
+def find_changed(run: Path) -> int:
+    """When one of a run's files was written last, in ns.
+
+    Raises:
+        OSError: none of them is there.
+    """
+    for name in ("status.json", JOB):
+        if (run / name).is_file():
+            return (run / name).stat().st_mtime_ns
+    return run.stat().st_mtime_ns
 
 
 def explain_end(state: str, cancelled: bool, error: str, step: int, total: int) -> str:
@@ -174,10 +226,6 @@ def explain_end(state: str, cancelled: bool, error: str, step: int, total: int) 
     return f"It was asked to stop and saved step {step}; Resume goes on there."
 
 
-def to_int(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
-
-
 def is_trainer(pid: int, run: Path, silent_s: float | None) -> bool:
     """Whether the process lives and trains that run.
 
@@ -191,7 +239,7 @@ def is_trainer(pid: int, run: Path, silent_s: float | None) -> bool:
 
 
 def is_worker(pid: Any) -> bool:
-    return isinstance(pid, int) and "sdatoms_app.queue.worker" in read_command(pid)
+    return "sdatoms_app.queue.worker" in read_command(read_whole(pid, MAX_COUNT))
 
 
 def read_command(pid: int) -> list[str]:

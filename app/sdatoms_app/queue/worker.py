@@ -36,6 +36,7 @@ __all__ = [
     "hold_lock",
     "list_jobs",
     "rank_job",
+    "read_whole",
     "run_jobs",
     "update_job",
     "wake",
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 JOB, REQUEST, OUTPUT = "job.json", "request.json", "output.txt"
+LARGEST = 2**62
+"""Of numbers in these files; times in ns are less."""
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -78,8 +81,14 @@ def list_jobs(root: Path) -> list[Path]:
 
 def rank_job(job: dict[str, Any]) -> int:
     """Where a job stands among the others; less comes first."""
-    rank = job.get("rank", job.get("order", 0))
-    return rank if isinstance(rank, int) else 0
+    return read_whole(job.get("rank")) or read_whole(job.get("order"))
+
+
+def read_whole(value: Any, most: int = LARGEST) -> int:
+    """A number of a file that may be damaged as a whole one from 0 to `most`; 0 where it is none of
+    these, as truth values, texts, NaN and infinities are not."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    return int(value) if fits else 0
 
 
 def choose_environment(job: dict[str, Any]) -> dict[str, str]:
@@ -89,7 +98,7 @@ def choose_environment(job: dict[str, Any]) -> dict[str, str]:
     """
     environment = os.environ | {"TQDM_DISABLE": "1"}
     gpu = job.get("gpu")
-    if not isinstance(gpu, int) or isinstance(gpu, bool):
+    if not isinstance(gpu, int) or isinstance(gpu, bool) or gpu < 0:
         return environment
     seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     name = seen[gpu] if gpu < len(seen) else str(gpu)
@@ -97,19 +106,28 @@ def choose_environment(job: dict[str, Any]) -> dict[str, str]:
 
 
 def claim_job(root: Path) -> Path | None:
-    """Mark the first queued job as started and return its directory; None when none is queued."""
+    """Mark the first queued job as started and return its directory; None when none is queued. One
+    that cannot be marked, such as one that is just being deleted, is passed over."""
     with hold_lock(root):
         for run in list_jobs(root):
             if read_table(run / JOB, {}).get("state") == "queued":
-                update_job(run, state="started", worker=os.getpid(), pid=None, started=time.time())
-                return run
+                with contextlib.suppress(OSError):
+                    changes = {"worker": os.getpid(), "pid": None, "started": time.time()}
+                    update_job(run, state="started", **changes)
+                    return run
     return None
 
 
 def run_job(root: Path, run: Path, training: int) -> int:
     """Train one job to its end; what the trainer prints goes to `output.txt`."""
     command = [sys.executable, "-m", "sdatoms", "train", "--config", str(run / REQUEST)]
-    with (run / OUTPUT).open("wb") as output:
+    try:
+        output = (run / OUTPUT).open("wb")
+    except OSError:  # it was deleted since or is damaged, which holds up no other
+        with contextlib.suppress(OSError), hold_lock(root):
+            update_job(run, state="ended", exit_code=1, ended=time.time())
+        return 1
+    with output:
         trainer = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

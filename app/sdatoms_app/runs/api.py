@@ -3,14 +3,16 @@
 Types are read from the signatures, so this module keeps its annotations as objects.
 """
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import FileData
 from gradio.events import api
 
 from sdatoms_app.queue.training import Training
+from sdatoms_app.shared.endpoints import add_endpoint
 from sdatoms_app.shared.messages import answer_errors
+from sdatoms_app.shared.references import find_upload
 from sdatoms_app.train.page import TrainPage
 
 __all__ = [
@@ -56,7 +58,7 @@ def build_runs_api(page: TrainPage) -> None:
 
     def extend_training(run: str, steps: int) -> dict:
         """Queue an ended training for further steps, from its last checkpoint."""
-        return summarize(queue.resume(run, steps))
+        return summarize(queue.extend(run, steps))
 
     def delete_training(run: str) -> bool:
         """Delete a training that is not under way, its pictures and its atoms."""
@@ -85,32 +87,28 @@ def build_runs_api(page: TrainPage) -> None:
         return summarize(page.train_folder(folder, preset, given))
 
     def train_pictures(
-        files: list[str],
+        files: list[FileData],
         instance_prompt: str,
         preset: str = "Balanced",
         settings: dict[str, Any] | None = None,
     ) -> dict:
         """Queue a training on uploaded pictures; .txt files of their names are their captions."""
         given = (settings or {}) | {"instance_prompt": instance_prompt}
-        return summarize(page.train_files([Path(f) for f in files or []], preset, given))
+        return summarize(page.train_files([find_upload(f) for f in files], preset, given))
 
     def measure_training(preset: str = "Balanced", settings: dict[str, Any] | None = None) -> dict:
         """Minutes and memory of a preset with changes to it, measured on this machine once."""
         return page.measure_preset(preset, settings or {})
 
-    # Uploads come through a component: only files that were uploaded pass it.
-    given: list[Any] = [
-        gr.File(visible=False, file_count="multiple", label="files"),
-        gr.Textbox(visible=False, label="instance_prompt"),
-        gr.Textbox("Balanced", visible=False, label="preset"),
-        gr.JSON(visible=False, label="settings"),
-    ]
-    gr.Button(visible=False).click(
-        answer_errors(train_pictures),
-        given,
+    add_endpoint(
+        train_pictures,
+        {
+            "files": gr.File(file_count="multiple", render=False),
+            "instance_prompt": gr.Textbox(render=False),
+            "preset": gr.Textbox("Balanced", render=False),
+            "settings": gr.JSON(render=False),
+        },
         gr.JSON(visible=False, label="training"),
-        api_name="train_pictures",
-        api_description=train_pictures.__doc__,
         concurrency_id="enqueue",
         concurrency_limit=1,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ from typing import Any
 from PIL import Image
 
 from sdatoms import AtomError
+from sdatoms.errors import is_finite
 from sdatoms.pictures import read_picture
 from sdatoms.storage import read_table
 from sdatoms_app.queue.training import Training, read_tail
+from sdatoms_app.queue.worker import read_whole
 
 __all__ = [
     "Curves",
@@ -70,7 +71,7 @@ def read_curves(run: Path, smoothing: float = 0.9) -> Curves:
     for line in read_tail(run / "metrics.jsonl", 1 << 30, MAX_ROWS).splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and is_number(row.get("step")):
             rows.append(row)
@@ -88,14 +89,14 @@ def read_curves(run: Path, smoothing: float = 0.9) -> Curves:
         steps=[int(told[k]["step"]) for k in kept],
         loss=[float(told[k]["loss"]) for k in kept],
         smoothed=[loss[k] for k in kept],
-        lr=[float(told[k].get("lr") or 0.0) for k in kept],
+        lr=[float(lr) if is_number(lr := told[k].get("lr")) else 0.0 for k in kept],
         others=others,
         seconds_per_step=last[len(last) // 2] if last else None,
     )
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and is_finite(value)
 
 
 def thin(points: list[Any]) -> list[Any]:
@@ -149,7 +150,7 @@ def open_samples(run: Path) -> list[tuple[Image.Image, str]]:
 def read_memory(training: Training) -> str:
     """The most memory the trainer took, from its report, or what its process takes now."""
     report = read_table(training.path / "report.json", {})
-    peak = max(report.get("peak_memory_bytes", 0), report.get("peak_gpu_bytes", 0))
+    peak = max(read_whole(report.get(f"peak_{kind}_bytes")) for kind in ("memory", "gpu"))
     if training.pid:
         import psutil
 

@@ -62,9 +62,9 @@ def look_at_runs(
         return [now, listed, *show_none(before)]
     try:
         training = queue.find(chosen)
-    except AtomError:  # deleted since it was listed
+        return [now, listed, *show_training(training, log_scale, weight, before, now)]
+    except (AtomError, OSError):  # deleted since it was listed
         return [before, listed, *[gr.skip()] * PARTS]
-    return [now, listed, *show_training(training, log_scale, weight, before, now)]
 
 
 def show_none(before: dict[str, Any]) -> list[Any]:

@@ -247,7 +247,7 @@ def wire_buttons(queue: Queue, page: Page, controls: Controls, look: dict[str, A
 
     @show_errors
     def press_extend(id: str | None, more: float | None) -> None:
-        queue.resume(id or "", int(more or 0))
+        queue.extend(id or "", more)
 
     @show_errors
     def press_delete(id: str | None, sure: bool) -> bool:

@@ -136,6 +136,7 @@ def read_log(training: Training) -> str:
 
 def read_config(training: Training) -> str:
     try:
-        return (training.path / "config.toml").read_text(encoding="utf-8")[: 64 << 10]
+        text = (training.path / "config.toml").read_text(encoding="utf-8", errors="replace")
+        return text[: 64 << 10]
     except OSError:
         return ""

@@ -88,11 +88,14 @@ class History:
         raise AtomError(f"there is no picture {clip(id)!r} in the history")
 
     def _read(self, path: Path) -> Recipe | None:
-        key = (path, path.stat().st_mtime_ns)
+        try:
+            key = (path, path.stat().st_mtime_ns)
+        except OSError:  # deleted since it was listed
+            return None
         if key not in self._known:
             try:
                 self._known[key] = read_recipe(path)
-            except AtomError:
+            except (AtomError, OSError):
                 self._known[key] = None
         return self._known[key]
 

@@ -6,6 +6,8 @@ is listed.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -181,16 +183,13 @@ class Library:
         whose id a file of a folder has."""
         entries = []
         for folder in filter(None, (self.folder, self.models)):
-            for path in folder.rglob("*.safetensors") if folder.is_dir() else ():
-                inner = path.relative_to(folder)
-                hidden = any(part.startswith(".") for part in inner.parts)
-                if hidden or path.name == "state.safetensors":
-                    continue
-                if path.is_symlink() or not path.is_file():
-                    continue
-                entry = self._read(path)
-                if entry and (entry.rank or folder == self.folder):
-                    entries.append((path.stat().st_mtime, entry))
+            for path in find_files(folder):
+                with contextlib.suppress(OSError):  # deleted meanwhile, or not for us to read
+                    if path.is_symlink() or not path.is_file():
+                        continue
+                    entry = self._read(path)
+                    if entry and (entry.rank or folder == self.folder):
+                        entries.append((path.stat().st_mtime, entry))
         entries.sort(key=lambda pair: (-pair[0], pair[1].id))
         found = list({entry.path: entry for _, entry in entries}.values())
         taken = {entry.id for entry in found}
@@ -262,6 +261,16 @@ class Library:
             return f"examples/{path.stem}", None
         assert self.models is not None
         return f"models/{path.relative_to(self.models).with_suffix('').as_posix()}", None
+
+
+def find_files(folder: Path) -> Iterator[Path]:
+    """The safetensors files below a folder, but trainers' states and what is hidden."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            known = name.endswith(".safetensors") and name != "state.safetensors"
+            if known and not name.startswith("."):
+                yield Path(place, name)
 
 
 def list_parts(layers: Iterable[str]) -> tuple[tuple[str, int], ...]:

@@ -20,7 +20,7 @@ from sdatoms.diffusion.prompts import parse_prompt
 from sdatoms.diffusion.recipe import Recipe, UsedAtoms, describe_canvas, list_versions
 from sdatoms.diffusion.samplers import check_sampler
 from sdatoms.diffusion.sizes import MAX_SIDE, STEP, check_side, complete_size
-from sdatoms.errors import clip
+from sdatoms.errors import check_text, clip
 from sdatoms_app.studio.library import Entry
 
 __all__ = [
@@ -148,6 +148,7 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
         AtomError: the prompt is empty or too long, or a number is out of range.
     """
     for what, text in (("prompt", order.prompt), ("negative prompt", order.negative_prompt)):
+        check_text(text, f"the {what}")
         if len(text) > MAX_PROMPT:
             raise AtomError(f"the {what} has {len(text)} characters; it takes {MAX_PROMPT}")
         parse_prompt(text)
@@ -161,7 +162,8 @@ def check_order(order: Order, max_side: int = MAX_SIDE) -> None:
         elif number is SETTINGS[name] is None:
             continue
         elif not low <= number <= high:  # NaN is refused too
-            raise AtomError(f"{SAID[name]} is {number}; it goes from {low} to {high}")
+            shown = clip(str(number), 40)
+            raise AtomError(f"{SAID[name]} is {shown}; it goes from {low} to {high}")
     check_sampler(order.scheduler, order.schedule, order.num_inference_steps)
     canvas = {name: getattr(order, name) for name in CANVAS}
     check_canvas(**canvas, num_inference_steps=order.num_inference_steps)

@@ -29,6 +29,7 @@ from sdatoms.training.concepts import Concept, read_data_config, write_data_conf
 from sdatoms.training.picture_checks import PictureCheck, check_picture, check_pictures
 from sdatoms_app.queue.queue import DESCRIPTION
 from sdatoms_app.queue.worker import write_json
+from sdatoms_app.shared.places import hide_folders
 from sdatoms_app.studio.library import slugify
 from sdatoms_app.train.arrivals import reduce_photo, shrink_picture, sort_files
 from sdatoms_app.train.subjects import find_subject
@@ -347,6 +348,7 @@ def name_fault(path: Path, fault: str) -> list[str]:
     """A line that says of which file a fault is; none where there is none."""
     if not fault:
         return []
+    fault = hide_folders(fault)
     return [fault if path.name in fault else f"{clip(path.name, 80)}: {fault}"]
 
 

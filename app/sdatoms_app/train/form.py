@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import gradio as gr
 
 from sdatoms import AtomError
-from sdatoms.errors import clip
+from sdatoms.errors import clip, is_finite
 from sdatoms.settings import build_config, read_field_help, unwrap
 from sdatoms.training import presets
 from sdatoms.training.config import TrainConfig
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 MAX_WORDS = 2000
+LARGEST = 1e15
+"""Of any number; seeds are whole."""
 PRESETS = {name.capitalize(): expand_preset(name, {}) for name in presets.PRESETS}
 """What each preset changes of the trainer's own defaults."""
 FIRST = "Balanced"
@@ -142,10 +144,8 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
         kind = kinds[name]
         if kind in (int, float) and isinstance(value, str):
             value = read_number(name, value)
-        if kind is int and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = fit_number(name, kind, value)
         if name in CAPS and isinstance(value, int) and value > CAPS[name]:
             raise AtomError(f"{name} is {value}; it takes at most {CAPS[name]}")
         if name in CHOICES and value not in CHOICES[name]:
@@ -162,6 +162,21 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
     except AtomError as error:
         raise AtomError(str(error).replace("--", "")) from None
     return given
+
+
+def fit_number(name: str, kind: Any, value: float) -> float:
+    """The number as its setting has it.
+
+    Raises:
+        AtomError: it is NaN, infinite, or larger than any setting takes.
+    """
+    if not is_finite(value) or abs(value) >= LARGEST:
+        raise AtomError(
+            f"{name} is {clip(str(value), 40)}; it takes a finite number below {LARGEST:.0e}"
+        )
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float(value) if kind is float else value
 
 
 def read_number(name: str, text: str) -> float:

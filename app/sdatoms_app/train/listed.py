@@ -43,8 +43,12 @@ def list_folders(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether a file is called like a picture; whether it is one is checked when it is added."""
-    return any(p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
+    """Whether a file is called like a picture; whether it is one is checked when it is added. What
+    may not be read holds none."""
+    try:
+        return any(p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
+    except OSError:
+        return False
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -60,12 +60,13 @@ class Measurements:
     def find(self, settings: dict[str, Any]) -> dict[str, str] | None:
         """What was measured for these settings, its minutes for as many steps as they have; None
         where nothing was."""
-        facts = read_table(self.path, {}).get(make_key(settings))
-        if not facts:
-            return None
+        facts: Any = read_table(self.path, {}).get(make_key(settings))
         steps = settings.get("max_train_steps", TrainConfig.max_train_steps)
-        minutes, _, apart = facts["minutes"].partition(" ")
-        scaled = float(minutes) * steps / int(facts["steps"])
+        try:
+            minutes, _, apart = facts["minutes"].partition(" ")
+            scaled = float(minutes) * steps / int(facts["steps"])
+        except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError):
+            return None  # none are there, or they are damaged
         return facts | {"steps": str(steps), "minutes": f"{scaled:.1f} {apart}".strip()}
 
     def measure(

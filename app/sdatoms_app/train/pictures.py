@@ -111,14 +111,22 @@ class PicturesPart:
 
     @show_errors
     def add_pictures(self, files: list[str] | None, token: str) -> list[Any]:
-        """Check pictures and keep them in a draft; captions are .txt files of the same names."""
+        """What `check_files` returns of an upload; the widget is emptied for the next one."""
+        return [None, *self.check_files([Path(file) for file in files or []], token)]
+
+    def check_files(self, paths: Sequence[Path], token: str) -> list[Any]:
+        """Check pictures and keep them in a draft; returns what the page shows of it, up to the
+        caption.
+
+        Raises:
+            AtomError: a zip cannot be read.
+        """
         draft = self.open(token)
-        paths = [Path(file) for file in files or []]
         zips = [path for path in paths if path.suffix.lower() == ".zip"]
         refused = draft.add([path for path in paths if path not in zips])
         for path in zips:
             refused += add_zip(draft, path)
-        return [None, *self.show(draft, refused=refused)[:5]]
+        return self.show(draft, refused=refused)[:5]
 
     @show_errors
     def see_concepts(self, id: str | None, token: str) -> list[Any]:

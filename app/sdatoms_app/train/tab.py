@@ -14,6 +14,7 @@ from sdatoms.settings import read_field_help
 from sdatoms.training.config import TrainConfig
 from sdatoms_app.shared.events import PRIVATE, QUIET
 from sdatoms_app.studio.studio import Studio
+from sdatoms_app.train.api import build_train_api
 from sdatoms_app.train.concept_table import COLUMNS
 from sdatoms_app.train.form import FIRST, build_fields
 from sdatoms_app.train.page import TrainPage
@@ -72,6 +73,7 @@ def build_train_tab(studio: Studio, roots: Sequence[Path], select: Any) -> Train
     wire_pictures(page, pictures, token)
     started = wire_settings(page, pictures | settings, fields, token, select)
     shown = [pictures[name] for name in SHOWN]
+    build_train_api(page, [pictures["upload"], *shown[:5]])
     gr.on(
         [settings[name].input for name in CUT_BY],
         page.see_crops,

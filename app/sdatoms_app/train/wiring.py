@@ -27,11 +27,7 @@ SECONDS = 2.0
 def wire_pictures(page: TrainPage, w: dict[str, Any], token: gr.Textbox) -> None:
     shown = [w[name] for name in SHOWN]
     w["upload"].upload(
-        page.add_pictures,
-        [w["upload"], token],
-        [w["upload"], *shown[:5]],
-        api_name="check_pictures",
-        api_description=page.add_pictures.__doc__,
+        page.add_pictures, [w["upload"], token], [w["upload"], *shown[:5]], **PRIVATE
     ).then(page.see_concepts, [w["picture"], token], shown[5:], **QUIET)
     w["take"].click(
         page.add_folder,

@@ -144,7 +144,7 @@ def test_cancel_stops_this_sessions_painting_only(client, address):
         ({"prompt": "a", "adapters": {"dog": "x"}}, "takes a finite number"),
         ({"prompt": "a", "base": "/etc"}, "no base"),
         ({"prompt": "a", "start_from": "../../../etc/passwd"}, "in the history"),
-        ({"prompt": "a", "image": {"path": "/etc/passwd"}}, "no upload"),
+        ({"prompt": "a", "image": {"path": "/etc/passwd"}}, "image is .*; it takes an upload"),
         ({"prompt": "a", "hires_scale": 5}, "goes from 1 to 4"),
         (
             {"prompt": "a", "hires_scale": 4, "width": 1024, "height": 64},

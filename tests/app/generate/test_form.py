@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import gradio as gr
 import numpy as np
+import orjson
 import pytest
 from PIL import Image
 from sdatoms_app.generate.form import (
@@ -195,3 +196,35 @@ def test_a_page_shows_from_the_start_what_filling_in_nothing_gives(studio):
         wanted = told.value if hasattr(told, "value") else None if told else update
         assert (getattr(part, "value", None) or "") == (wanted or ""), part
         assert told is None or told.visible == part.visible
+
+
+ODD = (None, True, "\ud800", [], ["a"], {}, 10**400, -(10**400), float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("name", [*DEFAULTS, "adapters"])
+def test_settings_of_any_kind_become_some_that_can_be_shown(studio, name):
+    """They come from saved forms, pictures and browsers, which anybody may have filled."""
+    for value in ODD:
+        settings, remarks = clean_settings({name: value}, studio)
+        assert orjson.dumps([settings, remarks])
+        assert all(len(remark) < 200 for remark in remarks)
+
+
+@pytest.mark.parametrize("name", ["id", *ROW])
+def test_rows_of_any_kind_become_some_that_can_be_shown(studio, name):
+    for value in ODD:
+        rows = [{"id": "dog"} | {name: value}]
+        settings, remarks = clean_settings({"adapters": rows}, studio)
+        assert orjson.dumps([settings, remarks])
+        make_order(settings)
+
+
+@pytest.mark.parametrize("value", ["x", [], *ODD[:2], *ODD[6:]], ids=lambda value: str(value)[:9])
+def test_a_form_without_a_number_is_refused(studio, value):
+    settings, _ = clean_settings({"adapters": [{"id": "dog"}]}, studio)
+    for name in ("guidance_scale", "seed", "hires_scale"):
+        with pytest.raises(AtomError, match=rf"{name.replace('_', ' ')} is .*; give a number"):
+            make_order(settings | {name: value})
+    for name in ("strength", "mid"):
+        with pytest.raises(AtomError, match=r"the strength of 'dog' is .*; give a number"):
+            join_strength(settings["adapters"][0] | {name: value})

@@ -10,7 +10,13 @@ import time
 import pytest
 from PIL import Image
 from sdatoms_app.queue.queue import MAX_QUEUED, Queue
-from sdatoms_app.queue.worker import choose_environment, claim_job, hold_lock, update_job
+from sdatoms_app.queue.worker import (
+    choose_environment,
+    claim_job,
+    hold_lock,
+    run_jobs,
+    update_job,
+)
 
 import sdatoms
 from sdatoms.storage import read_table
@@ -221,13 +227,30 @@ def test_leaving_the_queue_and_deleting(queue):
     assert not first.path.exists()
 
 
-@pytest.mark.parametrize("steps", [-1, 0, 10**9])
-def test_extending_takes_some_steps(queue, steps):
+@pytest.mark.parametrize("steps", [-1, 0, 10**9, 10**400, 0.5, 2.0, True, "5", None, float("nan")])
+def test_extending_takes_some_whole_steps(queue, steps):
     job = queue.add("x", {"max_train_steps": 5}, fill)
     queue.stop(job.id)
     (job.path / "status.json").write_text(json.dumps({"phase": "done", "pid": 1}))
     with hold_lock(queue.root):
         update_job(job.path, state="ended", pid=1, exit_code=0)
     assert queue.find(job.id).state == "done"
+    before = [(path, path.read_bytes()) for path in sorted(job.path.glob("*.json"))]
     with pytest.raises(sdatoms.AtomError, match="steps"):
-        queue.resume(job.id, steps)
+        queue.extend(job.id, steps)
+    assert before == [(path, path.read_bytes()) for path in sorted(job.path.glob("*.json"))]
+    assert queue.extend(job.id, 2).total == 7
+
+
+def test_a_run_that_cannot_be_begun_does_not_hold_up_the_next(queue):
+    first, second = (queue.add(f"{k}", {}, fill) for k in range(2))
+    (first.path / "output.txt").mkdir()  # what the trainer prints goes there
+    queue.stop(second.id)
+    run_jobs(queue.root)
+    assert [run.state for run in queue.list()] == ["stopped", "failed"]
+
+
+def test_a_damaged_gpu_leaves_the_choice_to_the_trainer(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    for gpu in (-1, -5, True, "0", 0.0, None, [0]):
+        assert choose_environment({"gpu": gpu})["CUDA_VISIBLE_DEVICES"] == "4"

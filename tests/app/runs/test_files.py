@@ -1,16 +1,20 @@
 """A run's files, read while they are being written."""
 
 import json
+import math
 
 import pytest
+from sdatoms_app.queue.training import read_training
 from sdatoms_app.runs.files import (
     describe_seconds,
     list_samples,
     open_samples,
     pack_run,
     read_curves,
+    read_memory,
     smooth,
 )
+from sdatoms_app.runs.view import draw_curves, read_config
 
 
 def test_curves_pass_over_what_is_no_row(tmp_path):
@@ -25,6 +29,23 @@ def test_curves_pass_over_what_is_no_row(tmp_path):
     assert curves.loss[-1] == 1 / 1000 and curves.seconds_per_step == 2.0
     assert set(curves.others) == {"clip"} and curves.others["clip"][-1] == (1000, 1000.0)
     assert read_curves(tmp_path / "nowhere").steps == []
+
+
+@pytest.mark.parametrize("value", ["x", [1], {}, None, True, 10**400, math.nan, -math.inf])
+def test_files_of_a_run_that_are_damaged_are_shown_without_what_is(tmp_path, value):
+    rows = [{"step": 1, "loss": 0.5, "lr": value, "seconds": value, "clip": value}]
+    rows += [{"step": value, "loss": 1.0}, {"step": 2, "loss": value}]
+    text = "\n".join([*map(json.dumps, rows), "[" * 100_000])
+    (tmp_path / "metrics.jsonl").write_text(text)
+    curves = read_curves(tmp_path)
+    assert (curves.steps, curves.loss, curves.lr) == ([1], [0.5], [0.0]) and not curves.others
+    draw_curves(curves, log_scale=True)
+    report = {"peak_memory_bytes": value, "peak_gpu_bytes": 2**30}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "config.toml").write_bytes(b'title = "\xff"\n')
+    training = read_training(tmp_path)
+    assert read_memory(training) == "1.00 GiB" and "title" in read_config(training)
 
 
 def test_smoothing_keeps_constants_and_does_not_lag():

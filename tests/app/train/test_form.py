@@ -93,6 +93,16 @@ def test_settings_out_of_range_are_refused(values):
         check_settings(values)
 
 
+@pytest.mark.parametrize("name", ["max_train_steps", "learning_rate", "seed"])
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), float("nan"), "nan", "9" * 400, 1e300, [], {}, ["a"]], ids=str
+)
+def test_values_of_any_kind_are_refused_in_a_sentence(name, value):
+    with pytest.raises(sdatoms.AtomError, match=name) as caught:
+        check_settings({name: value})
+    assert len(str(caught.value)) < 250
+
+
 def test_settings_come_as_the_trainer_types_them():
     values = {"max_train_steps": 5.0, "learning_rate": 1, "num_atoms": None, "block_view": ""}
     checked = check_settings(values | {"instance_prompt": '"; touch pwned; "'})

@@ -1,7 +1,9 @@
 """What settings cost is measured once, by the trainer itself, before anybody asks."""
 
 import pytest
-from sdatoms_app.train.measure import describe_facts, describe_minutes
+from sdatoms_app.queue.worker import write_json
+from sdatoms_app.train.form import read_preset
+from sdatoms_app.train.measure import describe_facts, describe_minutes, make_key
 from sdatoms_app.train.page import TrainPage
 from tiny.limits import wait_for
 
@@ -14,6 +16,19 @@ def test_minutes_are_scaled_to_a_sentence():
     assert describe_minutes({"minutes": "12.6"}) == "about 13 min on this machine"
     assert describe_minutes({"minutes": "150.0"}) == "about 2.5 hours on this machine"
     assert describe_minutes(None) == "" == describe_facts(None)
+
+
+@pytest.mark.parametrize(
+    "facts", [None, 5, "x", [], {}, {"minutes": 1}, {"minutes": "x", "steps": "1"}], ids=str
+)
+def test_what_was_measured_and_is_damaged_counts_as_not_measured(studio, facts):
+    """It would else close the tab to everybody."""
+    page = TrainPage(studio, [])
+    page.queue.root.mkdir(parents=True, exist_ok=True)
+    settings = page.with_base(read_preset("Quick"))
+    write_json(page.measured.path, {make_key(settings): facts})
+    assert page.measured.find(settings) is None and page.list_presets()
+    page.measured.path.unlink()
 
 
 def test_a_preset_is_measured_quietly_and_once(studio, monkeypatch):
