@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import re
+import reprlib
 import textwrap
 import tomllib
 import types
@@ -18,14 +19,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from sdatoms.errors import AtomError, first_line
+from sdatoms.errors import AtomError, clip, first_line, is_finite
 from sdatoms.storage import decode_text
 
 __all__ = [
     "add_flags",
     "build_config",
+    "check_values",
     "list_flags",
     "parse_config_file",
+    "quote_value",
     "read_config_file",
     "read_field_help",
     "unwrap",
@@ -34,7 +37,9 @@ __all__ = [
 T = TypeVar("T")
 TRUTHS = {"yes": True, "on": True, "no": False, "off": False}
 """Words that YAML files say for a truth."""
-REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float")}
+REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "value")}
+WORD = 64
+"""Bits that a whole number of any setting fits into."""
 
 
 def list_flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -135,6 +140,10 @@ def parse_config_file(path: Path) -> Any:
         raise AtomError(
             f"the config file {path.name!r} cannot be parsed: {first_line(error)}"
         ) from None
+    except (AttributeError, LookupError, TypeError):  # PyYAML of `!!bool maybe` and the like
+        raise AtomError(
+            f"the config file {path.name!r} cannot be parsed: a value does not fit its !!tag"
+        ) from None
 
 
 def read_json(text: str) -> Any:
@@ -157,8 +166,12 @@ def fill_table(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML 1.2's scalars, of which PyYAML knows 1.1's: `1e-4` is a number, `no` and `off` are
-    texts; and no table names a key twice."""
+    """YAML 1.2's scalars, of which PyYAML knows 1.1's: `1e-4` is a number, `010` is ten and `0o10`
+    eight, `no`, `off` and dates are texts; and no table names a key twice."""
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.startswith(("0o", "0x")) else 10)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         plain = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -174,8 +187,11 @@ PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
 )
+PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_whole)
 PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$"),
@@ -187,9 +203,26 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, PlainLoader)
 
 
+def quote_value(value: Any) -> str:
+    """A value of any kind and size, as a message quotes it."""
+    try:
+        return clip(reprlib.repr(value) if isinstance(value, dict | list) else repr(value))
+    except (ValueError, RecursionError):  # Python writes out no number of thousands of digits
+        return "too long to be shown"
+
+
 def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """An instance of dataclass `cls`; unknown keys are refused with the nearest known one, types
-    are checked."""
+    """An instance of dataclass `cls`; as `check_values`."""
+    return cls(**check_values(cls, values, where))
+
+
+def check_values(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values as the fields of dataclass `cls` take them; those that say nothing are left out.
+
+    Raises:
+        AtomError: a key is unknown, whose nearest known one is named, or a value is of another
+            type.
+    """
     named: Any = fields(cls)  # pyright: ignore[reportArgumentType]
     hints = get_type_hints(cls)
     known = {field.name: unwrap(hints[field.name]) for field in named}
@@ -201,9 +234,9 @@ def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
     }
     for key, value in values.items():
         if key not in known:
-            near = get_close_matches(str(key), known, 1)
+            near = get_close_matches(key, known, 1) if isinstance(key, str) else []
             raise AtomError(
-                f"{where} has an unknown setting {key!r}"
+                f"{where} has an unknown setting {quote_value(key)}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
         kind = known[key]
@@ -212,13 +245,19 @@ def build_config(cls: type[T], values: dict[str, Any], where: str) -> T:
         if get_origin(kind) is tuple:
             words = [value] if isinstance(value, str) else value
             if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
-                raise AtomError(f"{where}: {key} is {value!r} where a list of texts fits")
+                raise AtomError(
+                    f"{where}: {key} is {quote_value(value)} where a list of texts fits"
+                )
             values = values | {key: tuple(words)}
             continue
         if kind is bool and isinstance(value, str) and value.lower() in TRUTHS:
             values = values | {key: TRUTHS[value.lower()]}
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            if not is_finite(value):
+                raise AtomError(f"{where}: {key} is {quote_value(value)}, which no float holds")
             values = values | {key: float(value)}
         elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise AtomError(f"{where}: {key} is {value!r} where {kind.__name__} fits")
-    return cls(**values)
+            raise AtomError(f"{where}: {key} is {quote_value(value)} where {kind.__name__} fits")
+        elif isinstance(value, int) and value.bit_length() > WORD:
+            raise AtomError(f"{where}: {key} is {quote_value(value)}, more than any setting takes")
+    return values

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdatoms.cli.progress import Progress
-from sdatoms.errors import AtomError, clip
+from sdatoms.errors import AtomError, check_text, clip
 
 if TYPE_CHECKING:
     from sdatoms.training.labelling import Labelled
@@ -66,6 +66,7 @@ def run_caption(args: argparse.Namespace) -> None:
     Captions are written as .txt files beside pictures that have none, each shown to be looked over.
     """
     check_folder(args.folder)
+    check_texts(args, "model", "trigger", "prompt", "caption_column")
     if not 1 <= args.max_tokens <= 1000:
         raise AtomError(f"--max_tokens is {args.max_tokens}; it takes 1 to 1000")
     from sdatoms.diffusion.open import pick_device
@@ -95,6 +96,7 @@ def run_mask(args: argparse.Namespace) -> None:
     Masks are written as .mask.png files beside pictures that have none.
     """
     check_folder(args.folder)
+    check_texts(args, "model", "subject")
     from sdatoms.diffusion.open import pick_device
     from sdatoms.training.captioners import load_segmenter
     from sdatoms.training.labelling import mask_pictures
@@ -109,12 +111,18 @@ def check_folder(folder: str) -> None:
         raise AtomError(f"there is no folder {folder!r} to read pictures from")
 
 
+def check_texts(args: argparse.Namespace, *names: str) -> None:
+    """Refuse flags whose bytes are no text, before a model is opened."""
+    for name in names:
+        check_text(getattr(args, name) or "", f"--{name}")
+
+
 def show(rows: Iterable[Labelled], folder: Path, what: str) -> None:
     """A line on standard output for each picture, with a bar on standard error."""
     progress, made, left = Progress("picture"), 0, 0
     try:
         for row in rows:
-            made, left = made + row.made, left + (not row.made)
+            made, left = made + row.made, left + row.had
             mark = "" if row.made else " (as it was)"
             name = clip(row.path.relative_to(folder).as_posix())
             print(f"{name}{mark}: {clip(row.text, 300)}", flush=True)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from sdatoms.cli.progress import Progress
 from sdatoms.cli.train_result import describe_training
 from sdatoms.errors import AtomError
-from sdatoms.settings import add_flags, build_config, read_config_file
+from sdatoms.settings import (
+    add_flags,
+    build_config,
+    check_values,
+    quote_value,
+    read_config_file,
+)
 from sdatoms.storage import locate
 
 if TYPE_CHECKING:
@@ -103,16 +109,16 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
     apart = ("command", "run", "config", "dry_run", "preset")
     given = {k: v for k, v in vars(args).items() if k not in apart}
     values = (read_config_file(Path(args.config)) if args.config else {}) | given
+    where = f"the config file {args.config!r}" if args.config else "the command line"
     preset = values.pop("preset", None)
-    if args.preset or preset:
-        values = expand_preset(args.preset or preset, values)
+    if not isinstance(preset, str | None):
+        raise AtomError(f"{where}: preset is {quote_value(preset)} where the name of one fits")
+    values = check_values(TrainConfig, values, where)
+    if name := args.preset or preset:
+        values = expand_preset(name, values)
     if moved := find_moved_run(args, values):
         values |= {"output_dir": str(moved)}
-    return build_config(
-        TrainConfig,
-        read_launcher() | values,
-        f"the config file {args.config!r}" if args.config else "the command line",
-    )
+    return build_config(TrainConfig, read_launcher() | values, where)
 
 
 def read_launcher() -> dict[str, Any]:
@@ -147,7 +153,8 @@ def find_moved_run(args: argparse.Namespace, values: dict[str, Any]) -> Path | N
     folder = locate(args.config).parent
     named = values.get("output_dir")
     is_run = Path(args.config).name == "config.toml" and (folder / "checkpoints").is_dir()
-    if not is_run or (isinstance(named, str) and locate(named) == folder):
+    stays = isinstance(named, str) and ("\0" in named or locate(named) == folder)
+    if not is_run or stays:
         return None
     return Path(args.config).parent
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import stat
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdatoms.errors import AtomError, clip, first_line
@@ -68,7 +67,9 @@ def extract_zip(path: Path, folder: Path, max_bytes: int | None = None) -> list[
     """
     try:
         return extract(path, folder, max_bytes or MAX_BYTES)
-    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, EOFError) as error:
+    except AtomError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise many kinds for what is no zip
         raise AtomError(
             f"the zip {clip(path.name)!r} cannot be read: {first_line(error)}"
         ) from None

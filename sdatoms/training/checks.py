@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from sdatoms.atoms.config import BLOCK_VARIANTS
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
-from sdatoms.errors import AtomError, check_text
+from sdatoms.errors import AtomError, check_text, is_finite
+from sdatoms.settings import quote_value
 
 __all__ = [
+    "MANY",
     "RANGES",
     "READING",
     "check_settings",
@@ -20,24 +22,26 @@ __all__ = [
 READING = ("text", "cross-attention", "attention", "attention+convolutions", "all")
 """`--atom_layers` of which some read the prompt."""
 
+MANY = 10**9
+"""More steps than any run takes."""
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**64 - 1),
-    "max_train_steps": (1, inf),
-    "train_batch_size": (1, inf),
-    "sample_batch_size": (1, inf),
-    "gradient_accumulation_steps": (1, inf),
-    "num_class_images": (1, inf),
-    "checkpointing_steps": (1, inf),
-    "checkpoints_total_limit": (1, inf),
-    "validation_steps": (0, inf),
+    "max_train_steps": (1, MANY),
+    "train_batch_size": (1, 4096),
+    "sample_batch_size": (1, 4096),
+    "gradient_accumulation_steps": (1, 10_000),
+    "num_class_images": (1, 100_000),
+    "checkpointing_steps": (1, MANY),
+    "checkpoints_total_limit": (1, MANY),
+    "validation_steps": (0, MANY),
     "num_inference_steps": (1, 1000),
-    "num_validation_images": (0, inf),
-    "num_validation_pictures": (0, inf),
+    "num_validation_images": (0, 10_000),
+    "num_validation_pictures": (0, MANY),
     "validation_split": (0, 0.9),
     "num_drift_images": (0, len(UNRELATED_PROMPTS)),
-    "early_stopping_patience": (1, inf),
-    "lr_warmup_steps": (0, inf),
-    "lr_num_cycles": (1, inf),
+    "early_stopping_patience": (1, MANY),
+    "lr_warmup_steps": (0, MANY),
+    "lr_num_cycles": (1, MANY),
     "lr_power": (0, 100),
     "color_jitter": (0, 1),
     "color_copies": (1, 100),
@@ -54,6 +58,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "input_perturbation": (0, 10),
     "timestep_bias_multiplier": (1e-6, 1e6),
     "timestep_bias_portion": (1e-3, 1),
+    "timestep_bias_begin": (0, MANY),
+    "timestep_bias_end": (0, MANY),
     "spatial_learning_rate": (0, 1e38),
     "block_learning_rate": (0, 1e38),
     "text_encoder_lr": (0, 1e38),
@@ -63,6 +69,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1 - 1e-9),
     "adam_weight_decay": (0, 1e6),
     "adam_epsilon": (0, 1),
+    "num_inner_atoms": (1, 4096),
     "word_decay": (0, 1e6),
     "max_grad_norm": (0, inf),
     "ema_decay": (0, 1),
@@ -74,6 +81,11 @@ LARGEST = 8192
 """px; no picture for training has a larger side."""
 NEEDS_NAME = ("_dir", "resume_from_checkpoint", "data_config")
 """Ends of flags that name a place; empty words are a variable that was not set."""
+PATHS = (
+    *("_dir", "_path", "evaluator", "data_config", "dataset_name", "resume_from_checkpoint"),
+    *("vae", "text_encoders", "face_detector", "revision", "variant", "hub_model_id"),
+)
+"""Ends of flags that name a file, a folder or a place on a hub."""
 
 
 def check_settings(config: Any) -> None:
@@ -89,24 +101,30 @@ def check_settings(config: Any) -> None:
                 check_text(text, f"--{name}")
                 if not text and name.endswith(NEEDS_NAME) and name != "instance_data_dir":
                     raise AtomError(f"--{name} is empty; name a place, or leave the flag out")
-                if "\0" in text and name.endswith(("_dir", "_path", "evaluator")):
+                if "\0" in text and name.endswith(PATHS):
                     raise AtomError(f"--{name} is {text!r}; no path holds a NUL character")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
-        if value is not None and not least <= value <= most:
+        fits_float = isinstance(value, float) or is_finite(value)
+        if value is not None and not (least <= value <= most and fits_float):
             show = lambda number: f"{number}" if isinstance(number, int) else f"{number:g}"
-            fits = f"at least {least:g}" if most == inf else f"{show(least)} to {show(most)}"
-            raise AtomError(f"--{name} is {value}; it takes {fits}")
-    if config.learning_rate is not None and not 0 < config.learning_rate < inf:
-        raise AtomError(f"--learning_rate is {config.learning_rate}; it takes a number above 0")
+            fits = f"{show(least)} to {show(most)}"
+            if most in (inf, MANY):
+                fits = f"at most {show(most)}" if value > most else f"at least {show(least)}"
+            raise AtomError(f"--{name} is {quote_value(value)}; it takes {fits}")
+    rate = config.learning_rate
+    if rate is not None and not (is_finite(rate) and rate > 0):
+        raise AtomError(f"--learning_rate is {quote_value(rate)}; it takes a number above 0")
     for name, hint in get_type_hints(type(config)).items():
         choices = [c for part in (hint, *get_args(hint)) for c in list_choices(part)]
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
-            raise AtomError(f"--{name} is {value!r}; it takes {' | '.join(choices)}")
+            raise AtomError(f"--{name} is {quote_value(value)}; it takes {' | '.join(choices)}")
     side = config.resolution
     if side is not None and (not 8 <= side <= LARGEST or side % 8):
-        raise AtomError(f"--resolution is {side}; it takes a multiple of 8 up to {LARGEST}")
+        raise AtomError(
+            f"--resolution is {quote_value(side)}; it takes a multiple of 8 up to {LARGEST}"
+        )
     for wrong, sentence in list_conflicts(config):
         if wrong:
             raise AtomError(sentence)

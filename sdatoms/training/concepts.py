@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdatoms.errors import AtomError, clip, first_line
-from sdatoms.settings import build_config, parse_config_file, read_config_file
+from sdatoms.errors import AtomError, check_text, clip, first_line
+from sdatoms.settings import build_config, parse_config_file, quote_value, read_config_file
 from sdatoms.training.caption_rules import CaptionRules
+from sdatoms.training.checks import RANGES
 from sdatoms.training.class_pictures import find_class_folder
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.foreign_data import translate_data
@@ -91,6 +92,7 @@ class Concept:
 PATHS = ("instance_data_dir", "class_data_dir", "mask_data_dir")
 RATES = ("caption_dropout_rate", "caption_tag_dropout_rate")
 MAX_CONCEPTS = 1000
+MAX_REPEATS = 10_000
 SAMPLED = 8
 """Concepts whose prompts are sampled where no prompts are named."""
 
@@ -176,9 +178,9 @@ def read_data_config(path: Path) -> tuple[tuple[Concept, ...], tuple[str, ...]]:
     values = read_description(path)
     try:
         rows, passed = translate_data(values)
+    except AtomError as error:
+        raise AtomError(f"{path.name!r} cannot be read: {error}") from None
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        if isinstance(error, AtomError):
-            raise
         raise AtomError(
             f"the description {path.name!r} is of no kind that is read here: {first_line(error)}"
         ) from None
@@ -189,7 +191,8 @@ def read_data_config(path: Path) -> tuple[tuple[Concept, ...], tuple[str, ...]]:
             raise AtomError(f"{where} is no table of settings")
         concept = build_config(Concept, dict(row), where)
         check_concept(concept, where)
-        found.append(replace(concept, **{n: place_path(path, concept, n) for n in PATHS}))
+        places = {n: place_path(path, getattr(concept, n), f"{where}: {n}") for n in PATHS}
+        found.append(replace(concept, **places))
     if not found:
         raise AtomError(f"the description {path.name!r} names no [[concepts]]")
     if len(found) > MAX_CONCEPTS:
@@ -207,20 +210,38 @@ def check_concept(concept: Concept, where: str) -> None:
         raise AtomError(
             f"{where} takes instance_data_dir, a folder or zip of pictures, or else dataset_name"
         )
-    if concept.repeats < 1:
-        raise AtomError(f"{where}: repeats is {concept.repeats}; it takes at least 1")
+    for name, value in asdict(concept).items():
+        if isinstance(value, str):
+            check_text(value, f"{where}: {name}")
+            if "\0" in value and name in (*PATHS, "dataset_name"):
+                raise AtomError(f"{where}: {name} is {value!r}; no path holds a NUL character")
+    if not 1 <= concept.repeats <= MAX_REPEATS:
+        fits = "at least 1" if concept.repeats < 1 else f"at most {MAX_REPEATS}"
+        raise AtomError(f"{where}: repeats is {quote_value(concept.repeats)}; it takes {fits}")
     if concept.share is not None and not 0 < concept.share < float("inf"):
         raise AtomError(f"{where}: share is {concept.share:g}; it takes a number above 0")
     for name in RATES:
         if not 0 <= (getattr(concept, name) or 0.0) <= 1:
             raise AtomError(f"{where}: {name} is {getattr(concept, name):g}; it takes 0 to 1")
-    if (concept.keep_tokens or 0) < 0:
-        raise AtomError(f"{where}: keep_tokens is {concept.keep_tokens}; it takes at least 0")
+    (least, most), kept = RANGES["keep_tokens"], concept.keep_tokens or 0
+    if not least <= kept <= most:
+        raise AtomError(f"{where}: keep_tokens is {quote_value(kept)}; it takes {least} to {most}")
 
 
-def place_path(description: Path, concept: Concept, name: str) -> str | None:
-    given = getattr(concept, name)
-    return str(description.parent / Path(given).expanduser()) if given else given
+def place_path(description: Path, given: str | None, what: str) -> str | None:
+    """A path of a description, which begins at it, or at a user's home.
+
+    Raises:
+        AtomError: there is no such user.
+    """
+    if not given:
+        return given
+    try:
+        return str(description.parent / Path(given).expanduser())
+    except RuntimeError:
+        raise AtomError(
+            f"{what} is {clip(given)!r}, which begins at the home of a user who has none here"
+        ) from None
 
 
 def write_data_config(concepts: Iterable[Concept], *, absolute: bool = True) -> str:

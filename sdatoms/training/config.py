@@ -6,11 +6,13 @@ into the run directory as `config.toml`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdatoms.atoms.config import AtomConfig, read_atom_flags
 from sdatoms.training.checks import check_settings
+from sdatoms.training.kinds import check_kinds
 
 __all__ = [
     "ATOM_LAYERS",
@@ -355,6 +357,10 @@ class TrainConfig:
     """λ of the sparse decomposition, in units of the weight's root mean square (0.15)."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+        check_kinds(self)
         check_settings(self)
 
     @property

@@ -7,14 +7,16 @@ where several such folders are there, whose prompt is "sks dog"; `masks/` holds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from sdatoms.errors import AtomError, clip
 from sdatoms.pictures import PICTURE_SUFFIXES, read_alpha, read_picture
+from sdatoms.storage import locate
 from sdatoms.training.caption_rules import PLAIN_RULES, CaptionRules
 from sdatoms.training.captions import Captions
 from sdatoms.training.folder_tree import Level, read_levels, share_repeats
@@ -25,10 +27,14 @@ __all__ = [
     "PictureFolder",
     "Source",
     "check_folder",
+    "place_rows",
 ]
 
+T = TypeVar("T")
 SHOWN = 10
 """Names that a note lists."""
+MAX_ROWS = 1_000_000
+"""Pictures of a round, each as often as it comes."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,11 @@ def check_folder(
             f"the folder {str(folder)!r} holds {what}; it takes files such as PNG, JPEG or WebP"
         )
     repeats = share_repeats([source.repeats for source in found.sources])
+    if sum(repeats) > MAX_ROWS:
+        raise AtomError(
+            f"the numbers before the names of folders in {str(folder)!r} ask for {sum(repeats)} "
+            f"pictures a round; at most {MAX_ROWS} fit"
+        )
     sources = [
         replace(s, repeats=n, alpha=alpha_mask and s.mask is None and is_clear(s.path))
         for s, n in zip(found.sources, repeats, strict=True)
@@ -163,7 +174,7 @@ def read_level(
     plain = match_masks(given)[0] if level.named else given
     pictures, masks, strays = match_masks(plain, level.masks)
     captions = Captions(level.path, level.others, caption_column)
-    found.rows |= captions.rows
+    found.rows |= place_rows(captions.rows, folder)
     found.tables += [path.name for path in captions.tables]
     for path in pictures:
         check = check_picture(path, resolution)
@@ -214,9 +225,29 @@ def list_problems(found: Findings, folder: Path) -> list[str]:
         problems.append(f"cannot be read as pictures: {', '.join(found.broken)}")
     if strays := sorted(clip(path.name) for path in found.strays - found.masks):
         problems.append(f"masks without a picture: {', '.join(strays)}")
-    if absent := sorted(clip(p.relative_to(folder).as_posix()) for p in found.rows):
+    if absent := sorted(name_absent(path, folder) for path in found.rows):
         problems.append(f"{found.tables[0]} names absent pictures: {list_names(absent)}")
     return problems + found.problems
+
+
+def name_absent(path: Path, folder: Path) -> str:
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return clip(inside.as_posix())
+
+
+def place_rows(rows: Mapping[Path, T], folder: Path) -> dict[Path, T]:
+    """What tables say of pictures, by the paths that the folder lists these under: a table may name
+    them by absolute paths, where the folder was named by a relative one or a link."""
+    found: dict[Path, T] = {}
+    for path, said in rows.items():
+        place = path
+        if not path.is_relative_to(folder):
+            try:
+                place = folder / (locate(path.parent) / path.name).relative_to(locate(folder))
+            except ValueError:  # it lies elsewhere, or no path is spelled so
+                pass
+        found.setdefault(place, said)
+    return found
 
 
 def describe_findings(found: Findings, folder: Path) -> list[str]:

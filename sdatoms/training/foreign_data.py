@@ -8,9 +8,11 @@ here reads is named.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite, nan
 from typing import Any
 
 from sdatoms.errors import AtomError, clip
+from sdatoms.settings import quote_value
 
 __all__ = [
     "translate_data",
@@ -138,16 +140,32 @@ def read_onetrainer(concepts: Iterable[Any], passed: dict[str, None]) -> list[An
             "name": concept.get("name") or "",
             "instance_data_dir": concept["path"],
             "shuffle_caption": bool(text.get("enable_tag_shuffling")),
-            "keep_tokens": int(text.get("keep_tags_count", 1)),
+            "keep_tokens": int(read_number(text, "keep_tags_count", 1)),
             "random_flip": bool(image.get("enable_random_flip")),
         }
         if text.get("tag_dropout_enable"):
-            row["caption_tag_dropout_rate"] = float(text.get("tag_dropout_probability", 0.0))
+            row["caption_tag_dropout_rate"] = read_number(text, "tag_dropout_probability", 0)
         if concept.get("balancing_strategy", "REPEATS") == "REPEATS":
-            row["repeats"] = max(1, round(float(concept.get("balancing", 1.0))))
+            row["repeats"] = max(1, round(read_number(concept, "balancing", 1)))
         else:
             passed.setdefault("balancing by samples")
         if text.get("prompt_source", "sample") != "sample":
             passed.setdefault(f"prompt_source {clip(str(text['prompt_source']), 20)}")
         rows.append(row)
     return rows
+
+
+def read_number(table: Mapping[str, Any], key: str, default: float) -> float:
+    """A number that JSON may spell as a text.
+
+    Raises:
+        AtomError: it is none, or not finite.
+    """
+    value = table.get(key, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = nan
+    if not isfinite(number):
+        raise AtomError(f"a concept's {key} is {quote_value(value)}; it takes a finite number")
+    return number

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from torch import Tensor, nn
 
 from sdatoms.atoms.keys import read_kind
-from sdatoms.errors import AtomError
+from sdatoms.errors import AtomError, clip, first_line, is_full_memory
 from sdatoms.layers.inject import Injection
 
 __all__ = [
@@ -37,6 +38,7 @@ DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "ful
 step."""
 SMALL = 4096
 """Tensors below this many numbers stay in 32 bits in bitsandbytes' 8-bit optimizers."""
+NEEDS = "; training takes an optimizer that needs no closure and no sparse gradients"
 
 
 def choose_rate(
@@ -109,7 +111,8 @@ def make_optimizer(
         prodigy: Prodigy's further arguments.
 
     Raises:
-        AtomError: its package is missing, it is no optimizer, or it refuses its arguments.
+        AtomError: its package is missing, it is no optimizer, it refuses its arguments, or it
+            cannot take a plain step or be kept in checkpoints.
     """
     extra, adam = parse_arguments(arguments), dict(adam or {})
     if eight_bit:
@@ -135,10 +138,65 @@ def make_optimizer(
         }
     else:
         cls, settings = find_class(name, f"--optimizer {name}"), {}
+    settings = {**settings, **extra}
+    with explain_optimizer(f"{cls.__name__} does not take these settings"):
+        trial = cls(copy_smallest(groups), lr=rate, **settings)
+    with explain_optimizer(f"{cls.__name__} cannot take a step with these settings", NEEDS):
+        try_steps(trial)
+    with explain_optimizer(f"{cls.__name__} does not take these settings"):
+        return cls(groups, lr=rate, **settings)
+
+
+def copy_smallest(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with copies of their smallest tensor of each number of dimensions."""
+    found = []
+    for group in groups:
+        largest_first = sorted(group["params"], key=lambda p: -p.numel())
+        smallest = {p.ndim: p for p in largest_first}
+        copies = [nn.Parameter(p.detach().clone()) for p in smallest.values()]
+        found.append({**group, "params": copies})
+    return found
+
+
+def try_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Take two steps and look at the state, as a training would.
+
+    Raises:
+        TypeError: the state holds what no checkpoint does; or what the optimizer raises.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.full_like(parameter, 1e-3)
+            optimizer.step()
+    check_state(optimizer.state_dict())
+
+
+def check_state(state: Any) -> None:
+    """Refuse what `pack_state` of checkpoints.py does not keep.
+
+    Raises:
+        TypeError: names the kind.
+    """
+    if isinstance(state, dict):
+        state = [*state, *state.values()]
+    if isinstance(state, list | tuple):
+        for entry in state:
+            check_state(entry)
+    elif not isinstance(state, Tensor | bool | int | float | str | None):
+        raise TypeError(f"a training state cannot hold a {type(state).__name__}")
+
+
+@contextmanager
+def explain_optimizer(what: str, fits: str = "") -> Iterator[None]:
+    """Say in one sentence what an optimizer raises, which may be of any kind."""
     try:
-        return cls(groups, lr=rate, **{**settings, **extra})
-    except (TypeError, ValueError) as error:
-        raise AtomError(f"{cls.__name__} does not take these settings: {error}") from None
+        yield
+    except Exception as error:
+        if is_full_memory(error):
+            raise
+        raise AtomError(f"{what}: {first_line(error)}{fits}") from None
 
 
 def find_class(path: str, flag: str) -> Any:
@@ -157,7 +215,9 @@ def find_class(path: str, flag: str) -> Any:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         package = module.split(".")[0]
-        raise AtomError(f"{flag} needs the package {package!r}: {error}") from None
+        raise AtomError(f"{flag} needs the package {package!r}: {first_line(error)}") from None
+    except Exception as error:  # whatever a module does when it is imported
+        raise AtomError(f"{flag}: {module!r} cannot be imported: {first_line(error)}") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise AtomError(f"{flag}: {path} is no torch optimizer")
     return found
@@ -176,7 +236,7 @@ def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
             raise AtomError(f"--optimizer_args has {word!r}; it takes words such as momentum=0.9")
         try:
             found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             found[name] = text
     return found
 
@@ -194,7 +254,7 @@ def make_schedule(
     """The schedule of a name, among all of diffusers'.
 
     Raises:
-        AtomError: there is none of that name, or its rules are missing.
+        AtomError: there is none of that name, its rules are missing, or it cannot follow them.
     """
     known = [kind.value for kind in SchedulerType]
     if name not in known:
@@ -204,15 +264,19 @@ def make_schedule(
             "--lr_scheduler piecewise_constant and --lr_step_rules, such as 1:100,0.1:200,0.01, "
             "need each other"
         )
-    return get_scheduler(
-        name,
-        optimizer,
-        step_rules=step_rules,
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
-        num_cycles=num_cycles,
-        power=power,
-    )
+    try:
+        return get_scheduler(
+            name,
+            optimizer,
+            step_rules=step_rules,
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=num_training_steps,
+            num_cycles=num_cycles,
+            power=power,
+        )
+    except ValueError as error:
+        said = f" by --lr_step_rules {clip(step_rules)!r}" if step_rules is not None else ""
+        raise AtomError(f"--lr_scheduler {name} cannot go{said}: {first_line(error)}") from None
 
 
 class Averages:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sdatoms.errors import AtomError, check_text
+from sdatoms.errors import AtomError, check_text, is_finite
 from sdatoms.storage import locate, write_whole
 
 __all__ = [
@@ -112,15 +112,11 @@ class RunDirectory:
             file.write(json.dumps(row) + "\n")
 
     def trim_metrics(self, step: int) -> None:
-        """Drop rows after `step`, which a resumed run will write again."""
+        """Drop rows after `step`, which a resumed run will write again, and lines that are none."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            rows = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if read_step(line) <= step
-            ]
-            write_whole(path, "".join(row + "\n" for row in rows).encode())
+            lines = path.read_bytes().split(b"\n")
+            write_whole(path, b"".join(line + b"\n" for line in lines if read_step(line) <= step))
 
     def set_status(
         self, phase: str, step: int, total: int, eta_s: float | None, *, force: bool = True
@@ -235,11 +231,15 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def read_step(line: str) -> int:
+def read_step(line: bytes) -> float:
+    """The step of a row of `metrics.jsonl`; infinite where the line is none, as when a kill cut it
+    short or the disk is damaged."""
     try:
-        return int(json.loads(line).get("step", 0))
-    except ValueError:
-        return 1 << 60  # a line cut short by a kill
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return math.inf
+    step = row.get("step", 0) if isinstance(row, dict) else None
+    return step if is_finite(step) else math.inf
 
 
 def write_toml(values: dict[str, Any]) -> str:

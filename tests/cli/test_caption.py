@@ -89,3 +89,22 @@ def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(models, make_pic
         assert stop.value.code == 2 and said in lines[-1], lines
     main(["mask", str(folder), "--model", models["blind"]])
     assert "nothing was found" in capsys.readouterr().out and sorted(folder.iterdir()) == held
+
+
+@pytest.mark.parametrize("flag", ["trigger", "prompt", "model", "caption_column"])
+def test_flags_that_are_no_text_are_one_sentence(models, make_pictures, capsys, flag):
+    folder = make_pictures(sizes=((20, 20),))
+    words = ["caption", str(folder), "--model", models["blip"], f"--{flag}", "\udcff"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and f"--{flag} is" in line and "no text" in line
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_what_is_left_alone_is_counted_as_there_only_where_it_is(models, make_pictures, capsys):
+    folder = make_pictures(sizes=((20, 20),) * 2)
+    Image.new("L", (20, 20), 7).save(folder / "0.mask.png")
+    main(["mask", str(folder), "--model", models["blind"]])
+    said = capsys.readouterr()
+    assert "wrote 0 masks; 1 had one" in said.err and "nothing was found" in said.out

@@ -1,5 +1,6 @@
 """A zip is read as its folder would be, and nothing of it leads out of its place."""
 
+import random
 import stat
 import zipfile
 
@@ -8,7 +9,7 @@ from tiny.pictures import save_pictures
 
 from sdatoms import AtomError
 from sdatoms.training import archives
-from sdatoms.training.archives import unpack_zip
+from sdatoms.training.archives import extract_zip, unpack_zip
 from sdatoms.training.inputs import check_inputs
 
 
@@ -61,3 +62,40 @@ def test_links_locks_lies_and_bombs(tmp_path, monkeypatch):
     (tmp_path / "none.zip").write_bytes(b"PK no zip")
     with pytest.raises(AtomError, match="cannot be read"):
         unpack_zip(tmp_path / "none.zip")
+
+
+@pytest.mark.parametrize("method", [0, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_of_any_kind_is_one_sentence(tmp_path, method):
+    """Bytes are changed, all over the file, or its end is missing."""
+    draw, path = random.Random(method), tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("é/0.png", draw.randbytes(120))
+        archive.writestr("0.txt", "a wall " * 20)
+    whole, refused = path.read_bytes(), 0
+    for number in range(300):
+        data = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 8))):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        path.write_bytes(data[: draw.randrange(len(data)) if number % 10 == 0 else None])
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        try:
+            extract_zip(path, folder)
+        except AtomError as error:
+            refused += 1
+            assert "the zip 'damaged.zip'" in str(error) and "\n" not in str(error)
+    assert refused > 150
+
+
+@pytest.mark.parametrize("place", [10, 6])
+def test_unknown_compressions_and_locks_are_one_sentence(tmp_path, place):
+    """In the table at the end: the method of a file, or its flags."""
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.png", b"x")
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"PK\x01\x02") + place
+    data[start : start + 2] = b"\x61\x00"
+    path.write_bytes(data)
+    with pytest.raises(AtomError, match=r"the zip 'damaged\.zip'"):
+        unpack_zip(path)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -323,3 +323,43 @@ def test_a_prompt_of_the_run_is_that_of_concepts_without_one(data):
         check_inputs(config)
     found = check_inputs(replace(config, instance_prompt="a pet"))
     assert {s.prompt for s in found.sources} == {"sks cat", "a pet"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("instance_data_dir", "~nosuchuser/x", "home of a user who has none here"),
+        ("mask_data_dir", "~nosuchuser/x", "home of a user who has none here"),
+        ("class_data_dir", "~nosuchuser/x", "home of a user who has none here"),
+        *(
+            (name, "a\0b", "no path holds a NUL")
+            for name in ("instance_data_dir", "class_data_dir")
+        ),
+        *((name, "a\0b", "no path holds a NUL") for name in ("mask_data_dir", "dataset_name")),
+        *(
+            (f.name, "\ud800", "no text")
+            for f in fields(Concept)
+            if f.type in ("str", "str | None")
+        ),
+        ("repeats", 10**11, "repeats is 100000000000; it takes at most 10000"),
+        ("repeats", 10**400, "repeats is 1000.*, more than any setting takes"),
+        ("share", 10**400, "share is 1000.*, which no float holds"),
+        ("keep_tokens", 10**6, "it takes 0 to 1000"),
+    ],
+)
+def test_concepts_that_no_run_can_have_are_refused_by_their_number(tmp_path, key, value, words):
+    row = {"instance_data_dir": "a", "instance_prompt": "x"} | {key: value}
+    row |= {"instance_data_dir": ""} if key == "dataset_name" else {}
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    with pytest.raises(AtomError, match=rf"concept 1 of 'data.json': {key} is .*{words}|{words}"):
+        read_data_config(tmp_path / "data.json")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "1e999", "many", None, [1], 10**400])
+@pytest.mark.parametrize("key", ["balancing", "keep_tags_count", "tag_dropout_probability"])
+def test_numbers_of_other_trainers_that_are_none_are_refused(tmp_path, key, value):
+    text = {"tag_dropout_enable": True, key: value}
+    row = {"path": "a", "text": text, "balancing": value if key == "balancing" else 1}
+    (tmp_path / "own.json").write_text(json.dumps([row]))
+    with pytest.raises(AtomError, match=f"'own.json' cannot be read: .*{key} is .*finite number"):
+        read_data_config(tmp_path / "own.json")

@@ -4,10 +4,10 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from sdatoms import AtomError
+from sdatoms import AtomConfig, AtomError
 from sdatoms.cli.parser import LineParser
 from sdatoms.settings import add_flags, build_config, read_config_file, read_field_help
-from sdatoms.training.checks import RANGES
+from sdatoms.training.checks import MANY, RANGES
 from sdatoms.training.config import TrainConfig
 from sdatoms.training.run_folder import write_toml
 
@@ -100,3 +100,42 @@ def test_the_trainer_passes_the_decomposition_on():
 
     config = make_atom_config(TrainConfig(atom_decomposition="sparse", num_atoms=12))
     assert (config.decomposition, config.num_atoms) == ("sparse", 12)
+
+
+TEXTS = [f.name for f in fields(TrainConfig) if f.type in ("str", "str | None")]
+WORDS = {
+    *("instance_prompt", "class_prompt", "validation_prompt", "trigger", "initializer_concept"),
+    *("caption_prefix", "caption_suffix", "caption_column", "image_column", "token_abstraction"),
+    *("aspect_ratio_buckets", "optimizer", "lr_scheduler", "lr_step_rules", "best_metric"),
+    *("validation_scheduler", "report_to"),
+}
+"""Flags whose text names no place."""
+
+
+@pytest.mark.parametrize("name", sorted(set(TEXTS) - WORDS))
+def test_no_flag_that_names_a_place_takes_what_no_path_holds(name):
+    with pytest.raises(AtomError, match=f"--{name} is .*; no path holds a NUL"):
+        TrainConfig(**{name: "a\0b"})
+
+
+NUMBERS = [
+    f.name
+    for f in fields(TrainConfig)
+    if f.type.split(" ")[0] in ("int", "float")
+    and f.name not in {field.name for field in fields(AtomConfig)}
+]
+
+
+@pytest.mark.parametrize("name", sorted({*NUMBERS, "seed"} - {"prodigy_beta3"}))
+def test_numbers_that_no_run_can_count_with_are_refused_in_a_short_sentence(name):
+    for value in (10**400, 16**6000):
+        with pytest.raises(AtomError, match=f"--{name} is ") as error:
+            TrainConfig(**{name: value})
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", [n for n, r in RANGES.items() if r[1] == MANY])
+def test_steps_may_be_as_many_as_any_run_takes(name):
+    assert getattr(TrainConfig(best_metric="auto", **{name: MANY}), name) == MANY
+    with pytest.raises(AtomError, match=f"--{name} is {MANY + 1}; it takes at most {MANY}"):
+        TrainConfig(**{name: MANY + 1})

@@ -139,3 +139,38 @@ def test_other_trainers_folders_are_read_as_they_lie(tmp_path, lay):
     assert (second.prompt, second.captions, second.own) == ("a pet", (), False)
     masked = lay in (lay_onetrainer, lay_ai_toolkit)
     assert [s.mask is not None for s in (first, second)] == [False, masked]
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_tables_may_name_pictures_by_absolute_paths(make_pictures, tmp_path, monkeypatch, relative):
+    folder = make_pictures("dogs", ((20, 20),) * 2)
+    save_pictures(folder / "more", ((20, 20),), seed=1)
+    (tmp_path / "link").symlink_to(folder)
+    names = [folder / "0.png", tmp_path / "link" / "1.png", folder / "more" / "0.png"]
+    rows = [{"file_name": str(name), "text": f"words {k}"} for k, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    for place in (folder.relative_to(tmp_path) if relative else folder, tmp_path / "link"):
+        found = check_folder(place, "x")
+        assert [s.prompt for s in found.sources] == ["words 0", "words 1", "words 2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["/somewhere/else.png", "../else.png", "/a\0b/0.png", "a\0b.png", "\ud800.png", "/", ""]
+)
+def test_absent_pictures_of_a_table_are_named_wherever_they_would_lie(
+    make_pictures, tmp_path, monkeypatch, name
+):
+    folder = make_pictures("dogs")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}))
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, folder.relative_to(tmp_path)):
+        with pytest.raises(AtomError, match="names absent pictures: "):
+            check_folder(place, "x")
+
+
+def test_repeats_of_folders_that_fill_memory_are_refused(tmp_path):
+    for name in ("99999_a", "99998_b", "99997_c"):
+        save_pictures(tmp_path / name, ((20, 20),) * 4)
+    with pytest.raises(AtomError, match="ask for 1199976 pictures a round; at most 1000000 fit"):
+        check_folder(tmp_path, "x")

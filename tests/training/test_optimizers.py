@@ -1,5 +1,6 @@
 """Optimizers and schedules by name; what is wrong is one sentence."""
 
+import contextlib
 import sys
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ from diffusers.optimization import SchedulerType
 
 import sdatoms
 from sdatoms import AtomConfig, AtomError, inject
-from sdatoms.training.optimizers import make_optimizer, make_schedule
+from sdatoms.training.checkpoints import pack_state
+from sdatoms.training.loop import train
+from sdatoms.training.optimizers import check_state, make_optimizer, make_schedule
 from sdatoms.training.parts import make_run_optimizer
 from sdatoms.training.trainer import Trainer
 
@@ -52,6 +55,98 @@ def test_any_class_can_be_named_with_its_arguments(build):
 def test_wrong_optimizers_are_refused(build, flags, words):
     with pytest.raises(AtomError, match=words):
         build(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"optimizer": "torch.optim.LBFGS"},
+            "LBFGS cannot take a step .*closure.*; training takes",
+        ),
+        ({"optimizer": "torch.optim.SparseAdam"}, "SparseAdam cannot take a step .*dense"),
+        ({"optimizer": "torch.optim.Optimizer"}, "Optimizer does not take these settings"),
+        ({"optimizer": f"{__name__}.Forgetful"}, "Forgetful cannot take .* cannot hold a object"),
+        ({"optimizer": f"{__name__}.Moody"}, "Moody cannot take a step .*: not today"),
+        ({"optimizer_args": ("betas=0.9",)}, "AdamW does not take these settings"),
+        ({"optimizer_args": ("betas={[]: 1}",)}, "AdamW does not take these settings"),
+        ({"optimizer_args": ("betas=" + "[" * 9000,)}, "AdamW does not take these settings"),
+        ({"learning_rate": 1e300}, "AdamW cannot take a step with these settings: .*overflow"),
+        ({"optimizer": "..torch.SGD"}, "'..torch' cannot be imported"),
+        ({"optimizer": "torch.optim."}, "is no torch optimizer"),
+        ({"optimizer": "broken_on_import.SGD"}, "'broken_on_import' cannot be imported: no luck"),
+        ({"lr_scheduler": "polynomial", "learning_rate": 1e-9}, "polynomial cannot go: lr_end"),
+        *(
+            ({"lr_scheduler": "piecewise_constant", "lr_step_rules": rules}, "by --lr_step_rules")
+            for rules in ("x", "1:a", "1:100", "", "1:2:3,4")
+        ),
+    ],
+)
+def test_what_cannot_train_is_refused_before_anything_is_written(
+    train_config, tmp_path, monkeypatch, flags, words
+):
+    (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('no luck')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Forgetful.__module__])
+    config = train_config(**flags)
+    held = sorted(tmp_path.rglob("*"))
+    with pytest.raises(AtomError, match=words) as error:
+        list(train(config))
+    assert "\n" not in str(error.value)
+    found = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
+    assert found == held
+
+
+class Forgetful(torch.optim.SGD):
+    """Its state holds what no checkpoint keeps."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["memory"] = object()
+
+
+class Moody(torch.optim.SGD):
+    """Its step fails with an error of its own."""
+
+    def step(self, closure=None):
+        raise LookupError("not today")
+
+
+def test_the_trial_changes_neither_the_atoms_nor_the_random_numbers(build):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    optimizer, _ = build(optimizer=f"{Drifting.__module__}.Drifting")
+    assert torch.equal(torch.rand(3), expected)
+    assert not optimizer.state and all(
+        p.grad is None for group in optimizer.param_groups for p in group["params"]
+    )
+
+
+class Drifting(torch.optim.SGD):
+    """It draws random numbers as it steps."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data += torch.randn_like(parameter)
+
+
+STATES = (
+    *({"a": [1, 2.0, None, "x", True]}, {1: torch.ones(2)}, (1, (2, [3]))),
+    *({1, 2}, {"a": {"b": object()}}, [b"x"], {(1, object()): 2}, torch.float32),
+)
+
+
+@pytest.mark.parametrize("state", STATES, ids=repr)
+def test_the_trial_refuses_what_checkpoints_do_not_keep_and_nothing_else(state):
+    kept = contextlib.nullcontext()
+    try:
+        pack_state(state)
+    except TypeError:
+        kept = pytest.raises(TypeError, match="cannot hold")
+    with kept:
+        check_state(state)
 
 
 def test_eight_bit_adam_says_how_much_it_covers():

@@ -2,11 +2,13 @@
 
 import json
 import tomllib
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from sdatoms.cli.main import main
+from sdatoms.cli.train import read_settings
 from sdatoms.errors import AtomError
 from sdatoms.training import presets
 from sdatoms.training.checks import READING
@@ -14,6 +16,7 @@ from sdatoms.training.config import TrainConfig, make_atom_config
 from sdatoms.training.presets import PRESETS, expand_preset
 from sdatoms.training.real_presets import REAL_PRESETS
 
+NO_NAMES = ('["a"]', "{a = 1}", "3", "true", "2024-01-02")
 SUBJECT = {"instance_data_dir": "dogs", "instance_prompt": "a sks dog"}
 
 
@@ -117,3 +120,21 @@ def test_costs_are_measured_for_the_presets_as_they_are():
         assert row["settings"] == dict(PRESETS[name].settings), f"measure {name} again"
         assert row["core_seconds"] > 0 and row["peak_memory_bytes"] > 0 and row["bytes"] > 0
     assert costs["quick"]["core_seconds"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *((f"preset = {value}", "preset is .* where the name of one fits") for value in NO_NAMES),
+        ('preset = "sd15-pet"\ninstance_data_dir = 5', "instance_data_dir is 5 where str fits"),
+        ('preset = "quick"\ninstance_prompt = ["a"]', "instance_prompt is .* where str fits"),
+        ('preset = "none"', "there is no preset 'none'"),
+        ("max_train_steps = 1" + "0" * 400, "max_train_steps is 1000.*, more than any setting"),
+        ('output_dir = "a\\u0000b"\nresume_from_checkpoint = "latest"', "holds a NUL character"),
+    ],
+)
+def test_files_whose_values_are_of_another_kind_are_refused_in_a_sentence(tmp_path, text, words):
+    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(AtomError, match=words):
+        read_settings(Namespace(config=str(tmp_path / "config.toml"), preset=None))
