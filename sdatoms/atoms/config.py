@@ -31,6 +31,8 @@ LOWERED = {"num_inner_atoms": 3, "block_size": 4}
 number that was given stands."""
 PRODUCT = {"block_size": 16}
 """What they are in product form."""
+MOST_INNER = 4096
+"""More inner atoms than the widest filter has weights are of no use."""
 NOT_GIVEN: Any = None
 """Their default; `AtomConfig` turns it into the number and notes the name in `defaults`."""
 
@@ -116,6 +118,8 @@ class AtomConfig:
                 raise AtomError(
                     f"AtomConfig.{name} is {value!r}; it takes a whole number of at least {least}"
                 )
+            if name == "num_inner_atoms" and value > MOST_INNER:
+                raise AtomError(f"AtomConfig.{name} is {value}; it takes at most {MOST_INNER}")
         number = isinstance(self.sparsity, int | float) and not isinstance(self.sparsity, bool)
         if not number or not 0 < self.sparsity < 1:
             raise AtomError(

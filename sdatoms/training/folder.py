@@ -33,8 +33,6 @@ __all__ = [
 T = TypeVar("T")
 SHOWN = 10
 """Names that a note lists."""
-MAX_ROWS = 1_000_000
-"""Pictures of a round, each as often as it comes."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +140,6 @@ def check_folder(
             f"the folder {str(folder)!r} holds {what}; it takes files such as PNG, JPEG or WebP"
         )
     repeats = share_repeats([source.repeats for source in found.sources])
-    if sum(repeats) > MAX_ROWS:
-        raise AtomError(
-            f"the numbers before the names of folders in {str(folder)!r} ask for {sum(repeats)} "
-            f"pictures a round; at most {MAX_ROWS} fit"
-        )
     sources = [
         replace(s, repeats=n, alpha=alpha_mask and s.mask is None and is_clear(s.path))
         for s, n in zip(found.sources, repeats, strict=True)

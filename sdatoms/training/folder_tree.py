@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdatoms.errors import clip
+from sdatoms.errors import AtomError, clip
 from sdatoms.pictures import list_pictures
 from sdatoms.storage import locate
 from sdatoms.training.masks import is_mask_folder
@@ -20,6 +20,8 @@ __all__ = [
     "share_repeats",
 ]
 
+MAX_ROWS = 1_000_000
+"""Pictures of a round, each as often as it comes."""
 REPEATED = re.compile(r"^(\d{1,5})_(.+)$")
 """kohya's folder: how often its pictures come, and their prompt."""
 RUN_FILES = ("metrics.jsonl", "status.json")
@@ -102,6 +104,13 @@ def split_repeats(inside: Path) -> tuple[int, str]:
 
 
 def share_repeats(repeats: Sequence[int]) -> list[int]:
-    """Repeats relative to each other: ten times all is once all."""
-    common = math.gcd(*repeats)
-    return [count // common for count in repeats]
+    """Repeats relative to each other: ten times all is once all.
+
+    Raises:
+        AtomError: a round would hold more pictures than any training takes.
+    """
+    common = math.gcd(*repeats) or 1
+    shared = [count // common for count in repeats]
+    if sum(shared) > MAX_ROWS:
+        raise AtomError(f"repeats ask for {sum(shared)} pictures a round; at most {MAX_ROWS} fit")
+    return shared

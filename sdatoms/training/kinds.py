@@ -6,8 +6,8 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sdatoms.errors import AtomError, clip
-from sdatoms.settings import unwrap
+from sdatoms.errors import AtomError
+from sdatoms.settings import quote_value, unwrap
 
 __all__ = ["check_kinds"]
 
@@ -38,4 +38,4 @@ def check_kinds(config: Any) -> None:
         else:
             continue
         if not right:
-            raise AtomError(f"--{name} is {clip(repr(value))}; it takes {fits}")
+            raise AtomError(f"--{name} is {quote_value(value)}; it takes {fits}")

@@ -62,7 +62,7 @@ def match_masks(
     names = {path.name.lower(): path for path in plain}
     found, stray = {}, []
     for path, stem in named.items():
-        tried = [stem, *(m["stem"] for p in (SURE, LIKELY) if (m := p.match(stem)))]
+        tried = [path.name, stem, *(m["stem"] for p in (SURE, LIKELY) if (m := p.match(stem)))]
         picture = next(
             (p for s in tried if (p := stems.get(s.lower()) or names.get(s.lower()))), None
         )

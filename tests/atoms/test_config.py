@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ({"block_view": "spatial"}, "block_view is 'spatial'"),
         ({"num_atoms": 0}, "num_atoms is 0; it takes a whole number of at least 1"),
         ({"num_inner_atoms": 0}, "num_inner_atoms is 0"),
+        ({"num_inner_atoms": 2**63}, "num_inner_atoms is 9223372036854775808; it takes at most"),
         ({"seed": None}, "seed is None"),
         ({"block_atoms": -1}, "block_atoms is -1"),
         ({"block_share": 0}, "block_share is 0; it takes a number above 0 and at most 1"),
