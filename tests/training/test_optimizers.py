@@ -134,7 +134,7 @@ class Drifting(torch.optim.SGD):
 
 STATES = (
     *({"a": [1, 2.0, None, "x", True]}, {1: torch.ones(2)}, (1, (2, [3]))),
-    *({1, 2}, {"a": {"b": object()}}, [b"x"], {(1, object()): 2}, torch.float32),
+    *({1, 2}, {"a": {"b": 1j}}, [b"x"], {(1, 1j): 2}, torch.float32),
 )
 
 
