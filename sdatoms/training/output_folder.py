@@ -53,4 +53,5 @@ def check_output_folder(folder: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether a training wrote here before, or the app made the folder for one."""
-    return "phase" in read_table(folder / "status.json", {}) or (folder / "job.json").is_file()
+    told = "phase" in read_table(folder / "status.json", {}) or (folder / "job.json").is_file()
+    return told or any((folder / "checkpoints").glob("step-*/*"))

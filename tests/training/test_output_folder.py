@@ -38,10 +38,14 @@ def test_a_run_is_written_over_and_other_things_in_a_folder_stay(train_config, t
     assert (run / "atoms.safetensors").is_file()
 
 
-@pytest.mark.parametrize("made", [OURS, None])
-def test_the_app_and_earlier_runs_own_their_folders(made, tmp_path):
+@pytest.mark.parametrize("name", ["status.json", "job.json", "checkpoints/step-000002/state"])
+def test_the_app_and_earlier_runs_own_their_folders(name, tmp_path):
     (tmp_path / "config.toml").write_text("")
-    (tmp_path / ("status.json" if made else "job.json")).write_text(made or "damaged")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(AtomError, match="holds config.toml, which no training wrote"):
+        check_output_folder(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(OURS)
     check_output_folder(tmp_path)
 
 
