@@ -12,6 +12,7 @@ from sdatoms.errors import AtomError
 __all__ = [
     "ATOM_FLAGS",
     "BLOCK_VARIANTS",
+    "MOST_INNER",
     "AtomConfig",
     "Variant",
     "read_atom_flags",

@@ -86,7 +86,8 @@ def check_tensors(
     for key, tensor in tensors.items():
         if tensor.dtype not in STORED:
             raise AtomError(
-                f"{where}: {clip(key)!r} is {tensor.dtype} where a floating-point type of 16 or 32 bits fits"
+                f"{where}: {clip(key)!r} is {tensor.dtype} where a floating-point type of 16 or 32 "
+                "bits fits"
             )
         if not torch.isfinite(tensor).all():
             raise AtomError(f"{where}: {clip(key)!r} holds NaN or infinite numbers")

@@ -67,7 +67,7 @@ def extract_zip(path: Path, folder: Path, max_bytes: int | None = None) -> list[
     """
     try:
         return extract(path, folder, max_bytes or MAX_BYTES)
-    except AtomError:
+    except (AtomError, MemoryError):
         raise
     except Exception as error:  # zipfile and its decompressors raise many kinds for what is no zip
         raise AtomError(

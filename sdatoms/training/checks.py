@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sdatoms.atoms.config import BLOCK_VARIANTS
+from sdatoms.atoms.config import BLOCK_VARIANTS, MOST_INNER
 from sdatoms.atoms.keys import is_word
 from sdatoms.diffusion.triggers import UNRELATED_PROMPTS
 from sdatoms.errors import AtomError, check_text, is_finite
@@ -69,7 +69,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 1 - 1e-9),
     "adam_weight_decay": (0, 1e6),
     "adam_epsilon": (0, 1),
-    "num_inner_atoms": (1, 4096),
+    "num_inner_atoms": (1, MOST_INNER),
     "word_decay": (0, 1e6),
     "max_grad_norm": (0, inf),
     "ema_decay": (0, 1),

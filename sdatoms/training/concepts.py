@@ -92,7 +92,7 @@ class Concept:
 PATHS = ("instance_data_dir", "class_data_dir", "mask_data_dir")
 RATES = ("caption_dropout_rate", "caption_tag_dropout_rate")
 MAX_CONCEPTS = 1000
-MAX_REPEATS = 10_000
+MAX_REPEATS = 99_999
 SAMPLED = 8
 """Concepts whose prompts are sampled where no prompts are named."""
 

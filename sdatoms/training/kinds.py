@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -11,10 +10,10 @@ from sdatoms.settings import quote_value, unwrap
 
 __all__ = ["check_kinds"]
 
-KINDS: dict[Any, tuple[type, str]] = {
+KINDS: dict[Any, tuple[Any, str]] = {
     str: (str, "a text"),
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
     bool: (bool, "True or False"),
 }
 

@@ -22,7 +22,7 @@ from sdatoms.training.config import TrainConfig
 from sdatoms.training.failures import explain_failures, explain_opening
 from sdatoms.training.inputs import check_inputs
 from sdatoms.training.lock import RunLock
-from sdatoms.training.output_folder import check_output_folder
+from sdatoms.training.output_folder import check_output_folder, keep_given
 from sdatoms.training.processes import agree, is_main
 from sdatoms.training.record import make_record, read_record
 from sdatoms.training.report import push_run
@@ -208,6 +208,7 @@ class Run:
             self.directory.take_wish(name)  # of a run that is over
         self.step = trainer.step
         if trainer.main:
+            keep_given(self.directory.path)
             self.directory.set_status("loading", self.step, config.max_train_steps, None)
             write_whole(self.directory.path / "config.toml", text.encode())
             if config.data_config:

@@ -38,7 +38,7 @@ DEFAULT_RATES = {"atoms": 1e-2, "overcomplete": 3e-3, "coefficients": 3e-3, "ful
 step."""
 SMALL = 4096
 """Tensors below this many numbers stay in 32 bits in bitsandbytes' 8-bit optimizers."""
-NEEDS = "; training takes an optimizer that needs no closure and no sparse gradients"
+NEEDS = "; training calls step() alone, with dense gradients"
 
 
 def choose_rate(

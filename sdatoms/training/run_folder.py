@@ -80,7 +80,8 @@ class RunDirectory:
         pictures are kept in `earlier/1`, `earlier/2`, …"""
         self.trim_metrics(-1)
         pictures = [p for p in self.samples.rglob("*.png") if SAMPLE.match(p.name)]
-        pictures += [p for p in (self.path / "samples.png",) if p.is_file()]
+        grids = (self.path / name for name in ("samples.png", "before-after.png"))
+        pictures += [path for path in grids if path.is_file()]
         numbers = (self.path / "earlier" / str(k) for k in itertools.count(1))
         place = next(path for path in numbers if not path.exists())
         for path in pictures:

@@ -341,7 +341,7 @@ def test_a_prompt_of_the_run_is_that_of_concepts_without_one(data):
             for f in fields(Concept)
             if f.type in ("str", "str | None")
         ),
-        ("repeats", 10**11, "repeats is 100000000000; it takes at most 10000"),
+        ("repeats", 10**11, "repeats is 100000000000; it takes at most 99999"),
         ("repeats", 10**400, "repeats is 1000.*, more than any setting takes"),
         ("share", 10**400, "share is 1000.*, which no float holds"),
         ("keep_tokens", 10**6, "it takes 0 to 1000"),
@@ -351,7 +351,7 @@ def test_concepts_that_no_run_can_have_are_refused_by_their_number(tmp_path, key
     row = {"instance_data_dir": "a", "instance_prompt": "x"} | {key: value}
     row |= {"instance_data_dir": ""} if key == "dataset_name" else {}
     (tmp_path / "data.json").write_text(json.dumps([row]))
-    with pytest.raises(AtomError, match=rf"concept 1 of 'data.json': {key} is .*{words}|{words}"):
+    with pytest.raises(AtomError, match=rf"concept 1 of 'data.json'(: {key})?.*{words}"):
         read_data_config(tmp_path / "data.json")
 
 

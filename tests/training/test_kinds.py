@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sdatoms import AtomError, TrainConfig
@@ -17,6 +18,7 @@ from sdatoms.training.kinds import check_kinds
         ({"max_train_steps": None}, "--max_train_steps is None; it takes a whole number"),
         ({"learning_rate": "1e-3"}, "--learning_rate is '1e-3'; it takes a number"),
         ({"instance_data_dir": 5}, "--instance_data_dir is 5; it takes a text"),
+        ({"max_train_steps": np.int64(5)}, "--max_train_steps is .*5.*; it takes a whole number"),
         ({"use_ema": 1}, "--use_ema is 1; it takes True or False"),
         ({"validation_prompts": "a dog"}, "--validation_prompts is 'a dog'; it takes a tuple of"),
         ({"validation_prompts": (1,)}, r"--validation_prompts is \(1,\); it takes a tuple of"),

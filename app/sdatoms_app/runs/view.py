@@ -12,6 +12,7 @@ from sdatoms.errors import clip
 from sdatoms_app.queue.queue import Queue
 from sdatoms_app.queue.training import Training, read_tail
 from sdatoms_app.runs.files import Curves, describe_seconds, read_memory
+from sdatoms_app.shared.places import hide_folders
 from sdatoms_app.shared.plots import Line, draw_plot
 
 __all__ = [
@@ -129,7 +130,7 @@ def draw_curves(curves: Curves, log_scale: bool) -> list[str]:
 
 
 def read_log(training: Training) -> str:
-    return read_tail(training.path / "log.txt", 200) + (
+    return hide_folders(read_tail(training.path / "log.txt", 200)) + (
         f"\n{training.error}" if training.error else ""
     )
 

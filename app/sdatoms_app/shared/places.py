@@ -12,7 +12,7 @@ __all__ = [
     "hide_folders",
 ]
 
-QUOTED = re.compile(r"'(/[^'\n]*/[^'\n]+)'|\"(/[^\"\n]*/[^\"\n]+)\"")
+QUOTED = re.compile(r"'/(?:\\.|[^'\\\n])+'|\"/(?:\\.|[^\"\\\n])+\"")
 BARE = re.compile(r"(?<![\w./:~-])/(?:[^\s/'\"]+/)+[^\s'\"]*")
 """Of what stands in no quotes, or lost the closing one when it was cut."""
 
@@ -24,4 +24,5 @@ def hide_folders(text: str) -> str:
 
 
 def last_part(path: str) -> str:
-    return PurePosixPath(path).name
+    """The name; of one folder of the root itself, which is an address of ours, all."""
+    return PurePosixPath(path).name if "/" in path[1:] else path

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # gradio's own warnings
         ("cut short: '/tmp/gradio/ab12/x…", "cut short: 'x…"),
         ("[Errno 2] nothing there: /srv/a/b.txt", "[Errno 2] nothing there: b.txt"),
         ("'/a/b/c' is not '/d/e/'", "'c' is not 'e'"),
+        (r"no '/srv/data/o\'neil/x.png' there", "no 'x.png' there"),
+        ("the app's folder '/home/jane doe/x/y.png'", "the app's folder 'y.png'"),
         ('File "/srv/app/x.py", line 3', 'File "x.py", line 3'),
     ],
 )
