@@ -17,6 +17,7 @@ from sdatoms.bench.peers import Peer, match_paths, tune_peft
 from sdatoms.bench.process import forget_peak, read_held, read_peak
 from sdatoms.bench.training import (
     ALL,
+    CROSS,
     FULL,
     LORAS,
     RIVALS,
@@ -38,6 +39,8 @@ PEERS = {
 }
 """Method → its class in PEFT and its options."""
 METHODS = (
+    "shared r16 each, cross-attention",
+    CROSS,
     "product, b = 16",
     ALL,
     "shared r4, text",

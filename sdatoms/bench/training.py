@@ -34,6 +34,7 @@ from sdatoms.training.trainer import choose_attention
 __all__ = [
     "ALL",
     "CASES",
+    "CROSS",
     "FULL",
     "LORAS",
     "METHODS",
