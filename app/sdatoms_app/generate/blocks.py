@@ -60,7 +60,7 @@ def set_block(text: str, block: str, number: Any, blocks: Iterable[tuple[str, in
     """
     if block not in dict(blocks):
         raise AtomError("the file has no such block; refresh the list")
-    if not isinstance(number, int | float) or not is_finite(number):
+    if not is_finite(number):
         raise AtomError("the factor of a block is no number")
     number = round(min(max(float(number), LEAST), MOST), 4)
     table = read_table(text)

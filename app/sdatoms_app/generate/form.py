@@ -62,7 +62,7 @@ def clean_settings(settings: Mapping[str, Any], studio: Studio) -> tuple[dict[st
         if name in RANGES:
             low, high = RANGES[name]
             high = studio.max_side if name in ("width", "height") else high
-            fits = is_number(value) and low <= value <= high
+            fits = is_finite(value) and low <= value <= high
             value = KINDS[name](value) if fits else value
             fits = fits or value is default is None
         elif name == "scheduler":
@@ -110,13 +110,9 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
             clean[name] = bool(value)
         elif isinstance(ROW[name], str):
             clean[name] = value if is_readable(name, value) else ""
-        elif is_number(value):
+        elif is_finite(value):
             clean[name] = min(max(float(value), -1.0), 2.0)
     return clean
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and is_finite(value)
 
 
 def make_order(
@@ -137,7 +133,7 @@ def make_order(
             if row.get("schedule", "").strip():
                 schedules[row["id"]] = row["schedule"].strip()
     for name in RANGES:
-        if not is_number(settings[name]):
+        if not is_finite(settings[name]):
             raise AtomError(f"the {name.replace('_', ' ')} is {say(settings[name])}; give a number")
     plain: dict[str, Any] = {
         name: default if settings[name] is None else KINDS[name](settings[name])
@@ -162,7 +158,7 @@ def join_strength(row: Mapping[str, Any]) -> Strength:
     """
     whole, factors = row["strength"], [row[block] for block in BLOCK_NAMES]
     for number in (whole, *factors):
-        if not is_number(number):
+        if not is_finite(number):
             raise AtomError(f"the strength of {row['id']!r} is {say(number)}; give a number")
     whole, text = float(whole), row.get("by_block", "").strip()
     even = factors == [1.0] * len(factors)
